@@ -1,0 +1,45 @@
+"""Every error a user can cause, as one tree; each message says what, where, expected, got and what to do.
+
+MultiboxError
+├── ConfigError        a setting, preset or recipe that does not exist or does not fit
+├── DataError          a data set, label file or class list that cannot be used
+│   └── PictureError   one picture that is missing, truncated or no picture
+├── WeightsError       a checkpoint or foreign weight file that cannot be read or does not fit
+└── MissingExtraError  an optional package is not installed
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MultiboxError(Exception):
+    """A mistake the user can mend; the command line prints it as one sentence and exits with 2."""
+
+
+class ConfigError(MultiboxError):
+    """A setting, preset or recipe that does not exist or does not fit."""
+
+
+class DataError(MultiboxError):
+    """A data set, label file or class list that cannot be used."""
+
+
+class PictureError(DataError):
+    """One picture that is missing, truncated or no picture at all."""
+
+
+class WeightsError(MultiboxError):
+    """A checkpoint or foreign weight file that cannot be read or does not fit the model."""
+
+
+class MissingExtraError(MultiboxError):
+    """An optional package is not installed."""
+
+    def __init__(self, purpose: str, extra: str) -> None:
+        super().__init__(f"{purpose} needs packages that are not installed: pip install 'multibox[{extra}]'")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ", did you mean 'x'?" for the nearest known name, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,1 @@
+"""How good detections are: VOC and COCO figures; takes detections, knows no model."""

@@ -1,0 +1,1 @@
+"""Elementwise losses, and the multibox loss that matches, encodes, mines and sums."""

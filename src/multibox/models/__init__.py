@@ -1,0 +1,1 @@
+"""Networks: parameters live here and nowhere else."""

@@ -1,0 +1,1 @@
+"""The algorithm as pure tensor functions: boxes, anchors, matching, coding, mining, suppression."""

@@ -1,0 +1,1 @@
+"""Pictures with boxes, and curves; takes arrays, knows no model."""

@@ -1,0 +1,54 @@
+"""What flows between the parts on the device, as torch tensors."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pictures of one size with their labels, ready for a step."""
+
+    images: UInt8[Tensor, "b 3 h w"]
+    """RGB, 0 to 255; normalising is the network's first operation."""
+    gt_xyxy: Float[Tensor, "b g 4"]
+    """0 to 1 of the network's input; rows past a picture's objects are -1."""
+    gt_labels: Int[Tensor, "b g"]
+    """0-based class; -1 pads, and a picture without objects is all -1."""
+    names: list[str]
+
+    def to(self, device: str) -> "Batch":
+        """Return the batch on `device`, copying without waiting."""
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            self.gt_xyxy.to(device, non_blocking=True),
+            self.gt_labels.to(device, non_blocking=True),
+            self.names,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class HeadOutputs:
+    """A network's raw answer for every anchor."""
+
+    logits: Float[Tensor, "b a k"]
+    """K = classes + 1 with background 0 for softmax heads, K = classes for sigmoid heads."""
+    offsets: Float[Tensor, "b a 4"]
+    """cx, cy, w, h relative to the anchor, over the variances."""
+    feature_shapes: tuple[tuple[int, int], ...]
+    """Height and width of each feature map, in the order in which the anchors stand."""
+
+
+@dataclass(frozen=True, eq=False)
+class LossParts:
+    """A loss and what it is made of; every entry is a scalar on the device."""
+
+    total: Float[Tensor, ""]
+    """What is differentiated: classification + localization + l2."""
+    classification: Float[Tensor, ""]
+    localization: Float[Tensor, ""]
+    l2: Float[Tensor, ""]
+    """The L2 penalty inside the loss (HiKapok); 0 where the optimiser decays the weights."""
+    positives: Int[Tensor, ""]
+    """Anchors matched to an object in this batch."""

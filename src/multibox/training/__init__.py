@@ -1,0 +1,1 @@
+"""The loop and its helpers: optimiser, schedule, average of weights, records, checkpoints."""
