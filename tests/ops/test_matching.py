@@ -1,0 +1,231 @@
+"""Matchers against plain Python references, hand-worked cases, ties, chains, padding and pictures without objects."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multibox.ops.bipartite import greedy_bipartite
+from multibox.ops.matching import IGNORED, NEGATIVE, match_bipartite, match_dual_max
+from multibox.ops.overlaps import anchor_overlaps
+
+# The five anchors and two objects of d2l's chapter on anchors (facts 17.6).
+ANCHORS = torch.tensor(
+    [
+        [0.0, 0.1, 0.2, 0.3],
+        [0.15, 0.2, 0.4, 0.4],
+        [0.63, 0.05, 0.88, 0.98],
+        [0.66, 0.45, 0.8, 0.8],
+        [0.57, 0.3, 0.92, 0.9],
+    ]
+)
+OBJECTS = torch.tensor([[[0.1, 0.08, 0.52, 0.92], [0.55, 0.2, 0.9, 0.88]]])
+VALID = torch.ones((1, 2), dtype=torch.bool)
+
+
+def reference_greedy(overlaps, valid, minimum):
+    """One picture, pair after pair: the definition."""
+    objects, anchors = len(overlaps), len(overlaps[0]) if overlaps else 0
+    chosen = [-1] * objects
+    while True:
+        pairs = [
+            (-overlaps[g][a], a, g)
+            for g in range(objects)
+            for a in range(anchors)
+            if valid[g] and chosen[g] < 0 and a not in chosen and overlaps[g][a] > minimum
+        ]
+        if not pairs:
+            return chosen
+        _, anchor, row = min(pairs)
+        chosen[row] = anchor
+
+
+def reference_dual_max(overlaps, valid, low, high, ignore_between, gt_max_first):
+    """One picture, anchor after anchor."""
+    rows = [g for g in range(len(overlaps)) if valid[g]]
+    anchors = len(overlaps[0])
+    if not rows:
+        return [NEGATIVE] * anchors
+    below, between = (NEGATIVE, IGNORED) if ignore_between else (IGNORED, NEGATIVE)
+    found = []
+    for a in range(anchors):
+        best = max(overlaps[g][a] for g in rows)
+        owner = next(g for g in rows if overlaps[g][a] == best)
+        found.append(owner if best >= high and best > 0 else below if best < low else between)
+    claims = {}
+    for g in rows:
+        best = max(overlaps[g])
+        if best > 1e-6 and (gt_max_first or g not in found):
+            claims.setdefault(overlaps[g].index(best), []).append(g)
+    # Losers of a shared anchor are found among all claims, as HiKapok does, before any is dropped.
+    everyone = {}
+    for g in rows:
+        if max(overlaps[g]) > 1e-6:
+            everyone.setdefault(overlaps[g].index(max(overlaps[g])), []).append(g)
+    for a, owners in claims.items():
+        winner = max(everyone[a], key=lambda g: (overlaps[g][a], -g))
+        if winner in owners:
+            found[a] = winner
+    return found
+
+
+@st.composite
+def overlap_tables(draw):
+    """Overlaps of few distinct values, so that ties are the rule."""
+    batch, objects, anchors = draw(st.integers(1, 3)), draw(st.integers(1, 6)), draw(st.integers(1, 9))
+    values = st.sampled_from([0.0, 0.25, 0.5, 0.75]) if draw(st.booleans()) else st.floats(0, 1, width=32)
+    table = [[[draw(values) for _ in range(anchors)] for _ in range(objects)] for _ in range(batch)]
+    valid = [[draw(st.booleans()) for _ in range(objects)] for _ in range(batch)]
+    return table, valid
+
+
+@given(overlap_tables())
+@settings(max_examples=150, deadline=None)
+def test_rounds_equal_one_pair_at_a_time(case):
+    table, valid = case
+    found = greedy_bipartite(torch.tensor(table, dtype=torch.float32), torch.tensor(valid), 1e-6)
+    expected = [reference_greedy(rows, flags, 1e-6) for rows, flags in zip(table, valid, strict=True)]
+    assert found.tolist() == expected
+
+
+def test_a_chain_that_needs_as_many_rounds_as_objects():
+    # Object g wants the anchor that object g - 1 is pushed to, bids the same for it and loses by number.
+    count = 30
+    table = torch.zeros(1, count, count + 1)
+    value = 1.0
+    for g in range(count):
+        table[0, g, 0 if g == 0 else g - 1] = value
+        table[0, g, g] = value = value - 0.01 if g else 1.0
+    table[0, :, count] = 0.01
+    found = greedy_bipartite(table, torch.ones((1, count), dtype=torch.bool))
+    assert found[0].tolist() == reference_greedy(table[0].tolist(), [True] * count, 1e-6)
+
+
+def test_all_equal_goes_by_number():
+    table = torch.full((2, 3, 5), 0.5)
+    valid = torch.tensor([[True, True, True], [False, True, True]])
+    assert greedy_bipartite(table, valid).tolist() == [[0, 1, 2], [-1, 0, 1]]
+
+
+def boxes(draw, count):
+    """Boxes on a coarse grid: equal IoUs, touching boxes and equal boxes are common."""
+    sides = st.integers(0, 6)
+    rows = []
+    for _ in range(count):
+        x1, y1, w, h = draw(sides), draw(sides), draw(st.integers(1, 5)), draw(st.integers(1, 5))
+        rows.append([x1 / 8, y1 / 8, (x1 + w) / 8, (y1 + h) / 8])
+    return rows
+
+
+@st.composite
+def scenes(draw):
+    batch, objects, anchors = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 10))
+    valid = torch.tensor([[draw(st.booleans()) for _ in range(objects)] for _ in range(batch)])
+    gt = torch.tensor([boxes(draw, objects) for _ in range(batch)])
+    return torch.tensor(boxes(draw, anchors)), torch.where(valid[..., None], gt, -1.0), valid
+
+
+@given(scenes(), st.sampled_from([0.3, 0.5, 0.0]), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_bipartite_then_threshold(scene, threshold, inclusive):
+    anchors, gt, valid = scene
+    overlaps = anchor_overlaps(anchors, gt, valid).double()
+    found = match_bipartite(anchors, gt, valid, threshold=threshold, inclusive=inclusive)
+    for i, rows in enumerate(overlaps.tolist()):
+        chosen = reference_greedy(rows, valid[i].tolist(), 1e-6)
+        for a in range(len(anchors)):
+            best = max(row[a] for row in rows)
+            owner = next(g for g, row in enumerate(rows) if row[a] == best)
+            limit = torch.tensor(threshold).item()
+            enough = best > 0 and (best >= limit if inclusive else best > limit)
+            expected = chosen.index(a) if a in chosen else owner if enough else NEGATIVE
+            assert found.gt_index[i, a] == expected
+            assert found.overlap[i, a] == best
+
+
+@given(scenes(), st.sampled_from([(0.5, 0.5), (0.1, 0.5), (0.25, 0.3)]), st.booleans(), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_dual_max(scene, zone, ignore_between, gt_max_first):
+    anchors, gt, valid = scene
+    low, high = zone
+    options = {"ignore_between": ignore_between, "gt_max_first": gt_max_first}
+    found = match_dual_max(anchors, gt, valid, low=low, high=high, **options)
+    overlaps = anchor_overlaps(anchors, gt, valid)
+    limits = torch.tensor(zone).tolist()
+    for i, rows in enumerate(overlaps.tolist()):
+        expected = reference_dual_max(rows, valid[i].tolist(), *limits, **options)
+        assert found.gt_index[i].tolist() == expected
+
+
+def test_overlaps_of_the_chapter():
+    found = anchor_overlaps(ANCHORS, OBJECTS, VALID)[0].T
+    expected = [[0.053648, 0], [0.141723, 0], [0, 0.565724], [0, 0.205882], [0, 0.745908]]
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("matcher", "options", "expected"),
+    [
+        (match_bipartite, {}, [-1, 0, 1, -1, 1]),
+        (match_bipartite, {"threshold": None}, [-1, 0, -1, -1, 1]),
+        (match_bipartite, {"threshold": 1.5}, [-1, 0, -1, -1, 1]),
+        (match_bipartite, {"threshold": 0.2}, [-1, 0, 1, 1, 1]),
+        (match_dual_max, {}, [-1, 0, 1, -1, 1]),
+        (match_dual_max, {"low": 0.1}, [-1, 0, 1, -2, 1]),
+        (match_dual_max, {"low": 0.1, "ignore_between": False}, [-2, 0, 1, -1, 1]),
+    ],
+)
+def test_the_chapter(matcher, options, expected):
+    found = matcher(ANCHORS, OBJECTS, VALID, **options)
+    assert found.gt_index.tolist() == [expected]
+    assert found.weights.shape == found.soft_scores.shape == (1, 5)
+    assert bool((found.weights == 1).all()) and bool((found.soft_scores == 1).all())
+
+
+def test_only_bipartite_gives_the_loser_of_a_collision_an_anchor():
+    # Facts 17.6, collision 2: both objects like anchor 0 best; the second more.
+    anchors = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 1.0]])
+    gt = torch.tensor([[[0.0, 0.0, 0.6, 1.0], [0.0, 0.0, 0.9, 1.0]]])
+    assert match_bipartite(anchors, gt, VALID, threshold=None).gt_index.tolist() == [[1, 0]]
+    assert match_dual_max(anchors, gt, VALID, low=0.95, high=0.95).gt_index.tolist() == [[1, NEGATIVE]]
+
+
+def test_inclusive_decides_at_the_threshold():
+    anchors = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0]])
+    gt = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])
+    valid = torch.ones((1, 1), dtype=torch.bool)
+    assert match_bipartite(anchors, gt, valid).gt_index.tolist() == [[0, 0]]
+    assert match_bipartite(anchors, gt, valid, inclusive=False).gt_index.tolist() == [[0, NEGATIVE]]
+
+
+@pytest.mark.parametrize("matcher", [match_bipartite, match_dual_max])
+@pytest.mark.parametrize("objects", [0, 3])
+def test_pictures_without_objects_are_background(matcher, objects):
+    gt = torch.full((2, objects, 4), -1.0)
+    found = matcher(ANCHORS, gt, torch.zeros((2, objects), dtype=torch.bool))
+    assert bool((found.gt_index == NEGATIVE).all())
+    assert bool((found.overlap == 0).all())
+    assert found.gt_index.shape == found.overlap.shape == found.weights.shape == (2, 5)
+
+
+@pytest.mark.parametrize("matcher", [match_bipartite, match_dual_max])
+def test_what_padding_holds_does_not_matter(matcher):
+    gt = torch.cat([torch.tensor([[[0.0, 0.0, 1.0, 1.0], [float("nan")] * 4]]), OBJECTS], dim=1)
+    valid = torch.tensor([[False, False, True, True]])
+    expected = matcher(ANCHORS, OBJECTS, VALID)
+    found = matcher(ANCHORS, gt, valid)
+    assert torch.equal(found.gt_index, torch.where(expected.gt_index >= 0, expected.gt_index + 2, expected.gt_index))
+    assert torch.equal(found.overlap, expected.overlap)
+
+
+@pytest.mark.parametrize("matcher", [match_bipartite, match_dual_max])
+def test_an_object_without_area_or_out_of_the_picture_is_left_alone(matcher):
+    gt = torch.tensor([[[0.5, 0.5, 0.5, 0.5], [3.0, 3.0, 4.0, 4.0]]])
+    found = matcher(ANCHORS, gt, VALID)
+    assert bool((found.gt_index == NEGATIVE).all())
+    assert bool((found.overlap == 0).all())
+
+
+def test_half_precision_boxes_are_compared_in_float32():
+    found = match_bipartite(ANCHORS.bfloat16(), OBJECTS.bfloat16(), VALID)
+    assert found.overlap.dtype == torch.float32
