@@ -1,0 +1,147 @@
+"""The twelve figures of COCO, computed by faster-coco-eval from arrays.
+
+Boxes in `structures` have no mask, so an object's area, which decides whether it is small (below 32 x 32 pixels),
+medium or large (96 x 96 and above), is its box's unless `areas` says otherwise; published figures use the mask's.
+"""
+
+import importlib
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multibox.errors import MissingExtraError
+from multibox.evaluation.pairing import Columns
+from multibox.structures import Boxes, Flags
+
+
+class ClassFigures(TypedDict):
+    """Average precision of one class: over the ten IoU thresholds, and at .5."""
+
+    AP: float | None
+    AP50: float | None
+
+
+class CocoFigures(TypedDict):
+    """COCO's figures, 0 to 1; None where there is no object to find. AP and AR are means over IoU .50, .55 ... .95."""
+
+    AP: float | None
+    AP50: float | None
+    AP75: float | None
+    APs: float | None
+    APm: float | None
+    APl: float | None
+    AR1: float | None
+    AR10: float | None
+    AR100: float | None
+    """Recall with `max_detections` a picture and class, 100 unless told."""
+    ARs: float | None
+    ARm: float | None
+    ARl: float | None
+    per_class: dict[str, ClassFigures]
+
+
+def coco_figures(table: Columns, *, max_detections: int = 100, areas: NDArray[np.float64] | None = None) -> CocoFigures:
+    """Return COCO's figures.
+
+    Crowds are COCO's crowds: what lies in one counts for nothing, as often as it happens. A difficult object is left
+    out the way an object of another size is left out of APs: found by ordinary overlap, it counts for nothing; a second
+    detection of it is false. (To call it a crowd would forgive every detection inside it, however small.)
+
+    Args:
+        table: Detections and objects.
+        max_detections: Best detections a picture and class that count; 100 in published figures.
+        areas: [M] of the objects, where more than their boxes is known.
+
+    Raises:
+        MissingExtraError: If faster-coco-eval is not installed.
+    """
+    precision, recall = _accumulate(table, max_detections, _box_areas(table.gt_xyxy) if areas is None else areas)
+    return {
+        "AP": _mean(precision[:, :, :, 0]),
+        "AP50": _mean(precision[0, :, :, 0]),
+        "AP75": _mean(precision[5, :, :, 0]),
+        "APs": _mean(precision[:, :, :, 1]),
+        "APm": _mean(precision[:, :, :, 2]),
+        "APl": _mean(precision[:, :, :, 3]),
+        "AR1": _mean(recall[:, :, 0, 0]),
+        "AR10": _mean(recall[:, :, 0, 1]),
+        "AR100": _mean(recall[:, :, 0, 2]),
+        "ARs": _mean(recall[:, :, 1, 2]),
+        "ARm": _mean(recall[:, :, 2, 2]),
+        "ARl": _mean(recall[:, :, 3, 2]),
+        "per_class": {
+            name: {"AP": _mean(precision[:, :, number, 0]), "AP50": _mean(precision[0, :, number, 0])}
+            for number, name in enumerate(table.class_names)
+        },
+    }
+
+
+def _accumulate(
+    table: Columns, max_detections: int, areas: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Run the library; return precision [10 IoU, 101 recalls, classes, 4 areas] and recall [10, classes, 4, 3 limits].
+
+    -1 stands where there is no object. The library warns of and logs nothing on this path: its indices start at 1.
+    """
+    try:
+        library = importlib.import_module("faster_coco_eval")
+    except ImportError as missing:
+        raise MissingExtraError("Computing COCO figures", "train") from missing
+    images = [{"id": number} for number in range(1, table.pictures + 1)]
+    categories = [{"id": number, "name": name} for number, name in enumerate(table.class_names, start=1)]
+    keep = _best(table, max_detections)
+    objects = _annotations(table.gt_picture, table.gt_labels, table.gt_xyxy, np.where(table.gt_difficult, -1.0, areas))
+    for annotation, crowd in zip(objects, table.gt_crowd.tolist(), strict=True):
+        annotation["iscrowd"] = int(crowd)
+    boxes = table.boxes_xyxy[keep]
+    found = _annotations(table.picture[keep], table.labels[keep], boxes, _box_areas(boxes))
+    for annotation, score in zip(found, table.scores[keep].tolist(), strict=True):
+        annotation["score"] = score
+    evaluation = library.COCOeval_faster(
+        library.COCO({"images": images, "categories": categories, "annotations": objects}),
+        library.COCO({"images": images, "categories": categories, "annotations": found}),
+        "bbox",
+        print_function=_silent,
+    )
+    evaluation.params.maxDets = [1, 10, max(10, max_detections)]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"])[..., -1], np.asarray(evaluation.eval["recall"])
+
+
+def _annotations(
+    picture: NDArray[np.int64], labels: NDArray[np.int64], boxes_xyxy: Boxes, areas: NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    """Return boxes as the library wants them: dictionaries, xywh, numbered from 1 (0 means unmatched there)."""
+    boxes_xywh = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
+    rows = zip((picture + 1).tolist(), (labels + 1).tolist(), boxes_xywh.tolist(), areas.tolist(), strict=True)
+    return [
+        {"id": number, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": 0}
+        for number, (image, label, box, area) in enumerate(rows, start=1)
+    ]
+
+
+def _best(table: Columns, limit: int) -> Flags:
+    """Return which detections are among the `limit` best of their picture and class."""
+    order = np.lexsort((-table.scores, table.labels, table.picture))
+    group = (table.picture * len(table.class_names) + table.labels)[order]
+    rank = np.arange(len(order)) - np.searchsorted(group, group, side="left")
+    keep = np.zeros(len(order), np.bool_)
+    keep[order[rank < limit]] = True
+    return keep
+
+
+def _box_areas(boxes_xyxy: Boxes) -> NDArray[np.float64]:
+    """Return width times height."""
+    return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1)
+
+
+def _mean(figures: NDArray[np.float64]) -> float | None:
+    """Return the mean of the figures that exist: -1 stands for those that do not."""
+    real = figures[figures > -1]
+    return float(real.mean()) if real.size else None
+
+
+def _silent(*_: object) -> None:
+    """Take what the library would print."""
