@@ -1,0 +1,92 @@
+"""Box coding: a ground truth box as four offsets from an anchor, and back.
+
+Three codes (Caffe's `code_type`), each divided by the variances, which only scale the targets:
+
+* `center_size`, the paper's (section 2.2, equation 2) and the default everywhere:
+  ((gx - ax) / aw / v0, (gy - ay) / ah / v1, ln(gw / aw) / v2, ln(gh / ah) / v3).
+* `corner`: (gt - anchor) / variances, corner by corner.
+* `corner_size`: the same, over the anchor's width (x) and height (y).
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from multibox.ops.boxes import Number, at_least_float32
+
+BoxCode = Literal["center_size", "corner", "corner_size"]
+Variances = tuple[Number, Number, Number, Number]
+
+VARIANCES: Variances = (0.1, 0.1, 0.2, 0.2)
+"""Of the paper's authors' release, and of everyone since."""
+
+_SMALLEST = 1e-8
+
+
+def encode(
+    gt_xyxy: Float[Tensor, "... a 4"],
+    anchors_xyxy: Float[Tensor, "a 4"],
+    variances: Variances = VARIANCES,
+    code: BoxCode = "center_size",
+) -> Float[Tensor, "... a 4"]:
+    """Express each gt box as offsets from the anchor in the same place.
+
+    Caffe's `encode_variance_in_target` has its default (false) here: the targets are divided by the variances and the
+    predictions multiplied. Half precision is computed and returned in float32.
+
+    A gt box without width or height (padding, above all) has no logarithm; its size counts as 1e-8, so that the
+    offsets are finite and may be multiplied by a mask of 0. Masking such rows remains the caller's work.
+    """
+    gt_xyxy, anchors_xyxy = at_least_float32(gt_xyxy), at_least_float32(anchors_xyxy)
+    if code != "center_size":
+        return (gt_xyxy - anchors_xyxy) / _corner_scale(anchors_xyxy, variances, code)
+    gt_size = (gt_xyxy[..., 2:] - gt_xyxy[..., :2]).clamp(min=_SMALLEST)
+    size = _anchor_size(anchors_xyxy)
+    # Twice the distance of the centres over twice the size: one pass less over the big tensor.
+    doubled = (gt_xyxy[..., :2] + gt_xyxy[..., 2:]) - (anchors_xyxy[..., :2] + anchors_xyxy[..., 2:])
+    moved = doubled / (2 * size * _columns(size, variances[0], variances[1]))
+    scaled = torch.log(gt_size / size) / _columns(size, variances[2], variances[3])
+    return torch.cat([moved, scaled], dim=-1)
+
+
+def decode(
+    offsets: Float[Tensor, "... a 4"],
+    anchors_xyxy: Float[Tensor, "a 4"],
+    variances: Variances = VARIANCES,
+    code: BoxCode = "center_size",
+) -> Float[Tensor, "... a 4"]:
+    """Turn offsets from anchors into boxes (xyxy); the inverse of `encode`.
+
+    Nothing is clipped: MXNet and HiKapok clip the boxes to 0..1 afterwards, Caffe only when it writes results. Sizes
+    are exp(offset * variance), which overflows to infinity from an offset of 443 at a variance of 0.2 (float32); no
+    guard is set, for clipping ends the infinity and hiding it from the training would not help. Half precision is
+    computed and returned in float32.
+    """
+    offsets, anchors_xyxy = at_least_float32(offsets), at_least_float32(anchors_xyxy)
+    if code != "center_size":
+        return offsets * _corner_scale(anchors_xyxy, variances, code) + anchors_xyxy
+    size = _anchor_size(anchors_xyxy)
+    anchor_center = (anchors_xyxy[..., :2] + anchors_xyxy[..., 2:]) * 0.5
+    center = offsets[..., :2] * (size * _columns(size, variances[0], variances[1])) + anchor_center
+    half = torch.exp(offsets[..., 2:] * _columns(size, variances[2], variances[3])) * (size * 0.5)
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+def _anchor_size(anchors_xyxy: Float[Tensor, "a 4"]) -> Float[Tensor, "a 2"]:
+    return (anchors_xyxy[..., 2:] - anchors_xyxy[..., :2]).clamp(min=_SMALLEST)
+
+
+def _columns(like: Float[Tensor, "a 2"], first: Number, second: Number) -> Number | Float[Tensor, "a 2"]:
+    # torch.tensor([first, second], device=...) would make a CUDA stream wait for a copy from the host.
+    if first == second:
+        return first
+    return torch.stack([torch.full_like(like[..., 0], first), torch.full_like(like[..., 1], second)], dim=-1)
+
+
+def _corner_scale(anchors_xyxy: Float[Tensor, "a 4"], variances: Variances, code: BoxCode) -> Float[Tensor, "a 4"]:
+    size = _anchor_size(anchors_xyxy) if code == "corner_size" else torch.ones_like(anchors_xyxy[..., :2])
+    low = size * _columns(size, variances[0], variances[1])
+    high = size * _columns(size, variances[2], variances[3])
+    return torch.cat([low, high], dim=-1)
