@@ -1,0 +1,56 @@
+"""Readers and writers of label formats: VOC XML, COCO JSON, YOLO, CSV and MXNet RecordIO."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from multibox.data.formats.common import OnBad, ReadOptions, pick_split
+from multibox.data.formats.detect import FORMATS, locate
+from multibox.errors import ConfigError
+from multibox.structures import Dataset
+
+__all__ = ["FORMATS", "find_splits", "open_dataset"]
+
+
+def open_dataset(
+    path: str | Path,
+    split: str | None = None,
+    *,
+    format: str | None = None,
+    class_names: Iterable[str] | None = None,
+    on_bad: OnBad = "stop",
+    rename: Mapping[str, str] | None = None,
+    one_based: bool = False,
+) -> Dataset:
+    """Read the labels of one split; pictures are not opened, except their headers where boxes are fractions.
+
+    Args:
+        path: the folder of a data set, or its .json, .csv, .rec, .lst or data.yaml file.
+        split: as `find_splits` gives them; `val` also finds `val2017` and `valid`. None takes the only one.
+        format: voc, coco, yolo, csv or recordio; recognised when not given.
+        class_names: a trained model's classes; labels are mapped to this order by name.
+        on_bad: "stop" at the first broken file or box, or "skip" it and count it in `Dataset.notes`.
+        rename: the data set's class names to other names, before they are compared with `class_names`.
+        one_based: VOC only; corners are 1-based and inclusive, so that a box spans xmin - 1 .. xmax.
+
+    Raises:
+        DataError: when the path holds no data set or several, the split does not exist or is empty, a file is broken,
+            or a class is not among `class_names`. PictureError when a picture's file is missing.
+        ConfigError: for an unknown format or `on_bad`.
+    """
+    if on_bad not in ("stop", "skip"):
+        raise ConfigError(f"on_bad should be 'stop' or 'skip', got {on_bad!r}")
+    found = locate(Path(path), format)
+    reader = FORMATS[found.format]
+    chosen = pick_split(list(reader.find_splits(found.path)), split, found.path)
+    names = None if class_names is None else tuple(class_names)
+    return reader.read(found.path, chosen, ReadOptions(on_bad, names, rename, one_based))
+
+
+def find_splits(path: str | Path, format: str | None = None) -> list[str]:
+    """Return the splits of a data set, train and val first.
+
+    Raises:
+        DataError: when the path holds no data set or several.
+    """
+    found = locate(Path(path), format)
+    return list(FORMATS[found.format].find_splits(found.path))

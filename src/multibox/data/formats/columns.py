@@ -1,0 +1,209 @@
+"""Gathering what a reader finds into columns, and checking all boxes at once."""
+
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multibox.data.formats.common import ADVICE, ReadOptions, counted
+from multibox.errors import DataError, PictureError, did_you_mean
+from multibox.structures import Boxes, Dataset, Flags, Labels
+
+_OUTSIDE_PX = 0.01  # less than this over the edge is rounding in the label file, not worth a note
+
+
+class Columns:
+    """Pictures and boxes of one split on their way into a `Dataset`.
+
+    `shared` says that one label file speaks of all pictures, so that messages name the picture too.
+    """
+
+    def __init__(self, root: Path, format: str, split: str, options: ReadOptions, *, shared: bool) -> None:
+        self.root, self.format, self.split, self.options, self.shared = root, format, split, options, shared
+        self.names: list[str] = []
+        self.paths: list[Path] = []
+        self.sizes: list[tuple[int, int] | None] = []
+        self.offsets: list[int | None] = []
+        self.sources: list[Path] = []
+        self._seen: dict[str, Path] = {}
+        self._boxes, self._owners, self._labels = array("d"), array("q"), array("q")
+        self._difficult, self._crowd = bytearray(), bytearray()
+        self._counts: dict[tuple[str, str], list[str]] = {}
+        self._notes: list[str] = []
+
+    def add_picture(
+        self, name: str, path: Path, source: Path, size: tuple[int, int] | None = None, offset: int | None = None
+    ) -> int | None:
+        """Add a picture and return its row, or None where the name was there already and is skipped."""
+        if name in self._seen:
+            first = self._seen[name]
+            other = f"{source} and {first}" if source != first else f"{source}, twice"
+            self.bad(
+                f"picture {name} is labelled by {other}; leave one of them, or use --on-bad skip", name, "duplicate"
+            )
+            return None
+        self._seen[name] = source
+        self.names.append(name)
+        self.paths.append(path)
+        self.sizes.append(size)
+        self.offsets.append(offset)
+        self.sources.append(source)
+        return len(self.names) - 1
+
+    def add_box(
+        self, picture: int, box_xyxy: Sequence[float], label: int, *, difficult: bool = False, crowd: bool = False
+    ) -> None:
+        """Add a box of a picture; `label` counts in the names that `finish` is told."""
+        self._boxes.extend(box_xyxy)
+        self._owners.append(picture)
+        self._labels.append(label)
+        self._difficult.append(difficult)
+        self._crowd.append(crowd)
+
+    def bad(self, sentence: str, file: str, kind: str = "broken") -> None:
+        """Raise the sentence, or count the picture or box as skipped.
+
+        Kinds: broken, missing and duplicate for pictures, box for a box.
+        """
+        if self.options.on_bad != "skip":
+            raise (PictureError if kind == "missing" else DataError)(sentence)
+        one, many = _SKIPPED[kind]
+        self.count(file, one, many)
+
+    def count(self, file: str, one: str, many: str) -> None:
+        """Count something worth a note, with the file it was found in."""
+        self._counts.setdefault((one, many), []).append(file)
+
+    def note(self, sentence: str) -> None:
+        """Add a sentence to the data set's notes."""
+        self._notes.append(sentence)
+
+    def finish(self, declared: Sequence[str], *, order: Sequence[str] | None = None, clip: bool = True) -> Dataset:
+        """Check every box and make the data set.
+
+        Args:
+            declared: the name of each label that `add_box` was told.
+            order: the data set's own order of classes where that differs from `declared`.
+            clip: cut boxes at the picture's edge where its size is known.
+
+        Raises:
+            DataError: for a box that is no box (under on_bad "stop"), a class that the model lacks, an empty split.
+        """
+        if not self.names:
+            skipped = f" ({'; '.join(self._sentences())})" if self._counts else ""
+            raise DataError(f"{self.root}: split {self.split!r} holds no pictures{skipped}; check its list or folder")
+        boxes = np.array(self._boxes, dtype=np.float64).reshape(-1, 4)
+        owners = np.array(self._owners, dtype=np.int64)
+        rows = np.argsort(owners, kind="stable")
+        boxes, owners = boxes[rows], owners[rows]
+        numbers = np.arange(len(owners)) - np.searchsorted(owners, owners) + 1
+        boxes, keep = self._checked(boxes, owners, numbers, clip)
+        owners = owners[keep]
+        labels, class_names = self._mapped(np.array(self._labels, dtype=np.int64)[rows][keep], owners, declared, order)
+        starts = np.searchsorted(owners, np.arange(len(self.names) + 1)).astype(np.int64)
+        return Dataset(
+            root=self.root,
+            format=self.format,
+            split=self.split,
+            class_names=class_names,
+            names=self.names,
+            paths=self.paths,
+            sizes=self.sizes,
+            offsets=self.offsets,
+            starts=starts,
+            boxes_xyxy=boxes[keep],
+            labels=labels,
+            difficult=np.frombuffer(bytes(self._difficult), np.bool_)[rows][keep],
+            crowd=np.frombuffer(bytes(self._crowd), np.bool_)[rows][keep],
+            notes=(*self._notes, *self._sentences()),
+        )
+
+    def where(self, picture: int) -> str:
+        """Name the label file, and the picture where the file speaks of many."""
+        source = str(self.sources[picture])
+        return f"{source}: picture {self.names[picture]}" if self.shared else source
+
+    def _short(self, picture: int) -> str:
+        return self.names[picture] if self.shared else self.sources[picture].name
+
+    def _sentences(self) -> list[str]:
+        return [counted(len(files), one, many, files) for (one, many), files in self._counts.items()]
+
+    def _checked(self, boxes: Boxes, owners: Labels, numbers: Labels, clip: bool) -> tuple[Boxes, Flags]:
+        x1, y1, x2, y2 = boxes.T
+        no_number = ~np.isfinite(boxes).all(axis=1)
+        faults = (
+            (no_number, "a coordinate is no number"),
+            (x1 > x2, "xmin is above xmax"),
+            (y1 > y2, "ymin is above ymax"),
+        )
+        keep = np.ones(len(boxes), dtype=np.bool_)
+        for faulty, what in faults:
+            for row in np.flatnonzero(faulty & keep):
+                picture = int(owners[row])
+                corners = ", ".join(f"{value:g}" for value in boxes[row])
+                self.bad(
+                    f"{self.where(picture)}, object {numbers[row]}: {what} in ({corners}); {ADVICE}",
+                    self._short(picture),
+                    "box",
+                )
+            keep &= ~faulty
+        flat = keep & ((x1 == x2) | (y1 == y2))
+        for row in np.flatnonzero(flat):
+            self.count(self._short(int(owners[row])), "box without area was dropped", "boxes without area were dropped")
+        keep &= ~flat
+        return (self._clipped(boxes, owners, keep) if clip else boxes), keep
+
+    def _clipped(self, boxes: Boxes, owners: Labels, keep: Flags) -> Boxes:
+        edges = np.array([size or (np.inf, np.inf) for size in self.sizes], dtype=np.float64)[owners]
+        clipped: NDArray[np.float64] = np.clip(boxes, 0.0, edges[:, [0, 1, 0, 1]])
+        gone = keep & ~((clipped[:, 2:] > clipped[:, :2]).all(axis=1))
+        over = keep & ~gone & (np.abs(clipped - boxes) > _OUTSIDE_PX).any(axis=1)
+        for row in np.flatnonzero(gone):
+            self.count(
+                self._short(int(owners[row])),
+                "box outside its picture was dropped",
+                "boxes outside their pictures were dropped",
+            )
+        for row in np.flatnonzero(over):
+            self.count(
+                self._short(int(owners[row])),
+                "box ran out of its picture and was clipped",
+                "boxes ran out of their pictures and were clipped",
+            )
+        keep &= ~gone
+        return clipped
+
+    def _mapped(
+        self, labels: Labels, owners: Labels, declared: Sequence[str], order: Sequence[str] | None
+    ) -> tuple[Labels, tuple[str, ...]]:
+        rename = self.options.rename or {}
+        names = [rename.get(name, name) for name in declared]
+        own = tuple(dict.fromkeys(rename.get(name, name) for name in (order or declared)))
+        class_names = own if self.options.class_names is None else tuple(self.options.class_names)
+        index = {name: number for number, name in enumerate(class_names)}
+        table = np.array([index.get(name, -1) for name in names], dtype=np.int64)
+        mapped = table[labels] if len(labels) else labels
+        strange = np.flatnonzero(mapped < 0)
+        if len(strange):
+            row = int(strange[0])
+            name = names[int(labels[row])]
+            raise DataError(
+                f"{self.where(int(owners[row]))}: class {name!r} is not among the model's classes "
+                f"({_listing(class_names)}){did_you_mean(name, class_names)}; rename it in the labels or with --rename"
+            )
+        return mapped, class_names
+
+
+_SKIPPED = {
+    "broken": ("broken label file was skipped", "broken label files were skipped"),
+    "missing": ("picture without a file was skipped", "pictures without a file were skipped"),
+    "duplicate": ("second labelling of a picture was skipped", "second labellings of pictures were skipped"),
+    "box": ("broken box was skipped", "broken boxes were skipped"),
+}
+
+
+def _listing(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

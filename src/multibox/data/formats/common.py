@@ -1,0 +1,172 @@
+"""Small things every label format needs: names of splits, text of unknown origin, folders, counted sentences."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from multibox.errors import DataError, did_you_mean
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+ADVICE = "correct it, or leave it out with --on-bad skip"
+OnBad = Literal["stop", "skip"]
+
+_CANONICAL = {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "testing": "test",
+}
+_SPLIT_WORDS = ("train", "val", "trainval", "test", "minival", "default", "all", *_CANONICAL)
+_SPLIT_PATTERN = re.compile(rf"({'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})((19|20)\d\d)?")
+_ORDER = ("train", "val", "trainval", "test")
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How a reader treats what it finds."""
+
+    on_bad: OnBad = "stop"
+    """Stop at a broken file or box, or skip it and count it in the notes."""
+    class_names: tuple[str, ...] | None = None
+    """A trained model's classes: labels are mapped to this order by name. None keeps the data set's own."""
+    rename: Mapping[str, str] | None = None
+    """The data set's class names to other names, before anything is compared."""
+    one_based: bool = False
+    """VOC only: corners are 1-based and inclusive, so a box spans xmin - 1 .. xmax."""
+
+
+def is_split_name(text: str) -> bool:
+    """Say whether a folder or file of this name usually holds a split, such as `train2017` or `valid`."""
+    return _SPLIT_PATTERN.fullmatch(text.lower()) is not None
+
+
+def split_in(text: str) -> str:
+    """Return the split a name speaks of (`bananas_train` -> `train`), or the name itself."""
+    hits = [token for token in re.split(r"[_\-. ]+", text.lower()) if is_split_name(token)]
+    return hits[0] if len(hits) == 1 else text
+
+
+def name_splits(sources: Mapping[str, Path]) -> dict[str, Path]:
+    """Shorten names to the splits they speak of, where that leaves them different; in the order of splits."""
+    short = {split_in(name): path for name, path in sources.items()}
+    chosen = short if len(short) == len(sources) else dict(sources)
+    return {name: chosen[name] for name in in_order(chosen)}
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Sort splits as people name them: train, val, trainval, test, then by alphabet."""
+
+    def rank(split: str) -> tuple[int, str]:
+        word = canonical(split)
+        return (_ORDER.index(word) if word in _ORDER else len(_ORDER), split)
+
+    return sorted(splits, key=rank)
+
+
+def canonical(split: str) -> str:
+    """Return `val` for `valid`, `validation` and `val2017`, `train` for `train2017`, and so on."""
+    match = _SPLIT_PATTERN.fullmatch(split.lower())
+    return _CANONICAL.get(match[1], match[1]) if match else split
+
+
+def pick_split(available: Sequence[str], wanted: str | None, where: Path) -> str:
+    """Return the one of the `available` splits that is meant.
+
+    Raises:
+        DataError: when there is no such split, or several and none was named.
+    """
+    listing = ", ".join(available)
+    if wanted is None:
+        if len(available) == 1:
+            return available[0]
+        raise DataError(f"{where} holds several splits ({listing}); name one of them")
+    if wanted in available:
+        return wanted
+    alike = [split for split in available if canonical(split) == canonical(wanted)]
+    if len(alike) == 1:
+        return alike[0]
+    raise DataError(f"{where} has no split {wanted!r}{did_you_mean(wanted, available)}; it holds: {listing}")
+
+
+def read_text(path: Path) -> str:
+    """Read a text file as people's tools write it: UTF-8 with or without a byte order mark, or UTF-16 with one.
+
+    Raises:
+        DataError: when the file is missing or is no such text.
+    """
+    try:
+        data = path.read_bytes()
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return data.decode("utf-16")
+        return data.decode("utf-8-sig")
+    except UnicodeError:
+        raise DataError(f"{path} is not UTF-8 text; save it as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check that it exists and is a file") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read a list file: one entry a line, without blanks around, without empty lines."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def child(folder: Path, *names: str) -> Path | None:
+    """Return the sub-folder with one of these names, whatever its capitals, exact spelling first."""
+    for name in names:
+        if (folder / name).is_dir():
+            return folder / name
+    wanted = {name.lower() for name in names}
+    return next((path for path in folders_in(folder) if path.name.lower() in wanted), None)
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Return the sub-folders by name, without hidden ones."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry.path) for entry in entries if entry.name[0] != "." and entry.is_dir())
+    except OSError:
+        return []
+
+
+def files_in(folder: Path, *suffixes: str) -> list[Path]:
+    """Return the files directly in a folder with one of these suffixes, by name, without hidden ones."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_file()]
+    except OSError:
+        return []
+    return [folder / name for name in sorted(names) if name.lower().endswith(suffixes)]
+
+
+def files_below(folder: Path, *suffixes: str) -> list[str]:
+    """Return the files anywhere below a folder, as sorted paths relative to it with forward slashes."""
+    found: list[str] = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "."]
+        prefix = Path(place).relative_to(folder).as_posix()
+        prefix = "" if prefix == "." else prefix + "/"
+        found += [prefix + name for name in names if name[0] != "." and name.lower().endswith(suffixes)]
+    return sorted(found)
+
+
+def safe_name(listed: str) -> str:
+    """Turn a picture's path as some label file wrote it into a relative name that stays below its root."""
+    text = re.sub(r"^[A-Za-z]:", "", listed.strip().replace("\\", "/"))
+    return "/".join(part for part in text.split("/") if part not in ("", ".", ".."))
+
+
+def stem_of(name: str) -> str:
+    """Return a picture's name without its picture suffix; a name without one is returned whole."""
+    base, suffix = os.path.splitext(name)  # noqa: PTH122 (a million names: no Path objects)
+    return base if suffix.lower() in PICTURE_SUFFIXES else name
+
+
+def counted(count: int, one: str, many: str, files: Sequence[str] = ()) -> str:
+    """Make "2 boxes were dropped: a.xml, b.xml" of a count, a phrase for one and for many, and the files."""
+    shown = list(dict.fromkeys(files))
+    tail = ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+    return f"{count} {one if count == 1 else many}" + (f": {tail}" if shown else "")

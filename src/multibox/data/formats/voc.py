@@ -1,0 +1,220 @@
+"""PASCAL VOC: one XML file a picture, lists of pictures in ImageSets/Main; also the trees people make of it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from multibox.data.formats.columns import Columns
+from multibox.data.formats.common import (
+    ADVICE,
+    ReadOptions,
+    child,
+    files_below,
+    files_in,
+    folders_in,
+    in_order,
+    is_split_name,
+    name_splits,
+    read_lines,
+    stem_of,
+)
+from multibox.data.formats.finder import PICTURE_FOLDERS, PictureFinder
+from multibox.data.formats.voc_xml import Annotation, read_annotation
+from multibox.errors import DataError
+from multibox.structures import Dataset
+
+_XML_FOLDERS = ("Annotations", "xmls", "xml", "labels")
+_CLASS_LIST_ENDS = ("_train", "_val", "_trainval", "_test")
+
+
+@dataclass(frozen=True)
+class _Split:
+    root: Path
+    xml_folder: Path
+    list_file: Path | None = None
+
+
+def recognise(folder: Path) -> str | None:
+    """Say what makes this folder a VOC tree, or None."""
+    xml_folder = _xml_folder(folder)
+    if xml_folder is not None:
+        return f"{xml_folder.name}/*.xml" if xml_folder != folder else "*.xml"
+    if _list_files(folder):
+        return "ImageSets"
+    return next((f"{part.name}/*.xml" for part in _split_folders(folder)), None)
+
+
+def find_splits(root: Path) -> dict[str, _Split]:
+    """Return the splits: ImageSets' lists, else folders named like splits, else one called "all"."""
+    xml_folder = _xml_folder(root)
+    lists = _list_files(root)
+    if lists:
+        place = xml_folder or root / "Annotations"
+        return {name: _Split(root, place, path) for name, path in lists.items()}
+    if xml_folder is None:
+        parts = {part.name: part for part in _split_folders(root)}
+        return {name: _Split(part, _xml_folder(part) or part) for name, part in name_splits(parts).items()}
+    parts = {part.name: part for part in folders_in(xml_folder) if files_below(part, ".xml")}
+    if parts and not files_in(xml_folder, ".xml") and all(map(is_split_name, parts)):
+        return {name: _Split(root, part) for name, part in name_splits(parts).items()}
+    return {"all": _Split(root, xml_folder)}
+
+
+def read(root: Path, split: str, options: ReadOptions) -> Dataset:
+    """Read one split; coordinates are kept as written unless `options.one_based`.
+
+    Classes come in the order of the alphabet, over the XML files of all splits, unless the options name them.
+
+    Raises:
+        DataError: for a listed name without XML or picture, XML that is none or has no objects as VOC writes them.
+    """
+    source = find_splits(root)[split]
+    columns = Columns(root, "voc", split, options, shared=False)
+    labels: dict[str, int] = {}
+    read_already: set[Path] = set()
+    pictures = _picture_finder(source)
+    for path in _listed(source, columns):
+        try:
+            annotation = read_annotation(path)
+        except DataError as error:
+            columns.bad(str(error), path.name)
+            continue
+        read_already.add(path)
+        _add(columns, pictures, source, path, annotation, labels)
+    declared = list(labels)
+    if options.class_names is None:
+        labels.update(dict.fromkeys(_other_classes(root, read_already), 0))
+    return columns.finish(declared, order=sorted(labels), clip=False)
+
+
+def _add(
+    columns: Columns,
+    pictures: PictureFinder,
+    source: _Split,
+    path: Path,
+    annotation: Annotation,
+    labels: dict[str, int],
+) -> None:
+    stem = path.relative_to(source.xml_folder).as_posix()[: -len(path.suffix)]
+    suffix = Path(annotation.filename.replace("\\", "/")).suffix
+    # The XML's own name comes first: <filename> goes stale when people rename files.
+    found = pictures.find_stem(stem, suffix) or (pictures.find(annotation.filename) if annotation.filename else None)
+    if found is None:
+        wanted = annotation.filename or stem
+        columns.bad(
+            f"{path}: its picture {wanted!r} is missing; looked in {pictures.places()}; put it there, or {ADVICE}",
+            path.name,
+            "missing",
+        )
+        return
+    name = f"{stem}{found.suffix}" if found.name.startswith(Path(stem).name) else found.name
+    row = columns.add_picture(name, found, path, annotation.size)
+    if row is None:
+        return
+    less = 1.0 if columns.options.one_based else 0.0
+    for thing in annotation.objects:
+        x1, y1, x2, y2 = thing.box_xyxy
+        label = labels.setdefault(thing.name, len(labels))
+        columns.add_box(row, (x1 - less, y1 - less, x2, y2), label, difficult=thing.difficult, crowd=thing.crowd)
+
+
+def _listed(source: _Split, columns: Columns) -> Iterable[Path]:
+    held = {name[:-4]: source.xml_folder / name for name in files_below(source.xml_folder, ".xml")}
+    if source.list_file is None:
+        return held.values()
+    chosen: dict[str, Path] = {}
+    loose = {stem.casefold(): path for stem, path in held.items()}
+    for line in read_lines(source.list_file):
+        name = _listed_name(line, held)
+        if name is None:
+            continue
+        path = held.get(name) or held.get(name.rpartition("/")[2]) or loose.get(name.casefold())
+        if name in chosen:
+            columns.count(
+                name, "picture is listed twice and was taken once", "pictures are listed twice and were taken once"
+            )
+        elif path is None:
+            columns.bad(
+                f"{source.list_file} lists {name!r}, but {source.xml_folder / name}.xml is missing; "
+                f"add it, take the name off the list, or {ADVICE.split(', or ')[1]}",
+                name,
+            )
+        else:
+            chosen[name] = path
+    return chosen.values()
+
+
+def _listed_name(line: str, held: dict[str, Path]) -> str | None:
+    """Return the stem a line of ImageSets names; None where its second column says -1 (not in this class)."""
+    line = line.replace("\\", "/")
+    if line in held:
+        return line
+    head, _, flag = line.rpartition(" ")
+    if "\t" in line:
+        head, _, flag = line.rpartition("\t")
+    if head and flag in ("-1", "0", "1"):
+        if flag == "-1":
+            return None
+        line = head.strip()
+    return stem_of(line)
+
+
+def _other_classes(root: Path, read_already: set[Path]) -> set[str]:
+    found: set[str] = set()
+    for place in {split.xml_folder for split in find_splits(root).values()}:
+        for name in files_below(place, ".xml"):
+            if place / name not in read_already:
+                try:
+                    found.update(thing.name for thing in read_annotation(place / name).objects)
+                except DataError:
+                    continue  # opening its own split says what is wrong with it
+    return found
+
+
+def _picture_finder(source: _Split) -> PictureFinder:
+    inside = source.xml_folder.name
+    by_split = [source.root / name / inside for name in PICTURE_FOLDERS]
+    return PictureFinder(source.root, [*by_split, *_beside(source)])
+
+
+def _beside(source: _Split) -> list[Path]:
+    usual = [source.root / name for name in PICTURE_FOLDERS]
+    return [*usual, source.xml_folder, *(source.xml_folder.parent / name for name in PICTURE_FOLDERS)]
+
+
+def _xml_folder(folder: Path) -> Path | None:
+    for name in _XML_FOLDERS:
+        place = child(folder, name)
+        if place is not None and _holds_voc(place, files_below(place, ".xml")):
+            return place
+    here = [path.name for path in files_in(folder, ".xml")]
+    return folder if _holds_voc(folder, here) else None
+
+
+def _holds_voc(folder: Path, names: list[str]) -> bool:
+    # A few are enough: one may be broken, and the reader says so.
+    return any(_looks_like_voc(folder / name) for name in names[:5])
+
+
+def _looks_like_voc(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(600).replace(b"\0", b"")
+    except OSError:
+        return False
+    return any(b"<annotation" + end in start for end in (b">", b" ", b"\r", b"\n", b"\t"))
+
+
+def _list_files(folder: Path) -> dict[str, Path]:
+    image_sets = child(folder, "ImageSets")
+    if image_sets is None:
+        return {}
+    files = files_in(image_sets / "Main", ".txt") or files_in(image_sets, ".txt")
+    lists = {path.stem: path for path in files}
+    # aeroplane_train.txt beside train.txt says which pictures show an aeroplane: no split of its own.
+    extra = [name for name in lists for end in _CLASS_LIST_ENDS if name.endswith(end) and end[1:] in lists]
+    return {name: lists[name] for name in in_order(lists) if name not in extra}
+
+
+def _split_folders(folder: Path) -> list[Path]:
+    return [part for part in folders_in(folder) if is_split_name(part.name) and _xml_folder(part) is not None]
