@@ -1,0 +1,207 @@
+"""Curves of a training run and of a detector's precision and recall, as picture files.
+
+Colours are those of Okabe and Ito, which people with any kind of colour vision tell apart; line styles repeat the
+difference for print.
+"""
+
+import importlib
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from multibox.errors import MissingExtraError
+from multibox.files import write_bytes_whole
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a4b9a", "#333333")
+STYLES = ("-", "--", "-.", ":")
+PALE = "#b8b8b8"
+LOOK = {
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "figure.dpi": 120,
+    "font.size": 9,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "text.parse_math": False,
+}
+PANELS = {
+    "Loss": r"loss|^total$|classification|locali[sz]ation|^l2$",
+    "mAP": r"map|(^|_)ap(\d|_|$)",
+    "Errors": r"err|mae",
+    "Learning rate": r"learning_rate|^lr",
+}
+"""Title of a panel and what the names of its columns look like; a column belongs to the first that fits."""
+
+
+def plot_training(path: str | Path, metrics: Mapping[str, Sequence[object]]) -> None:
+    """Draw the columns of a run's `metrics.csv` over its epochs: losses, mAP, errors and learning rate.
+
+    Args:
+        path: The picture to write; its ending says the format.
+        metrics: Columns by name, numbers or their text; cells that are empty or not finite are left out, and so are
+            columns without any number and columns of other names.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        OSError: If the picture cannot be written.
+    """
+    columns = {name: _numbers(cells) for name, cells in metrics.items()}
+    longest = max((len(values) for values in columns.values()), default=0)
+    epochs = columns.pop("epoch", np.arange(1.0, longest + 1))
+    panels = _panels(columns)
+    with _matplotlib().rc_context(LOOK):
+        figure = _figure(9.0 if len(panels) > 1 else 5.5, 3.0 * math.ceil(max(1, len(panels)) / 2) + 0.3)
+        rows, places = math.ceil(len(panels) / 2), min(2, len(panels))
+        for number, (title, lines) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(rows, places, number, sharex=figure.axes[0] if figure.axes else None)
+            axes.set_title(title)
+            axes.set_xlabel("epoch")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            _lines(axes, epochs, lines)
+            _scale(axes, title, np.concatenate(list(lines.values())))
+        if not panels:
+            figure.text(0.5, 0.5, "no figures yet", ha="center", va="center")
+        _save(figure, path)
+
+
+def plot_precision_recall(
+    path: str | Path, curves: Mapping[str, tuple[ArrayLike, ArrayLike, float | None]], title: str = "IoU 0.5"
+) -> None:
+    """Draw each class's precision over its recall, and its average precision as a bar that serves as the legend.
+
+    Of more than eight classes, the four best and the four worst are coloured.
+
+    Args:
+        path: The picture to write; its ending says the format.
+        curves: Recall [N], precision [N] and average precision by class; None for a class without objects, which
+            is left out.
+        title: What the figure is about, such as the overlap that counts.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+        OSError: If the picture cannot be written.
+    """
+    scored = {name: (np.asarray(r), np.asarray(p), ap) for name, (r, p, ap) in curves.items() if ap is not None}
+    ranked = sorted(scored, key=lambda name: scored[name][2], reverse=True)
+    half = len(COLOURS) // 2
+    shown = ranked if len(ranked) <= len(COLOURS) else ranked[:half] + ranked[-half:]
+    looks = {name: (COLOURS[i], STYLES[i % len(STYLES)]) for i, name in enumerate(shown)}
+    with _matplotlib().rc_context(LOOK):
+        figure = _figure(9.5, max(4.2, 0.17 * len(ranked) + 0.9))
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        for name in [name for name in ranked if name not in looks] + shown[::-1]:
+            recall, precision, _ = scored[name]
+            colour, style = looks.get(name, (PALE, "-"))
+            start = precision[:1]
+            left.plot(
+                np.concatenate([np.zeros(len(start)), recall]),
+                np.concatenate([start, precision]),
+                color=colour,
+                linestyle=style,
+                linewidth=1.6 if name in looks else 0.7,
+            )
+        left.set_box_aspect(0.75)
+        left.set_anchor("N")
+        left.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
+        _bars(right, {name: scored[name][2] for name in ranked}, looks)
+        _save(figure, path)
+
+
+def _bars(axes: Any, precisions: dict[str, float], looks: Mapping[str, tuple[str, str]]) -> None:
+    """Draw one bar a class, best on top, named and with its figure."""
+    places = np.arange(len(precisions))
+    colours = [looks.get(name, (PALE, "-"))[0] for name in precisions]
+    axes.barh(places, list(precisions.values()), color=colours, height=0.72)
+    size = 8 if len(precisions) <= 30 else 6.5
+    for place, value in zip(places, precisions.values(), strict=True):
+        axes.annotate(f"{value:.2f}", (value, place), (3, 0), textcoords="offset points", va="center", fontsize=size)
+    axes.set_yticks(places, list(precisions), fontsize=size)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    mean = f", mean {np.mean(list(precisions.values())):.3f}" if precisions else ": no class has objects"
+    axes.set(xlim=(0, 1.12), ylim=(max(6, len(precisions)) - 0.4, -0.6), title=f"average precision{mean}")
+    axes.set_xticks(np.arange(0, 1.01, 0.25))
+
+
+def _panels(columns: Mapping[str, NDArray[np.float64]]) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Sort the columns into panels; panels without a number are left out."""
+    panels: dict[str, dict[str, NDArray[np.float64]]] = {title: {} for title in PANELS}
+    for name, values in columns.items():
+        title = next((title for title, look in PANELS.items() if re.search(look, name, re.IGNORECASE)), None)
+        if title is not None and np.isfinite(values).any():
+            panels[title][name] = values
+    return {title: lines for title, lines in panels.items() if lines}
+
+
+def _lines(axes: Any, epochs: NDArray[np.float64], lines: Mapping[str, NDArray[np.float64]]) -> None:
+    """Draw the columns of one panel; a column with gaps is joined across them."""
+    for number, (name, values) in enumerate(lines.items()):
+        count = min(len(epochs), len(values))
+        there = np.isfinite(values[:count]) & np.isfinite(epochs[:count])
+        colour, style = COLOURS[number % len(COLOURS)], STYLES[number // 2 % len(STYLES)]
+        marker = "o" if there.sum() <= 25 else None
+        label = re.sub("^_", " _", name).replace("_", " ")
+        axes.plot(
+            epochs[:count][there], values[:count][there], style, color=colour, marker=marker, markersize=3, label=label
+        )
+    if len(lines) > 1 or label.lower() != axes.get_title(loc="left").lower():
+        axes.legend(fontsize=8)
+
+
+def _scale(axes: Any, title: str, values: NDArray[np.float64]) -> None:
+    """Choose the vertical axis: mAP from 0 to 1, logarithmic where losses or errors fall far, from 0 otherwise."""
+    real = values[np.isfinite(values)]
+    positive = real[real > 0]
+    if title == "mAP":
+        axes.set_ylim(0, 1)
+    elif title in ("Loss", "Errors") and len(positive) == len(real) and real.max() > 30 * real.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.get_major_locator().set_params(subs=(1, 2, 5) if real.max() < 1000 * real.min() else (1,))
+        axes.yaxis.set_minor_formatter("")
+    elif real.min() >= 0:
+        axes.set_ylim(bottom=0)
+
+
+def _numbers(cells: Sequence[object]) -> NDArray[np.float64]:
+    """Return the cells as numbers, NaN where there is none."""
+    return np.array([_number(cell) for cell in cells], np.float64)
+
+
+def _number(cell: object) -> float:
+    try:
+        return float(str(cell))
+    except ValueError:
+        return math.nan
+
+
+def _figure(width: float, height: float) -> Any:
+    """Return an empty figure in inches, outside pyplot and its global state."""
+    figure = importlib.import_module("matplotlib.figure").Figure((width, height), layout="constrained")
+    importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    """Write the figure whole or not at all."""
+    path = Path(path)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix.removeprefix(".") or "png")
+    write_bytes_whole(path, buffer.getvalue())
+
+
+def _matplotlib() -> Any:
+    try:
+        return importlib.import_module("matplotlib")
+    except ImportError as missing:
+        raise MissingExtraError("Drawing curves", "train") from missing
