@@ -65,10 +65,10 @@ class Columns:
     def bad(self, sentence: str, file: str, kind: str = "broken") -> None:
         """Raise the sentence, or count the picture or box as skipped.
 
-        Kinds: broken, missing and duplicate for pictures, box for a box.
+        Kinds: broken, missing, picture and duplicate for pictures, box for a box.
         """
         if self.options.on_bad != "skip":
-            raise (PictureError if kind == "missing" else DataError)(sentence)
+            raise (PictureError if kind in ("missing", "picture") else DataError)(sentence)
         one, many = _SKIPPED[kind]
         self.count(file, one, many)
 
@@ -200,6 +200,7 @@ class Columns:
 _SKIPPED = {
     "broken": ("broken label file was skipped", "broken label files were skipped"),
     "missing": ("picture without a file was skipped", "pictures without a file were skipped"),
+    "picture": ("unreadable picture was skipped", "unreadable pictures were skipped"),
     "duplicate": ("second labelling of a picture was skipped", "second labellings of pictures were skipped"),
     "box": ("broken box was skipped", "broken boxes were skipped"),
 }

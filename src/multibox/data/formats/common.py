@@ -10,7 +10,8 @@ from typing import Literal
 from multibox.errors import DataError, did_you_mean
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
-ADVICE = "correct it, or leave it out with --on-bad skip"
+SKIP = "leave it out with --on-bad skip"
+ADVICE = f"correct it, or {SKIP}"
 OnBad = Literal["stop", "skip"]
 
 _CANONICAL = {
@@ -145,8 +146,13 @@ def files_in(folder: Path, *suffixes: str) -> list[Path]:
 def files_below(folder: Path, *suffixes: str) -> list[str]:
     """Return the files anywhere below a folder, as sorted paths relative to it with forward slashes."""
     found: list[str] = []
+    seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if name[0] != "."]
+        real = os.path.realpath(place)
+        folders[:] = [name for name in folders if name[0] != "." and real not in seen]  # a link may lead in a circle
+        if real in seen:
+            continue
+        seen.add(real)
         prefix = Path(place).relative_to(folder).as_posix()
         prefix = "" if prefix == "." else prefix + "/"
         found += [prefix + name for name in names if name[0] != "." and name.lower().endswith(suffixes)]
@@ -157,6 +163,12 @@ def safe_name(listed: str) -> str:
     """Turn a picture's path as some label file wrote it into a relative name that stays below its root."""
     text = re.sub(r"^[A-Za-z]:", "", listed.strip().replace("\\", "/"))
     return "/".join(part for part in text.split("/") if part not in ("", ".", ".."))
+
+
+def tails(name: str) -> list[str]:
+    """Return a/b/c.jpg, b/c.jpg and c.jpg: what is left of a path when its first folders are from elsewhere."""
+    parts = name.split("/")
+    return ["/".join(parts[start:]) for start in range(len(parts))]
 
 
 def stem_of(name: str) -> str:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multibox.data.formats import voc
-from multibox.data.formats.common import ReadOptions, folders_in, is_split_name
+from multibox.data.formats import coco, csv_boxes, recordio, voc, yolo
+from multibox.data.formats.common import ReadOptions, files_in, folders_in, is_split_name
 from multibox.errors import ConfigError, DataError, did_you_mean
 from multibox.structures import Dataset
 
@@ -24,6 +24,12 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "voc": Format(voc.recognise, voc.find_splits, voc.read, "voc: Annotations/*.xml"),
+    "coco": Format(coco.recognise, coco.find_splits, coco.read, "coco: annotations/*.json, _annotations.coco.json"),
+    "yolo": Format(yolo.recognise, yolo.find_splits, yolo.read, "yolo: data.yaml, images and labels/*.txt"),
+    "csv": Format(
+        csv_boxes.recognise, csv_boxes.find_splits, csv_boxes.read, "csv: a .csv whose header names xmin ..."
+    ),
+    "recordio": Format(recordio.recognise, recordio.find_splits, recordio.read, "recordio: *.rec, *.lst"),
 }
 _PARTS = frozenset(
     (
@@ -96,6 +102,9 @@ def _nothing(path: Path, format: str | None) -> str:
     looked_for = "; ".join(one.looked_for for one in formats)
     if path.is_file():
         return f"{path} is no label file that can be read; looked for {looked_for}"
+    tables = [csv_boxes.explain(file) for file in files_in(path, ".csv", ".tsv")] if format in (None, "csv") else []
+    if tables:
+        return f"{path} is no data set: {tables[0]}"
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
     held = ", ".join(entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "")
     return f"{path} is no data set; looked for {looked_for}; found {held or 'nothing'}"

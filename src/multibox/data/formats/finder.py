@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from multibox.data.formats.common import PICTURE_SUFFIXES, files_below, safe_name, stem_of
+from multibox.data.formats.common import PICTURE_SUFFIXES, files_below, safe_name, stem_of, tails
 
 PICTURE_FOLDERS = ("JPEGImages", "images", "Images", "img", "imgs", "")
 
@@ -13,7 +13,8 @@ PICTURE_FOLDERS = ("JPEGImages", "images", "Images", "img", "imgs", "")
 class PictureFinder:
     """Looks a picture up in a row of folders, each listed once.
 
-    Exact path first, then its last part, then other capitals or another suffix, and last anywhere below the root.
+    Exact path first, then its last parts, then other capitals or another suffix, and last its full name anywhere below
+    the root, if it is there once.
     """
 
     def __init__(self, root: Path, folders: Iterable[Path] = ()) -> None:
@@ -31,13 +32,14 @@ class PictureFinder:
         if not name:
             return None
         base = name.rpartition("/")[2]
-        for wanted in dict.fromkeys((name, base)):
+        if os.path.isabs(listed) and os.path.isfile(listed):  # noqa: PTH113, PTH117
+            return Path(listed)
+        for wanted in tails(name):
             for folder in self.folders:
                 if self._holds(folder, wanted):
                     return Path(folder, wanted)
-        if os.path.isfile(listed):  # noqa: PTH113
-            return Path(listed)
-        return self.find_stem(stem_of(name)) or (self.find_stem(stem_of(base)) if base != name else None)
+        loose = self.find_stem(stem_of(name)) or (self.find_stem(stem_of(base)) if base != name else None)
+        return loose or self._find_below(base)
 
     def find_stem(self, stem: str, prefer: str = "") -> Path | None:
         """Return the picture with this path less its suffix, one that ends in `prefer` first, or None."""
@@ -52,8 +54,7 @@ class PictureFinder:
             exact = [hit for hit in hits if stem_of(hit) == tail]
             if exact or len(hits) == 1:
                 return Path(place, (exact or hits)[0])
-        hits = self._anywhere().get(_key(tail), [])
-        return self.root / hits[0] if len(hits) == 1 else None
+        return None
 
     def places(self) -> str:
         """Return the existing folders that were looked through, for an error message."""
@@ -76,10 +77,14 @@ class PictureFinder:
             self._loose[folder] = _by_key(self._listing(folder))
         return self._loose[folder]
 
-    def _anywhere(self) -> dict[str, list[str]]:
+    def _find_below(self, base: str) -> Path | None:
         if self._below is None:
-            self._below = _by_key(files_below(self.root, *PICTURE_SUFFIXES))
-        return self._below
+            self._below = {}
+            for name in files_below(self.root, *PICTURE_SUFFIXES):
+                self._below.setdefault(_key(name.rpartition("/")[2]), []).append(name)
+        # With its suffix: VOC's SegmentationClass holds a .png of the same stem, which is no photograph.
+        hits = self._below.get(_key(base), [])
+        return self.root / hits[0] if len(hits) == 1 else None
 
 
 def _by_key(names: Iterable[str]) -> dict[str, list[str]]:
@@ -90,6 +95,6 @@ def _by_key(names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _key(stem: str) -> str:
+def _key(name: str) -> str:
     # macOS writes accents decomposed, everything else composed; Windows forgets capitals.
-    return unicodedata.normalize("NFC", stem).casefold()
+    return unicodedata.normalize("NFC", name).casefold()

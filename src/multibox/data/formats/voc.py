@@ -6,7 +6,7 @@ from pathlib import Path
 
 from multibox.data.formats.columns import Columns
 from multibox.data.formats.common import (
-    ADVICE,
+    SKIP,
     ReadOptions,
     child,
     files_below,
@@ -19,7 +19,7 @@ from multibox.data.formats.common import (
     stem_of,
 )
 from multibox.data.formats.finder import PICTURE_FOLDERS, PictureFinder
-from multibox.data.formats.voc_xml import Annotation, read_annotation
+from multibox.data.formats.voc_xml import Annotation, read_annotation, read_names
 from multibox.errors import DataError
 from multibox.structures import Dataset
 
@@ -102,7 +102,7 @@ def _add(
     if found is None:
         wanted = annotation.filename or stem
         columns.bad(
-            f"{path}: its picture {wanted!r} is missing; looked in {pictures.places()}; put it there, or {ADVICE}",
+            f"{path}: its picture {wanted!r} is missing; looked in {pictures.places()}; put it there, or {SKIP}",
             path.name,
             "missing",
         )
@@ -136,7 +136,7 @@ def _listed(source: _Split, columns: Columns) -> Iterable[Path]:
         elif path is None:
             columns.bad(
                 f"{source.list_file} lists {name!r}, but {source.xml_folder / name}.xml is missing; "
-                f"add it, take the name off the list, or {ADVICE.split(', or ')[1]}",
+                f"add it, take the name off the list, or {SKIP}",
                 name,
             )
         else:
@@ -162,12 +162,8 @@ def _listed_name(line: str, held: dict[str, Path]) -> str | None:
 def _other_classes(root: Path, read_already: set[Path]) -> set[str]:
     found: set[str] = set()
     for place in {split.xml_folder for split in find_splits(root).values()}:
-        for name in files_below(place, ".xml"):
-            if place / name not in read_already:
-                try:
-                    found.update(thing.name for thing in read_annotation(place / name).objects)
-                except DataError:
-                    continue  # opening its own split says what is wrong with it
+        paths = (place / name for name in files_below(place, ".xml"))
+        found.update(*(read_names(path) for path in paths if path not in read_already))
     return found
 
 

@@ -44,6 +44,14 @@ def read_annotation(path: Path) -> Annotation:
     return Annotation((tree.findtext("filename") or "").strip(), _read_size(tree.find("size")), things)
 
 
+def read_names(path: Path) -> set[str]:
+    """Return the class names in one VOC XML file; none where the file is broken."""
+    try:
+        return {name for thing in _parsed(path).iterfind("object") if (name := (thing.findtext("name") or "").strip())}
+    except DataError:
+        return set()
+
+
 def write_annotation(path: Path, name: str, size: tuple[int, int], objects: list[AnnotatedObject]) -> None:
     """Write one VOC XML file; a number is written so that reading gives it back exactly."""
     lines = [

@@ -1,0 +1,299 @@
+"""CSV: one box a line under a header that names the columns, such as Dive into Deep Learning's bananas."""
+
+import csv
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from multibox.data.formats.columns import Columns
+from multibox.data.formats.common import (
+    ADVICE,
+    SKIP,
+    ReadOptions,
+    files_in,
+    folders_in,
+    in_order,
+    is_split_name,
+    name_splits,
+    read_lines,
+    read_text,
+    safe_name,
+    split_in,
+)
+from multibox.data.formats.finder import PICTURE_FOLDERS, PictureFinder
+from multibox.data.pictures import picture_size
+from multibox.errors import DataError, PictureError
+from multibox.structures import Dataset
+
+_SUFFIXES = (".csv", ".tsv")
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_KNOWN: dict[str, tuple[str, ...]] = {
+    "filename": (
+        *("filename", "file_name", "img_name", "image_name", "image_filename", "image_path", "img_path", "filepath"),
+        *("file_path", "path", "image", "img", "file", "image_file", "imageid", "image_id", "img_id"),
+    ),
+    "label": (
+        *("label", "class", "class_name", "classname", "cell_type", "category", "category_name", "labelname"),
+        *("label_name", "class_label", "object", "species", "type", "class_id", "category_id", "name"),
+    ),
+    "xmin": ("xmin", "x_min", "x1", "left", "xtl", "bbox_xmin", "bbox_x1"),
+    "ymin": ("ymin", "y_min", "y1", "top", "ytl", "bbox_ymin", "bbox_y1"),
+    "xmax": ("xmax", "x_max", "x2", "right", "xbr", "bbox_xmax", "bbox_x2"),
+    "ymax": ("ymax", "y_max", "y2", "bottom", "ybr", "bbox_ymax", "bbox_y2"),
+    "split": ("split", "set", "subset", "partition", "usage"),
+    "difficult": ("difficult", "is_difficult"),
+    "crowd": ("crowd", "iscrowd", "is_crowd", "isgroupof", "is_group_of"),
+    "width": ("width", "image_width", "img_width"),
+    "height": ("height", "image_height", "img_height"),
+}
+"""Each role and the headings it goes by, the likeliest first."""
+_NEEDED = ("filename", "label", *_CORNERS)
+
+
+@dataclass(frozen=True)
+class _Source:
+    file: Path
+    split: str | None = None
+    """The value of the split column, where that tells the splits apart."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    line: int
+    filename: str
+    label: str
+    corners: tuple[str, ...]
+    rest: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Table:
+    file: Path
+    columns: dict[str, int]
+    rows: list[tuple[int, list[str]]]
+    fractions: bool
+    """OpenImages: corners are fractions of the picture."""
+
+    def __iter__(self) -> Iterator[_Row]:
+        width = max(self.columns[role] for role in _NEEDED)
+        for line, cells in self.rows:
+            # A picture without objects may stand alone on its line.
+            padded = cells + [""] * (width + 1 - len(cells))
+            rest = {
+                role: padded[at].strip()
+                for role, at in self.columns.items()
+                if role not in _NEEDED and at < len(padded)
+            }
+            name, label, *corners = (padded[self.columns[role]].strip() for role in _NEEDED)
+            yield _Row(line, name, label, tuple(corners), rest)
+
+
+def recognise(path: Path) -> str | None:
+    """Say what makes this file or folder a CSV data set, or None."""
+    if path.is_file():
+        return path.name if path.suffix.lower() in _SUFFIXES else None
+    files = _split_files(path)
+    return next((file.relative_to(path).as_posix() for file in files.values()), None)
+
+
+def explain(path: Path) -> str | None:
+    """Say why a CSV file is not read as a data set; None where it is."""
+    try:
+        _header(path, _cells(path)[:1])
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def find_splits(path: Path) -> dict[str, _Source]:
+    """Return the splits: by the split column of the only file, else by file, else by folder."""
+    files = {"all": path} if path.is_file() else _split_files(path)
+    if len(files) != 1:
+        return {name: _Source(file) for name, file in files.items()}
+    file = next(iter(files.values()))
+    table = _table(file)
+    if "split" in table.columns:
+        values = dict.fromkeys(row.rest.get("split", "") for row in table)
+        return {value: _Source(file, value) for value in in_order(values) if value}
+    return {_single_name(file): _Source(file)}
+
+
+def read(path: Path, split: str, options: ReadOptions) -> Dataset:
+    """Read one split; a line with a picture's name alone is a picture without objects.
+
+    Classes come from a classes.txt beside, else in the order of the alphabet (of numbers, if all are numbers)
+    over all splits.
+
+    Raises:
+        DataError: for a header that does not name the columns, a line that is no box, corners given as fractions.
+    """
+    splits = find_splits(path)
+    source = splits[split]
+    root = path.parent if path.is_file() else path
+    table = _table(source.file)
+    columns = Columns(root, "csv", split, options, shared=True)
+    others = {one.file for one in splits.values()} - {source.file}
+    used = {row.label for one in (table, *map(_table, others)) for row in one if row.label and any(row.corners)}
+    classes, meaning = _classes(used, root, source.file)
+    _add_rows(columns, table, source, _finder(root, source.file), meaning)
+    return columns.finish(classes)
+
+
+def _add_rows(
+    columns: Columns, table: _Table, source: _Source, pictures: PictureFinder, meaning: Mapping[str, int]
+) -> None:
+    rows: dict[str, int | None] = {}
+    for row in table:
+        if source.split is not None and row.rest.get("split") != source.split:
+            continue
+        if not row.filename:
+            columns.bad(f"{table.file}, line {row.line}: no file name; {ADVICE}", f"line {row.line}", "box")
+            continue
+        if row.filename not in rows:
+            rows[row.filename] = _add_picture(columns, row, table, pictures)
+        picture = rows[row.filename]
+        if picture is None or not any(row.corners):
+            continue
+        try:
+            if row.label not in meaning:
+                raise DataError(f"{table.file}, line {row.line}: class {row.label!r} is not in classes.txt; {ADVICE}")
+            box = _box(row, table, columns.sizes[picture])
+        except DataError as error:
+            columns.bad(str(error), f"line {row.line}", "box")
+            continue
+        flags = {name: row.rest.get(name, "").lower() in ("1", "true", "yes") for name in ("difficult", "crowd")}
+        columns.add_box(picture, box, meaning[row.label], **flags)
+
+
+def _add_picture(columns: Columns, row: _Row, table: _Table, pictures: PictureFinder) -> int | None:
+    found = pictures.find(row.filename)
+    if found is None:
+        columns.bad(
+            f"{table.file}, line {row.line}: picture {row.filename!r} is missing; looked in {pictures.places()}; "
+            f"put it there, or {SKIP}",
+            row.filename,
+            "missing",
+        )
+        return None
+    try:
+        size = picture_size(found) if table.fractions else _declared_size(row)
+    except PictureError as error:
+        columns.bad(str(error), row.filename, "picture")
+        return None
+    name = safe_name(row.filename)
+    return columns.add_picture(name if Path(name).suffix else found.name, found, table.file, size)
+
+
+def _box(row: _Row, table: _Table, size: tuple[int, int] | None) -> list[float]:
+    try:
+        corners = [float(text.replace(",", ".")) for text in row.corners]
+    except ValueError:
+        raise DataError(
+            f"{table.file}, line {row.line}: xmin, ymin, xmax, ymax should be numbers, "
+            f"got {', '.join(row.corners)!r}; {ADVICE}"
+        ) from None
+    if table.fractions and size is not None:
+        return [round(value * edge, 6) for value, edge in zip(corners, (*size, *size), strict=True)]
+    return corners
+
+
+def _declared_size(row: _Row) -> tuple[int, int] | None:
+    try:
+        width, height = int(float(row.rest["width"])), int(float(row.rest["height"]))
+    except (KeyError, ValueError):
+        return None
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def _classes(used: set[str], root: Path, file: Path) -> tuple[list[str], dict[str, int]]:
+    """Return the class names, and the place among them of each label as the file writes it."""
+    listing = next((place / "classes.txt" for place in (file.parent, root) if (place / "classes.txt").is_file()), None)
+    numeric = all(re.fullmatch(r"\d+", label) for label in used)
+    names = read_lines(listing) if listing is not None else sorted(used, key=int if numeric else None)
+    meaning = {name: place for place, name in enumerate(names)}
+    if listing is not None and numeric and not used <= set(names):
+        meaning = {label: int(label) for label in used if int(label) < len(names)}
+    return names, meaning
+
+
+def _finder(root: Path, file: Path) -> PictureFinder:
+    split = split_in(file.stem)
+    by_split = [place / split for place in (file.parent, *(file.parent / name for name in PICTURE_FOLDERS if name))]
+    return PictureFinder(root, [*by_split, *(file.parent / name for name in PICTURE_FOLDERS)])
+
+
+def _split_files(folder: Path) -> dict[str, Path]:
+    files = [file for file in files_in(folder, *_SUFFIXES) if explain(file) is None]
+    if files:
+        return (
+            name_splits({file.stem: file for file in files}) if len(files) > 1 else {_single_name(files[0]): files[0]}
+        )
+    parts: dict[str, Path] = {}
+    for part in folders_in(folder):
+        held = [file for file in files_in(part, *_SUFFIXES) if explain(file) is None]
+        if len(held) == 1 and (is_split_name(split_in(part.name)) or held[0].stem.lower() in ("label", "labels")):
+            parts[part.name] = held[0]
+    several = len(parts) > 1 or any(is_split_name(split_in(name)) for name in parts)
+    return name_splits(parts) if several else {}
+
+
+def _single_name(file: Path) -> str:
+    names = (split_in(file.stem), split_in(file.parent.name))
+    return next((name for name in names if is_split_name(name)), "all")
+
+
+def _table(file: Path) -> _Table:
+    cells = _cells(file)
+    columns, fractions = _header(file, cells[:1])
+    table = _Table(file, columns, cells[1:], fractions)
+    if not fractions and cells[1:]:
+        _refuse_fractions(table)
+    return table
+
+
+def _cells(file: Path) -> list[tuple[int, list[str]]]:
+    text = read_text(file)
+    first = text.lstrip("\r\n").partition("\n")[0]
+    delimiter = max("\t;,", key=first.count)
+    reader = csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
+    try:
+        return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise DataError(f"{file}, line {reader.line_num} is no CSV ({error}); correct it") from None
+
+
+def _header(file: Path, first: list[tuple[int, list[str]]]) -> tuple[dict[str, int], bool]:
+    if not first:
+        raise DataError(f"{file} is empty; expected a header such as filename,label,xmin,ymin,xmax,ymax")
+    found = [re.sub(r"[^a-z0-9]+", "_", heading.strip().lower()).strip("_") for heading in first[0][1]]
+    columns: dict[str, int] = {}
+    for role, headings in _KNOWN.items():
+        at = next((found.index(heading) for heading in headings if heading in found), None)
+        if at is not None and at not in columns.values():
+            columns[role] = at
+    missing = [role for role in _NEEDED if role not in columns]
+    if missing:
+        raise DataError(
+            f"{file}: its header names no column for {', '.join(missing)}; expected {', '.join(_NEEDED)} in any order, "
+            f"found {', '.join(first[0][1][:12])}; rename the columns"
+        )
+    return columns, {"imageid", "labelname"} <= set(found)
+
+
+def _refuse_fractions(table: _Table) -> None:
+    highest = 0.0
+    for row in itertools.islice(table, 100):
+        highest = max([highest, *map(_size_of_number, row.corners)])
+    if 0.0 < highest <= 1.0:
+        raise DataError(
+            f"{table.file}: the corners are fractions of the picture, expected pixels; multiply them by its size"
+        )
+
+
+def _size_of_number(text: str) -> float:
+    try:
+        return abs(float(text.replace(",", ".")))
+    except ValueError:
+        return 0.0
