@@ -82,6 +82,11 @@ class Dataset:
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
+    def subset(self, indices: Iterable[int]) -> "Dataset":
+        """Return a data set of the chosen pictures, in the order given."""
+        chosen = (self[index] for index in indices)
+        return pack(chosen, root=self.root, format=self.format, split=self.split, class_names=self.class_names)
+
 
 def pack(
     samples: Iterable[Sample],

@@ -17,6 +17,9 @@ class Batch:
     gt_labels: Int[Tensor, "b g"]
     """0-based class; -1 pads, and a picture without objects is all -1."""
     names: list[str]
+    """Name of each picture in its data set."""
+    sizes: list[tuple[int, int]]
+    """Width and height of each original picture."""
 
     def to(self, device: str) -> "Batch":
         """Return the batch on `device`, copying without waiting."""
@@ -25,6 +28,7 @@ class Batch:
             self.gt_xyxy.to(device, non_blocking=True),
             self.gt_labels.to(device, non_blocking=True),
             self.names,
+            self.sizes,
         )
 
 

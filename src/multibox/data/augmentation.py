@@ -1,0 +1,225 @@
+"""Augmentation recipes as data: named operations with parameters, applied to one picture with its own generator.
+
+Geometry and colour are gathered first and applied once: the operations move a window over the picture and a colour
+matrix, and `render` does a single crop-and-resize and a single colour transform. So ten operations cost as much
+as one, and nothing is resampled twice.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from multibox.data.pictures import resize_picture
+from multibox.errors import ConfigError, did_you_mean
+from multibox.structures import Boxes
+
+Fractions = NDArray[np.float64]
+_LUMA = np.array([0.299, 0.587, 0.114])
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)
+
+
+@dataclass
+class View:
+    """How a picture is going to be looked at: a window over it, mirroring, a colour matrix; and its boxes."""
+
+    width: int
+    height: int
+    boxes_xyxy: Boxes
+    """In pixels of the whole picture; the operations read them, `render` projects them."""
+    window: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """x1, y1, x2, y2 in pixels of the picture; may reach beyond it."""
+    mirror: bool = False
+    upend: bool = False
+    colour: Fractions = field(default_factory=lambda: np.eye(3, 4))
+    """[3, 4]: the new RGB is colour[:, :3] @ rgb + colour[:, 3], on 0 to 255."""
+
+    def __post_init__(self) -> None:
+        self.window = (0.0, 0.0, float(self.width), float(self.height))
+
+    def visible(self) -> Fractions:
+        """Return the share of each box's area that lies in the window, [N]."""
+        x1, y1, x2, y2 = self.window
+        cut = np.clip(self.boxes_xyxy, (x1, y1, x1, y1), (x2, y2, x2, y2))
+        return _area(cut) / np.maximum(_area(self.boxes_xyxy), 1e-12)
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror left to right."""
+
+    probability: float = 0.5
+
+    def __call__(self, view: View, rng: np.random.Generator) -> None:
+        """Toggle the mirror of the view."""
+        view.mirror ^= bool(rng.random() < self.probability)
+
+
+@dataclass(frozen=True)
+class FlipVertical:
+    """Mirror top to bottom, for pictures without an up: microscopes, satellites."""
+
+    probability: float = 0.5
+
+    def __call__(self, view: View, rng: np.random.Generator) -> None:
+        """Toggle the upside-down state of the view."""
+        view.upend ^= bool(rng.random() < self.probability)
+
+
+@dataclass(frozen=True)
+class ScaleJitter:
+    """Look at a window of the picture's size times `scale`, of a slightly other aspect, anywhere that keeps an object.
+
+    A scale above 1 reaches beyond the picture (zoom out, small objects); below 1 it crops (zoom in). A window that
+    shows no object well is drawn again, up to `tries` times; then the whole picture is taken.
+    """
+
+    scale: tuple[float, float] = (0.5, 1.5)
+    aspect: tuple[float, float] = (0.8, 1.25)
+    probability: float = 0.8
+    tries: int = 10
+
+    def __call__(self, view: View, rng: np.random.Generator) -> None:
+        """Replace the view's window."""
+        if rng.random() >= self.probability:
+            return
+        for _ in range(self.tries):
+            scale = math.exp(rng.uniform(*np.log(self.scale)))
+            stretch = math.exp(rng.uniform(*np.log(self.aspect)) / 2)
+            width, height = view.width * scale * stretch, view.height * scale / stretch
+            x, y = (rng.uniform(min(0, a - b), max(0, a - b)) for a, b in ((view.width, width), (view.height, height)))
+            old, view.window = view.window, (x, y, x + width, y + height)
+            if not len(view.boxes_xyxy) or view.visible().max() > 0.7:
+                return
+            view.window = old
+
+
+@dataclass(frozen=True)
+class CoveringCrop:
+    """MXNet's DetRandomCrop as d2l and post B use it: a crop that covers each object it touches, or none.
+
+    The area and the aspect are drawn within ranges; a crop is taken when every object that it overlaps is covered by
+    more than `covered`, and objects left with `eject` or less of their area are dropped (facts 8.3).
+    """
+
+    covered: float = 0.95
+    eject: float = 0.3
+    area: tuple[float, float] = (0.05, 3.0)
+    aspect: tuple[float, float] = (0.75, 1.33)
+    tries: int = 200
+
+    def __call__(self, view: View, rng: np.random.Generator) -> None:
+        """Replace the view's window by the first crop that qualifies."""
+        old = view.window
+        for _ in range(self.tries):
+            ratio = rng.uniform(*self.aspect)
+            area = rng.uniform(self.area[0], min(self.area[1], 1.0)) * view.width * view.height
+            height = min(math.sqrt(area / ratio), float(view.height))
+            width = height * ratio
+            if width > view.width:
+                continue
+            x, y = rng.uniform(0, view.width - width), rng.uniform(0, view.height - height)
+            view.window = (x, y, x + width, y + height)
+            visible = view.visible()
+            touched = visible > 0
+            if touched.any() and (visible[touched] > self.covered).all():
+                return
+        view.window = old
+
+
+@dataclass(frozen=True)
+class ColourJitter:
+    """Brightness, contrast, saturation and hue, each within a range around the original; one matrix in the end."""
+
+    brightness: float = 0.125
+    """Largest shift, as a share of 255."""
+    contrast: tuple[float, float] = (0.7, 1.4)
+    saturation: tuple[float, float] = (0.6, 1.5)
+    hue: float = 0.05
+    """Largest turn of the colour circle, as a share of it."""
+    probability: float = 0.8
+
+    def __call__(self, view: View, rng: np.random.Generator) -> None:
+        """Multiply the view's colour matrix."""
+        if rng.random() >= self.probability:
+            return
+        angle = 2 * math.pi * rng.uniform(-self.hue, self.hue)
+        cos, sin = math.cos(angle), math.sin(angle)
+        turn = _FROM_YIQ @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ _TO_YIQ
+        saturation = rng.uniform(*self.saturation)
+        mix = saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMA, (3, 1))
+        contrast = rng.uniform(*self.contrast)
+        matrix = contrast * mix @ turn
+        shift = 128 * (1 - contrast) + 255 * rng.uniform(-self.brightness, self.brightness)
+        view.colour = np.column_stack([matrix @ view.colour[:, :3], matrix @ view.colour[:, 3] + shift])
+
+
+Operation = Flip | FlipVertical | ScaleJitter | CoveringCrop | ColourJitter
+
+AUGMENTATIONS: dict[str, tuple[Operation, ...]] = {
+    "none": (),
+    "d2l": (CoveringCrop(),),
+    "default": (ScaleJitter(), Flip(), ColourJitter()),
+    "any-way-up": (ScaleJitter(), Flip(), FlipVertical(), ColourJitter()),
+}
+
+
+def find_augmentation(name: str) -> tuple[Operation, ...]:
+    """Return the operations of the recipe called `name`."""
+    if name not in AUGMENTATIONS:
+        near = did_you_mean(name, AUGMENTATIONS)
+        raise ConfigError(f"unknown augmentation {name!r}{near}; known: {', '.join(AUGMENTATIONS)}")
+    return AUGMENTATIONS[name]
+
+
+def plan(
+    operations: Sequence[Operation], size: tuple[int, int], boxes_xyxy: Boxes, rng: np.random.Generator
+) -> View:
+    """Draw all random numbers of one picture: `size` is (width, height), boxes are in its pixels."""
+    view = View(*size, boxes_xyxy)
+    for operation in operations:
+        operation(view, rng)
+    return view
+
+
+def render(
+    picture: Image.Image, view: View, size: tuple[int, int], fill: tuple[int, int, int]
+) -> NDArray[np.uint8]:
+    """Return the pixels the view shows, uint8 RGB [h, w, 3] of `size` (height, width); `fill` is beyond the picture."""
+    x1, y1, x2, y2 = view.window
+    inner = (max(x1, 0.0), max(y1, 0.0), min(x2, float(view.width)), min(y2, float(view.height)))
+    height, width = size
+    across, down = width / (x2 - x1), height / (y2 - y1)
+    # Whole pixels of the canvas for the part inside; the boxes are off by half a pixel at most
+    left, right = round((inner[0] - x1) * across), round((inner[2] - x1) * across)
+    top, bottom = round((inner[1] - y1) * down), round((inner[3] - y1) * down)
+    shown = resize_picture(picture, (max(1, bottom - top), max(1, right - left)), inner)
+    if shown.size != (width, height):
+        canvas = Image.new("RGB", (width, height), fill)
+        canvas.paste(shown, (left, top))
+        shown = canvas
+    if not np.array_equal(view.colour, np.eye(3, 4)):
+        shown = shown.convert("RGB", tuple(view.colour.ravel().tolist()))
+    pixels = np.asarray(shown)
+    pixels = pixels[:, ::-1] if view.mirror else pixels
+    return pixels[::-1] if view.upend else pixels
+
+
+def project(view: View, boxes_xyxy: Boxes) -> Boxes:
+    """Return boxes as fractions 0 to 1 of what the view shows, cut at its border; some may have lost their area."""
+    x1, y1, x2, y2 = view.window
+    size = np.array([x2 - x1, y2 - y1] * 2)
+    inside = np.clip((boxes_xyxy - (x1, y1, x1, y1)) / size, 0.0, 1.0)
+    if view.mirror:
+        inside[:, [0, 2]] = 1 - inside[:, [2, 0]]
+    if view.upend:
+        inside[:, [1, 3]] = 1 - inside[:, [3, 1]]
+    return inside
+
+
+def _area(boxes_xyxy: Boxes) -> Fractions:
+    return np.prod(np.maximum(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], 0), axis=1)

@@ -1,0 +1,148 @@
+"""From a `Dataset` to batches on the way to the device: decode, augment, collate, in worker processes."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from multibox.data.augmentation import Operation, plan, project, render
+from multibox.data.samples import load_picture
+from multibox.structures import Dataset, Sample
+from multibox.tensors import Batch
+
+CACHE_BYTES = 2 << 30
+"""Decoded pictures are kept up to this much memory in all; the rest is decoded again each time."""
+MINIMUM_VISIBLE = 0.25
+"""An object of which a crop shows less than this share is not asked for."""
+
+Item = tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64], str, tuple[int, int]]
+
+
+class AugmentedPictures(TorchDataset[Item]):
+    """Pictures of the network's size with their labels; item (epoch, index) is the same whoever asks for it."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        size: tuple[int, int],
+        operations: Sequence[Operation],
+        *,
+        seed: int = 0,
+        fill: tuple[int, int, int] = (124, 116, 104),
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.dataset = dataset
+        self.size = size
+        self.operations = operations
+        self.seed = seed
+        self.fill = fill
+        self.cache: dict[int, NDArray[np.uint8]] = {}
+        self.cache_left = cache_bytes
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        """Return pixels [h, w, 3], boxes [N, 4] as fractions, labels [N], name and (width, height) of the original."""
+        epoch, index = key
+        sample = self.dataset[index]
+        picture = self._picture(index, sample)
+        rng = np.random.default_rng((self.seed, epoch, index))
+        # A crowd is a region of many objects: no single box to learn
+        keep = ~sample.crowd
+        boxes, labels = sample.boxes_xyxy[keep], sample.labels[keep]
+        view = plan(self.operations, picture.size, boxes, rng)
+        pixels = render(picture, view, self.size, self.fill)
+        seen = view.visible() >= MINIMUM_VISIBLE
+        return pixels, project(view, boxes[seen]), labels[seen], sample.name, picture.size
+
+    def _picture(self, index: int, sample: Sample) -> Image.Image:
+        if index in self.cache:
+            return Image.fromarray(self.cache[index])
+        picture = load_picture(sample)
+        pixels = np.asarray(picture)
+        if pixels.nbytes <= self.cache_left:
+            self.cache[index] = pixels
+            self.cache_left -= pixels.nbytes
+        return picture
+
+
+class EpochBatches:
+    """The order of the pictures of a whole run: batches of (epoch, index), each epoch shuffled by (seed, epoch).
+
+    It can start anywhere, so a resumed run sees exactly the pictures that the interrupted one had left.
+    """
+
+    def __init__(self, pictures: int, batch_size: int, epochs: int, *, seed: int = 0, start_step: int = 0) -> None:
+        self.pictures = pictures
+        self.batch_size = min(batch_size, pictures)
+        self.epochs = epochs
+        self.seed = seed
+        self.start_step = start_step
+        # The last, smaller batch is left out: its pictures come in other epochs, and every step has one shape
+        self.steps_per_epoch = pictures // self.batch_size
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch - self.start_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        first, skip = divmod(self.start_step, self.steps_per_epoch)
+        for epoch in range(first, self.epochs):
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.pictures)
+            for batch in range(skip, self.steps_per_epoch):
+                chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                yield [(epoch, int(index)) for index in chosen]
+            skip = 0
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Stack pictures and pad their labels with -1 rows."""
+    pixels, boxes, labels, names, sizes = zip(*items, strict=True)
+    rows = max(1, *(len(each) for each in labels))
+    gt_xyxy = torch.full((len(items), rows, 4), -1.0)
+    gt_labels = torch.full((len(items), rows), -1, dtype=torch.int64)
+    for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        gt_xyxy[i, : len(label)] = torch.from_numpy(np.asarray(box, np.float32))
+        gt_labels[i, : len(label)] = torch.from_numpy(label)
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    return Batch(images, gt_xyxy, gt_labels, list(names), list(sizes))
+
+
+def make_loader(
+    pictures: AugmentedPictures, batches: EpochBatches | Sequence[list[tuple[int, int]]], workers: int, *, pin: bool
+) -> DataLoader[Any]:
+    """Return the loader that yields `Batch` in the order of `batches`."""
+    pictures.cache_left //= max(1, workers)
+    return DataLoader(
+        pictures,
+        batch_sampler=batches,  # pyright: ignore[reportArgumentType] - a list of keys is a batch
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        worker_init_fn=partial(_start_worker) if workers else None,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def choose_workers(asked: int) -> int:
+    """Return how many worker processes to use: all cores but one, at most 8, when -1 is asked for."""
+    return asked if asked >= 0 else min(8, max(1, (os.cpu_count() or 1) - 1))
+
+
+def in_order(pictures: int, batch_size: int) -> list[list[tuple[int, int]]]:
+    """Return batches of (0, index) over all pictures, in order, the last one smaller."""
+    return [[(0, i) for i in range(s, min(s + batch_size, pictures))] for s in range(0, pictures, batch_size)]
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C is the main process's business: it finishes the step and ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

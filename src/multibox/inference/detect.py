@@ -1,0 +1,42 @@
+"""From a network's outputs to `Detections` in pixels of the original pictures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from multibox.config import Config
+from multibox.models.anchors import make_anchors
+from multibox.postprocess import postprocess
+from multibox.structures import Detections
+from multibox.tensors import HeadOutputs
+
+
+def detect(
+    outputs: HeadOutputs,
+    sizes: Sequence[tuple[int, int]],
+    config: Config,
+    names: tuple[str, ...],
+    threshold: float | None = None,
+) -> list[Detections]:
+    """Post-process a batch; `sizes` are (width, height) of the original pictures, `threshold` replaces the config's."""
+    device = str(outputs.offsets.device)
+    anchors = make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size, device)
+    found = postprocess(
+        outputs,
+        anchors,
+        score=config.model.score,
+        variances=config.model.variances,
+        code=config.model.coder,
+        score_threshold=config.post.score_threshold if threshold is None else threshold,
+        nms_threshold=config.post.nms_threshold,
+        pre_nms_topk=config.post.pre_nms_topk,
+        max_detections=config.post.max_detections,
+    )
+    scale = torch.tensor([(w, h, w, h) for w, h in sizes], device=found.boxes_xyxy.device)
+    boxes = (found.boxes_xyxy * scale[:, None]).cpu().numpy()
+    scores, labels, counts = found.scores.cpu().numpy(), found.labels.cpu().numpy(), found.counts.cpu().tolist()
+    return [
+        Detections(boxes[i, :n].astype(np.float32), scores[i, :n], labels[i, :n].astype(np.int64), names)
+        for i, n in enumerate(counts)
+    ]

@@ -1,0 +1,102 @@
+"""A trained detector: load it, show it pictures, get `Detections`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from multibox.config import Config
+from multibox.data.pictures import read_picture, resize_picture
+from multibox.errors import PictureError, WeightsError
+from multibox.inference.detect import detect
+from multibox.models.build import build_model
+from multibox.models.checkpoint import load_checkpoint
+from multibox.models.ssd import SSD
+from multibox.structures import Detections
+
+Picture = str | Path | Image.Image | NDArray[np.uint8]
+BATCH = 16
+
+
+class Detector:
+    """A network with its config and class names."""
+
+    def __init__(self, model: SSD, config: Config, names: tuple[str, ...], device: str = "cpu") -> None:
+        self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+        self.config = config
+        self.names = names
+        self.device = device
+
+    @overload
+    def predict(self, picture: Picture, threshold: float = 0.3) -> Detections: ...
+    @overload
+    def predict(self, picture: Sequence[Picture], threshold: float = 0.3) -> list[Detections]: ...
+    def predict(self, picture: Picture | Sequence[Picture], threshold: float = 0.3) -> Detections | list[Detections]:
+        """Find objects in one picture or in a list of them.
+
+        Args:
+            picture: a path, a PIL picture or a uint8 RGB array [H, W, 3]; a list gives a list.
+            threshold: detections with lower scores are left out.
+
+        Raises:
+            PictureError: a file that is missing, truncated or no picture, or an array of another shape or type.
+        """
+        if isinstance(picture, str | Path | Image.Image | np.ndarray):
+            return self._predict([picture], threshold)[0]
+        found: list[Detections] = []
+        for start in range(0, len(picture), BATCH):
+            found += self._predict(picture[start : start + BATCH], threshold)
+        return found
+
+    @torch.inference_mode()
+    def _predict(self, pictures: Sequence[Picture], threshold: float) -> list[Detections]:
+        opened = [open_picture(picture) for picture in pictures]
+        pixels = np.stack([np.asarray(resize_picture(p, self.config.model.input_size)) for p in opened])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
+        return detect(self.model(images), [p.size for p in opened], self.config, self.names, threshold)
+
+
+def open_picture(picture: Picture) -> Image.Image:
+    """Return any accepted form of a picture as RGB."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise PictureError(
+                f"a picture given as an array must be uint8 RGB [H, W, 3], got {picture.dtype} {list(picture.shape)}"
+            )
+        return Image.fromarray(picture)
+    return read_picture(picture)
+
+
+def load(path: str | Path, *, device: str = "cpu", threads: int | None = None) -> Detector:
+    """Open a checkpoint or a run folder (its `best.safetensors`, or `last` where there is no best).
+
+    Args:
+        path: a `.safetensors` file or a run folder.
+        device: where to run, such as "cpu" or "cuda".
+        threads: CPU threads to use; None leaves PyTorch's setting.
+
+    Raises:
+        WeightsError: the file is missing, broken, foreign or of a newer version.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    checkpoint = load_checkpoint(find_weights(Path(path)))
+    model = build_model(checkpoint.config, len(checkpoint.names))
+    model.load_state_dict(dict(checkpoint.state))
+    return Detector(model, checkpoint.config, checkpoint.names, device)
+
+
+def find_weights(path: Path) -> Path:
+    """Return the weights file meant by a file or a run folder."""
+    if not path.is_dir():
+        return path
+    for name in ("best.safetensors", "last.safetensors"):
+        if (path / name).is_file():
+            return path / name
+    raise WeightsError(f"{path} holds neither best.safetensors nor last.safetensors; give a run folder or a model file")

@@ -1,0 +1,54 @@
+"""From config to network and anchors: the only reader of the config among the models."""
+
+import math
+from typing import cast
+
+import torch
+from torch import nn
+
+from multibox.config import Config, ModelConfig
+from multibox.errors import ConfigError
+from multibox.models.anchors import cell_shapes
+from multibox.models.backbones import find_backbone
+from multibox.models.heads import Heads
+from multibox.models.ssd import SSD
+
+
+def build_model(config: Config, classes: int, seed: int = 0) -> SSD:
+    """Make a network with fresh weights for `classes` classes; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = find_backbone(config.model.backbone)()
+        channels = cast("tuple[int, ...]", backbone.channels)
+        per_cell = [len(shapes) for shapes in cell_shapes(config.anchors, config.model.input_size)]
+        if len(per_cell) != len(channels):
+            raise ConfigError(
+                f"anchors describe {len(per_cell)} feature maps but {config.model.backbone} has {len(channels)}; "
+                "give one entry of anchors.sizes and anchors.ratios (or anchors.shapes) per map"
+            )
+        logits = classes + (config.model.score == "softmax")
+        model = SSD(backbone, Heads(channels, per_cell, logits), config.model.mean, config.model.std)
+        _initialize(model, config.model)
+    return model
+
+
+def _initialize(model: SSD, config: ModelConfig) -> None:
+    if config.init == "xavier":
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    if config.prior:
+        for head in model.heads.classification:
+            _set_prior(cast(nn.Conv2d, head), model.heads.logits, config)
+
+
+def _set_prior(head: nn.Conv2d, logits: int, config: ModelConfig) -> None:
+    """Start with `prior` as the probability of any object, so that the first loss is not all background."""
+    assert head.bias is not None
+    bias = head.bias.detach().view(-1, logits)
+    if config.score == "softmax":
+        bias[:, 0] = math.log((1 - config.prior) / config.prior * (logits - 1))
+    else:
+        bias[:] = math.log(config.prior / (1 - config.prior))

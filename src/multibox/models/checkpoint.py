@@ -1,0 +1,85 @@
+"""One safetensors file that holds a detector whole: weights, config, class names, metrics, source."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from multibox.config import Config
+from multibox.errors import WeightsError
+from multibox.files import write_bytes_whole
+from multibox.models.anchors import anchors_hash
+
+FORMAT_VERSION = 1
+_KNOWN = {"format_version", "config", "names", "anchors_hash", "metrics", "source", "license"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file of weights says."""
+
+    state: Mapping[str, Tensor]
+    config: Config
+    names: tuple[str, ...]
+    """Class names, without background."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Figures, with the command that measured them."""
+    source: str = ""
+    """Where the weights come from."""
+    license: str = ""
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint whole or not at all."""
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "config": checkpoint.config.to_dict(),
+        "names": list(checkpoint.names),
+        "anchors_hash": anchors_hash(checkpoint.config),
+        "metrics": checkpoint.metrics,
+        "source": checkpoint.source,
+        "license": checkpoint.license,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}
+    write_bytes_whole(path, save(tensors, {"multibox": json.dumps(metadata)}))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint that `save_checkpoint` wrote.
+
+    Raises:
+        WeightsError: the file is missing, broken, foreign, or of a newer version.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist; expected a .safetensors file or a run folder")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get("multibox")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file ({error}); was it copied whole?") from None
+    if metadata is None:
+        raise WeightsError(f"{path} holds weights but no multibox config; bring it over with `multibox import`")
+    return _parse(path, json.loads(metadata), state)
+
+
+def _parse(path: Path, values: dict[str, Any], state: dict[str, Tensor]) -> Checkpoint:
+    version = values.get("format_version")
+    if version != FORMAT_VERSION:
+        raise WeightsError(
+            f"{path} has format version {version}, this multibox reads {FORMAT_VERSION}; update multibox to open it"
+        )
+    unknown = sorted(values.keys() - _KNOWN)
+    if unknown:
+        raise WeightsError(f"{path} carries unknown entries ({', '.join(unknown)}); update multibox to open it")
+    config = Config.from_dict(values["config"], str(path))
+    if values["anchors_hash"] != anchors_hash(config):
+        raise WeightsError(f"{path}: this version makes other anchors from its config; its detections would be wrong")
+    return Checkpoint(
+        state, config, tuple(values["names"]), values["metrics"], values["source"], values["license"]
+    )

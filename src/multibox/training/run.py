@@ -1,0 +1,151 @@
+"""From a data set and names of a preset and a recipe to a run folder."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multibox import __version__
+from multibox.analysis.anchors import box_shapes, fit_shapes
+from multibox.config import Config
+from multibox.data.formats import find_splits, open_dataset
+from multibox.data.formats.common import OnBad
+from multibox.errors import ConfigError, DataError
+from multibox.files import write_text_whole
+from multibox.models.anchors import cell_shapes
+from multibox.models.build import build_model
+from multibox.models.weights import load_weights
+from multibox.presets import resolve
+from multibox.structures import Dataset
+from multibox.training.precision import choose_device, choose_precision
+from multibox.training.trainer import Trainer
+
+HELD_OUT = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What `multibox train` was asked for, beside the data."""
+
+    preset: str = "tinyssd"
+    recipe: str = "default"
+    epochs: int | None = None
+    weights: Path | None = None
+    out: Path | None = None
+    train_split: str | None = None
+    val_split: str | None = None
+    """None takes `val` or holds some training pictures out; "none" does without."""
+    format: str | None = None
+    on_bad: OnBad = "stop"
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    resume: bool = False
+    device: str = "auto"
+
+
+def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambda line: None) -> Trainer:
+    """Read the data, resolve the config, fit the anchors, build the network, make or reopen the run folder.
+
+    Args:
+        data: the data set.
+        options: what was asked for.
+        tell: gets the sentences a user should read, one by one.
+    """
+    changes = dict(options.changes)
+    if options.epochs is not None:
+        changes["train.epochs"] = options.epochs
+    config = resolve(options.preset, options.recipe, changes)
+    training, validation = open_splits(data, options)
+    for note in (*training.notes, *(validation.notes if validation else ())):
+        tell(note)
+    if options.resume:
+        folder, config = _reopen(options, config)
+    else:
+        folder = _new_folder(options)
+        config = fit_anchors(config, training)
+    device = choose_device(options.device)
+    precision = choose_precision(config.train, device)
+    model = build_model(config, len(training.class_names), config.train.seed)
+    if options.weights is not None and not options.resume:
+        tell(load_weights(model, options.weights, training.class_names))
+    source = f"multibox {__version__}, recipe {config.recipe}, trained on {data} ({training.split})"
+    trainer = Trainer(
+        model, config, training, validation, folder, device=device, precision=precision, source=source
+    )
+    if options.resume:
+        trainer.resume()
+    else:
+        write_text_whole(folder / "config.toml", config.to_toml())
+    tell(_summary(trainer, data))
+    return trainer
+
+
+def open_splits(data: Path, options: RunOptions) -> tuple[Dataset, Dataset | None]:
+    """Return the training split, and the validation split or a part held out of the training split."""
+    splits = find_splits(data, options.format)
+    train_split = options.train_split or ("train" if "train" in splits else None)
+
+    def read(split: str | None, names: tuple[str, ...] | None = None) -> Dataset:
+        return open_dataset(data, split, format=options.format, class_names=names, on_bad=options.on_bad)
+
+    training = read(train_split)
+    if options.val_split == "none":
+        return training, None
+    val_split = options.val_split or next((s for s in ("val", "valid", "val2017", "validation") if s in splits), None)
+    if val_split is not None and val_split != training.split:
+        return training, read(val_split, training.class_names)
+    if len(training) < 2:
+        raise DataError(f"{data}: {len(training)} picture is too few to train and validate; add more, or --val-split none")
+    held = held_out(training.names)
+    return training.subset([i for i in range(len(training)) if i not in held]), training.subset(sorted(held))
+
+
+def held_out(names: list[str]) -> set[int]:
+    """Return the pictures to hold out: a tenth, chosen by a hash of the name, so that it stays the same tenth."""
+    order = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
+    return set(order[: max(1, round(len(names) * HELD_OUT))])
+
+
+def fit_anchors(config: Config, training: Dataset) -> Config:
+    """Replace the preset's anchor shapes by ones fitted to the training boxes, where the recipe asks for it."""
+    if not config.anchors.fit:
+        return config
+    base = cell_shapes(config.anchors, config.model.input_size)
+    shapes = fit_shapes(box_shapes(training), base, config.anchors.fit)
+    fitted = dataclasses.replace(config.anchors, style="shapes", shapes=shapes, sizes=(), ratios=(), fit=0)
+    return dataclasses.replace(config, anchors=fitted)
+
+
+def _new_folder(options: RunOptions) -> Path:
+    if options.out is not None:
+        if options.out.exists() and any(options.out.iterdir()):
+            raise ConfigError(f"{options.out} is not empty; give another --out, or --resume to go on with the run there")
+        options.out.mkdir(parents=True, exist_ok=True)
+        return options.out
+    number = 1
+    while (folder := Path("runs") / f"{options.preset}-{number}").exists():
+        number += 1
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _reopen(options: RunOptions, config: Config) -> tuple[Path, Config]:
+    if options.out is None:
+        raise ConfigError("--resume needs --out, the run folder to go on with")
+    path = options.out / "config.toml"
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist, so {options.out} is no run to resume")
+    return options.out, Config.from_toml(path.read_text(encoding="utf-8"), str(path))
+
+
+def _summary(trainer: Trainer, data: Path) -> str:
+    training, validation = trainer.training, trainer.validation
+    held = f"{len(validation.dataset)} for validation ({validation.dataset.split})" if validation else "no validation"
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    return (
+        f"{data}: {len(training)} pictures ({training.split}), {held}, classes {', '.join(training.class_names)}\n"
+        f"{trainer.config.preset}, recipe {trainer.config.recipe}: {parameters:,} parameters, "
+        f"{trainer.batches.epochs} epochs of {trainer.batches.steps_per_epoch} steps, "
+        f"{trainer.precision} on {trainer.device}, folder {trainer.folder}"
+    )

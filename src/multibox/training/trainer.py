@@ -1,0 +1,178 @@
+"""The training loop; everything it calls is a named helper beside it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from multibox.config import Config
+from multibox.data.augmentation import find_augmentation
+from multibox.data.loading import AugmentedPictures, EpochBatches, choose_workers, make_loader
+from multibox.errors import MultiboxError
+from multibox.losses.multibox import multibox_loss
+from multibox.losses.targets import make_targets
+from multibox.models.anchors import make_anchors
+from multibox.models.checkpoint import Checkpoint, save_checkpoint
+from multibox.models.ssd import SSD
+from multibox.structures import Dataset
+from multibox.tensors import Batch, LossParts
+from multibox.training.average import make_average
+from multibox.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from multibox.training.precision import autocast
+from multibox.training.records import Means, Records, Row
+from multibox.training.state import load_state, save_state
+from multibox.training.validation import Validation
+
+
+class Trainer:
+    """One run: a network, its data, and a folder that always holds a resumable state."""
+
+    def __init__(
+        self,
+        model: SSD,
+        config: Config,
+        training: Dataset,
+        validation: Dataset | None,
+        folder: Path,
+        *,
+        device: str,
+        precision: str,
+        source: str = "",
+        watch: Callable[["Trainer", LossParts], None] = lambda trainer, parts: None,
+        say: Callable[[Row], None] = lambda row: None,
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.device = device
+        self.precision = precision
+        self.source = source
+        self.watch = watch
+        self.say = say
+        self.names = training.class_names
+        self.model = model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.average = make_average(self.model, config.train.ema)
+        self.optimizer = make_optimizer(self.model, config.train)
+        self.validation = Validation(validation, config, device, precision) if validation is not None else None
+        self.training = training
+        self.batches = EpochBatches(len(training), config.train.batch_size, epochs=1, seed=config.train.seed)
+        self.batches.epochs = count_epochs(config, self.batches.steps_per_epoch)
+        self.steps = self.batches.epochs * self.batches.steps_per_epoch
+        self.step = 0
+        self.best = -1.0
+        self.seconds = 0.0
+        self.means = Means()
+        self.records = Records(folder, [])
+
+    def resume(self) -> None:
+        """Go on from the folder's state, with the very pictures and learning rates that were left."""
+        notes = load_state(self.folder, self.model, self.average, self.optimizer)
+        self.step, self.best = notes["step"], notes["best"]
+        self.seconds = notes["seconds"]
+        self.means.sums = {k: torch.tensor(v, dtype=torch.float64, device=self.device) for k, v in notes["sums"].items()}
+        self.records.rows = notes["rows"]
+
+    def fit(self) -> None:
+        """Train to the end. Ctrl-C (KeyboardInterrupt) saves the state after the current step and is raised again."""
+        self.batches.start_step = self.step
+        started = time.monotonic()
+        self.model.train()
+        try:
+            for batch in self._loader():
+                rate = learning_rate(self.step, self.steps, self.config.train)
+                set_learning_rate(self.optimizer, rate)
+                parts = self._train_step(batch.to(self.device))
+                self.step += 1
+                self.watch(self, parts)
+                if self.step % self.batches.steps_per_epoch == 0:
+                    now = time.monotonic()
+                    self.seconds, started = self.seconds + now - started, now
+                    self._end_epoch(rate, batch)
+        except KeyboardInterrupt:
+            self.seconds += time.monotonic() - started
+            self.save()
+            raise
+
+    def _train_step(self, batch: Batch) -> LossParts:
+        with autocast(self.precision, self.device):
+            outputs = self.model(batch.images)
+        anchors = make_anchors(self.config.anchors, outputs.feature_shapes, self.config.model.input_size, self.device)
+        targets = make_targets(anchors, batch.gt_xyxy, batch.gt_labels, self.config.matching, self.config.model)
+        parts = multibox_loss(outputs, targets, self.config.loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts.total.backward()
+        if self.config.train.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.means.add(outputs, targets, parts, self.config)
+        return parts
+
+    def _loader(self):  # noqa: ANN202
+        train = self.config.train
+        fill = tuple(round(v) for v in self.config.model.mean)
+        pictures = AugmentedPictures(
+            self.training,
+            self.config.model.input_size,
+            find_augmentation(train.augmentation),
+            seed=train.seed,
+            fill=(fill[0], fill[1], fill[2]),
+        )
+        return make_loader(pictures, self.batches, choose_workers(train.workers), pin=self.device != "cpu")
+
+    def _end_epoch(self, rate: float, batch: Batch) -> None:
+        epoch = self.step // self.batches.steps_per_epoch
+        row: Row = {"epoch": epoch, "step": self.step, "learning_rate": rate, **self.means.row()}
+        if not torch.isfinite(torch.tensor(row["total_loss"] or 0.0)):
+            raise MultiboxError(
+                f"the loss became {row['total_loss']} in epoch {epoch} (last pictures: {', '.join(batch.names[:4])} ...); "
+                "lower the learning rate, such as --set train.lr="
+                f"{self.config.train.lr / 4:g}, and look at the labels with `multibox data show`"
+            )
+        row["seconds"] = self.seconds
+        self.means, self.seconds = Means(), 0.0
+        every = validation_interval(self.config, self.batches.epochs)
+        if self.validation is not None and (epoch % every == 0 or epoch == self.batches.epochs):
+            row |= self.validation.score(self.weights())
+            self.model.train()
+        self.records.add(row)
+        self.save()
+        self.say(row)
+
+    def weights(self) -> SSD:
+        """Return the network that is validated and shipped: the average where there is one."""
+        return self.model if self.average is None else self.average.module  # pyright: ignore[reportReturnType]
+
+    def save(self) -> None:
+        """Write last and best checkpoint, metrics and state."""
+        last = self.records.rows[-1] if self.records.rows else {}
+        metrics = {name: value for name, value in last.items() if name.startswith("val_")}
+        state = self.weights().state_dict()
+        checkpoint = Checkpoint(state, self.config, self.names, {"training": metrics}, self.source)
+        save_checkpoint(self.folder / "last.safetensors", checkpoint)
+        score = last.get("val_map50")
+        if score is not None and score > self.best:
+            self.best = float(score)
+            save_checkpoint(self.folder / "best.safetensors", checkpoint)
+        self.records.save()
+        notes = {
+            "step": self.step,
+            "best": self.best,
+            "seconds": self.seconds,
+            "sums": {name: value.item() for name, value in self.means.sums.items()},
+            "rows": self.records.rows,
+        }
+        save_state(self.folder, self.model, self.average, self.optimizer, notes)
+
+
+def count_epochs(config: Config, steps_per_epoch: int) -> int:
+    """Return the epochs of a run: as set, or as many as `train.steps` needs."""
+    if config.train.epochs > 0:
+        return config.train.epochs
+    return max(1, -(-config.train.steps // steps_per_epoch))
+
+
+def validation_interval(config: Config, epochs: int) -> int:
+    """Return the epochs between validations: as set, or about twenty validations a run."""
+    return config.train.validate_every or max(1, epochs // 20)

@@ -1,0 +1,52 @@
+"""How good the weights are on held-out pictures: loss and mAP in one pass."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from multibox.config import Config
+from multibox.data.loading import AugmentedPictures, in_order, make_loader
+from multibox.evaluation.voc import quick_map
+from multibox.inference.detect import detect
+from multibox.losses.multibox import multibox_loss
+from multibox.losses.targets import make_targets
+from multibox.models.anchors import make_anchors
+from multibox.models.ssd import SSD
+from multibox.structures import Dataset, Detections
+from multibox.training.precision import autocast
+
+if TYPE_CHECKING:
+    from multibox.training.records import Row
+
+
+class Validation:
+    """A split held out of training, decoded once and scored as often as asked."""
+
+    def __init__(self, dataset: Dataset, config: Config, device: str, precision: str) -> None:
+        self.dataset = dataset
+        self.config = config
+        self.device = device
+        self.precision = precision
+        self.pictures = AugmentedPictures(dataset, config.model.input_size, ())
+
+    @torch.inference_mode()
+    def score(self, model: SSD) -> "Row":
+        """Return validation loss and mAP@0.5; the network is put into evaluation mode and left there."""
+        model.eval()
+        batches = in_order(len(self.dataset), self.config.train.batch_size)
+        found: list[Detections] = []
+        losses: list[torch.Tensor] = []
+        for batch in make_loader(self.pictures, batches, 0, pin=False):
+            batch = batch.to(self.device)
+            with autocast(self.precision, self.device):
+                outputs = model(batch.images)
+            anchors = make_anchors(
+                self.config.anchors, outputs.feature_shapes, self.config.model.input_size, self.device
+            )
+            targets = make_targets(
+                anchors, batch.gt_xyxy, batch.gt_labels, self.config.matching, self.config.model
+            )
+            losses.append(multibox_loss(outputs, targets, self.config.loss).total * len(batch.names))
+            found += detect(outputs, batch.sizes, self.config, self.dataset.class_names)
+        loss = torch.stack(losses).sum().item() / len(self.dataset)
+        return {"val_loss": loss, "val_map50": quick_map(found, self.dataset, self.dataset.class_names)}
