@@ -283,17 +283,15 @@ def _header(file: Path, first: list[tuple[int, list[str]]]) -> tuple[dict[str, i
 
 
 def _refuse_fractions(table: _Table) -> None:
-    highest = 0.0
-    for row in itertools.islice(table, 100):
-        highest = max([highest, *map(_size_of_number, row.corners)])
-    if 0.0 < highest <= 1.0:
+    values = [_number(text) for row in itertools.islice(table, 100) for text in row.corners]
+    if any(0.0 < value < 1.0 for value in values) and max(values) <= 1.0:
         raise DataError(
             f"{table.file}: the corners are fractions of the picture, expected pixels; multiply them by its size"
         )
 
 
-def _size_of_number(text: str) -> float:
+def _number(text: str) -> float:
     try:
-        return abs(float(text.replace(",", ".")))
+        return float(text.replace(",", "."))
     except ValueError:
         return 0.0

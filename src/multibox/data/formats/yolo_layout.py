@@ -90,7 +90,7 @@ def _from_yaml(path: Path) -> Layout:
         if not (is_split_name(split) or _is_folder_entry(entry, base)):
             continue
         entries = [str(one) for one in (entry if isinstance(entry, list) else [entry]) if one]
-        places = [_existing(base, [one]) or _existing(path.parent, tails(_clean(one))) for one in entries]
+        places = [_existing(base, [one]) or _existing(path.parent, _tails(one)) for one in entries]
         if split == "test" and None in places:
             continue  # exporters write a test line whether or not there is a test folder
         for one, place in zip(entries, places, strict=True):
@@ -152,10 +152,10 @@ def _yaml_classes(content: dict[str, Any], path: Path) -> dict[int, str] | None:
 def _from_darknet(path: Path) -> Layout:
     pairs = (line.partition("=") for line in read_lines(path) if "=" in line)
     content = {key.strip(): value.strip() for key, _, value in pairs}
-    names = _existing(path.parent, tails(_clean(content.get("names", "obj.names"))))
+    names = _existing(path.parent, _tails(content.get("names", "obj.names")))
     sources: dict[str, list[Path]] = {}
     for key, split in (("train", "train"), ("valid", "val"), ("test", "test")):
-        place = _existing(path.parent, tails(_clean(content[key]))) if key in content else None
+        place = _existing(path.parent, _tails(content[key])) if key in content else None
         if place is not None:
             sources[split] = [place]
     if names is None or not sources:
@@ -205,8 +205,11 @@ def _read_classes(path: Path) -> dict[int, str]:
     return dict(enumerate(read_lines(path)))
 
 
-def _clean(text: str) -> str:
-    return "/".join(part for part in text.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+def _tails(text: str) -> list[str]:
+    clean = "/".join(part for part in text.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+    whole, *rest = tails(clean)
+    # The last part alone is too little for a folder: every data set has one called images.
+    return [whole, *(tail for tail in rest if "/" in tail or "." in tail)]
 
 
 def _existing(base: Path, texts: Iterable[str]) -> Path | None:

@@ -1,0 +1,28 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The real sets beside the repository."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here: the real sets are not part of the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Path]:
+    """Write a small picture of a given size; the suffix says in which format."""
+
+    def write(path: Path, size: tuple[int, int] = (100, 50), shade: int = 128) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (shade, shade, shade)).save(path)
+        return path
+
+    return write
