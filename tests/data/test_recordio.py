@@ -123,6 +123,13 @@ def test_a_list_file_with_pictures_beside(tmp_path: Path, picture: Callable[...,
         open_dataset(tmp_path)
 
 
+def test_a_list_beside_names_the_records_if_it_can(pikachu: Path) -> None:
+    (pikachu / "train.lst").write_text("4\t2\t5\t0\t0.1\t0.1\t0.3\t0.3\tsub/b.jpg\n11\t0\ta.jpg\n")
+    assert open_dataset(pikachu, "train").names == ["a.jpg", "sub/b.jpg"]
+    (pikachu / "train.lst").write_text("whatever\n")
+    assert open_dataset(pikachu, "train").names == ["11", "4"]
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     pieces=st.lists(st.one_of(st.just(MAGIC), st.binary(max_size=9)), max_size=6),

@@ -167,6 +167,28 @@ def test_two_label_files_for_one_picture(tree: Path) -> None:
     assert len(open_dataset(tree, on_bad="skip")) == 3
 
 
+def test_one_picture_under_two_names(tree: Path) -> None:
+    (tree / "Annotations" / "copies").mkdir()
+    xml(tree, annotation("b.jpg", thing()), "copies/b")
+    (tree / "ImageSets" / "Main" / "train.txt").write_text("b\ncopies/b\n")
+    with pytest.raises(DataError, match=r"copies/b\.jpg is labelled by .*Annotations/b\.xml and .*copies/b\.xml"):
+        open_dataset(tree, "train")
+    assert open_dataset(tree, "train", on_bad="skip").names == ["b.jpg"]
+
+
+def test_a_single_file_that_is_no_xml_is_still_a_voc_tree(tmp_path: Path, picture: Picture) -> None:
+    picture(tmp_path / "JPEGImages" / "a.jpg")
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "a.xml").write_text("hello")
+    with pytest.raises(DataError, match=r"a\.xml is no XML"):
+        open_dataset(tmp_path)
+    (tmp_path / "Annotations" / "a.xml").write_text("<?xml version='1.0'?><annotations><image/></annotations>")
+    with pytest.raises(DataError, match="is no data set"):
+        open_dataset(tmp_path)
+    (tmp_path / "Annotations" / "a.xml").write_bytes(annotation("a.jpg", thing("Ü")).encode("utf-16"))
+    assert open_dataset(tmp_path).class_names == ("Ü",)
+
+
 def test_a_stale_filename_inside_does_not_mislead(tree: Path) -> None:
     xml(tree, annotation("C:\\photos\\a.jpg", thing()), "b")
     assert open_dataset(tree, "train").names == ["b.jpg", "c.jpg"]

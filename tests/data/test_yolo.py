@@ -142,6 +142,15 @@ def test_without_data_yaml(tree: Path, picture: Picture) -> None:
     assert held.names == ["IMG 1.JPG"] and held.labels.tolist() == [1]
 
 
+def test_label_studio_and_coco128(tree: Path) -> None:
+    (tree / "data.yaml").unlink()
+    (tree / "classes.txt").write_text("cat\ndog\n")
+    (tree / "notes.json").write_text('{"categories": [{"id": 0, "name": "cat"}], "info": {"year": 2024}}')
+    for kind in ("images", "labels"):
+        (tree / kind / "train").rename(tree / kind / "train2017")
+    assert find_splits(tree) == ["train2017", "val"] and len(open_dataset(tree.parent, "train")) == 2
+
+
 def test_darknet(shared: Path) -> None:
     held = open_dataset(shared / "voc100" / "gts" / "yolo_format", "train")
     assert (len(held), len(held.labels), len(held.class_names)) == (100, 273, 20)

@@ -220,6 +220,10 @@ def _label_files(folder: Path) -> list[Path]:
 def _looks_like_coco(file: Path) -> bool:
     try:
         with file.open("rb") as stream:
-            return _COCO_KEY.match(stream.read(4096).removeprefix(b"\xef\xbb\xbf")) is not None
+            start = stream.read(4096).removeprefix(b"\xef\xbb\xbf")
+            if not _COCO_KEY.match(start):
+                return False
+            # A file of categories alone (Label Studio's notes.json) is none; the lists may come after many categories.
+            return b'"images"' in start or b'"images"' in stream.read()
     except OSError:
         return False

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.data.formats.common import ADVICE, ReadOptions, counted
+from multibox.data.formats.common import ADVICE, SKIP, ReadOptions, counted
 from multibox.errors import DataError, PictureError, did_you_mean
 from multibox.structures import Boxes, Dataset, Flags, Labels
 
@@ -28,6 +28,7 @@ class Columns:
         self.offsets: list[int | None] = []
         self.sources: list[Path] = []
         self._seen: dict[str, Path] = {}
+        self._files: dict[str, Path] = {}
         self._boxes, self._owners, self._labels = array("d"), array("q"), array("q")
         self._difficult, self._crowd = bytearray(), bytearray()
         self._counts: dict[tuple[str, str], list[str]] = {}
@@ -37,14 +38,13 @@ class Columns:
         self, name: str, path: Path, source: Path, size: tuple[int, int] | None = None, offset: int | None = None
     ) -> int | None:
         """Add a picture and return its row, or None where the name was there already and is skipped."""
-        if name in self._seen:
-            first = self._seen[name]
-            other = f"{source} and {first}" if source != first else f"{source}, twice"
-            self.bad(
-                f"picture {name} is labelled by {other}; leave one of them, or use --on-bad skip", name, "duplicate"
-            )
+        key = f"{path}@{offset}"
+        first = self._seen.get(name) or self._files.get(key)
+        if first is not None:
+            other = f"{first} and {source}" if source != first else f"{source}, twice"
+            self.bad(f"picture {name} is labelled by {other}; leave one of them, or {SKIP}", name, "duplicate")
             return None
-        self._seen[name] = source
+        self._seen[name] = self._files[key] = source
         self.names.append(name)
         self.paths.append(path)
         self.sizes.append(size)

@@ -79,8 +79,7 @@ def read_record_picture(path: str | Path, offset: int) -> bytes:
 
 
 def _add_records(columns: Columns, file: Path, names: list[str] | None, names_file: Path | None) -> int:
-    listed = file.with_suffix(".lst")
-    called = {row.key: row.picture for row in _read_list(listed)} if listed.is_file() else {}
+    called = _names_in_list(file.with_suffix(".lst"))
     highest, seen = -1, set[str]()
     for number, (offset, record) in enumerate(_records(file)):
         name = safe_name(called.get(record.key, "")) or str(record.key)
@@ -202,6 +201,13 @@ def _read_list(file: Path) -> Iterator[_Listed]:
         except (ValueError, IndexError):
             expected = "expected a number, the label and a picture, with tabs between"
             raise DataError(f"{file}, line {number}: {expected}, got {line[:60]!r}; make it with im2rec") from None
+
+
+def _names_in_list(file: Path) -> dict[int, str]:
+    try:
+        return {row.key: row.picture for row in _read_list(file)} if file.is_file() else {}
+    except DataError:
+        return {}  # it only gives names to what the .rec holds
 
 
 def _highest_class(file: Path) -> int:

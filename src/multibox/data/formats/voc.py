@@ -1,5 +1,6 @@
 """PASCAL VOC: one XML file a picture, lists of pictures in ImageSets/Main; also the trees people make of it."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,24 +182,27 @@ def _beside(source: _Split) -> list[Path]:
 def _xml_folder(folder: Path) -> Path | None:
     for name in _XML_FOLDERS:
         place = child(folder, name)
-        if place is not None and _holds_voc(place, files_below(place, ".xml")):
+        if place is not None and _holds_voc(place, files_below(place, ".xml"), by_name=True):
             return place
     here = [path.name for path in files_in(folder, ".xml")]
-    return folder if _holds_voc(folder, here) else None
+    return folder if _holds_voc(folder, here, by_name=False) else None
 
 
-def _holds_voc(folder: Path, names: list[str]) -> bool:
-    # A few are enough: one may be broken, and the reader says so.
-    return any(_looks_like_voc(folder / name) for name in names[:5])
+def _holds_voc(folder: Path, names: list[str], *, by_name: bool) -> bool:
+    # A few are enough: one may be broken, and the reader says so. In Annotations even a file that is no XML counts.
+    starts = [_start(folder / name) for name in names[:5]]
+    voc = re.compile(rb"<annotation[\s>]")
+    return any(
+        voc.search(start) or (by_name and not start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"<")) for start in starts
+    )
 
 
-def _looks_like_voc(path: Path) -> bool:
+def _start(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            start = file.read(600).replace(b"\0", b"")
+            return file.read(600).replace(b"\0", b"").removeprefix(b"\xff\xfe").removeprefix(b"\xfe\xff")
     except OSError:
-        return False
-    return any(b"<annotation" + end in start for end in (b">", b" ", b"\r", b"\n", b"\t"))
+        return b""
 
 
 def _list_files(folder: Path) -> dict[str, Path]:
