@@ -1,3 +1,63 @@
 """Single-shot detectors (SSD): train on your own pictures, see why it works or fails, ship one small file."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multibox import losses, ops
+    from multibox.api import create, evaluate, train
+    from multibox.config import Config
+    from multibox.errors import MultiboxError
+    from multibox.inference.detector import Detector, load
+    from multibox.structures import Dataset, Detections, Sample
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "Dataset",
+    "Detections",
+    "Detector",
+    "MultiboxError",
+    "Sample",
+    "create",
+    "evaluate",
+    "load",
+    "losses",
+    "ops",
+    "train",
+]
+
+_HOMES = {
+    "Config": "multibox.config",
+    "Dataset": "multibox.structures",
+    "Detections": "multibox.structures",
+    "Detector": "multibox.inference.detector",
+    "MultiboxError": "multibox.errors",
+    "Sample": "multibox.structures",
+    "create": "multibox.api",
+    "evaluate": "multibox.api",
+    "load": "multibox.inference.detector",
+    "losses": "multibox.losses",
+    "ops": "multibox.ops",
+    "train": "multibox.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import multibox` is instant and needs no torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'multibox' has no attribute {name!r}")
+    try:
+        home = importlib.import_module(_HOMES[name])
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "torchvision", "jaxtyping"):
+            from multibox.errors import MissingExtraError
+
+            raise MissingExtraError(f"multibox.{name}", "train") from None
+        raise
+    return home if name in ("losses", "ops") else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

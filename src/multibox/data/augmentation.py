@@ -176,9 +176,7 @@ def find_augmentation(name: str) -> tuple[Operation, ...]:
     return AUGMENTATIONS[name]
 
 
-def plan(
-    operations: Sequence[Operation], size: tuple[int, int], boxes_xyxy: Boxes, rng: np.random.Generator
-) -> View:
+def plan(operations: Sequence[Operation], size: tuple[int, int], boxes_xyxy: Boxes, rng: np.random.Generator) -> View:
     """Draw all random numbers of one picture: `size` is (width, height), boxes are in its pixels."""
     view = View(*size, boxes_xyxy)
     for operation in operations:
@@ -186,9 +184,7 @@ def plan(
     return view
 
 
-def render(
-    picture: Image.Image, view: View, size: tuple[int, int], fill: tuple[int, int, int]
-) -> NDArray[np.uint8]:
+def render(picture: Image.Image, view: View, size: tuple[int, int], fill: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Return the pixels the view shows, uint8 RGB [h, w, 3] of `size` (height, width); `fill` is beyond the picture."""
     x1, y1, x2, y2 = view.window
     inner = (max(x1, 0.0), max(y1, 0.0), min(x2, float(view.width)), min(y2, float(view.height)))

@@ -42,16 +42,12 @@ def multibox_loss(outputs: HeadOutputs, targets: Targets, config: LossConfig) ->
     return LossParts(total, classification, localization, total.new_zeros(()), positives)
 
 
-def select_anchors(
-    logits: Float[Tensor, "b a k"], targets: Targets, config: LossConfig
-) -> Bool[Tensor, "b a"]:
+def select_anchors(logits: Float[Tensor, "b a k"], targets: Targets, config: LossConfig) -> Bool[Tensor, "b a"]:
     """Return the anchors whose class is learnt: positives, and mined negatives or all of them."""
     if config.negative_ratio <= 0:
         return targets.labels != IGNORE
     positive = targets.labels > BACKGROUND
-    candidate = (targets.labels == BACKGROUND) & negative_candidates(
-        positive, targets.overlap, config.negative_overlap
-    )
+    candidate = (targets.labels == BACKGROUND) & negative_candidates(positive, targets.overlap, config.negative_overlap)
     loss = background_loss(logits.detach(), config)
     return positive | mine_hard_negatives(loss, positive, candidate, config.negative_ratio, config.minimum_negatives)
 
@@ -63,9 +59,7 @@ def background_loss(logits: Float[Tensor, "b a k"], config: LossConfig) -> Float
     return torch.logsumexp(logits, -1) - logits[..., BACKGROUND]
 
 
-def _classification(
-    logits: Float[Tensor, "b a k"], targets: Targets, config: LossConfig
-) -> Float[Tensor, "b a"]:
+def _classification(logits: Float[Tensor, "b a k"], targets: Targets, config: LossConfig) -> Float[Tensor, "b a"]:
     if config.classification == "cross_entropy":
         return cross_entropy(logits, targets.labels)
     if config.classification == "focal":

@@ -58,6 +58,4 @@ def make_targets(
 def _match(anchors_xyxy: Tensor, gt_xyxy: Tensor, valid: Tensor, matching: MatchingConfig) -> Assignment:
     if matching.matcher == "dual_max":
         return match_dual_max(anchors_xyxy, gt_xyxy, valid, low=matching.low, high=matching.threshold)
-    return match_bipartite(
-        anchors_xyxy, gt_xyxy, valid, threshold=matching.threshold, inclusive=matching.inclusive
-    )
+    return match_bipartite(anchors_xyxy, gt_xyxy, valid, threshold=matching.threshold, inclusive=matching.inclusive)

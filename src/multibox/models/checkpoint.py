@@ -80,6 +80,4 @@ def _parse(path: Path, values: dict[str, Any], state: dict[str, Tensor]) -> Chec
     config = Config.from_dict(values["config"], str(path))
     if values["anchors_hash"] != anchors_hash(config):
         raise WeightsError(f"{path}: this version makes other anchors from its config; its detections would be wrong")
-    return Checkpoint(
-        state, config, tuple(values["names"]), values["metrics"], values["source"], values["license"]
-    )
+    return Checkpoint(state, config, tuple(values["names"]), values["metrics"], values["source"], values["license"])

@@ -20,8 +20,8 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
         keep = min(decay, (1 + int(count)) / (10 + int(count)))
         # AveragedModel hands over one number type at a time; the other one is batch norm's counter
         if averaged[0].is_floating_point():
-            torch._foreach_lerp_(list(averaged), list(current), 1 - keep)
+            torch._foreach_lerp_(list(averaged), list(current), 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
         else:
-            torch._foreach_copy_(list(averaged), list(current))
+            torch._foreach_copy_(list(averaged), list(current))  # pyright: ignore[reportPrivateImportUsage]
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

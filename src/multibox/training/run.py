@@ -70,9 +70,7 @@ def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambd
     if options.weights is not None and not options.resume:
         tell(load_weights(model, options.weights, training.class_names))
     source = f"multibox {__version__}, recipe {config.recipe}, trained on {data} ({training.split})"
-    trainer = Trainer(
-        model, config, training, validation, folder, device=device, precision=precision, source=source
-    )
+    trainer = Trainer(model, config, training, validation, folder, device=device, precision=precision, source=source)
     if options.resume:
         trainer.resume()
     else:
@@ -96,7 +94,9 @@ def open_splits(data: Path, options: RunOptions) -> tuple[Dataset, Dataset | Non
     if val_split is not None and val_split != training.split:
         return training, read(val_split, training.class_names)
     if len(training) < 2:
-        raise DataError(f"{data}: {len(training)} picture is too few to train and validate; add more, or --val-split none")
+        raise DataError(
+            f"{data}: {len(training)} picture is too few to train and validate; add more, or --val-split none"
+        )
     held = held_out(training.names)
     return training.subset([i for i in range(len(training)) if i not in held]), training.subset(sorted(held))
 
@@ -120,7 +120,9 @@ def fit_anchors(config: Config, training: Dataset) -> Config:
 def _new_folder(options: RunOptions) -> Path:
     if options.out is not None:
         if options.out.exists() and any(options.out.iterdir()):
-            raise ConfigError(f"{options.out} is not empty; give another --out, or --resume to go on with the run there")
+            raise ConfigError(
+                f"{options.out} is not empty; give another --out, or --resume to go on with the run there"
+            )
         options.out.mkdir(parents=True, exist_ok=True)
         return options.out
     number = 1

@@ -1,7 +1,7 @@
 """The training loop; everything it calls is a named helper beside it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from multibox.data.augmentation import find_augmentation
 from multibox.data.loading import AugmentedPictures, EpochBatches, choose_workers, make_loader
 from multibox.errors import MultiboxError
 from multibox.losses.multibox import multibox_loss
+from multibox.losses.penalty import l2_penalty
 from multibox.losses.targets import make_targets
 from multibox.models.anchors import make_anchors
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
@@ -69,7 +70,9 @@ class Trainer:
         notes = load_state(self.folder, self.model, self.average, self.optimizer)
         self.step, self.best = notes["step"], notes["best"]
         self.seconds = notes["seconds"]
-        self.means.sums = {k: torch.tensor(v, dtype=torch.float64, device=self.device) for k, v in notes["sums"].items()}
+        self.means.sums = {
+            k: torch.tensor(v, dtype=torch.float64, device=self.device) for k, v in notes["sums"].items()
+        }
         self.records.rows = notes["rows"]
 
     def fit(self) -> None:
@@ -109,7 +112,7 @@ class Trainer:
         self.means.add(outputs, targets, parts, self.config)
         return parts
 
-    def _loader(self):  # noqa: ANN202
+    def _loader(self) -> Iterable[Batch]:
         train = self.config.train
         fill = tuple(round(v) for v in self.config.model.mean)
         pictures = AugmentedPictures(
@@ -123,12 +126,13 @@ class Trainer:
 
     def _end_epoch(self, rate: float, batch: Batch) -> None:
         epoch = self.step // self.batches.steps_per_epoch
-        row: Row = {"epoch": epoch, "step": self.step, "learning_rate": rate, **self.means.row()}
+        with torch.no_grad():
+            penalty = l2_penalty(self.model.named_parameters(), self.config.train.weight_decay).item()
+        row: Row = {"epoch": epoch, "step": self.step, "learning_rate": rate, "l2_loss": penalty, **self.means.row()}
         if not torch.isfinite(torch.tensor(row["total_loss"] or 0.0)):
             raise MultiboxError(
-                f"the loss became {row['total_loss']} in epoch {epoch} (last pictures: {', '.join(batch.names[:4])} ...); "
-                "lower the learning rate, such as --set train.lr="
-                f"{self.config.train.lr / 4:g}, and look at the labels with `multibox data show`"
+                f"the loss became {row['total_loss']} in epoch {epoch} (last pictures: {', '.join(batch.names[:4])}); "
+                f"lower the learning rate, such as --set train.lr={self.config.train.lr / 4:g}, and look at the labels with `multibox data show`"
             )
         row["seconds"] = self.seconds
         self.means, self.seconds = Means(), 0.0

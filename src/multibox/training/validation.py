@@ -43,9 +43,7 @@ class Validation:
             anchors = make_anchors(
                 self.config.anchors, outputs.feature_shapes, self.config.model.input_size, self.device
             )
-            targets = make_targets(
-                anchors, batch.gt_xyxy, batch.gt_labels, self.config.matching, self.config.model
-            )
+            targets = make_targets(anchors, batch.gt_xyxy, batch.gt_labels, self.config.matching, self.config.model)
             losses.append(multibox_loss(outputs, targets, self.config.loss).total * len(batch.names))
             found += detect(outputs, batch.sizes, self.config, self.dataset.class_names)
         loss = torch.stack(losses).sum().item() / len(self.dataset)

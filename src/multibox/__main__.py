@@ -1,0 +1,5 @@
+"""`python -m multibox`."""
+
+from multibox.cli.main import main
+
+main()

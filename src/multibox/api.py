@@ -1,0 +1,106 @@
+"""The verbs as functions: what `import multibox` offers beside `load`, and what the command line calls."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from multibox.data.formats import open_dataset
+from multibox.data.formats.common import OnBad
+from multibox.data.loading import AugmentedPictures, choose_workers, in_order, make_loader
+from multibox.evaluation.report import Figures
+from multibox.evaluation.report import evaluate as measure
+from multibox.inference.detect import detect
+from multibox.inference.detector import Detector, load
+from multibox.models.build import build_model
+from multibox.models.weights import load_weights
+from multibox.presets import resolve
+from multibox.structures import Dataset, Detections
+from multibox.training.run import RunOptions, prepare
+
+BATCH = 16
+
+
+def create(
+    preset: str, names: list[str], *, recipe: str = "default", weights: str | Path | None = None, seed: int = 0
+) -> Detector:
+    """Return a detector with fresh weights, or started from the file `weights`.
+
+    Args:
+        preset: such as "tinyssd"; `multibox list presets` shows all.
+        names: class names, without background.
+        recipe: settles input normalisation and anchors.
+        weights: a checkpoint to start from; class rows that both know are kept by name.
+        seed: the same seed gives the same weights.
+
+    Raises:
+        ConfigError: an unknown preset or recipe.
+        WeightsError: weights that do not fit.
+    """
+    config = resolve(preset, recipe, {"anchors.fit": 0})
+    model = build_model(config, len(names), seed)
+    if weights is not None:
+        load_weights(model, Path(weights), tuple(names))
+    return Detector(model, config, tuple(names))
+
+
+def train(data: str | Path, *, preset: str = "tinyssd", recipe: str = "default", **options: Any) -> Detector:
+    """Train a detector and return it with its best weights; the run folder is `out`, or below `runs/`.
+
+    Args:
+        data: a data set in any known format.
+        preset: the network.
+        recipe: how to train it.
+        options: `epochs`, `out`, `weights`, `train_split`, `val_split`, `on_bad`, `device`, `resume`, and `changes`
+            (a dict of dotted settings), as `multibox train` has them.
+
+    Raises:
+        ConfigError: an unknown name or setting.
+        DataError: data that cannot be read.
+    """
+    for name in ("out", "weights"):
+        if options.get(name) is not None:
+            options[name] = Path(options[name])
+    trainer = prepare(Path(data), RunOptions(preset=preset, recipe=recipe, **options))
+    trainer.fit()
+    return load(trainer.folder)
+
+
+def evaluate(
+    detector: Detector,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    max_detections: int = 100,
+    format: str | None = None,
+    on_bad: OnBad = "stop",
+) -> Figures:
+    """Score a detector on a split: VOC 2007, VOC 2012 and COCO figures, also per class; what `eval --json` writes.
+
+    Args:
+        detector: the detector.
+        data: a data set in any known format; its classes are matched to the detector's by name.
+        split: which split; None takes the only one.
+        rename: the data set's class names to the detector's.
+        max_detections: detections kept per picture, best first.
+        format: the data set's format, where it cannot be told.
+        on_bad: "stop" at a broken file, or "skip" it.
+
+    Raises:
+        DataError: data that cannot be read, or a class the detector does not know.
+    """
+    dataset = open_dataset(data, split, format=format, class_names=detector.names, on_bad=on_bad, rename=rename)
+    return measure(find_all(detector, dataset, max_detections), dataset, detector.names, max_detections=max_detections)
+
+
+@torch.inference_mode()
+def find_all(detector: Detector, dataset: Dataset, max_detections: int = 100) -> list[Detections]:
+    """Return the detections in every picture of `dataset`, in order, down to the config's lowest score."""
+    pictures = AugmentedPictures(dataset, detector.config.model.input_size, (), cache_bytes=0)
+    found: list[Detections] = []
+    for batch in make_loader(pictures, in_order(len(dataset), BATCH), choose_workers(-1), pin=False):
+        outputs = detector.model(batch.images.to(detector.device))
+        found += detect(outputs, batch.sizes, detector.config, detector.names)
+    return [each[:max_detections] for each in found]

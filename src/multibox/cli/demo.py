@@ -1,0 +1,44 @@
+"""`multibox demo`: the tour, from nothing to a picture with boxes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EPOCHS = 16
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the data, the run and the pictures.")] = Path("demo"),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the 900 training pictures.")] = EPOCHS,
+) -> None:
+    """Make synthetic data, train TinySSD on it, score it on held-out pictures and draw what it finds."""
+    import time
+
+    from multibox import api
+    from multibox.cli.evaluate import print_figures
+    from multibox.cli.progress import train_with_progress
+    from multibox.data.samples import load_picture
+    from multibox.data.sprites import make_sprites
+    from multibox.errors import ConfigError
+    from multibox.inference.detector import load
+    from multibox.plots.detections import contact_sheet, draw_detections
+    from multibox.training.run import RunOptions
+
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty; remove it or give another --out")
+    started = time.monotonic()
+    typer.echo("1. make 900 + 100 pictures of a little creature")
+    make_sprites(out / "sprites", images=1000)
+    typer.echo(f"2. train TinySSD for {epochs} epochs")
+    run = train_with_progress(out / "sprites", RunOptions(epochs=epochs, out=out / "run"))
+    typer.echo("3. score it on the 100 held-out pictures")
+    detector = load(run / "last.safetensors")
+    dataset = api.open_dataset(out / "sprites", "val", class_names=detector.names)
+    found = api.find_all(detector, dataset)
+    figures = api.measure(found, dataset, detector.names)
+    print_figures(figures, "held-out sprites")
+    tiles = [draw_detections(load_picture(dataset[i]), found[i], threshold=0.3) for i in range(min(12, len(dataset)))]
+    contact_sheet(tiles, columns=4).save(out / "detections.png")
+    typer.echo(f"mAP@0.5 {figures['voc12']['mAP']:.3f} on {figures['pictures']} held-out pictures")
+    typer.echo(f"pictures with boxes: {out / 'detections.png'}; {time.monotonic() - started:.0f} seconds in all")

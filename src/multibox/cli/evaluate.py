@@ -1,0 +1,95 @@
+"""`multibox eval`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from multibox.cli.train import OnBad
+
+if TYPE_CHECKING:
+    from multibox.evaluation.report import Figures
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A .safetensors file or a run folder.")],
+    data: Annotated[Path, typer.Argument(help="Data set: a folder or file in a known format.")],
+    split: Annotated[str | None, typer.Option(help="Split to score; needed where there are several.")] = None,
+    rename: Annotated[
+        Path | None, typer.Option(help="JSON file that maps the data set's class names to the model's.")
+    ] = None,
+    max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per picture.")] = 100,
+    format: Annotated[str | None, typer.Option(help="The data set's format, where it cannot be told.")] = None,
+    on_bad: Annotated[OnBad, typer.Option(help="A broken file: stop, or skip it and count.")] = OnBad.stop,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw precision over recall, per class, to this PNG.")] = None,
+) -> None:
+    """Score MODEL on a split of DATA: VOC 2007, VOC 2012 and COCO figures, also per class."""
+    import json
+
+    from multibox import api
+    from multibox.files import write_text_whole
+    from multibox.inference.detector import load
+
+    detector = load(model, device=device)
+    names = read_rename(rename)
+    dataset = api.open_dataset(
+        data, split, format=format, class_names=detector.names, on_bad=on_bad.value, rename=names
+    )
+    found = api.find_all(detector, dataset, max_detections)
+    figures = api.measure(found, dataset, detector.names, max_detections=max_detections)
+    for note in dataset.notes:
+        typer.echo(note)
+    print_figures(figures, f"{model} on {data} ({dataset.split})")
+    if json_file is not None:
+        write_text_whole(json_file, json.dumps(figures, indent=1) + "\n")
+    if plot is not None:
+        from multibox.evaluation.voc import precision_recall
+        from multibox.plots.curves import plot_precision_recall
+
+        curves = precision_recall(found, dataset, detector.names)
+        plot_precision_recall(plot, {n: (c.recall, c.precision, c.ap12) for n, c in curves.items()})
+
+
+def read_rename(path: Path | None) -> dict[str, str] | None:
+    """Read the JSON object behind `--rename`."""
+    import json
+
+    from multibox.errors import ConfigError
+
+    if path is None:
+        return None
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--rename {path}: not a readable JSON file ({error})") from None
+    if not isinstance(names, dict) or not all(isinstance(value, str) for value in names.values()):
+        raise ConfigError(f'--rename {path}: expected an object such as {{"tvmonitor": "tv"}}')
+    return names
+
+
+def print_figures(figures: "Figures", title: str) -> None:
+    """Print a table of classes and the means below it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    coco, voc07, voc12 = figures["coco"], figures["voc07"], figures["voc12"]
+    table = Table(title=f"{title}, {figures['pictures']} pictures", title_justify="left")
+    table.add_column("class")
+    for column in ("VOC07 AP", "VOC12 AP", "COCO AP", "COCO AP50"):
+        table.add_column(column, justify="right")
+    for name in voc07["per_class"]:
+        mine = coco["per_class"].get(name, {})
+        cells = (voc07["per_class"][name], voc12["per_class"][name], mine.get("AP"), mine.get("AP50"))
+        table.add_row(name, *map(_figure, cells))
+    table.add_section()
+    table.add_row("mean", *map(_figure, (voc07["mAP"], voc12["mAP"], coco["AP"], coco["AP50"])), style="bold")
+    console = Console()
+    console.print(table)
+    twelve = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+    console.print("COCO: " + "  ".join(f"{name} {_figure(coco[name])}" for name in twelve), highlight=False)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,19 @@
+"""`multibox import`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def import_weights(
+    kind: Annotated[str, typer.Argument(help="Where the file comes from: mxnet.")],
+    file: Annotated[Path, typer.Argument(help="The weights, such as ssd.params.")],
+    out: Annotated[Path, typer.Option(help="The checkpoint to write, .safetensors.")],
+    names: Annotated[str, typer.Option(help="Class names, separated by commas; default class0, class1 ...")] = "",
+    license: Annotated[str, typer.Option(help="Licence of the weights, kept in the checkpoint.")] = "",
+) -> None:
+    """Bring weights of another code base over into a multibox checkpoint, without that code base."""
+    from multibox.importers import import_file
+
+    typer.echo(import_file(kind, file, out, [n.strip() for n in names.split(",") if n.strip()], license))

@@ -1,0 +1,65 @@
+"""The command `multibox`: its verbs, and how a mistake becomes one sentence."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from multibox import __version__
+from multibox.cli import data, demo, evaluate, imports, lists, plot, predict, train
+from multibox.errors import MissingExtraError, MultiboxError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Train a single-shot detector (SSD) on your own pictures, see how good it is, and use it.",
+)
+app.command("demo")(demo.demo)
+app.add_typer(data.app, name="data")
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("import")(imports.import_weights)
+app.command("list")(lists.show)
+app.command("plot")(plot.plot)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Take the options that stand before the verb."""
+
+
+def main() -> None:
+    """Run the command; exit 0 fine, 1 findings, 2 wrong use or unreadable input (one sentence, no traceback)."""
+    try:
+        app()
+    except MultiboxError as error:
+        typer.echo(f"multibox: {error}", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in (
+            "torch",
+            "torchvision",
+            "jaxtyping",
+            "faster_coco_eval",
+            "matplotlib",
+            "defusedxml",
+            "yaml",
+        ):
+            raise
+        typer.echo(f"multibox: {MissingExtraError('This command', 'train')}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(0)

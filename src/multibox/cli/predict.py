@@ -1,0 +1,63 @@
+"""`multibox predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="A .safetensors file or a run folder.")],
+    sources: Annotated[list[str], typer.Argument(help="Picture files, folders or glob patterns.")],
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score to report.")] = 0.3,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures with boxes.")] = Path("predictions"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all detections here.")] = None,
+    coco: Annotated[Path | None, typer.Option(help="Write COCO's results JSON here.")] = None,
+    yolo: Annotated[Path | None, typer.Option(help="Folder for YOLO text files with scores.")] = None,
+    voc: Annotated[Path | None, typer.Option(help="Folder for VOC's comp4_det_test_CLASS.txt files.")] = None,
+    on_bad: Annotated[str, typer.Option(help="A picture that cannot be read: stop or skip.")] = "stop",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Find objects in pictures; draws them and, where asked, writes result files in pixels of the originals."""
+    from multibox.data.pictures import list_pictures, read_picture
+    from multibox.errors import ConfigError, PictureError
+    from multibox.inference.detector import load
+    from multibox.inference.results import PictureResult, write_results
+    from multibox.plots.detections import draw_detections
+
+    if on_bad not in ("stop", "skip"):
+        raise ConfigError(f"--on-bad {on_bad}: expected stop or skip")
+    paths = list(dict.fromkeys(path for source in sources for path in list_pictures(source)))
+    detector = load(model, device=device)
+    out.mkdir(parents=True, exist_ok=True)
+    names = drawn_names(paths)
+    rows: list[PictureResult] = []
+    for path in paths:
+        try:
+            picture = read_picture(path)
+        except PictureError as error:
+            if on_bad == "stop":
+                raise
+            typer.echo(f"skipped: {error}", err=True)
+            continue
+        found = detector.predict(picture, threshold)
+        draw_detections(picture, found).save(out / names[path])
+        rows.append(PictureResult(str(path), picture.width, picture.height, found))
+        kinds = ", ".join(f"{detector.names[label]} {score:.2f}" for label, score in zip(found.labels, found.scores))
+        typer.echo(f"{path}: {kinds or 'nothing'}")
+    write_results(rows, json_file=json_file, coco=coco, yolo=yolo, voc=voc)
+    typer.echo(f"{len(rows)} pictures with boxes are in {out}")
+
+
+def drawn_names(paths: list[Path]) -> dict[Path, str]:
+    """Return a PNG name for each picture; pictures of one name in several folders are told apart by a number."""
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in paths:
+        name, number = f"{path.stem}.png", 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}-{number}.png"
+        taken.add(name)
+        names[path] = name
+    return names

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and golden files beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared, which is not part of the repository")
+    return SHARED
+
+
+NAMES = ("red", "blue")
+COLOURS = ((220, 60, 40), (40, 90, 220))
+
+
+def draw_squares(folder: Path, count: int, *, classes: int = 2, size: int = 96, seed: int = 0) -> Path:
+    """Write a VOC tree of coloured rectangles on grey noise: the smallest thing a detector can learn."""
+    rng = np.random.default_rng(seed)
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        picture = Image.fromarray(rng.integers(90, 130, (size, size, 3), np.uint8))
+        label = int(rng.integers(classes))
+        w, h = rng.integers(size // 4, size // 2, 2)
+        x, y = rng.integers(0, size - w), rng.integers(0, size - h)
+        ImageDraw.Draw(picture).rectangle((x, y, x + w - 1, y + h - 1), fill=COLOURS[label])
+        picture.save(folder / "JPEGImages" / f"{index:03}.png")
+        (folder / "Annotations" / f"{index:03}.xml").write_text(
+            f"<annotation><filename>{index:03}.png</filename><size><width>{size}</width><height>{size}</height></size>"
+            f"<object><name>{NAMES[label]}</name><bndbox><xmin>{x}</xmin><ymin>{y}</ymin>"
+            f"<xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object></annotation>"
+        )
+    cut = count * 3 // 4
+    names = [f"{index:03}" for index in range(count)]
+    (folder / "ImageSets/Main/train.txt").write_text("\n".join(names[:cut]) + "\n")
+    (folder / "ImageSets/Main/val.txt").write_text("\n".join(names[cut:]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """Twelve pictures to train on and four to validate on."""
+    return draw_squares(tmp_path / "squares", 16)

@@ -1,0 +1,137 @@
+import csv
+
+import pytest
+import torch
+
+from multibox.config import Config, TrainConfig
+from multibox.errors import ConfigError, MultiboxError, WeightsError
+from multibox.inference.detector import load
+from multibox.training.optimizer import learning_rate, make_optimizer
+from multibox.training.run import RunOptions, held_out, prepare
+
+SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
+
+
+def options(out, **changes):
+    return RunOptions(epochs=changes.pop("epochs", 3), out=out, changes={**SMALL, **changes})
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_run_leaves_everything_it_promises(squares, tmp_path):
+    trainer = prepare(squares, options(tmp_path / "run"))
+    trainer.fit()
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"best.safetensors", "last.safetensors", "state", "config.toml", "metrics.csv"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert not [name for name in names if name.endswith(".part")]
+    assert Config.from_toml((tmp_path / "run" / "config.toml").read_text()) == trainer.config
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    wanted = ["cross_entropy_loss", "location_loss", "l2_loss", "total_loss", "cls_accuracy", "learning_rate"]
+    for name in [*wanted, "class_error", "box_mae", "positive_class_error", "val_loss", "val_map50"]:
+        assert float(rows[-1][name]) >= 0, name
+    assert load(tmp_path / "run").names == ("blue", "red")
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_resumed_equals_uninterrupted(squares, tmp_path, stop):
+    whole = prepare(squares, options(tmp_path / "whole"))
+    whole.fit()
+    first = prepare(squares, options(tmp_path / "parts"))
+
+    def interrupt(trainer, parts):
+        if trainer.step == stop:
+            raise KeyboardInterrupt
+
+    first.watch = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        first.fit()
+    assert first.step == stop
+    second = prepare(squares, RunOptions(out=tmp_path / "parts", resume=True))
+    assert second.step == stop
+    second.fit()
+    for one, other in ((whole.model, second.model), (whole.weights(), second.weights())):
+        for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
+    kept = ("total_loss", "learning_rate", "val_map50", "class_error")
+    for a, b in zip(whole.records.rows, second.records.rows, strict=True):
+        assert [a.get(k) for k in kept] == [b.get(k) for k in kept]
+
+
+def test_it_learns(squares, tmp_path):
+    trainer = prepare(squares, options(tmp_path / "run", epochs=12, **{"train.lr": 0.004, "train.ema": 0.9}))
+    trainer.fit()
+    losses = [row["total_loss"] for row in trainer.records.rows]
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_mistakes_are_refused_before_anything_is_written(squares, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        prepare(squares, options(tmp_path / "full"))
+    with pytest.raises(ConfigError, match="no run to resume"):
+        prepare(squares, RunOptions(out=tmp_path / "full", resume=True))
+    with pytest.raises(ConfigError, match="needs --out"):
+        prepare(squares, RunOptions(resume=True))
+    prepare(squares, options(tmp_path / "run"))
+    with pytest.raises(WeightsError, match="nothing to resume"):
+        prepare(squares, RunOptions(out=tmp_path / "run", resume=True))
+
+
+def test_a_diverging_loss_stops_with_advice(squares, tmp_path):
+    trainer = prepare(
+        squares, options(tmp_path / "run", **{"train.lr": 1e30, "train.optimizer": "sgd", "train.clip_norm": 0})
+    )
+    with pytest.raises(MultiboxError, match=r"loss became .* lower the learning rate"):
+        trainer.fit()
+
+
+def test_without_a_validation_split_a_stable_tenth_is_held_out(squares, tmp_path):
+    (squares / "ImageSets" / "Main" / "val.txt").unlink()
+    trainer = prepare(squares, options(tmp_path / "run"))
+    assert trainer.validation is not None
+    assert len(trainer.training) == 11
+    assert len(trainer.validation.dataset) == 1
+    names = [f"{i}.png" for i in range(100)]
+    kept = {names[i] for i in held_out(names)}
+    assert len(kept) == 10
+    backwards = names[::-1]
+    assert {backwards[i] for i in held_out(backwards)} == kept
+
+
+def test_val_split_none_trains_without_validation(squares, tmp_path):
+    trainer = prepare(squares, RunOptions(epochs=1, out=tmp_path / "run", val_split="none", changes=SMALL))
+    trainer.fit()
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+    assert load(tmp_path / "run").names == ("blue", "red")
+
+
+def test_learning_rate_warms_up_and_follows_the_cosine():
+    config = TrainConfig(lr=1.0, schedule="cosine", warmup=0.1, final_lr=0.1)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.55, abs=0.01)
+    assert rates[99] == pytest.approx(0.1, abs=0.01)
+    assert {learning_rate(step, 100, TrainConfig(lr=0.2)) for step in range(100)} == {0.2}
+
+
+@pytest.mark.parametrize(("everything", "small"), [(True, 0.05), (False, 0.0)])
+def test_decay_reaches_norms_and_biases_only_where_asked(everything, small):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    config = TrainConfig(weight_decay=0.05, decay_norms_and_biases=everything, bias_lr=2.0)
+    groups = {p: g for g in make_optimizer(model, config).param_groups for p in g["params"]}
+    assert groups[model[0].weight]["weight_decay"] == 0.05
+    assert groups[model[1].weight]["weight_decay"] == small
+    assert groups[model[0].bias]["weight_decay"] == small
+    assert groups[model[0].bias]["scale"] == 2.0
