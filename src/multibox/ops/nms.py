@@ -1,0 +1,215 @@
+"""Greedy non-maximum suppression, exact, for many groups (picture and class) of any size at once.
+
+Within a group boxes stand best first. In each round the next boxes of every group, its leaders, are settled among
+themselves; those that stay remove what they overlap from the rest of their group. Boxes of different groups are never
+compared, and within a group the rest is kept in small chunks of neighbours, so that a leader meets only chunks it can
+reach. Rounds are few where boxes crowd, chunks are few where they do not.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from multibox.errors import ConfigError
+from multibox.ops.overlaps import TINY
+
+_FEWEST, _MOST = 32, 128
+_RATIO = 64
+_CHUNK = 32
+_FAR = 1e30
+_SAFETY = 1 - 1e-4
+"""Keeps rounding from turning a pair away that the exact test would take."""
+
+
+class _Limit(NamedTuple):
+    """When an IoU is too much."""
+
+    threshold: float
+    inclusive: bool
+
+    def exceeded(self, iou: Tensor) -> Tensor:
+        return iou >= self.threshold if self.inclusive else iou > self.threshold
+
+
+class _Chunks(NamedTuple):
+    """The boxes of all groups in chunks of neighbours, each group beginning a new chunk."""
+
+    geometry: Float[Tensor, "5 c l"]
+    """x1, y1, x2, y2, area; slots without a box hold one that meets nothing."""
+    bounds: Float[Tensor, "4 c"]
+    """What the chunk's boxes span."""
+    first: Int[Tensor, " g"]
+    number: Int[Tensor, " g"]
+    """Chunks from `first` belong to the group."""
+    slot: Int[Tensor, " n"]
+    """Where each box is among all slots."""
+
+
+def nms(
+    boxes_xyxy: Float[Tensor, "n 4"],
+    scores: Float[Tensor, " n"],
+    threshold: float,
+    groups: Int[Tensor, " n"] | None = None,
+    inclusive: bool = False,
+) -> Int[Tensor, " kept"]:
+    """Return the boxes that survive greedy suppression, best first; equal scores go by the lower index.
+
+    Args:
+        boxes_xyxy: boxes in any unit.
+        scores: the higher the better.
+        threshold: a box goes when its IoU with a better box of its group that stays is above it; 0 to 1.
+        groups: only boxes of the same group suppress each other; None makes one group of all.
+        inclusive: whether IoU equal to `threshold` is enough to go (MXNet).
+    """
+    best_first = scores.argsort(descending=True, stable=True)
+    if groups is None:
+        counts = best_first.new_tensor([len(best_first)])
+        return best_first[suppress(boxes_xyxy[best_first], counts, threshold, inclusive)]
+    by_group = groups[best_first].argsort(stable=True)
+    order = best_first[by_group]
+    counts = _runs(groups[order])[1]
+    # Back from group order to score order by writing each answer at its place there.
+    keep = torch.empty_like(order, dtype=torch.bool)
+    keep[by_group] = suppress(boxes_xyxy[order], counts, threshold, inclusive)
+    return best_first[keep]
+
+
+def suppress(
+    boxes_xyxy: Float[Tensor, "n 4"], counts: Int[Tensor, " g"], threshold: float, inclusive: bool = False
+) -> Bool[Tensor, " n"]:
+    """Return which boxes survive greedy suppression within their group; the core of `nms` without the sorting.
+
+    Args:
+        boxes_xyxy: boxes group after group, best first within each.
+        counts: how many boxes each group has.
+        threshold: a box goes when its IoU with a better box of its group that stays is above it; 0 to 1.
+        inclusive: whether IoU equal to `threshold` is enough to go.
+    """
+    if not 0 <= threshold <= 1 or (inclusive and threshold == 0):
+        raise ConfigError(f"nms threshold: expected an IoU from 0 to 1 that some pairs reach, got {threshold}")
+    limit = _Limit(threshold, inclusive)
+    geometry = _geometry(boxes_xyxy)
+    group = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    keep = torch.zeros_like(group, dtype=torch.bool)
+    waiting = torch.arange(len(group), device=group.device)
+    chunks: _Chunks | None = None
+    while len(waiting) > 0:
+        active, index, present, rank = _leaders(group.take(waiting))
+        index = waiting.take(index)
+        leaders = torch.stack([side.take(index) for side in geometry])
+        kept = _settle(leaders, present, limit)
+        keep[index[kept]] = True
+        waiting = waiting[rank >= index.shape[1]]
+        if len(waiting) == 0:
+            break
+        chunks = chunks or _chunks(geometry, group, counts)
+        beaten = _beaten(leaders, kept, active, chunks, limit)
+        waiting = waiting[~beaten.take(chunks.slot.take(waiting))]
+    return keep
+
+
+def _geometry(boxes_xyxy: Float[Tensor, "n 4"]) -> Float[Tensor, "5 n"]:
+    x1, y1, x2, y2 = boxes_xyxy.float().t().contiguous().unbind()
+    # A box without area shares nothing, so raising its area to TINY only turns 0/0 into 0.
+    return torch.stack([x1, y1, x2, y2, ((x2 - x1) * (y2 - y1)).clamp_(min=TINY)])
+
+
+def _leaders(
+    group: Int[Tensor, " w"],
+) -> tuple[Int[Tensor, " r"], Int[Tensor, "r k"], Bool[Tensor, "r k"], Int[Tensor, " w"]]:
+    """Return the groups of those who wait, the next members of each, whether these exist, and everyone's rank."""
+    starts, counts = _runs(group)
+    rank = torch.arange(len(group), device=group.device) - starts.repeat_interleave(counts)
+    most = int(counts.max())
+    lane = torch.arange(min(most, max(_FEWEST, min(_MOST, most // _RATIO))), device=group.device)
+    index = (starts[:, None] + lane).clamp_(max=len(group) - 1)
+    return group.take(starts), index, lane < counts[:, None], rank
+
+
+def _runs(values: Int[Tensor, " n"]) -> tuple[Int[Tensor, " r"], Int[Tensor, " r"]]:
+    """Return where each run of equal values starts and how long it is."""
+    new = torch.ones_like(values, dtype=torch.bool)
+    new[1:] = values[1:] != values[:-1]
+    starts = new.nonzero().squeeze(1)
+    return starts, starts.diff(append=starts.new_tensor([len(values)]))
+
+
+def _settle(leaders: Float[Tensor, "5 r k"], present: Bool[Tensor, "r k"], limit: _Limit) -> Bool[Tensor, "r k"]:
+    """Return which leaders survive among themselves: repeat until nobody's fate changes."""
+    beats = limit.exceeded(_iou(leaders.unsqueeze(3).unbind(), leaders.unsqueeze(2).unbind())).triu_(1).float()
+    kept = present
+    while True:
+        beaten = torch.bmm(kept[:, None, :].float(), beats).squeeze(1) > 0
+        now = present & ~beaten
+        if torch.equal(now, kept):
+            return kept
+        kept = now
+
+
+def _iou(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
+    shared = one[2].minimum(other[2]).sub_(one[0].maximum(other[0])).clamp_(min=0)
+    # One side clamped is enough: a negative product is a negative IoU.
+    shared.mul_(one[3].minimum(other[3]).sub_(one[1].maximum(other[1])))
+    union = (one[4] + other[4]).sub_(shared)
+    return shared.div_(union)
+
+
+def _chunks(geometry: Float[Tensor, "5 n"], group: Int[Tensor, " n"], counts: Int[Tensor, " g"]) -> _Chunks:
+    number = (counts + _CHUNK - 1) // _CHUNK
+    first = number.cumsum(0) - number
+    starts = counts.cumsum(0) - counts
+    order = _neighbours(geometry, group)
+    owner = group[order]
+    place = first[owner] * _CHUNK + torch.arange(len(group), device=group.device) - starts[owner]
+    slot = torch.empty_like(place)
+    slot[order] = place
+    blank = geometry.new_tensor([_FAR, _FAR, -_FAR, -_FAR, 1.0])
+    table = blank[:, None].repeat(1, int(number.sum()) * _CHUNK)
+    # Nothing has an IoU with a box that is infinite or not a number, and a chunk must not span it.
+    table[:, place] = torch.where(geometry[4].isfinite(), geometry, blank[:, None])[:, order]
+    table = table.view(5, -1, _CHUNK)
+    bounds = torch.cat([table[:2].amin(dim=2), table[2:4].amax(dim=2)])
+    return _Chunks(table, bounds, first, number, slot)
+
+
+def _neighbours(geometry: Float[Tensor, "5 n"], group: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Return an order by group, and within a group along a Z-shaped curve through the boxes' centres."""
+    centers = (geometry[:2] + geometry[2:4]).nan_to_num(0, 0, 0)
+    low, high = centers.amin(dim=1, keepdim=True), centers.amax(dim=1, keepdim=True)
+    cell = ((centers - low) * (255 / (high - low).clamp(min=TINY))).long().clamp_(0, 255)
+    for shift, mask in ((4, 0x0F0F), (2, 0x3333), (1, 0x5555)):
+        cell = (cell | (cell << shift)) & mask
+    return ((group << 16) | (cell[1] << 1) | cell[0]).argsort()
+
+
+def _beaten(
+    leaders: Float[Tensor, "5 r k"],
+    kept: Bool[Tensor, "r k"],
+    active: Int[Tensor, " r"],
+    chunks: _Chunks,
+    limit: _Limit,
+) -> Bool[Tensor, " s"]:
+    """Return which slots a kept leader of their group suppresses."""
+    x1, y1, x2, y2, area = leaders.unsqueeze(3).unbind()
+    # IoU t needs a shared width of t leader widths, and so for the height: the leader may be shrunk by that much.
+    dx, dy = (x2 - x1) * (limit.threshold * _SAFETY), (y2 - y1) * (limit.threshold * _SAFETY)
+    lane = torch.arange(int(chunks.number[active].max()), device=active.device)
+    own = lane < chunks.number[active][:, None]
+    chunk = (chunks.first[active][:, None] + lane).clamp_(max=chunks.bounds.shape[1] - 1)
+    bx1, by1, bx2, by2 = (side.take(chunk).unsqueeze(1) for side in chunks.bounds)
+    meets = (x1 + dx) <= bx2
+    meets &= (x2 - dx) >= bx1
+    meets &= (y1 + dy) <= by2
+    meets &= (y2 - dy) >= by1
+    meets &= (kept & area.squeeze(2).isfinite()).unsqueeze(2)
+    meets &= own.unsqueeze(1)
+    met = meets.view(-1).nonzero().squeeze(1)
+    leader = met // len(lane)
+    target = chunk.view(-1)[(leader // kept.shape[1]) * len(lane) + met % len(lane)]
+    one = tuple(side.take(leader).unsqueeze(1) for side in leaders)
+    other = tuple(side.index_select(0, target) for side in chunks.geometry)
+    over = limit.exceeded(_iou(one, other))
+    hits = torch.zeros(chunks.geometry.shape[1:], device=over.device)
+    return hits.index_add_(0, target, over.float()).view(-1) > 0

@@ -1,0 +1,152 @@
+"""From a network's raw answer to boxes with scores and classes (Caffe's DetectionOutput, batched)."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from multibox.ops.coding import VARIANCES, BoxCode, Variances, decode
+from multibox.ops.nms import suppress
+from multibox.tensors import HeadOutputs
+
+Score = Literal["softmax", "sigmoid"]
+
+_INDEX_BITS = 32
+_INDEX_MASK = (1 << _INDEX_BITS) - 1
+
+
+class Found(NamedTuple):
+    """What was found in each picture of a batch, best first, padded to the longest."""
+
+    boxes_xyxy: Float[Tensor, "b m 4"]
+    """0 to 1 of the network's input; padding is 0."""
+    scores: Float[Tensor, "b m"]
+    """0 to 1; padding is 0."""
+    labels: Int[Tensor, "b m"]
+    """0-based class without background; -1 pads."""
+    counts: Int[Tensor, " b"]
+    """How many rows of each picture are filled."""
+
+
+def postprocess(
+    outputs: HeadOutputs,
+    anchors_xyxy: Float[Tensor, "a 4"],
+    *,
+    score: Score,
+    variances: Variances = VARIANCES,
+    code: BoxCode = "center_size",
+    score_threshold: float = 0.01,
+    nms_threshold: float = 0.45,
+    pre_nms_topk: int = 400,
+    max_detections: int = 200,
+    multi_label: bool = True,
+    class_agnostic: bool = False,
+    clip: bool = True,
+) -> Found:
+    """Score, select, decode, suppress and cap, for all pictures and classes at once.
+
+    The defaults are those of Caffe's SSD: per class, scores above the threshold, the best 400 of them, greedy NMS; then
+    the best 200 over all classes. Equal scores go by the lower class, then by the lower anchor. Half precision is
+    computed in float32.
+
+    Args:
+        outputs: the network's answer.
+        anchors_xyxy: the anchors, in the order of the outputs.
+        score: softmax over background and classes, or one sigmoid a class.
+        variances: of the box code.
+        code: the box code.
+        score_threshold: scores must lie above it.
+        nms_threshold: a box goes when its IoU with a better box that stays is above it.
+        pre_nms_topk: the best so many boxes of each class go into NMS.
+        max_detections: the best so many boxes of each picture come out.
+        multi_label: a box may be reported once for each class; False leaves each anchor its best class only.
+        class_agnostic: boxes of all classes suppress each other.
+        clip: cut boxes to the picture in the end, after NMS (as Caffe does when it writes results).
+    """
+    scores = _class_scores(outputs.logits, score, multi_label)
+    batch, classes, _ = scores.shape
+    group, anchor, kept_scores = _candidates(scores, score_threshold, pre_nms_topk)
+    image, label = group // classes, group % classes
+    boxes = decode(outputs.offsets[image, anchor], anchors_xyxy[anchor], variances, code)
+    if class_agnostic:
+        # Candidates stand class after class; a picture's must stand by score alone.
+        order = kept_scores.argsort(descending=True, stable=True)
+        order = order[image[order].argsort(stable=True)]
+        image, label, boxes, kept_scores = image[order], label[order], boxes[order], kept_scores[order]
+    counts = torch.bincount(image if class_agnostic else group)
+    keep = suppress(boxes, counts, nms_threshold)
+    boxes = boxes.clamp(0, 1) if clip else boxes
+    return _pack(boxes[keep], kept_scores[keep], label[keep], image[keep], batch, max_detections)
+
+
+def _class_scores(logits: Float[Tensor, "b a k"], score: Score, multi_label: bool) -> Float[Tensor, "b c a"]:
+    """Return scores without background, anchors last."""
+    logits = logits.float()
+    scores = logits.softmax(dim=2)[..., 1:] if score == "softmax" else logits.sigmoid()
+    scores = scores.transpose(1, 2).contiguous()
+    if multi_label:
+        return scores
+    best = scores.argmax(dim=1, keepdim=True)
+    return torch.zeros_like(scores).scatter_(1, best, scores.gather(1, best))
+
+
+def _candidates(
+    scores: Float[Tensor, "b c a"], threshold: float, topk: int
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """Return group (picture * classes + class), anchor and score of what NMS looks at: group by group, best first."""
+    rows = scores.flatten(0, 1)
+    above = rows > threshold
+    counts = above.sum(dim=1)
+    live = counts.nonzero().squeeze(1)
+    group, anchor = above.nonzero(as_tuple=True)
+    filled = counts[live]
+    width = int(filled.max()) if len(live) > 0 else 0
+    first = filled.cumsum(0) - filled
+    row = torch.arange(len(live), device=rows.device).repeat_interleave(filled)
+    place = torch.arange(len(group), device=rows.device) - first[row]
+    ranks = torch.full((len(live), width), -1, dtype=torch.long, device=rows.device)
+    ranks[row, place] = _rank(rows[group, anchor], anchor)
+    best = ranks.topk(min(topk, width), dim=1).values
+    row, column = (best >= 0).nonzero(as_tuple=True)
+    anchor = _INDEX_MASK - (best[row, column] & _INDEX_MASK)
+    group = live[row]
+    return group, anchor, rows[group, anchor]
+
+
+def _rank(scores: Float[Tensor, " n"], index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Return integers that order by score, then by the lower index.
+
+    `topk` leaves the order of equal values open. Positive float32 order like their bits, so the score takes the upper
+    half and the index, reversed, the lower one.
+    """
+    return (scores.view(torch.int32).long() << _INDEX_BITS) | (_INDEX_MASK - index)
+
+
+def _pack(
+    boxes: Float[Tensor, "n 4"],
+    scores: Float[Tensor, " n"],
+    labels: Int[Tensor, " n"],
+    image: Int[Tensor, " n"],
+    batch: int,
+    most: int,
+) -> Found:
+    """Sort each picture's boxes by score, cap them and pad the pictures to one length."""
+    order = scores.argsort(descending=True, stable=True)
+    order = order[image[order].argsort(stable=True)]
+    total = torch.bincount(image, minlength=batch)
+    owner = image[order]
+    place = torch.arange(len(order), device=image.device) - (total.cumsum(0) - total)[owner]
+    order, owner, place = (values[place < most] for values in (order, owner, place))
+    counts = total.clamp(max=most)
+    width = int(counts.max()) if batch > 0 else 0
+    found = Found(
+        boxes.new_zeros((batch, width, 4)),
+        scores.new_zeros((batch, width)),
+        labels.new_full((batch, width), -1),
+        counts,
+    )
+    found.boxes_xyxy[owner, place] = boxes[order]
+    found.scores[owner, place] = scores[order]
+    found.labels[owner, place] = labels[order]
+    return found

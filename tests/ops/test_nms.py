@@ -1,0 +1,158 @@
+"""Suppression against plain Python, ties, limits, groups of all sizes and rounding."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import nms as torchvision_nms
+
+from multibox.errors import ConfigError
+from multibox.ops import nms as module
+from multibox.ops.nms import nms, suppress
+
+
+def random_boxes(count, size, generator=None, grid=None):
+    low = torch.rand((count, 2), generator=generator)
+    sides = size * (0.5 + torch.rand((count, 2), generator=generator))
+    boxes = torch.cat([low, low + sides], dim=1)
+    return boxes if grid is None else (boxes * grid).round() / grid
+
+
+def reference(boxes, scores, threshold, groups, inclusive):
+    """Box after box, in the float32 of the definition."""
+    x1, y1, x2, y2 = boxes.unbind(1)
+    area = (x2 - x1) * (y2 - y1)
+    w = (torch.minimum(x2[:, None], x2) - torch.maximum(x1[:, None], x1)).clamp(min=0)
+    h = (torch.minimum(y2[:, None], y2) - torch.maximum(y1[:, None], y1)).clamp(min=0)
+    iou = w * h / (area[:, None] + area - w * h)
+    over = iou >= threshold if inclusive else iou > threshold
+    kept = []
+    for i in sorted(range(len(boxes)), key=lambda i: (-float(scores[i]), i)):
+        if not any(over[i, j] and groups[i] == groups[j] for j in kept):
+            kept.append(i)
+    return kept
+
+
+@given(
+    st.integers(0, 10_000),
+    st.integers(0, 150),
+    st.sampled_from([0.05, 0.3, 0.8]),
+    st.sampled_from([0.3, 0.45, 0.5, 0.7]),
+    st.integers(1, 4),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=50, deadline=None)
+def test_against_the_reference(seed, count, size, threshold, group_count, inclusive, ties):
+    generator = torch.Generator().manual_seed(seed)
+    boxes = random_boxes(count, size, generator, grid=8 if ties else None)
+    scores = torch.rand(count, generator=generator)
+    scores = (scores * 5).round() if ties else scores
+    groups = torch.randint(0, group_count, (count,), generator=generator)
+    found = nms(boxes, scores, threshold, groups, inclusive)
+    assert found.tolist() == reference(boxes, scores, threshold, groups.tolist(), inclusive)
+
+
+@pytest.mark.parametrize("size", [0.02, 0.1, 0.5])
+def test_many_boxes_of_one_group_equal_torchvision(size):
+    generator = torch.Generator().manual_seed(3)
+    boxes = random_boxes(2500, size, generator)
+    scores = torch.rand(2500, generator=generator)
+    assert nms(boxes, scores, 0.5).tolist() == torchvision_nms(boxes, scores, 0.5).tolist()
+
+
+def test_groups_of_very_different_size_equal_one_call_each():
+    generator = torch.Generator().manual_seed(4)
+    counts = torch.tensor([1500, 1, 40, 0, 130, 33, 2])
+    boxes = random_boxes(int(counts.sum()), 0.1, generator)
+    keep = suppress(boxes, counts, 0.4)
+    start = 0
+    for count in counts.tolist():
+        part = boxes[start : start + count]
+        alone = torch.zeros(count, dtype=torch.bool)
+        alone[torchvision_nms(part, torch.arange(count, 0, -1).float(), 0.4)] = True
+        assert torch.equal(keep[start : start + count], alone)
+        start += count
+
+
+def test_a_group_far_away_in_number_changes_nothing():
+    # Shifting groups apart rounds coordinates: 0.45 + 1 ulp of IoU would be lost next to group 100 000.
+    generator = torch.Generator().manual_seed(5)
+    boxes = random_boxes(400, 0.3, generator)
+    scores = torch.rand(400, generator=generator)
+    alone = nms(boxes, scores, 0.45)
+    far = torch.full((400,), 10**9)
+    assert torch.equal(nms(boxes, scores, 0.45, far), alone)
+    both = nms(boxes.repeat(2, 1), scores.repeat(2), 0.45, torch.cat([far, far + 1]))
+    assert sorted(both.tolist()) == sorted([*alone.tolist(), *(alone + 400).tolist()])
+
+
+def test_equal_scores_go_by_index():
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(3, 1)
+    assert nms(boxes, torch.ones(3), 0.5).tolist() == [0]
+    far = boxes + torch.arange(3)[:, None] * 2.0
+    assert nms(far, torch.ones(3), 0.5).tolist() == [0, 1, 2]
+
+
+def test_inclusive_decides_at_the_threshold():
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0]])
+    scores = torch.tensor([0.9, 0.8])
+    assert nms(boxes, scores, 0.5).tolist() == [0, 1]
+    assert nms(boxes, scores, 0.5, inclusive=True).tolist() == [0]
+
+
+def test_a_suppressed_box_suppresses_nothing():
+    # Facts 17.7: box 1 falls to box 0, so box 2 (IoU 0.545 with box 0, 0.631 with box 1) stays at 0.6.
+    boxes = torch.tensor([[0.1, 0.08, 0.52, 0.92], [0.08, 0.2, 0.56, 0.95], [0.15, 0.3, 0.62, 0.91]])
+    assert nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.6).tolist() == [0, 2]
+
+
+def test_a_long_chain_is_decided_one_after_another():
+    steps = torch.arange(300) * 0.4
+    boxes = torch.stack([steps, torch.zeros(300), steps + 1, torch.ones(300)], dim=1)
+    found = nms(boxes, torch.arange(300, 0, -1).float(), 0.4)
+    assert found.tolist() == list(range(0, 300, 2))
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_box_that_is_no_box_harms_no_other(odd):
+    generator = torch.Generator().manual_seed(6)
+    boxes = random_boxes(200, 0.3, generator)
+    scores = torch.arange(200, 0, -1).float()
+    expected = (nms(boxes, scores, 0.45) + 1).tolist()
+    strange = torch.tensor([[0.0, 0.0, odd, odd]])
+    found = nms(torch.cat([strange, boxes]), torch.cat([torch.tensor([999.0]), scores]), 0.45)
+    assert [i for i in found.tolist() if i > 0] == expected
+
+
+def test_boxes_without_area_stay():
+    boxes = torch.zeros((100, 4)) + 0.5
+    assert len(nms(boxes, torch.ones(100), 0.5)) == 100
+
+
+def test_nothing():
+    assert nms(torch.zeros((0, 4)), torch.zeros(0), 0.5).tolist() == []
+    assert nms(torch.zeros((0, 4)), torch.zeros(0), 0.5, torch.zeros(0, dtype=torch.long)).tolist() == []
+
+
+@pytest.mark.parametrize(("threshold", "inclusive"), [(-0.1, False), (1.5, False), (0.0, True)])
+def test_a_threshold_that_is_no_iou_is_refused(threshold, inclusive):
+    with pytest.raises(ConfigError, match="nms threshold"):
+        nms(torch.zeros((1, 4)), torch.zeros(1), threshold, inclusive=inclusive)
+
+
+def test_touching_the_threshold_within_rounding_is_never_pruned(monkeypatch):
+    # Pairs whose shared width is the least that the threshold allows: same height, one shifted.
+    generator = torch.Generator().manual_seed(7)
+    width = torch.rand(300, generator=generator) * 0.2 + 0.05
+    low = torch.rand((300, 2), generator=generator)
+    one = torch.stack([low[:, 0], low[:, 1], low[:, 0] + width, low[:, 1] + 0.1], dim=1)
+    other = one.clone()
+    other[:, 2] = one[:, 0] + width * 0.5
+    boxes = torch.cat([one, other])
+    scores = torch.arange(len(boxes), 0, -1).float()
+    assert nms(boxes, scores, 0.5).tolist() == reference(boxes, scores, 0.5, [0] * len(boxes), False)
+    monkeypatch.setattr(module, "_CHUNK", 1)
+    assert nms(boxes, scores, 0.5).tolist() == reference(boxes, scores, 0.5, [0] * len(boxes), False)
