@@ -51,6 +51,11 @@ def test_columns_are_taken_by_name(table: Callable[[str], Path]) -> None:
     assert held.boxes_xyxy.tolist() == [[1, 2, 11, 22], [3, 4, 13, 24]] and held.crowd.tolist() == [True, False]
 
 
+def test_width_and_height_of_the_box_are_not_those_of_the_picture(table: Callable[[str], Path]) -> None:
+    held = open_dataset(table(f"\n{HEADER},width,height\na.jpg,cat,40,5,60,45,20,40\n"))
+    assert held.boxes_xyxy.tolist() == [[40, 5, 60, 45]] and held.sizes == [None]
+
+
 def test_negatives_scattered_rows_and_numbers_in_order(table: Callable[[str], Path]) -> None:
     held = open_dataset(table(f"{HEADER}\na.jpg,10,1,1,9,9\nb.jpg\na.jpg,9,2,2,8,8\n"))
     assert held.names == ["a.jpg", "b.jpg"] and held.class_names == ("9", "10")

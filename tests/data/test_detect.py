@@ -86,6 +86,9 @@ def test_other_folders_beside_do_not_confuse(tmp_path: Path, picture: Picture) -
     (root / "notes.csv").write_text("who,when\n")
     (root / "package.json").write_text("{}")
     (root / "config.yaml").write_text("train: yes\n")
+    (root / "old.yaml").write_bytes("größe: 1".encode("latin-1"))
+    (root / "model.data").write_bytes(bytes(range(256)))
+    (root / "table.csv").write_bytes(bytes(range(128, 256)))
     (root / ".cache").mkdir()
     (root / ".cache" / "a.xml").write_text(XML)
     assert open_dataset(root).format == "voc"

@@ -67,6 +67,15 @@ def test_one_based_corners_move_by_one(tree: Path) -> None:
     assert len(plain.labels) == 0 and plain.notes == ("1 box without area was dropped: b.xml",)
 
 
+def test_boxes_over_the_edge_are_kept_as_written_and_counted(tree: Path) -> None:
+    xml(tree, annotation("b.jpg", thing(box=(90, 5, 101, 45)), thing(box=(0, 0, 100, 50))))
+    held = open_dataset(tree, "train")
+    assert held.boxes_xyxy.tolist() == [[90, 5, 101, 45], [0, 0, 100, 50]]
+    assert held.notes == ("1 box ran out of its picture and was kept as written: b.xml",)
+    xml(tree, annotation("b.jpg", thing(box=(90, 5, 101, 45)), size="<width>0</width><height>0</height>"))
+    assert open_dataset(tree, "train").notes == ()
+
+
 def test_class_names_map_by_name_and_a_strange_class_names_its_file(tree: Path) -> None:
     assert open_dataset(tree, "val", class_names=["dog", "horse", "cat"]).labels.tolist() == [0, 2]
     with pytest.raises(DataError) as error:

@@ -151,30 +151,31 @@ class Columns:
                 )
             keep &= ~faulty
         flat = keep & ((x1 == x2) | (y1 == y2))
-        for row in np.flatnonzero(flat):
-            self.count(self._short(int(owners[row])), "box without area was dropped", "boxes without area were dropped")
+        self._count_rows(flat, owners, "box without area was dropped", "boxes without area were dropped")
         keep &= ~flat
-        return (self._clipped(boxes, owners, keep) if clip else boxes), keep
+        return self._at_the_edge(boxes, owners, keep, clip), keep
 
-    def _clipped(self, boxes: Boxes, owners: Labels, keep: Flags) -> Boxes:
+    def _at_the_edge(self, boxes: Boxes, owners: Labels, keep: Flags, clip: bool) -> Boxes:
+        """Clip boxes to their pictures, or only count those that run out."""
         edges = np.array([size or (np.inf, np.inf) for size in self.sizes], dtype=np.float64)[owners]
-        clipped: NDArray[np.float64] = np.clip(boxes, 0.0, edges[:, [0, 1, 0, 1]])
+        sound = np.where(keep[:, None], boxes, 0.0)
+        clipped: NDArray[np.float64] = np.clip(sound, 0.0, edges[:, [0, 1, 0, 1]])
+        over = keep & (np.abs(clipped - sound) > _OUTSIDE_PX).any(axis=1)
         gone = keep & ~((clipped[:, 2:] > clipped[:, :2]).all(axis=1))
-        over = keep & ~gone & (np.abs(clipped - boxes) > _OUTSIDE_PX).any(axis=1)
-        for row in np.flatnonzero(gone):
-            self.count(
-                self._short(int(owners[row])),
-                "box outside its picture was dropped",
-                "boxes outside their pictures were dropped",
+        if clip:
+            self._count_rows(
+                gone, owners, "box outside its picture was dropped", "boxes outside their pictures were dropped"
             )
-        for row in np.flatnonzero(over):
-            self.count(
-                self._short(int(owners[row])),
-                "box ran out of its picture and was clipped",
-                "boxes ran out of their pictures and were clipped",
-            )
-        keep &= ~gone
-        return clipped
+            keep &= ~gone
+            over &= keep
+        done = "clipped" if clip else "kept as written"
+        one, many = f"box ran out of its picture and was {done}", f"boxes ran out of their pictures and were {done}"
+        self._count_rows(over, owners, one, many)
+        return clipped if clip else boxes
+
+    def _count_rows(self, rows: Flags, owners: Labels, one: str, many: str) -> None:
+        for row in np.flatnonzero(rows):
+            self.count(self._short(int(owners[row])), one, many)
 
     def _mapped(
         self, labels: Labels, owners: Labels, declared: Sequence[str], order: Sequence[str] | None

@@ -45,8 +45,6 @@ _KNOWN: dict[str, tuple[str, ...]] = {
     "split": ("split", "set", "subset", "partition", "usage"),
     "difficult": ("difficult", "is_difficult"),
     "crowd": ("crowd", "iscrowd", "is_crowd", "isgroupof", "is_group_of"),
-    "width": ("width", "image_width", "img_width"),
-    "height": ("height", "image_height", "img_height"),
 }
 """Each role and the headings it goes by, the likeliest first."""
 _NEEDED = ("filename", "label", *_CORNERS)
@@ -101,7 +99,7 @@ def recognise(path: Path) -> str | None:
 def explain(path: Path) -> str | None:
     """Say why a CSV file is not read as a data set; None where it is."""
     try:
-        _header(path, _cells(path)[:1])
+        _header(path, _cells(path, only_header=True))
     except DataError as error:
         return str(error)
     return None
@@ -178,7 +176,8 @@ def _add_picture(columns: Columns, row: _Row, table: _Table, pictures: PictureFi
         )
         return None
     try:
-        size = picture_size(found) if table.fractions else _declared_size(row)
+        # Columns called width and height may be the box's, so they are not trusted.
+        size = picture_size(found) if table.fractions else None
     except PictureError as error:
         columns.bad(str(error), row.filename, "picture")
         return None
@@ -197,14 +196,6 @@ def _box(row: _Row, table: _Table, size: tuple[int, int] | None) -> list[float]:
     if table.fractions and size is not None:
         return [round(value * edge, 6) for value, edge in zip(corners, (*size, *size), strict=True)]
     return corners
-
-
-def _declared_size(row: _Row) -> tuple[int, int] | None:
-    try:
-        width, height = int(float(row.rest["width"])), int(float(row.rest["height"]))
-    except (KeyError, ValueError):
-        return None
-    return (width, height) if width > 0 and height > 0 else None
 
 
 def _classes(used: set[str], root: Path, file: Path) -> tuple[list[str], dict[str, int]]:
@@ -253,11 +244,11 @@ def _table(file: Path) -> _Table:
     return table
 
 
-def _cells(file: Path) -> list[tuple[int, list[str]]]:
-    text = read_text(file)
-    first = text.lstrip("\r\n").partition("\n")[0]
-    delimiter = max("\t;,", key=first.count)
-    reader = csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
+def _cells(file: Path, *, only_header: bool = False) -> list[tuple[int, list[str]]]:
+    lines = read_text(file).splitlines()
+    first = next((at for at, line in enumerate(lines) if line.strip()), 0)
+    delimiter = max("\t;,", key="".join(lines[first : first + 1]).count)
+    reader = csv.reader(lines[: first + 1] if only_header else lines, delimiter=delimiter, skipinitialspace=True)
     try:
         return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:

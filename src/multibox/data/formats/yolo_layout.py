@@ -56,7 +56,7 @@ def find_layout(path: Path) -> Layout | None:
         raise DataError(f"{path} holds {' and '.join(file.name for file in settings)}; give the one that is meant")
     if settings:
         return _from_yaml(settings[0])
-    darknet = [file for file in files_in(path, ".data") if re.search(r"(?m)^\s*names\s*=", read_text(file))]
+    darknet = [file for file in files_in(path, ".data") if re.search(r"(?m)^\s*names\s*=", _text_of(file))]
     return _from_darknet(darknet[0]) if darknet else _from_folders(path)
 
 
@@ -75,10 +75,17 @@ def is_class_file(name: str) -> bool:
 
 
 def _is_data_yaml(path: Path) -> bool:
-    text = read_text(path)
+    text = _text_of(path)
     if not re.search(r"(?m)^\s*(names|nc)\s*:", text):
         return False
     return path.stem.lower() in _YAML_NAMES or re.search(r"(?m)^\s*(train|val|test)\s*:", text) is not None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return read_text(path)
+    except DataError:
+        return ""  # some other program's file
 
 
 def _from_yaml(path: Path) -> Layout:
