@@ -150,6 +150,15 @@ def test_paths_from_elsewhere_and_a_single_file(tmp_path: Path, picture: Picture
     assert not any(name.startswith("/") or ".." in name for name in held.names)
 
 
+def test_a_size_that_is_none_is_left_out(tree: Path) -> None:
+    images = [
+        {"id": 1, "file_name": "a.jpg", "width": float("inf"), "height": 5},
+        {"id": 3, "file_name": "b.jpg", "width": 0},
+    ]
+    write(tree, content(images=images))
+    assert open_dataset(tree, "train").sizes == [None, None]
+
+
 def test_classes_by_name(tree: Path) -> None:
     held = open_dataset(tree, "train", class_names=["toothbrush", "bicycle"])
     assert held.labels.tolist() == [0, 1]

@@ -106,7 +106,7 @@ def _add_boxes(
             picture, category = thing["image_id"], thing["category_id"]
             hash((picture, category))
             x, y, width, height = map(float, thing["bbox"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             columns.bad(
                 f"{file}, annotation {_name(thing, number)}: expected image_id, category_id and bbox of four numbers; "
                 f"{ADVICE}",
@@ -136,7 +136,7 @@ def _name(thing: Any, number: int) -> str:
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     try:
         width, height = int(image["width"]), int(image["height"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return (width, height) if width > 0 and height > 0 else None
 

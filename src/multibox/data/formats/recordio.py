@@ -198,7 +198,7 @@ def _read_list(file: Path) -> Iterator[_Listed]:
             yield _Listed(
                 int(float(cells[0])), np.array([float(cell) for cell in cells[1:-1]], "<f4"), cells[-1].strip()
             )
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, OverflowError):
             expected = "expected a number, the label and a picture, with tabs between"
             raise DataError(f"{file}, line {number}: {expected}, got {line[:60]!r}; make it with im2rec") from None
 

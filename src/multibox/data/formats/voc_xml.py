@@ -124,6 +124,6 @@ def _flag(thing: Any, tag: str) -> bool:
 def _read_size(size: Any) -> tuple[int, int] | None:
     try:
         width, height = (int(float(size.findtext(tag))) for tag in ("width", "height"))
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         return None
     return (width, height) if width > 0 and height > 0 else None
