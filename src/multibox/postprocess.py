@@ -8,12 +8,10 @@ from torch import Tensor
 
 from multibox.ops.coding import VARIANCES, BoxCode, Variances, decode
 from multibox.ops.nms import suppress
+from multibox.ops.ranking import best_first
 from multibox.tensors import HeadOutputs
 
 Score = Literal["softmax", "sigmoid"]
-
-_INDEX_BITS = 32
-_INDEX_MASK = (1 << _INDEX_BITS) - 1
 
 
 class Found(NamedTuple):
@@ -98,29 +96,20 @@ def _candidates(
     rows = scores.flatten(0, 1)
     above = rows > threshold
     counts = above.sum(dim=1)
-    live = counts.nonzero().squeeze(1)
     group, anchor = above.nonzero(as_tuple=True)
-    filled = counts[live]
-    width = int(filled.max()) if len(live) > 0 else 0
-    first = filled.cumsum(0) - filled
-    row = torch.arange(len(live), device=rows.device).repeat_interleave(filled)
-    place = torch.arange(len(group), device=rows.device) - first[row]
-    ranks = torch.full((len(live), width), -1, dtype=torch.long, device=rows.device)
-    ranks[row, place] = _rank(rows[group, anchor], anchor)
-    best = ranks.topk(min(topk, width), dim=1).values
-    row, column = (best >= 0).nonzero(as_tuple=True)
-    anchor = _INDEX_MASK - (best[row, column] & _INDEX_MASK)
-    group = live[row]
+    # Few scores are above: ranking closed rows is far less work than ranking all anchors.
+    live = counts.nonzero().squeeze(1)
+    counts = counts[live]
+    width = int(counts.max()) if len(live) > 0 else 0
+    row = torch.arange(len(live), device=rows.device).repeat_interleave(counts)
+    place = torch.arange(len(group), device=rows.device) - (counts.cumsum(0) - counts)[row]
+    anchors = torch.zeros((len(live), width), dtype=torch.long, device=rows.device)
+    anchors[row, place] = anchor
+    wanted = torch.arange(width, device=rows.device) < counts[:, None]
+    index, present = best_first(rows[live].gather(1, anchors), wanted, topk)
+    row, column = present.nonzero(as_tuple=True)
+    anchor, group = anchors[row, index[row, column]], live[row]
     return group, anchor, rows[group, anchor]
-
-
-def _rank(scores: Float[Tensor, " n"], index: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Return integers that order by score, then by the lower index.
-
-    `topk` leaves the order of equal values open. Positive float32 order like their bits, so the score takes the upper
-    half and the index, reversed, the lower one.
-    """
-    return (scores.view(torch.int32).long() << _INDEX_BITS) | (_INDEX_MASK - index)
 
 
 def _pack(

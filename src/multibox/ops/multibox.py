@@ -1,0 +1,209 @@
+"""MXNet's three contrib operators, argument for argument: MultiBoxPrior, MultiBoxTarget, MultiBoxDetection.
+
+They equal the CPU kernels of Apache MXNet 1.9.1, oddities included, so that code and weights written for them keep
+their meaning; each docstring names the oddities. What `multibox` itself trains and predicts with is
+`ops.anchors`, `ops.matching`, `ops.mining` and `postprocess`, which have none of them.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from multibox.errors import ConfigError
+from multibox.ops.coding import decode, encode
+from multibox.ops.matching import Assignment, match_bipartite
+from multibox.ops.nms import suppress
+from multibox.ops.ranking import best_first
+
+Four = tuple[float, float, float, float]
+Pair = tuple[float, float]
+
+
+def multibox_prior(
+    data_or_hw: Tensor | tuple[int, int],
+    sizes: tuple[float, ...] | list[float] = (1.0,),
+    ratios: tuple[float, ...] | list[float] = (1.0,),
+    clip: bool = False,
+    steps: Pair | list[float] = (-1.0, -1.0),
+    offsets: Pair | list[float] = (0.5, 0.5),
+) -> Float[Tensor, "1 a 4"]:
+    """Return the anchors of one feature map, as MXNet's `contrib.MultiBoxPrior` does.
+
+    Every cell has len(sizes) + len(ratios) - 1 anchors: each size with the first ratio, then the first size with each
+    other ratio. Cells go row by row.
+
+    Args:
+        data_or_hw: the feature map [..., h, w], of which only the shape is used, or its height and width.
+        sizes: side of the square of the anchor's area, as a fraction of the picture's height.
+        ratios: width over height.
+        clip: cut anchors to 0..1.
+        steps: distance of cells (y, x) as a fraction of the picture; not positive: 1/h and 1/w.
+        offsets: centre of the first cell (y, x) in steps.
+
+    Returns:
+        xyxy, 0 to 1 of the picture, on the device of the feature map.
+    """
+    if isinstance(data_or_hw, Tensor):
+        height, width = data_or_hw.shape[-2:]
+        device = data_or_hw.device
+    else:
+        height, width = data_or_hw
+        device = torch.device("cpu")
+    if len(sizes) == 0 or len(ratios) == 0:
+        raise ConfigError("multibox_prior: expected at least one size and one ratio, got none")
+    step_y, step_x = (step if step > 0 else 1 / cells for step, cells in zip(steps, (height, width), strict=True))
+    y = (torch.arange(height, device=device) + offsets[0]) * step_y
+    x = (torch.arange(width, device=device) + offsets[1]) * step_x
+    shapes = [(size, ratios[0] ** 0.5) for size in sizes] + [(sizes[0], ratio**0.5) for ratio in ratios[1:]]
+    half_w = torch.tensor([size * height / width * root / 2 for size, root in shapes], device=device)
+    half_h = torch.tensor([size / root / 2 for size, root in shapes], device=device)
+    cx, cy = x.view(1, -1, 1), y.view(-1, 1, 1)
+    sides = torch.broadcast_tensors(cx - half_w, cy - half_h, cx + half_w, cy + half_h)
+    anchors = torch.stack(sides, dim=-1).view(1, -1, 4)
+    return anchors.clamp(0, 1) if clip else anchors
+
+
+def multibox_target(
+    anchors: Float[Tensor, "1 a 4"],
+    labels: Float[Tensor, "b l w"],
+    cls_preds: Float[Tensor, "b k a"],
+    overlap_threshold: float = 0.5,
+    ignore_label: float = -1.0,
+    negative_mining_ratio: float = -1.0,
+    negative_mining_thresh: float = 0.5,
+    minimum_negative_samples: int = 0,
+    variances: Four | list[float] = (0.1, 0.1, 0.2, 0.2),
+) -> tuple[Float[Tensor, "b a4"], Float[Tensor, "b a4"], Float[Tensor, "b a"]]:
+    """Return what each anchor should predict, as MXNet's `contrib.MultiBoxTarget` does on CPU.
+
+    Oddities: a picture without objects has `ignore_label` everywhere, with and without mining;
+    `minimum_negative_samples` has no effect. Where MXNet aborts the process because fewer anchors than asked for can be
+    mined, all of them are taken.
+
+    Args:
+        anchors: xyxy, 0 to 1.
+        labels: rows of class (from 0), x1, y1, x2, y2 and anything after; the first row of class -1 ends the list.
+        cls_preds: logits with background first, used for mining only.
+        overlap_threshold: besides the bipartite pairs, an anchor takes its best object when their IoU is above it;
+            not positive: bipartite pairs only.
+        ignore_label: class target of anchors that mining left out.
+        negative_mining_ratio: background anchors kept for each positive, the least sure ones; not positive: all.
+        negative_mining_thresh: only anchors whose largest IoU is below it can be mined.
+        minimum_negative_samples: not used.
+        variances: divide the offsets.
+
+    Returns:
+        Box targets and their mask [b, 4a], and class targets [b, a]: 0 is background, class + 1 an object's.
+    """
+    valid = (labels[..., 0] != -1).cumprod(dim=1).bool()
+    most = int(valid.sum(dim=1).max()) if valid.numel() > 0 else 0
+    labels, valid = labels[:, :most].float(), valid[:, :most]
+    threshold = overlap_threshold if overlap_threshold > 0 else None
+    found = match_bipartite(anchors[0], labels[..., 1:5], valid, threshold=threshold, inclusive=False)
+    image, anchor = (found.gt_index >= 0).nonzero(as_tuple=True)
+    matched = labels[image, found.gt_index[image, anchor]]
+    if negative_mining_ratio > 0:
+        negative = _mine(found, cls_preds, negative_mining_ratio, negative_mining_thresh)
+    else:
+        negative = valid.any(dim=1, keepdim=True)
+    cls_target = torch.zeros_like(found.overlap).masked_fill_(~negative, ignore_label)
+    cls_target[image, anchor] = matched[:, 0] + 1
+    loc_target = found.overlap.new_zeros((*found.overlap.shape, 4))
+    loc_mask = torch.zeros_like(loc_target)
+    loc_target[image, anchor] = encode(matched[:, 1:5], anchors[0, anchor].float(), _four(variances))
+    loc_mask[image, anchor] = 1
+    return loc_target.flatten(1), loc_mask.flatten(1), cls_target
+
+
+def _mine(
+    found: Assignment, cls_preds: Float[Tensor, "b k a"], ratio: float, most_overlap: float
+) -> Bool[Tensor, "b a"]:
+    """Return the anchors kept as background: of each picture's candidates those surest not to be background."""
+    positive = found.gt_index >= 0
+    candidate = ~positive & (found.overlap < most_overlap)
+    wanted = (positive.sum(dim=1, keepdim=True) * ratio).long()
+    background = cls_preds.float().softmax(dim=1)[:, 0].masked_fill(~candidate, 2)
+    order = background.argsort(dim=1, stable=True)
+    rank = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return candidate & (torch.empty_like(order).scatter_(1, order, rank) < wanted)
+
+
+def multibox_detection(
+    cls_prob: Float[Tensor, "b k a"],
+    loc_pred: Float[Tensor, "b a4"],
+    anchors: Float[Tensor, "1 a 4"],
+    clip: bool = True,
+    threshold: float = 0.01,
+    background_id: int = 0,
+    nms_threshold: float = 0.5,
+    force_suppress: bool = False,
+    variances: Four | list[float] = (0.1, 0.1, 0.2, 0.2),
+    nms_topk: int = -1,
+) -> Float[Tensor, "b a 6"]:
+    """Return detections as rows, as MXNet's `contrib.MultiBoxDetection` does on CPU.
+
+    Oddities: only the best class besides background counts, however probable background is; a score equal to
+    `threshold` and an IoU equal to `nms_threshold` are enough; suppressed boxes stay in place with class -1; rows after
+    the `nms_topk` best have class -1 and hold what stood there before sorting.
+
+    Args:
+        cls_prob: probabilities, background first.
+        loc_pred: offsets of all anchors.
+        anchors: xyxy, 0 to 1.
+        clip: cut boxes to 0..1, before they are compared.
+        threshold: rows with a lower score are dropped.
+        background_id: not used: background is the first.
+        nms_threshold: a box goes when its IoU with a better one that stays reaches it; not positive or above 1: nothing
+            is suppressed, sorted or cut by `nms_topk`.
+        force_suppress: boxes of different classes suppress each other, too.
+        variances: multiply the offsets.
+        nms_topk: only the best so many rows of a picture are kept; not positive: all.
+
+    Returns:
+        Rows of class (from 0; -1 is none), score, x1, y1, x2, y2, best first; missing rows are -1 throughout.
+    """
+    scores, classes = _best_class(cls_prob)
+    above = (scores >= threshold) & (scores > -1)
+    image, anchor = above.nonzero(as_tuple=True)
+    boxes = decode(loc_pred.view(len(loc_pred), -1, 4)[image, anchor], anchors[0, anchor], _four(variances))
+    boxes = boxes.clamp_(0, 1) if clip else boxes
+    label = classes[image, anchor]
+    rows = torch.cat([label[:, None].float(), scores[image, anchor][:, None], boxes], dim=1)
+    counts = above.sum(dim=1)
+    first = counts.cumsum(0) - counts
+    place = torch.arange(len(rows), device=rows.device) - first[image]
+    out = rows.new_full((*scores.shape, 6), -1)
+    out[image, place] = rows
+    if not 0 < nms_threshold <= 1 or len(rows) == 0:
+        return out
+    width = int(counts.max())
+    wanted = torch.arange(width, device=rows.device) < counts[:, None]
+    index, present = best_first(out[:, :width, 1], wanted, min(nms_topk, width) if nms_topk > 0 else width)
+    image, place = present.nonzero(as_tuple=True)
+    source = (first[:, None] + index)[present]
+    rows = rows.index_select(0, source)
+    group = image if force_suppress else image * cls_prob.shape[1] + label[source]
+    order = group.int().argsort(stable=True)
+    keep = suppress(rows[:, 2:].index_select(0, order), torch.bincount(group), nms_threshold, inclusive=True)
+    rows[order[~keep], 0] = -1
+    # Like MXNet, write the best rows over the head of the unsorted ones and strike out the rest.
+    out[..., 0] = -1
+    out[image, place] = rows
+    return out
+
+
+def _best_class(cls_prob: Float[Tensor, "b k a"]) -> tuple[Float[Tensor, "b a"], Int[Tensor, "b a"]]:
+    """Return the highest score besides background and its class, the first of equal ones.
+
+    `max` with indices is slow along an axis that is not the last; so the class is the highest of numbers that fall.
+    """
+    foreground = cls_prob[:, 1:].float()
+    scores = foreground.amax(dim=1)
+    count = foreground.shape[1]
+    numbers = torch.arange(count, 0, -1, dtype=torch.int16, device=cls_prob.device)
+    return scores, count - ((foreground == scores[:, None]) * numbers[:, None]).amax(dim=1).long()
+
+
+def _four(variances: Four | list[float]) -> Four:
+    first, second, third, fourth = variances
+    return first, second, third, fourth
