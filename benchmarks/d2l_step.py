@@ -1,20 +1,23 @@
-"""TinySSD and its training step as the d2l book teaches them in PyTorch: the peer of `train_step.py`.
+"""TinySSD and its training step as the d2l book teaches them in PyTorch; a `peers.Worker`, beside `mxnet_step.py`.
 
 The network and the loop are chapter code ("Single Shot Multibox Detection", d2l.ai), told again in our own words;
-anchors and matching are the functions of the pip package `d2l` themselves. float32, NCHW, default threads.
+anchors and matching are the functions of the pip package `d2l` themselves. float32, NCHW, default threads. It runs in a
+process of its own, untouched by what multibox sets in the process in which it trains, and has the arguments of
+`mxnet_step.py`.
 """
 
+import json
+import sys
 import time
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
-from ours import Facts
+from peers import import_d2l
 from torch import Tensor, nn
 
-from multibox.presets import TINYSSD_SIZES
-from multibox.tensors import Batch
-
+SIZES = [[0.2, 0.272], [0.37, 0.447], [0.54, 0.619], [0.71, 0.79], [0.88, 0.961]]
 RATIOS = [1, 2, 0.5]
 ANCHORS = 4
 
@@ -44,28 +47,25 @@ class ChapterSSD(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return anchors, logits [B, A, K] and offsets [B, A * 4]; anchors are made anew in every pass."""
         anchors, logits, offsets = [], [], []
-        for i, sizes in enumerate(TINYSSD_SIZES):
+        for i, sizes in enumerate(SIZES):
             images = self.get_submodule(f"blk_{i}")(images)
-            anchors.append(self.d2l.multibox_prior(images, sizes=list(sizes), ratios=RATIOS))
+            anchors.append(self.d2l.multibox_prior(images, sizes=sizes, ratios=RATIOS))
             logits.append(self.get_submodule(f"cls_{i}")(images).permute(0, 2, 3, 1).flatten(1))
             offsets.append(self.get_submodule(f"bbox_{i}")(images).permute(0, 2, 3, 1).flatten(1))
         flat = torch.cat(logits, 1)
         return torch.cat(anchors, 1), flat.reshape(len(flat), -1, self.logits), torch.cat(offsets, 1)
 
 
-class D2LStep:
+class Step:
     """The chapter's training loop, one step at a time, its two running figures included."""
 
-    name = "d2l 1.0.3 (PyTorch)"
-
-    def __init__(self, d2l: ModuleType, batch: Batch, weights: dict[str, Tensor]) -> None:
+    def __init__(self, d2l: ModuleType, arrays: dict[str, np.ndarray]) -> None:
         self.d2l = d2l
         self.net = ChapterSSD(d2l)
-        self.net.load_state_dict({chapter_name(name): tensor for name, tensor in weights.items()})
+        self.pictures, self.labels = torch.from_numpy(arrays.pop("pictures")), torch.from_numpy(arrays.pop("labels"))
+        self.net.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         self.net.train()
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.2, weight_decay=5e-4)
-        self.pictures = batch.images.float().contiguous()
-        self.labels = torch.cat([batch.gt_labels[..., None].float(), batch.gt_xyxy], dim=2)
         self.figures = np.zeros(4)
 
     def losses(self, logits: Tensor, classes: Tensor, offsets: Tensor, wanted: Tensor, masks: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class D2LStep:
         box = nn.functional.l1_loss(offsets * masks, wanted * masks, reduction="none")
         return entropy.reshape(len(logits), -1).mean(1) + box.mean(1)
 
-    def step(self) -> tuple[Tensor, Tensor]:
+    def run(self) -> tuple[Tensor, Tensor]:
         """Return the class targets and the losses that one step was made of."""
         self.optimizer.zero_grad()
         anchors, logits, offsets = self.net(self.pictures)
@@ -87,38 +87,30 @@ class D2LStep:
         self.figures += [right, classes.numel(), error, wanted.numel()]
         return classes, losses.detach()
 
-    def facts(self) -> Facts:
-        """Run one step and tell what it computed."""
-        labels, losses = self.step()
-        parameters = {our_name(name): p for name, p in self.net.named_parameters()}
-        norms = {name: float(p.grad.norm()) for name, p in parameters.items() if p.grad is not None}
-        return Facts(labels, losses, norms, {name: p.detach().clone() for name, p in parameters.items()})
+    def facts(self) -> dict[str, Any]:
+        """Run one step and return everything it computed; gradients are those of the batch's mean loss."""
+        classes, losses = self.run()
+        result: dict[str, Any] = {"labels": classes.numpy(), "losses": losses.numpy()}
+        for name, parameter in self.net.named_parameters():
+            assert parameter.grad is not None
+            result[f"gradient/{name}"] = parameter.grad.numpy().copy()
+            result[f"after/{name}"] = parameter.detach().numpy().copy()
+        return result
 
-    def seconds(self) -> float:
-        """Time one step."""
+
+def main(source: str, target: str) -> None:
+    d2l = import_d2l()
+    assert d2l is not None
+    with np.load(source) as file:
+        step = Step(d2l, dict(file))
+    for line in sys.stdin:
         started = time.perf_counter()
-        self.step()
-        return time.perf_counter() - started
+        if json.loads(line)["do"] == "facts":
+            np.savez(target, **step.facts())
+        else:
+            step.run()
+        print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
 
 
-_OURS_TO_CHAPTER = {"conv1": "0", "norm1": "1", "conv2": "3", "norm2": "4"}
-_CHAPTER_TO_OURS = {number: part for part, number in _OURS_TO_CHAPTER.items()}
-
-
-def chapter_name(name: str) -> str:
-    """Turn our name of a tensor into the chapter's: backbone.stages.1.0.conv1.weight is blk_1.0.weight."""
-    kind, place, *rest = name.split(".")[0 if name.startswith("heads") else 1 :]
-    if kind == "heads":
-        return f"{'cls' if place == 'classification' else 'bbox'}_{'.'.join(rest)}"
-    block, part, field = rest
-    return ".".join([f"blk_{place}", *([block] if place == "0" else []), _OURS_TO_CHAPTER[part], field])
-
-
-def our_name(name: str) -> str:
-    """Undo `chapter_name`."""
-    layer, *path, field = name.split(".")
-    kind, place = layer.split("_", 1)
-    if kind != "blk":
-        return f"heads.{'classification' if kind == 'cls' else 'localization'}.{place}.{field}"
-    block, number = path if len(path) == 2 else ("0", path[0])
-    return f"backbone.stages.{place}.{block}.{_CHAPTER_TO_OURS[number]}.{field}"
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -171,7 +171,8 @@ def measure(options: argparse.Namespace) -> None:
         for precision, compiled in kinds:
             rows.append(measure_training(options, precision, pictures, compiled))
             rows.append(measure_inference(options, precision, pictures, compiled))
-            torch.compiler.reset()
+            if compiled:
+                torch.compiler.reset()
     print(f"\nTinySSD, {options.size}x{options.size}, recipe {options.recipe}, {options.objects} objects a picture:")
     print_table(
         ["", "precision", "batch", "pictures/s", "ms", "peak GiB"], sorted(rows, key=lambda r: r[0] == "inference")

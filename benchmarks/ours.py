@@ -26,6 +26,7 @@ from multibox.models.ssd import SSD
 from multibox.presets import resolve
 from multibox.structures import Sample, pack
 from multibox.tensors import Batch, HeadOutputs
+from multibox.training.memory import keep_freed_memory
 from multibox.training.precision import autocast
 from multibox.training.trainer import Trainer
 
@@ -65,6 +66,8 @@ def make_batch(pictures: int, size: int, objects: int, seed: int = 0) -> Batch:
 
 def make_trainer(config: Config, device: str, precision: str, weights: dict[str, Tensor] | None = None) -> Trainer:
     """Return the product's trainer for one class, with `weights` if given; its folder is temporary."""
+    if device == "cpu":
+        keep_freed_memory()
     model = build_model(config, classes=1)
     if weights is not None:
         model.load_state_dict(weights)

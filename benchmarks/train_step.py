@@ -5,6 +5,7 @@ every picture, gradient norms and the weights after the step are compared; the e
 """
 
 import argparse
+import importlib.util
 import statistics
 import sys
 import tempfile
@@ -15,9 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from d2l_step import D2LStep, chapter_name, our_name
 from ours import Facts, facts, make_batch, make_config, make_trainer, time_parts, train_step
-from peers import D2L_HINT, MXNET_VENV, Worker, import_d2l, machine, mxnet_hint, mxnet_python, print_table
+from peers import D2L_HINT, MXNET_VENV, Worker, machine, mxnet_hint, mxnet_python, print_table
 from torch import Tensor
 
 from multibox.models.build import build_model
@@ -47,20 +47,21 @@ BFLOAT16 = {
 }
 
 
-class MXNetStep:
-    """The worker process, with the methods of `D2LStep`."""
+class Peer:
+    """Another system's step, in a process of its own, from our weights and our batch."""
 
-    name = "MXNet 1.9.1 (gluon)"
-
-    def __init__(self, python: Path, batch: Batch, weights: dict[str, Tensor]) -> None:
-        folder = Path(tempfile.mkdtemp(prefix="multibox-mxnet-"))
+    def __init__(
+        self, name: str, tolerance: Tolerance, python: Path, script: str, batch: Batch, weights: dict[str, Tensor]
+    ) -> None:
+        self.name = name
+        self.tolerance = tolerance
+        folder = Path(tempfile.mkdtemp(prefix="multibox-benchmark-"))
         self.answer = folder / "facts.npz"
         labels = torch.cat([batch.gt_labels[..., None].float(), batch.gt_xyxy], dim=2)
         arrays: dict[str, Any] = {chapter_name(name): tensor.numpy() for name, tensor in weights.items()}
         pictures = np.ascontiguousarray(batch.images.numpy(), np.float32)
         np.savez(folder / "given.npz", pictures=pictures, labels=labels.numpy(), **arrays)
-        script = Path(__file__).with_name("mxnet_step.py")
-        self.worker = Worker(python, script, str(folder / "given.npz"), str(self.answer))
+        self.worker = Worker(python, Path(__file__).with_name(script), str(folder / "given.npz"), str(self.answer))
 
     def facts(self) -> Facts:
         """Run one step and tell what it computed."""
@@ -72,7 +73,7 @@ class MXNetStep:
         return Facts(found["labels"].long(), found["losses"], norms, after)
 
     def seconds(self) -> float:
-        """Time one step, in the worker."""
+        """Time one step."""
         return self.worker.ask(do="time")["seconds"]
 
 
@@ -94,23 +95,23 @@ def compare(name: str, reference: Facts, other: Facts, tolerance: Tolerance) -> 
     return fine
 
 
-def find_peers(options: argparse.Namespace, batch: Batch, weights: dict[str, Tensor]) -> list[D2LStep | MXNetStep]:
+def find_peers(options: argparse.Namespace, batch: Batch, weights: dict[str, Tensor]) -> list[Peer]:
     if not options.peers:
         return []
-    peers: list[D2LStep | MXNetStep] = []
-    d2l, python = import_d2l(), mxnet_python(options.mxnet)
-    if d2l is None:
+    peers: list[Peer] = []
+    if importlib.util.find_spec("d2l") is None:
         print(D2L_HINT)
     else:
-        peers.append(D2LStep(d2l, batch, weights))
+        peers.append(Peer("d2l 1.0.3 (PyTorch)", D2L, Path(sys.executable), "d2l_step.py", batch, weights))
+    python = mxnet_python(options.mxnet)
     if python is None:
         print(mxnet_hint(options.mxnet))
     else:
-        peers.append(MXNetStep(python, batch, weights))
+        peers.append(Peer("MXNet 1.9.1 (gluon)", MXNET, python, "mxnet_step.py", batch, weights))
     return peers
 
 
-def check(peers: list[D2LStep | MXNetStep], batch: Batch, weights: dict[str, Tensor], size: int, fast: str) -> bool:
+def check(peers: list[Peer], batch: Batch, weights: dict[str, Tensor], size: int, fast: str) -> bool:
     """Compare all sides on one step and return whether they agree."""
     good = True
     for recipe in ("d2l", "default"):
@@ -121,7 +122,7 @@ def check(peers: list[D2LStep | MXNetStep], batch: Batch, weights: dict[str, Ten
             good &= compare(f"ours in {fast}", reference, facts(config, batch, fast, weights), BFLOAT16[recipe])
         if recipe == "d2l":
             for peer in peers:
-                good &= compare(peer.name, reference, peer.facts(), D2L if isinstance(peer, D2LStep) else MXNET)
+                good &= compare(peer.name, reference, peer.facts(), peer.tolerance)
     return good
 
 
@@ -164,6 +165,29 @@ def print_parts(trainers: dict[str, Trainer], batch: Batch, rounds: int) -> None
         runs = [time_parts(trainer, batch) for _ in range(rounds)]
         parts = {part: statistics.median(run[part] for run in runs) * 1e3 for part in runs[0]}
         print(f"  {name}: " + ", ".join(f"{part} {value:.1f}" for part, value in parts.items()))
+
+
+_OURS_TO_CHAPTER = {"conv1": "0", "norm1": "1", "conv2": "3", "norm2": "4"}
+_CHAPTER_TO_OURS = {number: part for part, number in _OURS_TO_CHAPTER.items()}
+
+
+def chapter_name(name: str) -> str:
+    """Turn our name of a tensor into the chapter's: backbone.stages.1.0.conv1.weight is blk_1.0.weight."""
+    kind, place, *rest = name.split(".")[0 if name.startswith("heads") else 1 :]
+    if kind == "heads":
+        return f"{'cls' if place == 'classification' else 'bbox'}_{'.'.join(rest)}"
+    block, part, field = rest
+    return ".".join([f"blk_{place}", *([block] if place == "0" else []), _OURS_TO_CHAPTER[part], field])
+
+
+def our_name(name: str) -> str:
+    """Undo `chapter_name`."""
+    layer, *path, field = name.split(".")
+    kind, place = layer.split("_", 1)
+    if kind != "blk":
+        return f"heads.{'classification' if kind == 'cls' else 'localization'}.{place}.{field}"
+    block, number = path if len(path) == 2 else ("0", path[0])
+    return f"backbone.stages.{place}.{block}.{_CHAPTER_TO_OURS[number]}.{field}"
 
 
 def main() -> int:

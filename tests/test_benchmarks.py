@@ -1,10 +1,13 @@
 """The benchmarks run, small and without peers: what they assert before they print a time holds here, too."""
 
+import importlib
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,3 +36,33 @@ def test_our_side_of_the_training_step():
     assert "DIFFERENT" not in report
     assert re.search(r"ours, d2l \(float32\) +\d", report)
     assert "backward" in report
+
+
+def test_a_different_result_is_seen(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("train_step")
+    right = script.Facts(torch.tensor([[0, 1]]), torch.tensor([2.0]), {"w": 3.0}, {"w": torch.zeros(2)})
+    tolerance = script.Tolerance(losses=1e-3, gradients=1e-3, weights=1e-3)
+    assert script.compare("same", right, right, tolerance)
+    wrong = [
+        right._replace(labels=torch.tensor([[1, 1]])),
+        right._replace(losses=torch.tensor([2.01])),
+        right._replace(losses=torch.tensor([float("nan")])),
+        right._replace(gradient_norms={"w": 3.01}),
+        right._replace(weights={"w": torch.full((2,), 0.01)}),
+    ]
+    assert not any(script.compare("other", right, other, tolerance) for other in wrong)
+    assert capsys.readouterr().out.count("DIFFERENT") == len(wrong)
+
+
+def test_names_of_the_chapter(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("train_step")
+    names = {
+        "backbone.stages.0.2.conv2.bias": "blk_0.2.3.bias",
+        "backbone.stages.3.0.norm2.running_var": "blk_3.4.running_var",
+        "heads.localization.4.weight": "bbox_4.weight",
+    }
+    for ours, theirs in names.items():
+        assert script.chapter_name(ours) == theirs
+        assert script.our_name(theirs) == ours
