@@ -43,6 +43,11 @@ def draw_squares(folder: Path, count: int, *, classes: int = 2, size: int = 96, 
     return folder
 
 
+@pytest.fixture(name="draw_squares")
+def _draw_squares():
+    return draw_squares
+
+
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
     """Twelve pictures to train on and four to validate on."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 
@@ -46,7 +46,7 @@ class HeadOutputs:
 
 @dataclass(frozen=True, eq=False)
 class LossParts:
-    """A loss and what it is made of; every entry is a scalar on the device."""
+    """A loss and what it is made of; all but the last are scalars on the device."""
 
     total: Float[Tensor, ""]
     """What is differentiated: classification + localization + l2."""
@@ -56,3 +56,5 @@ class LossParts:
     """The L2 penalty inside the loss (HiKapok); 0 where the optimiser decays the weights."""
     positives: Int[Tensor, ""]
     """Anchors matched to an object in this batch."""
+    selected: Bool[Tensor, "b a"]
+    """Anchors whose class took part: positives, and mined negatives or all of them."""

@@ -35,8 +35,8 @@ def train_with_progress(data: Path, options: RunOptions) -> Path:
             trainer.fit()
     except KeyboardInterrupt:
         typer.echo(
-            f"stopped after step {trainer.step} of {trainer.steps}; go on with: "
-            f"multibox train {data} --preset {options.preset} --recipe {options.recipe} --out {trainer.folder} --resume",
+            f"stopped after step {trainer.step} of {trainer.steps}; go on with: multibox train {data} "
+            f"--preset {options.preset} --recipe {options.recipe} --out {trainer.folder} --resume",
             err=True,
         )
         raise typer.Exit(130) from None

@@ -1,13 +1,13 @@
 """`multibox train`."""
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
-class OnBad(str, Enum):
+class OnBad(StrEnum):
     """What to do about a broken file."""
 
     stop = "stop"

@@ -36,7 +36,9 @@ def detect(
     scale = torch.tensor([(w, h, w, h) for w, h in sizes], device=found.boxes_xyxy.device)
     boxes = (found.boxes_xyxy * scale[:, None]).cpu().numpy()
     scores, labels, counts = found.scores.cpu().numpy(), found.labels.cpu().numpy(), found.counts.cpu().tolist()
+    # A box wholly beyond the picture's border is clipped to nothing: no answer to anyone
+    real = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
     return [
-        Detections(boxes[i, :n].astype(np.float32), scores[i, :n], labels[i, :n].astype(np.int64), names)
+        Detections(boxes[i, :n].astype(np.float32), scores[i, :n], labels[i, :n].astype(np.int64), names)[real[i, :n]]
         for i, n in enumerate(counts)
     ]

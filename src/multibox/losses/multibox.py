@@ -39,7 +39,7 @@ def multibox_loss(outputs: HeadOutputs, targets: Targets, config: LossConfig) ->
     classification = classification * config.classification_weight
     localization = localization * config.localization_weight
     total = classification + localization
-    return LossParts(total, classification, localization, total.new_zeros(()), positives)
+    return LossParts(total, classification, localization, total.new_zeros(()), positives, selected)
 
 
 def select_anchors(logits: Float[Tensor, "b a k"], targets: Targets, config: LossConfig) -> Bool[Tensor, "b a"]:

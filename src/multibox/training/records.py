@@ -11,7 +11,6 @@ from torch import Tensor
 from multibox.config import Config
 from multibox.errors import MissingExtraError
 from multibox.files import write_text_whole
-from multibox.losses.multibox import select_anchors
 from multibox.losses.targets import BACKGROUND, Targets
 from multibox.tensors import HeadOutputs, LossParts
 
@@ -32,7 +31,7 @@ class Means:
         if config.model.score == "sigmoid":
             answer = torch.where(outputs.logits.amax(-1) > 0, answer + 1, BACKGROUND)
         right = answer == labels
-        selected = select_anchors(outputs.logits.float(), targets, config.loss)
+        selected = parts.selected
         error = (outputs.offsets[targets.image, targets.anchor].float() - targets.offsets).abs()
         counts = {
             "steps": torch.ones((), device=labels.device),

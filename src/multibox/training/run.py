@@ -19,6 +19,7 @@ from multibox.models.build import build_model
 from multibox.models.weights import load_weights
 from multibox.presets import resolve
 from multibox.structures import Dataset
+from multibox.training.memory import keep_freed_memory
 from multibox.training.precision import choose_device, choose_precision
 from multibox.training.trainer import Trainer
 
@@ -65,6 +66,8 @@ def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambd
         folder = _new_folder(options)
         config = fit_anchors(config, training)
     device = choose_device(options.device)
+    if device == "cpu":
+        keep_freed_memory()
     precision = choose_precision(config.train, device)
     model = build_model(config, len(training.class_names), config.train.seed)
     if options.weights is not None and not options.resume:

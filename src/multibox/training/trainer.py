@@ -1,5 +1,6 @@
 """The training loop; everything it calls is a named helper beside it."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +25,9 @@ from multibox.training.precision import autocast
 from multibox.training.records import Means, Records, Row
 from multibox.training.state import load_state, save_state
 from multibox.training.validation import Validation
+
+SAVE_EVERY = 30.0
+"""Seconds a run may lose when the machine stops; Ctrl-C and the end lose none."""
 
 
 class Trainer:
@@ -62,6 +66,7 @@ class Trainer:
         self.step = 0
         self.best = -1.0
         self.seconds = 0.0
+        self.saved = 0.0
         self.means = Means()
         self.records = Records(folder, [])
 
@@ -126,13 +131,16 @@ class Trainer:
 
     def _end_epoch(self, rate: float, batch: Batch) -> None:
         epoch = self.step // self.batches.steps_per_epoch
+        # AdamW shrinks weights apart from the loss: nothing of it is a penalty
+        decay = self.config.train.weight_decay if self.config.train.optimizer == "sgd" else 0.0
         with torch.no_grad():
-            penalty = l2_penalty(self.model.named_parameters(), self.config.train.weight_decay).item()
+            penalty = l2_penalty(self.model.named_parameters(), decay).item()
         row: Row = {"epoch": epoch, "step": self.step, "learning_rate": rate, "l2_loss": penalty, **self.means.row()}
-        if not torch.isfinite(torch.tensor(row["total_loss"] or 0.0)):
+        if not math.isfinite(row["total_loss"] or 0.0):
             raise MultiboxError(
                 f"the loss became {row['total_loss']} in epoch {epoch} (last pictures: {', '.join(batch.names[:4])}); "
-                f"lower the learning rate, such as --set train.lr={self.config.train.lr / 4:g}, and look at the labels with `multibox data show`"
+                f"lower the learning rate, such as --set train.lr={self.config.train.lr / 4:g}, "
+                "and look at the labels with `multibox data show`"
             )
         row["seconds"] = self.seconds
         self.means, self.seconds = Means(), 0.0
@@ -141,7 +149,8 @@ class Trainer:
             row |= self.validation.score(self.weights())
             self.model.train()
         self.records.add(row)
-        self.save()
+        if "val_map50" in row or epoch == self.batches.epochs or time.monotonic() - self.saved > SAVE_EVERY:
+            self.save()
         self.say(row)
 
     def weights(self) -> SSD:
@@ -168,6 +177,7 @@ class Trainer:
             "rows": self.records.rows,
         }
         save_state(self.folder, self.model, self.average, self.optimizer, notes)
+        self.saved = time.monotonic()
 
 
 def count_epochs(config: Config, steps_per_epoch: int) -> int:

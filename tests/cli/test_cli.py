@@ -1,0 +1,159 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from multibox.cli.main import main
+from multibox.cli.predict import drawn_names
+
+SMALL = ["--set", "model.input_size=[64,64]", "--set", "train.batch_size=4", "--set", "train.workers=0"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run `multibox ARGUMENTS` and return exit code, stdout, stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["multibox", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def trained(run, squares, tmp_path):
+    torch.set_num_threads(1)
+    code, _, err = run("train", squares, "--out", tmp_path / "run", "--epochs", 2, *SMALL)
+    assert code == 0, err
+    return tmp_path / "run"
+
+
+def test_train_eval_predict(run, squares, trained, tmp_path):
+    assert (trained / "pictures" / "curves.png").is_file()
+    code, out, _ = run(
+        "eval", trained, squares, "--split", "val", "--json", tmp_path / "f.json", "--plot", tmp_path / "pr.png"
+    )
+    assert code == 0
+    assert "VOC07 AP" in out
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["pictures"] == 4
+    assert set(figures) == {"pictures", "coco", "voc07", "voc12"}
+    assert set(figures["voc07"]["per_class"]) == {"red", "blue"}
+    assert (tmp_path / "pr.png").is_file()
+    code, out, _ = run(
+        "predict", trained, squares / "JPEGImages", "--threshold", 0.01, "--out", tmp_path / "drawn",
+        "--json", tmp_path / "p.json", "--coco", tmp_path / "c.json", "--yolo", tmp_path / "yolo", "--voc", tmp_path / "voc",
+    )  # fmt: skip
+    assert code == 0
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 16
+    rows = json.loads((tmp_path / "p.json").read_text())
+    assert len(rows) == 16
+    assert rows[0]["width"] == rows[0]["height"] == 96
+    boxes = np.array([d["box"] for row in rows for d in row["detections"]])
+    assert len(boxes)
+    assert boxes.min() >= 0
+    assert boxes.max() <= 96
+    assert (tmp_path / "c.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "NOWHERE"], ["NOWHERE"]),
+        (["train", "DATA", "--preset", "tinysd"], ["did you mean 'tinyssd'"]),
+        (["train", "DATA", "--set", "train.lrr=1"], ["did you mean 'lr'"]),
+        (["train", "DATA", "--set", "train.lr"], ["section.key=value"]),
+        (["train", "DATA", "--train-split", "trian"], ["trian", "train"]),
+        (["eval", "NOWHERE", "DATA"], ["NOWHERE", "does not exist"]),
+        (["predict", "NOWHERE", "DATA"], ["no picture"]),
+        (["import", "mxnets", "x", "--out", "y"], ["did you mean 'mxnet'"]),
+        (["list", "preset"], ["did you mean 'presets'"]),
+        (["plot", "loses"], ["did you mean 'losses'"]),
+        (["plot", "curves"], ["run folder"]),
+        (["data", "make", "sprite", "x"], ["did you mean 'sprites'"]),
+        (["data", "make", "sprites", "x", "--objects", "6-1"], ["--objects 6-1"]),
+        (["data", "show", "NOWHERE"], ["NOWHERE"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2(run, squares, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(*[str(squares) if a == "DATA" else a for a in arguments])
+    assert code == 2
+    assert err.startswith("multibox: ")
+    assert err.count("\n") == 1
+    assert all(word in err for word in words), err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["squares"]
+
+
+def test_a_class_that_changed_its_name_is_named(run, squares, trained):
+    for path in (squares / "Annotations").iterdir():
+        path.write_text(path.read_text().replace("<name>red<", "<name>crimson<"))
+    code, _, err = run("eval", trained, squares, "--split", "val")
+    assert code == 2
+    assert "crimson" in err
+    (squares.parent / "names.json").write_text('{"crimson": "red"}')
+    assert run("eval", trained, squares, "--split", "val", "--rename", squares.parent / "names.json")[0] == 0
+
+
+def test_broken_pictures_stop_or_are_skipped(run, squares, trained, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    Image.new("L", (40, 30), 99).save(folder / "grey.png")
+    data = (squares / "JPEGImages" / "000.png").read_bytes()
+    (folder / "cut.png").write_bytes(data[: len(data) // 2])
+    code, _, err = run("predict", trained, folder, "--out", tmp_path / "drawn")
+    assert code == 2
+    assert "cut.png" in err
+    code, out, err = run("predict", trained, folder, "--out", tmp_path / "drawn", "--on-bad", "skip")
+    assert code == 0
+    assert "skipped" in err
+    assert "1 pictures with boxes" in out
+
+
+def test_list_and_diff(run):
+    assert "1,010,376 parameters" in run("list", "presets")[1]
+    assert "5444 anchors" in run("list", "presets")[1]
+    out = run("list", "recipes", "--diff", "d2l", "d2l-focal")[1]
+    assert "loss.classification: cross_entropy | focal" in out
+    assert "train.lr:" not in out
+    assert "mxnet" in run("list", "importers")[1]
+
+
+def test_plots(run, tmp_path, trained):
+    assert run("plot", "losses", "--out", tmp_path / "l.png")[0] == 0
+    assert run("plot", "curves", trained, "--out", tmp_path / "c.png")[0] == 0
+    assert Image.open(tmp_path / "l.png").width > 500
+
+
+def test_data_make_show_convert(run, tmp_path):
+    code, out, _ = run(
+        "data", "make", "sprites", tmp_path / "s", "--images", 10, "--size", 64, "--classes", 2, "--objects", "1-3"
+    )
+    assert code == 0
+    code, out, _ = run("data", "show", tmp_path / "s", "--out", tmp_path / "sheet.png", "--augmentation", "default")
+    assert code == 0
+    assert "voc" in out
+    assert Image.open(tmp_path / "sheet.png").width > 256
+    assert run("data", "convert", tmp_path / "s", tmp_path / "y", "--to", "yolo")[0] == 0
+    assert run("data", "show", tmp_path / "y", "--out", tmp_path / "sheet2.png")[0] == 0
+    assert run("data", "convert", tmp_path / "s", tmp_path / "y", "--to", "yolo")[0] == 2
+
+
+def test_two_pictures_of_one_name_are_kept_apart(tmp_path):
+    paths = [tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.jpg", tmp_path / "x-2.png"]
+    assert list(drawn_names(paths).values()) == ["x.png", "x-2.png", "x-2-2.png"]
+
+
+def test_version_and_help(run):
+    assert run("--version")[1].strip() == "0.1.0"
+    out = run("--help")[1]
+    assert all(verb in out for verb in ("demo", "data", "train", "eval", "predict", "import", "list", "plot"))

@@ -1,0 +1,92 @@
+"""The README's blocks run: Python as it stands, commands with a small data set and few epochs."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from multibox.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+QUICK = [
+    "--epochs",
+    "1",
+    "--set",
+    "model.input_size=[64,64]",
+    "--set",
+    "train.batch_size=4",
+    "--set",
+    "train.workers=0",
+]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["multibox", *arguments])
+    main_exit = 0
+    try:
+        main()
+    except SystemExit as stop:
+        main_exit = stop.code or 0
+    assert main_exit == 0, arguments
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """A small stand-in for what `multibox demo --out demo` leaves."""
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "data", "make", "sprites", "demo/sprites", "--images", "20")
+    run(monkeypatch, "train", "demo/sprites", "--out", "demo/run", *QUICK)
+    run(monkeypatch, "data", "show", "demo/sprites", "--out", "demo/detections.png")
+
+
+def test_python_blocks_run(demo, capsys):
+    found = blocks("python")
+    assert len(found) >= 2
+    for block in found:
+        exec(compile(block, "README.md", "exec"), {})
+    assert "mAP@0.5" in capsys.readouterr().out
+
+
+def test_commands_run(squares, tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    squares.rename(tmp_path / "my-data")
+    lines = [line for block in blocks("console") for line in block.splitlines() if line.startswith("multibox ")]
+    assert len(lines) >= 5
+    for line in lines:
+        arguments = shlex.split(line, comments=True)[1:]
+        run(monkeypatch, *arguments, *(QUICK if arguments[0] == "train" else []))
+    assert Path("sheet.png").is_file()
+    assert Path("found.json").is_file()
+    assert list(Path("drawn").glob("*.png"))
+
+
+def test_make_targets_of_the_documents_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE))
+    assert named >= {"demo", "test", "check"}
+    assert named <= targets
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+
+
+def test_paths_that_contributing_names_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py)?)`", text):
+        assert (ROOT / "src" / "multibox" / path).exists() or (ROOT / path).exists(), path
