@@ -19,6 +19,8 @@ import torch
 from peers import machine, print_table
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from multibox.errors import MissingExtraError
+
 MISSING = "gpu.py needs the package {0}, which multibox imports: pip install {0}, or carry its wheel here"
 WAITING = ("nonzero", "_local_scalar_dense", "equal", "masked_select", "unique_consecutive", "_unique2", "bincount")
 """Operations after which the host cannot go on before a GPU has finished."""
@@ -140,8 +142,9 @@ def measure_inference(options: argparse.Namespace, precision: str, pictures: int
     batch = make_batch(pictures, options.size, options.objects).to(options.device)
 
     def run() -> None:
-        with torch.inference_mode(), autocast(precision, options.device):
-            outputs = model(batch.images)
+        with torch.inference_mode():
+            with autocast(precision, options.device):
+                outputs = model(batch.images)
             anchors = make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size, options.device)
             postprocess(outputs, anchors, score="softmax", score_threshold=0.3)
 
@@ -243,6 +246,9 @@ def main() -> int:
         good = check(options)
     except ModuleNotFoundError as error:
         print(MISSING.format(error.name))
+        return 2
+    except MissingExtraError as error:
+        print(error)
         return 2
     if not good:
         print("The device does not compute what the CPU computes, so no speed is printed.")
