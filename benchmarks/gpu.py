@@ -118,25 +118,25 @@ def check(options: argparse.Namespace) -> bool:
 
 def measure_training(options: argparse.Namespace, precision: str, pictures: int, compiled: bool) -> list[str]:
     """Return a row of the table: one precision and batch size, the whole step."""
-    from ours import make_batch, make_config, make_trainer, train_step
+    from ours import make_batch, make_config, make_stepper
 
-    trainer = make_trainer(make_config(options.recipe, options.size), options.device, precision)
+    stepper = make_stepper(make_config(options.recipe, options.size), options.device, precision)
     if compiled:
-        trainer.model.compile()
+        stepper.model.compile()
     batch = make_batch(pictures, options.size, options.objects).to(options.device)
-    return _row("training", options, precision, pictures, compiled, lambda: train_step(trainer, batch))
+    return _row("training", options, precision, pictures, compiled, lambda: stepper.step(batch))
 
 
 def measure_inference(options: argparse.Namespace, precision: str, pictures: int, compiled: bool) -> list[str]:
     """Return a row of the table: forward pass and post-processing, boxes left on the device."""
-    from ours import make_batch, make_config, make_trainer
+    from ours import make_batch, make_config, make_stepper
 
     from multibox.models.anchors import make_anchors
     from multibox.postprocess import postprocess
     from multibox.training.precision import autocast
 
     config = make_config(options.recipe, options.size)
-    model = make_trainer(config, options.device, precision).model.eval()
+    model = make_stepper(config, options.device, precision).model.eval()
     if compiled:
         model.compile()
     batch = make_batch(pictures, options.size, options.objects).to(options.device)
@@ -184,26 +184,26 @@ def measure(options: argparse.Namespace) -> None:
 
 def explain(options: argparse.Namespace) -> None:
     """Say where a step's time goes, what it computes at least, and where the host waits for the device."""
-    from ours import make_batch, make_config, make_trainer, time_parts, train_step
+    from ours import make_batch, make_config, make_stepper, time_parts
     from torch.utils.flop_counter import FlopCounterMode
 
     pictures = options.batches[0]
-    trainer = make_trainer(make_config(options.recipe, options.size), options.device, "bfloat16")
+    stepper = make_stepper(make_config(options.recipe, options.size), options.device, "bfloat16")
     batch = make_batch(pictures, options.size, options.objects).to(options.device)
     for _ in range(3):
-        train_step(trainer, batch)
-    parts = time_parts(trainer, batch, lambda: wait(options.device))
+        stepper.step(batch)
+    parts = time_parts(stepper, batch, lambda: wait(options.device))
     print(f"\nOne bfloat16 step of {pictures} pictures, every part waited for, in ms:")
     print("  " + ", ".join(f"{part} {seconds * 1e3:.1f}" for part, seconds in parts.items()))
     with FlopCounterMode(display=False) as counter:
-        train_step(trainer, batch)
+        stepper.step(batch)
     print(f"  {counter.get_total_flops() / pictures / 1e9:.2f} GFLOP a picture in convolutions, forward and backward")
-    waits = host_waits(lambda: train_step(trainer, batch), options.device)
+    waits = host_waits(lambda: stepper.step(batch), options.device)
     print(f"  the host waits for the device {waits.total()} times a step:")
     for place, times in waits.most_common():
         print(f"    {times} x {place}")
     if options.profile:
-        profile(options, lambda: train_step(trainer, batch))
+        profile(options, lambda: stepper.step(batch))
 
 
 def profile(options: argparse.Namespace, step: Callable[[], object]) -> None:

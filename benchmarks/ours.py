@@ -1,14 +1,12 @@
-"""Our side of the training benchmarks: synthetic batches, and the product's own `Trainer` without a data set.
+"""Our side of the training benchmarks: synthetic batches, and the product's own `Stepper`.
 
 Nothing of the step is written down here: what is timed is what `multibox train` runs.
 """
 
 import contextlib
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -16,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import multibox.training.trainer as product
+import multibox.training.step as product
 from multibox.config import Config
 from multibox.losses.multibox import multibox_loss
 from multibox.losses.targets import Targets, make_targets
@@ -24,11 +22,10 @@ from multibox.models.anchors import make_anchors
 from multibox.models.build import build_model
 from multibox.models.ssd import SSD
 from multibox.presets import resolve
-from multibox.structures import Sample, pack
 from multibox.tensors import Batch, HeadOutputs
 from multibox.training.memory import keep_freed_memory
 from multibox.training.precision import autocast
-from multibox.training.trainer import Trainer
+from multibox.training.step import Stepper
 
 
 class Facts(NamedTuple):
@@ -64,26 +61,16 @@ def make_batch(pictures: int, size: int, objects: int, seed: int = 0) -> Batch:
     return Batch(images, torch.from_numpy(boxes), labels, ["clouds"] * pictures, [(size, size)] * pictures)
 
 
-def make_trainer(config: Config, device: str, precision: str, weights: dict[str, Tensor] | None = None) -> Trainer:
-    """Return the product's trainer for one class, with `weights` if given; its folder is temporary."""
+def make_stepper(config: Config, device: str, precision: str, weights: dict[str, Tensor] | None = None) -> Stepper:
+    """Return the product's training step for one class, with `weights` if given."""
     if device == "cpu":
         keep_freed_memory()
     model = build_model(config, classes=1)
     if weights is not None:
         model.load_state_dict(weights)
-    nothing = Sample(
-        "noise", Path("noise.png"), np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0, bool)
-    )
-    dataset = pack([nothing], root=Path(), format="voc", split="train", class_names=["thing"])
-    folder = Path(tempfile.mkdtemp(prefix="multibox-benchmark-"))
-    trainer = Trainer(model, config, dataset, None, folder, device=device, precision=precision)
-    trainer.model.train()
-    return trainer
-
-
-def train_step(trainer: Trainer, batch: Batch) -> None:
-    """Run one step of the product's training, and nothing else."""
-    trainer._train_step(batch)
+    stepper = Stepper(model, config, device=device, precision=precision)
+    stepper.model.train()
+    return stepper
 
 
 def targets_of(config: Config, batch: Batch, outputs: HeadOutputs, images: slice = slice(None)) -> Targets:
@@ -109,43 +96,43 @@ def picture_losses(model: SSD, config: Config, batch: Batch, precision: str) -> 
 def facts(config: Config, batch: Batch, precision: str, weights: dict[str, Tensor], device: str = "cpu") -> Facts:
     """Return what our step computes from `weights`."""
     batch = batch.to(device)
-    probe = make_trainer(config, device, precision, weights).model
+    probe = make_stepper(config, device, precision, weights).model
     losses = picture_losses(probe, config, batch, precision)
     with torch.no_grad():
         labels = targets_of(config, batch, probe(batch.images)).labels
-    trainer = make_trainer(config, device, precision, weights)
-    train_step(trainer, batch)
-    parameters = dict(trainer.model.named_parameters())
+    stepper = make_stepper(config, device, precision, weights)
+    stepper.step(batch)
+    parameters = dict(stepper.model.named_parameters())
     norms = {name: float(p.grad.norm()) for name, p in parameters.items() if p.grad is not None}
     after = {name: p.detach().cpu() for name, p in parameters.items()}
     return Facts(labels.cpu(), losses.cpu(), norms, after)
 
 
-def time_parts(trainer: Trainer, batch: Batch, wait: Callable[[], None] = lambda: None) -> dict[str, float]:
+def time_parts(stepper: Stepper, batch: Batch, wait: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Return the seconds of each part of one step, by putting a stopwatch around what the step calls."""
     seconds: dict[str, float] = defaultdict(float)
     with contextlib.ExitStack() as stack:
-        for part, owner, name in _parts(trainer):
+        for part, owner, name in _parts(stepper):
             stack.enter_context(patch.object(owner, name, _timed(getattr(owner, name), part, seconds, wait)))
         wait()
         started = time.perf_counter()
-        train_step(trainer, batch)
+        stepper.step(batch)
         wait()
         whole = time.perf_counter() - started
     return {**seconds, "the rest": whole - sum(seconds.values())}
 
 
-def _parts(trainer: Trainer) -> Iterator[tuple[str, Any, str]]:
-    yield "forward", trainer.model, "forward"
+def _parts(stepper: Stepper) -> Iterator[tuple[str, Any, str]]:
+    yield "forward", stepper.model, "forward"
     yield "matching and coding", product, "make_targets"
     yield "loss", product, "multibox_loss"
     yield "backward", torch.Tensor, "backward"
-    if trainer.config.train.clip_norm > 0:
+    if stepper.config.train.clip_norm > 0:
         yield "clipping", torch.nn.utils, "clip_grad_norm_"
-    yield "optimiser", trainer.optimizer, "step"
-    if trainer.average is not None:
-        yield "average of weights", trainer.average, "update_parameters"
-    yield "figures of the epoch", trainer.means, "add"
+    yield "optimiser", stepper.optimizer, "step"
+    if stepper.average is not None:
+        yield "average of weights", stepper.average, "update"
+    yield "figures of the epoch", stepper.means, "add"
 
 
 def _timed(function: Any, part: str, seconds: dict[str, float], wait: Callable[[], None]) -> Any:

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ours import Facts, facts, make_batch, make_config, make_trainer, time_parts, train_step
+from ours import Facts, facts, make_batch, make_config, make_stepper, time_parts
 from peers import D2L_HINT, MXNET_VENV, Worker, machine, mxnet_hint, mxnet_python, print_table
 from torch import Tensor
 
 from multibox.models.build import build_model
 from multibox.tensors import Batch
 from multibox.training.precision import choose_precision
-from multibox.training.trainer import Trainer
+from multibox.training.step import Stepper
 
 
 class Tolerance(NamedTuple):
@@ -158,11 +158,11 @@ def print_times(found: dict[str, list[float]], peers: list[str], pictures: int) 
     print_table(["side", "seconds/step", "range", "pictures/s", *(f"x {peer.split()[0]}" for peer in peers)], rows)
 
 
-def print_parts(trainers: dict[str, Trainer], batch: Batch, rounds: int) -> None:
+def print_parts(steppers: dict[str, Stepper], batch: Batch, rounds: int) -> None:
     """Print the median milliseconds of each part of our steps."""
     print("\nWhere our steps' time goes, in milliseconds (medians):")
-    for name, trainer in trainers.items():
-        runs = [time_parts(trainer, batch) for _ in range(rounds)]
+    for name, stepper in steppers.items():
+        runs = [time_parts(stepper, batch) for _ in range(rounds)]
         parts = {part: statistics.median(run[part] for run in runs) * 1e3 for part in runs[0]}
         print(f"  {name}: " + ", ".join(f"{part} {value:.1f}" for part, value in parts.items()))
 
@@ -209,16 +209,16 @@ def main() -> int:
     if not check(peers, batch, weights, options.size, fast):
         print("The sides did not compute the same, so no time is printed.")
         return 1
-    trainers = {
-        f"ours, d2l ({fast})": make_trainer(config, "cpu", fast),
-        f"ours, default ({fast})": make_trainer(make_config("default", options.size), "cpu", fast),
-        "ours, d2l (float32)": make_trainer(config, "cpu", "float32"),
+    steppers = {
+        f"ours, d2l ({fast})": make_stepper(config, "cpu", fast),
+        f"ours, default ({fast})": make_stepper(make_config("default", options.size), "cpu", fast),
+        "ours, d2l (float32)": make_stepper(config, "cpu", "float32"),
     }
-    sides = {name: timed(lambda t=trainer: train_step(t, batch)) for name, trainer in trainers.items()}
+    sides = {name: timed(lambda s=stepper: s.step(batch)) for name, stepper in steppers.items()}
     found = measure(sides | {peer.name: peer.seconds for peer in peers}, options.rounds)
     print()
     print_times(found, [peer.name for peer in peers], options.batch)
-    print_parts(trainers, batch, options.rounds)
+    print_parts(steppers, batch, options.rounds)
     return 0
 
 

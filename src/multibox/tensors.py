@@ -21,6 +21,12 @@ class Batch:
     sizes: list[tuple[int, int]]
     """Width and height of each original picture."""
 
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory, from where a GPU copies while the host goes on."""
+        return Batch(
+            self.images.pin_memory(), self.gt_xyxy.pin_memory(), self.gt_labels.pin_memory(), self.names, self.sizes
+        )
+
     def to(self, device: str) -> "Batch":
         """Return the batch on `device`, copying without waiting."""
         return Batch(

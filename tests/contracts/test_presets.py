@@ -58,9 +58,9 @@ def test_every_recipe_takes_a_step_on_every_preset_it_fits(recipe, squares, tmp_
         changes = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0}
         options = RunOptions(preset=preset, recipe=recipe, epochs=1, out=tmp_path / preset, changes=changes)
         trainer = prepare(squares, options)
-        before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+        before = {name: value.clone() for name, value in trainer.stepper.model.state_dict().items()}
         trainer.fit()
-        after = trainer.model.state_dict()
+        after = trainer.stepper.model.state_dict()
         moved = [not torch.equal(before[name], after[name]) for name in before]
         assert np.mean(moved) > 0.9
         assert all(torch.isfinite(value).all() for value in after.values())

@@ -58,7 +58,10 @@ def test_resumed_equals_uninterrupted(squares, tmp_path, stop):
     second = prepare(squares, RunOptions(out=tmp_path / "parts", resume=True))
     assert second.step == stop
     second.fit()
-    for one, other in ((whole.model, second.model), (whole.weights(), second.weights())):
+    for one, other in (
+        (whole.stepper.model, second.stepper.model),
+        (whole.stepper.weights(), second.stepper.weights()),
+    ):
         for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
             assert torch.equal(a, b), name
     kept = ("total_loss", "learning_rate", "val_map50", "class_error")

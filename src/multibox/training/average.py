@@ -1,27 +1,36 @@
 """A running average of the weights (EMA): what is validated, saved and shipped."""
 
-from collections.abc import Sequence
+import copy
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 
-def make_average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Return the average of `model`'s weights and batch-norm statistics, or None when `decay` is 0.
+class Average:
+    """The average of a network's weights and batch-norm statistics, as a network of its own.
 
-    The decay rises to its full value over the first steps, so that the random start is soon forgotten.
+    torch's AveragedModel reads its counter back from the device several times a step; this one counts on the host.
     """
-    if decay <= 0:
-        return None
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self.count = 0
 
     @torch.no_grad()
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        keep = min(decay, (1 + int(count)) / (10 + int(count)))
-        # AveragedModel hands over one number type at a time; the other one is batch norm's counter
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(list(averaged), list(current), 1 - keep)  # pyright: ignore[reportPrivateImportUsage]
-        else:
-            torch._foreach_copy_(list(averaged), list(current))  # pyright: ignore[reportPrivateImportUsage]
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards `model`; at first quickly, so that the random start is soon forgotten."""
+        keep = min(self.decay, (1 + self.count) / (10 + self.count))
+        self.count += 1
+        averaged, current = self.module.state_dict(), model.state_dict()
+        floating = [name for name, tensor in averaged.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            [averaged[name] for name in floating], [current[name] for name in floating], 1 - keep
+        )
+        for name in averaged.keys() - floating:
+            averaged[name].copy_(current[name])
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+def make_average(model: nn.Module, decay: float) -> Average | None:
+    """Return the average of `model`, or None when `decay` is 0."""
+    return Average(model, decay) if decay > 0 else None

@@ -34,11 +34,11 @@ class Means:
         selected = parts.selected
         error = (outputs.offsets[targets.image, targets.anchor].float() - targets.offsets).abs()
         counts = {
-            "steps": torch.ones((), device=labels.device),
+            "steps": torch.ones_like(parts.total),
             "total": parts.total,
             "classification": parts.classification,
             "localization": parts.localization,
-            "anchors": torch.tensor(float(labels.numel()), device=labels.device),
+            "anchors": torch.full_like(parts.total, labels.numel()),
             "right": right.sum(),
             "selected": selected.sum(),
             "selected_right": (right & selected).sum(),
@@ -46,9 +46,8 @@ class Means:
             "positives_right": right[targets.image, targets.anchor].sum(),
             "box_error": error.sum(),
         }
-        for name, value in counts.items():
-            value = value.detach().double()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        values = dict(zip(counts, torch.stack([value.double() for value in counts.values()]).unbind(), strict=True))
+        self.sums = {name: self.sums[name] + value for name, value in values.items()} if self.sums else values
 
     def row(self) -> Row:
         """Return the epoch's figures as numbers; this is where the host waits for the device."""
@@ -92,6 +91,10 @@ class Records:
         table.writerows({name: _cell(value) for name, value in row.items()} for row in self.rows)
         write_text_whole(self.folder / "metrics.csv", text.getvalue())
         self.writer.flush()
+
+    def close(self) -> None:
+        """End TensorBoard's writing thread."""
+        self.writer.close()
 
 
 def d2l_line(rows: list[Row], every: int = 5) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from multibox import __version__
 from multibox.analysis.anchors import box_shapes, fit_shapes
 from multibox.config import Config
@@ -68,6 +70,9 @@ def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambd
     device = choose_device(options.device)
     if device == "cpu":
         keep_freed_memory()
+    else:
+        # Every step has one shape: let cuDNN try its kernels once and keep the fastest
+        torch.backends.cudnn.benchmark = True
     precision = choose_precision(config.train, device)
     model = build_model(config, len(training.class_names), config.train.seed)
     if options.weights is not None and not options.resume:
@@ -147,10 +152,10 @@ def _reopen(options: RunOptions, config: Config) -> tuple[Path, Config]:
 def _summary(trainer: Trainer, data: Path) -> str:
     training, validation = trainer.training, trainer.validation
     held = f"{len(validation.dataset)} for validation ({validation.dataset.split})" if validation else "no validation"
-    parameters = sum(p.numel() for p in trainer.model.parameters())
+    parameters = sum(p.numel() for p in trainer.stepper.model.parameters())
     return (
         f"{data}: {len(training)} pictures ({training.split}), {held}, classes {', '.join(training.class_names)}\n"
         f"{trainer.config.preset}, recipe {trainer.config.recipe}: {parameters:,} parameters, "
         f"{trainer.batches.epochs} epochs of {trainer.batches.steps_per_epoch} steps, "
-        f"{trainer.precision} on {trainer.device}, folder {trainer.folder}"
+        f"{trainer.stepper.precision} on {trainer.device}, folder {trainer.folder}"
     )

@@ -11,19 +11,15 @@ from multibox.config import Config
 from multibox.data.augmentation import find_augmentation
 from multibox.data.loading import AugmentedPictures, EpochBatches, choose_workers, make_loader
 from multibox.errors import MultiboxError
-from multibox.losses.multibox import multibox_loss
 from multibox.losses.penalty import l2_penalty
-from multibox.losses.targets import make_targets
-from multibox.models.anchors import make_anchors
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset
 from multibox.tensors import Batch, LossParts
-from multibox.training.average import make_average
-from multibox.training.optimizer import learning_rate, make_optimizer, set_learning_rate
-from multibox.training.precision import autocast
+from multibox.training.optimizer import learning_rate, set_learning_rate
 from multibox.training.records import Means, Records, Row
 from multibox.training.state import load_state, save_state
+from multibox.training.step import Stepper
 from multibox.training.validation import Validation
 
 SAVE_EVERY = 30.0
@@ -50,14 +46,11 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.device = device
-        self.precision = precision
         self.source = source
         self.watch = watch
         self.say = say
         self.names = training.class_names
-        self.model = model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.average = make_average(self.model, config.train.ema)
-        self.optimizer = make_optimizer(self.model, config.train)
+        self.stepper = Stepper(model, config, device=device, precision=precision)
         self.validation = Validation(validation, config, device, precision) if validation is not None else None
         self.training = training
         self.batches = EpochBatches(len(training), config.train.batch_size, epochs=1, seed=config.train.seed)
@@ -67,29 +60,25 @@ class Trainer:
         self.best = -1.0
         self.seconds = 0.0
         self.saved = 0.0
-        self.means = Means()
         self.records = Records(folder, [])
 
     def resume(self) -> None:
         """Go on from the folder's state, with the very pictures and learning rates that were left."""
-        notes = load_state(self.folder, self.model, self.average, self.optimizer)
+        notes = load_state(self.folder, self.stepper)
         self.step, self.best = notes["step"], notes["best"]
         self.seconds = notes["seconds"]
-        self.means.sums = {
-            k: torch.tensor(v, dtype=torch.float64, device=self.device) for k, v in notes["sums"].items()
-        }
         self.records.rows = notes["rows"]
 
     def fit(self) -> None:
         """Train to the end. Ctrl-C (KeyboardInterrupt) saves the state after the current step and is raised again."""
         self.batches.start_step = self.step
         started = time.monotonic()
-        self.model.train()
+        self.stepper.model.train()
         try:
             for batch in self._loader():
                 rate = learning_rate(self.step, self.steps, self.config.train)
-                set_learning_rate(self.optimizer, rate)
-                parts = self._train_step(batch.to(self.device))
+                set_learning_rate(self.stepper.optimizer, rate)
+                parts = self.stepper.step(batch.to(self.device))
                 self.step += 1
                 self.watch(self, parts)
                 if self.step % self.batches.steps_per_epoch == 0:
@@ -100,22 +89,8 @@ class Trainer:
             self.seconds += time.monotonic() - started
             self.save()
             raise
-
-    def _train_step(self, batch: Batch) -> LossParts:
-        with autocast(self.precision, self.device):
-            outputs = self.model(batch.images)
-        anchors = make_anchors(self.config.anchors, outputs.feature_shapes, self.config.model.input_size, self.device)
-        targets = make_targets(anchors, batch.gt_xyxy, batch.gt_labels, self.config.matching, self.config.model)
-        parts = multibox_loss(outputs, targets, self.config.loss)
-        self.optimizer.zero_grad(set_to_none=True)
-        parts.total.backward()
-        if self.config.train.clip_norm > 0:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        self.means.add(outputs, targets, parts, self.config)
-        return parts
+        finally:
+            self.records.close()
 
     def _loader(self) -> Iterable[Batch]:
         train = self.config.train
@@ -134,8 +109,14 @@ class Trainer:
         # AdamW shrinks weights apart from the loss: nothing of it is a penalty
         decay = self.config.train.weight_decay if self.config.train.optimizer == "sgd" else 0.0
         with torch.no_grad():
-            penalty = l2_penalty(self.model.named_parameters(), decay).item()
-        row: Row = {"epoch": epoch, "step": self.step, "learning_rate": rate, "l2_loss": penalty, **self.means.row()}
+            penalty = l2_penalty(self.stepper.model.named_parameters(), decay).item()
+        row: Row = {
+            "epoch": epoch,
+            "step": self.step,
+            "learning_rate": rate,
+            "l2_loss": penalty,
+            **self.stepper.means.row(),
+        }
         if not math.isfinite(row["total_loss"] or 0.0):
             raise MultiboxError(
                 f"the loss became {row['total_loss']} in epoch {epoch} (last pictures: {', '.join(batch.names[:4])}); "
@@ -143,25 +124,21 @@ class Trainer:
                 "and look at the labels with `multibox data show`"
             )
         row["seconds"] = self.seconds
-        self.means, self.seconds = Means(), 0.0
+        self.stepper.means, self.seconds = Means(), 0.0
         every = validation_interval(self.config, self.batches.epochs)
         if self.validation is not None and (epoch % every == 0 or epoch == self.batches.epochs):
-            row |= self.validation.score(self.weights())
-            self.model.train()
+            row |= self.validation.score(self.stepper.weights())
+            self.stepper.model.train()
         self.records.add(row)
         if "val_map50" in row or epoch == self.batches.epochs or time.monotonic() - self.saved > SAVE_EVERY:
             self.save()
         self.say(row)
 
-    def weights(self) -> SSD:
-        """Return the network that is validated and shipped: the average where there is one."""
-        return self.model if self.average is None else self.average.module  # pyright: ignore[reportReturnType]
-
     def save(self) -> None:
         """Write last and best checkpoint, metrics and state."""
         last = self.records.rows[-1] if self.records.rows else {}
         metrics = {name: value for name, value in last.items() if name.startswith("val_")}
-        state = self.weights().state_dict()
+        state = self.stepper.weights().state_dict()
         checkpoint = Checkpoint(state, self.config, self.names, {"training": metrics}, self.source)
         save_checkpoint(self.folder / "last.safetensors", checkpoint)
         score = last.get("val_map50")
@@ -173,10 +150,9 @@ class Trainer:
             "step": self.step,
             "best": self.best,
             "seconds": self.seconds,
-            "sums": {name: value.item() for name, value in self.means.sums.items()},
             "rows": self.records.rows,
         }
-        save_state(self.folder, self.model, self.average, self.optimizer, notes)
+        save_state(self.folder, self.stepper, notes)
         self.saved = time.monotonic()
 
 
