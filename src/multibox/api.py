@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from multibox.data.checking import check_pictures
 from multibox.data.formats import open_dataset
 from multibox.data.formats.common import OnBad
-from multibox.data.loading import AugmentedPictures, choose_workers, in_order, make_loader
+from multibox.data.loading import AugmentedPictures, choose_workers, in_order, load_batches
 from multibox.evaluation.report import Figures
 from multibox.evaluation.report import evaluate as measure
 from multibox.inference.detect import detect
@@ -91,8 +92,23 @@ def evaluate(
     Raises:
         DataError: data that cannot be read, or a class the detector does not know.
     """
-    dataset = open_dataset(data, split, format=format, class_names=detector.names, on_bad=on_bad, rename=rename)
+    dataset = open_for(detector, data, split=split, rename=rename, format=format, on_bad=on_bad)
     return measure(find_all(detector, dataset, max_detections), dataset, detector.names, max_detections=max_detections)
+
+
+def open_for(
+    detector: Detector,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    format: str | None = None,
+    on_bad: OnBad = "stop",
+) -> Dataset:
+    """Return a split with its classes in the detector's order; the arguments are those of `evaluate`."""
+    dataset = open_dataset(data, split, format=format, class_names=detector.names, on_bad=on_bad, rename=rename)
+    # To stop at a bad picture, meeting it is soon enough
+    return check_pictures(dataset, on_bad) if on_bad == "skip" else dataset
 
 
 @torch.inference_mode()
@@ -100,7 +116,7 @@ def find_all(detector: Detector, dataset: Dataset, max_detections: int = 100) ->
     """Return the detections in every picture of `dataset`, in order, down to the config's lowest score."""
     pictures = AugmentedPictures(dataset, detector.config.model.input_size, (), cache_bytes=0)
     found: list[Detections] = []
-    for batch in make_loader(pictures, in_order(len(dataset), BATCH), choose_workers(-1), pin=False):
+    for batch in load_batches(pictures, in_order(len(dataset), BATCH), choose_workers(-1), pin=False):
         outputs = detector.model(batch.images.to(detector.device))
         found += detect(outputs, batch.sizes, detector.config, detector.names)
     return [each[:max_detections] for each in found]

@@ -85,7 +85,14 @@ class Dataset:
     def subset(self, indices: Iterable[int]) -> "Dataset":
         """Return a data set of the chosen pictures, in the order given."""
         chosen = (self[index] for index in indices)
-        return pack(chosen, root=self.root, format=self.format, split=self.split, class_names=self.class_names)
+        return pack(
+            chosen,
+            root=self.root,
+            format=self.format,
+            split=self.split,
+            class_names=self.class_names,
+            notes=self.notes,
+        )
 
 
 def pack(

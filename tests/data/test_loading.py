@@ -1,9 +1,11 @@
 import numpy as np
+import pytest
 import torch
 
 from multibox.data.augmentation import AUGMENTATIONS
 from multibox.data.formats import open_dataset
-from multibox.data.loading import AugmentedPictures, EpochBatches, collate, in_order, make_loader
+from multibox.data.loading import AugmentedPictures, EpochBatches, collate, in_order, load_batches
+from multibox.errors import PictureError
 
 
 def test_batches_of_an_epoch_are_a_permutation_and_epochs_differ():
@@ -50,8 +52,8 @@ def test_items_do_not_depend_on_order_workers_or_cache(squares):
     make = lambda cache: AugmentedPictures(dataset, (64, 64), AUGMENTATIONS["default"], seed=3, cache_bytes=cache)  # noqa: E731
     cached, plain = make(1 << 30), make(0)
     keys = [[(0, 1), (0, 4), (0, 2)], [(5, 2), (5, 0), (5, 1)]]
-    alone = [list(make_loader(cached, keys, 0, pin=False)), list(make_loader(plain, keys, 0, pin=False))]
-    worked = list(make_loader(make(1 << 30), keys, 2, pin=False))
+    alone = [list(load_batches(cached, keys, 0, pin=False)), list(load_batches(plain, keys, 0, pin=False))]
+    worked = list(load_batches(make(1 << 30), keys, 2, pin=False))
     for batches in (alone[1], worked):
         for a, b in zip(alone[0], batches, strict=True):
             assert a.names == b.names
@@ -60,6 +62,16 @@ def test_items_do_not_depend_on_order_workers_or_cache(squares):
     assert not torch.equal(alone[0][0].images[2], alone[0][1].images[0])
     assert len(cached.cache) == 4
     assert not plain.cache
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_picture_is_named_in_one_line_whichever_process_met_it(squares, workers):
+    dataset = open_dataset(squares, "train")
+    dataset.paths[1].write_bytes(b"")
+    with pytest.raises(PictureError) as error:
+        list(load_batches(AugmentedPictures(dataset, (64, 64), ()), in_order(3, 3), workers, pin=False))
+    assert "001.png" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_crowds_are_not_asked_for(squares):

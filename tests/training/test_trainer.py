@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from multibox.config import Config, TrainConfig
-from multibox.errors import ConfigError, MultiboxError, WeightsError
+from multibox.errors import ConfigError, DataError, MultiboxError, PictureError, WeightsError
 from multibox.inference.detector import load
 from multibox.training.optimizer import learning_rate, make_optimizer
 from multibox.training.run import RunOptions, held_out, prepare
@@ -109,6 +109,26 @@ def test_without_a_validation_split_a_stable_tenth_is_held_out(squares, tmp_path
     assert len(kept) == 10
     backwards = names[::-1]
     assert {backwards[i] for i in held_out(backwards)} == kept
+
+
+def test_an_unreadable_picture_stops_before_the_run_or_is_skipped(squares, tmp_path):
+    picture = squares / "JPEGImages" / "003.png"
+    picture.write_bytes(picture.read_bytes()[:200])
+    with pytest.raises(PictureError, match=r"003\.png.*--on-bad skip"):
+        prepare(squares, options(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    told = []
+    trainer = prepare(squares, RunOptions(out=tmp_path / "run", on_bad="skip", changes=SMALL), told.append)
+    assert len(trainer.training) == 11
+    assert any("1 pictures" in line and "003.png" in line for line in told)
+
+
+def test_a_split_without_objects_is_refused(squares, tmp_path):
+    for path in (squares / "Annotations").iterdir():
+        if path.stem < "012":
+            path.write_text("<annotation><filename>" + path.stem + ".png</filename></annotation>")
+    with pytest.raises(DataError, match="nothing to learn"):
+        prepare(squares, options(tmp_path / "run"))
 
 
 def test_val_split_none_trains_without_validation(squares, tmp_path):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-EPOCHS = 16
+EPOCHS = 8
 
 
 def demo(
@@ -34,7 +34,7 @@ def demo(
     run = train_with_progress(out / "sprites", RunOptions(epochs=epochs, out=out / "run"))
     typer.echo("3. score it on the 100 held-out pictures")
     detector = load(run / "last.safetensors")
-    dataset = api.open_dataset(out / "sprites", "val", class_names=detector.names)
+    dataset = api.open_for(detector, out / "sprites", split="val")
     found = api.find_all(detector, dataset)
     figures = api.measure(found, dataset, detector.names)
     print_figures(figures, "held-out sprites")

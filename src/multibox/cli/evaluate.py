@@ -34,9 +34,7 @@ def evaluate(
 
     detector = load(model, device=device)
     names = read_rename(rename)
-    dataset = api.open_dataset(
-        data, split, format=format, class_names=detector.names, on_bad=on_bad.value, rename=names
-    )
+    dataset = api.open_for(detector, data, split=split, rename=names, format=format, on_bad=on_bad.value)
     found = api.find_all(detector, dataset, max_detections)
     figures = api.measure(found, dataset, detector.names, max_detections=max_detections)
     for note in dataset.notes:

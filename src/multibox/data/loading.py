@@ -4,7 +4,6 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +14,11 @@ from torch.utils.data import Dataset as TorchDataset
 
 from multibox.data.augmentation import Operation, plan, project, render
 from multibox.data.samples import load_picture
+from multibox.errors import PictureError
 from multibox.structures import Dataset, Sample
 from multibox.tensors import Batch
 
+_ERROR = f"{PictureError.__module__}.{PictureError.__name__}"
 CACHE_BYTES = 2 << 30
 """Decoded pictures are kept up to this much memory in all; the rest is decoded again each time."""
 MINIMUM_VISIBLE = 0.25
@@ -116,12 +117,16 @@ def collate(items: Sequence[Item]) -> Batch:
     return Batch(images, gt_xyxy, gt_labels, list(names), list(sizes))
 
 
-def make_loader(
+def load_batches(
     pictures: AugmentedPictures, batches: EpochBatches | Sequence[list[tuple[int, int]]], workers: int, *, pin: bool
-) -> DataLoader[Any]:
-    """Return the loader that yields `Batch` in the order of `batches`."""
+) -> Iterator[Batch]:
+    """Yield every batch of `batches`, in order, prepared by `workers` processes (0: by this one).
+
+    Raises:
+        PictureError: a picture that cannot be read, in its own words whichever process met it.
+    """
     pictures.cache_left //= max(1, workers)
-    return DataLoader(
+    loader = DataLoader(
         pictures,
         batch_sampler=batches,  # pyright: ignore[reportArgumentType] - a list of keys is a batch
         num_workers=workers,
@@ -130,6 +135,11 @@ def make_loader(
         worker_init_fn=partial(_start_worker) if workers else None,
         prefetch_factor=4 if workers else None,
     )
+    try:
+        yield from loader
+    except PictureError as error:
+        # A worker's error arrives wrapped in the text of its traceback, whose last line is the sentence
+        raise PictureError(str(error).strip().splitlines()[-1].removeprefix(f"{_ERROR}: ")) from None
 
 
 def choose_workers(asked: int) -> int:

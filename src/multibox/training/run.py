@@ -12,6 +12,7 @@ import torch
 from multibox import __version__
 from multibox.analysis.anchors import box_shapes, fit_shapes
 from multibox.config import Config
+from multibox.data.checking import check_pictures
 from multibox.data.formats import find_splits, open_dataset
 from multibox.data.formats.common import OnBad
 from multibox.errors import ConfigError, DataError
@@ -60,7 +61,7 @@ def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambd
         changes["train.epochs"] = options.epochs
     config = resolve(options.preset, options.recipe, changes)
     training, validation = open_splits(data, options)
-    for note in (*training.notes, *(validation.notes if validation else ())):
+    for note in dict.fromkeys((*training.notes, *(validation.notes if validation else ()))):
         tell(note)
     if options.resume:
         folder, config = _reopen(options, config)
@@ -93,9 +94,14 @@ def open_splits(data: Path, options: RunOptions) -> tuple[Dataset, Dataset | Non
     train_split = options.train_split or ("train" if "train" in splits else None)
 
     def read(split: str | None, names: tuple[str, ...] | None = None) -> Dataset:
-        return open_dataset(data, split, format=options.format, class_names=names, on_bad=options.on_bad)
+        dataset = open_dataset(data, split, format=options.format, class_names=names, on_bad=options.on_bad)
+        return check_pictures(dataset, options.on_bad)
 
     training = read(train_split)
+    if not len(training.labels):
+        raise DataError(
+            f"{data}: no picture of split {training.split} has a labelled object; there is nothing to learn"
+        )
     if options.val_split == "none":
         return training, None
     val_split = options.val_split or next((s for s in ("val", "valid", "val2017", "validation") if s in splits), None)

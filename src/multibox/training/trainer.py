@@ -9,7 +9,7 @@ import torch
 
 from multibox.config import Config
 from multibox.data.augmentation import find_augmentation
-from multibox.data.loading import AugmentedPictures, EpochBatches, choose_workers, make_loader
+from multibox.data.loading import AugmentedPictures, EpochBatches, choose_workers, load_batches
 from multibox.errors import MultiboxError
 from multibox.losses.penalty import l2_penalty
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
@@ -102,7 +102,7 @@ class Trainer:
             seed=train.seed,
             fill=(fill[0], fill[1], fill[2]),
         )
-        return make_loader(pictures, self.batches, choose_workers(train.workers), pin=self.device != "cpu")
+        return load_batches(pictures, self.batches, choose_workers(train.workers), pin=self.device != "cpu")
 
     def _end_epoch(self, rate: float, batch: Batch) -> None:
         epoch = self.step // self.batches.steps_per_epoch

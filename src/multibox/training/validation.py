@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from multibox.config import Config
-from multibox.data.loading import AugmentedPictures, in_order, make_loader
+from multibox.data.loading import AugmentedPictures, in_order, load_batches
 from multibox.evaluation.voc import quick_map
 from multibox.inference.detect import detect
 from multibox.losses.multibox import multibox_loss
@@ -36,7 +36,7 @@ class Validation:
         batches = in_order(len(self.dataset), self.config.train.batch_size)
         found: list[Detections] = []
         losses: list[torch.Tensor] = []
-        for batch in make_loader(self.pictures, batches, 0, pin=False):
+        for batch in load_batches(self.pictures, batches, 0, pin=False):
             batch = batch.to(self.device)
             with autocast(self.precision, self.device):
                 outputs = model(batch.images)
