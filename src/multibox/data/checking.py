@@ -25,9 +25,7 @@ def check_pictures(dataset: Dataset, on_bad: OnBad) -> Dataset:
     if on_bad == "stop":
         raise PictureError(f"{found[0]}; mend or remove it, or give --on-bad skip")
     if len(found) == len(dataset):
-        raise PictureError(
-            f"none of the {len(dataset)} pictures of {dataset.root} ({dataset.split}) can be read: {found[0]}"
-        )
+        raise PictureError(f"no picture of {dataset.root} ({dataset.split}) can be read; the first: {found[0]}")
     kept = dataset.subset(index for index, error in enumerate(errors) if error is None)
     note = f"{len(found)} pictures that cannot be read were skipped; the first: {found[0]}"
     return dataclasses.replace(kept, notes=(*dataset.notes, note))

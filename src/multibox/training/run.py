@@ -99,9 +99,7 @@ def open_splits(data: Path, options: RunOptions) -> tuple[Dataset, Dataset | Non
 
     training = read(train_split)
     if not len(training.labels):
-        raise DataError(
-            f"{data}: no picture of split {training.split} has a labelled object; there is nothing to learn"
-        )
+        raise DataError(f"{data}: no picture of split {training.split} has an object; there is nothing to learn")
     if options.val_split == "none":
         return training, None
     val_split = options.val_split or next((s for s in ("val", "valid", "val2017", "validation") if s in splits), None)
