@@ -73,14 +73,22 @@ def read_picture(path: str | Path) -> Image.Image:
 def decode_picture(data: bytes, where: str) -> Image.Image:
     """Decode the bytes of a picture file as `read_picture` does; `where` names them in errors."""
     with _open(data, where) as image:
-        try:
-            image.load()
-            upright = _turned(image, _orientation(image))
-            return _to_rgb(upright, where)
-        except PictureError:
-            raise
-        except _BROKEN as error:
-            raise _broken(where, error) from error
+        return upright_rgb(image, where)
+
+
+def upright_rgb(image: Image.Image, where: str = "the picture") -> Image.Image:
+    """Return an opened picture of any mode as 8-bit RGB, turned as its EXIF orientation says.
+
+    Raises:
+        PictureError: its pixels cannot be decoded; `where` names it.
+    """
+    try:
+        image.load()
+        return _to_rgb(_turned(image, _orientation(image)), where)
+    except PictureError:
+        raise
+    except _BROKEN as error:
+        raise _broken(where, error) from error
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multibox.config import Config
-from multibox.data.pictures import read_picture, resize_picture
+from multibox.data.pictures import read_picture, resize_picture, upright_rgb
 from multibox.errors import PictureError, WeightsError
 from multibox.inference.detect import detect
 from multibox.models.build import build_model
@@ -63,7 +63,7 @@ class Detector:
 def open_picture(picture: Picture) -> Image.Image:
     """Return any accepted form of a picture as RGB."""
     if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
+        return upright_rgb(picture)
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise PictureError(

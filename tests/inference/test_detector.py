@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import multibox
+from multibox.errors import ConfigError, PictureError, WeightsError
+
+
+@pytest.fixture(scope="module")
+def detector():
+    """A TinySSD that always sees one dog: the first anchor of the one-cell map, .06 to .94 of any picture."""
+    made = multibox.create("tinyssd", ["cat", "dog"], recipe="d2l")
+    heads = made.model.heads
+    with torch.no_grad():
+        for head in (*heads.classification, *heads.localization):
+            head.weight.zero_()
+            head.bias.zero_()
+        for head in heads.classification:
+            head.bias.view(-1, 3)[:, 0] = 12.0
+        heads.classification[4].bias.view(-1, 3)[0] = torch.tensor([0.0, 0.0, 3.0])
+    return made
+
+
+def check(found, width, height):
+    assert found.names == ("cat", "dog")
+    assert found.labels.tolist() == [1]
+    assert found.scores[0] == pytest.approx(np.exp(3) / (np.exp(3) + 2), abs=1e-5)
+    expected = [0.06 * width, 0.06 * height, 0.94 * width, 0.94 * height]
+    assert found.boxes[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_every_form_of_a_picture_gives_pixels_of_the_original(detector, tmp_path):
+    picture = Image.new("RGB", (640, 200), (9, 99, 199))
+    picture.save(tmp_path / "a.png")
+    for form in (picture, np.asarray(picture), tmp_path / "a.png", str(tmp_path / "a.png")):
+        check(detector.predict(form), 640, 200)
+    found = detector.predict([picture] * 20)
+    assert len(found) == 20
+    check(found[19], 640, 200)
+    assert detector.predict([]) == []
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16", "1"])
+def test_every_mode_is_accepted(detector, tmp_path, mode):
+    picture = Image.new(mode, (50, 70), 1)
+    suffix = "tif" if mode == "CMYK" else "png"
+    picture.save(tmp_path / f"a.{suffix}")
+    check(detector.predict(tmp_path / f"a.{suffix}"), 50, 70)
+    check(detector.predict(picture), 50, 70)
+
+
+def test_boxes_follow_the_exif_orientation(detector, tmp_path):
+    picture = Image.new("RGB", (60, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.jpg", exif=exif)
+    check(detector.predict(tmp_path / "a.jpg"), 20, 60)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        check(detector.predict(opened), 20, 60)
+
+
+def test_the_threshold_counts(detector):
+    picture = Image.new("RGB", (50, 50))
+    assert len(detector.predict(picture, threshold=0.95)) == 0
+    assert len(detector.predict(picture, threshold=0.0)) > 1
+
+
+def test_mistakes(detector, tmp_path):
+    with pytest.raises(PictureError, match=r"uint8 RGB \[H, W, 3\], got float64 \[4, 4, 3\]"):
+        detector.predict(np.zeros((4, 4, 3)))
+    with pytest.raises(PictureError, match=r"nothing\.png"):
+        detector.predict(tmp_path / "nothing.png")
+    with pytest.raises(WeightsError, match="neither best"):
+        multibox.load(tmp_path)
+    with pytest.raises(WeightsError, match="does not exist"):
+        multibox.load(tmp_path / "x.safetensors")
+    with pytest.raises(ConfigError, match="did you mean"):
+        multibox.create("tinysd", ["a"])
