@@ -38,6 +38,27 @@ def test_an_image_without_objects_gives_none_or_the_minimum():
     assert _chosen([0.9, 0.1, 0.2], [0, 0, 0], ratio=3, minimum=2) == {1, 2}
 
 
+def test_every_image_is_counted_on_its_own():
+    loss = torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4], [5.0, 5.0, 5.0, 5.0]])
+    positive = torch.tensor([[True, False, False, False], [True, True, False, False], [False] * 4])
+    found = mine_hard_negatives(loss, positive, ~positive, ratio=1)
+    expected = [[False, True, False, False], [False, False, True, True], [False] * 4]
+    assert found.tolist() == expected
+
+
+def test_no_candidates_at_all():
+    nobody = torch.zeros(2, 5, dtype=torch.bool)
+    assert not mine_hard_negatives(torch.rand(2, 5), ~nobody, nobody).any()
+    assert not mine_hard_negatives(torch.rand(2, 5), nobody, nobody, minimum=3).any()
+
+
+def test_infinite_losses_are_the_hardest_and_half_precision_will_do():
+    loss = torch.tensor([[0.0, 1.0, float("inf"), 3.0]]).bfloat16()
+    positive = torch.tensor([[True, False, False, False]])
+    assert mine_hard_negatives(loss, positive, ~positive, 1).tolist() == [[False, False, True, False]]
+    assert mine_hard_negatives(loss, positive, ~positive, 2).tolist() == [[False, False, True, True]]
+
+
 def test_candidates_are_unmatched_and_overlap_little():
     matched = torch.tensor([[True, False, False, False]])
     overlap = torch.tensor([[0.1, 0.49, 0.5, 0.0]])
@@ -70,6 +91,8 @@ def test_equal_to_sorting_by_hand(seed: int, images: int, anchors: int, levels: 
     positive, candidate = kind == 0, kind >= 2
     found = mine_hard_negatives(loss, positive, candidate, ratio, minimum)
     assert torch.equal(found, _reference(loss, positive, candidate, ratio, minimum))
+    asked = (positive.sum(1) * ratio).long().clamp(min=minimum)
+    assert torch.equal(found.sum(1), asked.minimum(candidate.sum(1)))
 
 
 @pytest.mark.gpu

@@ -18,8 +18,8 @@ Number = float | int
 """A plain `float` annotation would refuse an int where tests check annotations at run time."""
 
 _EPSILON = 1e-7
-_BLOCK = 1 << 18
-"""Entries of an IoU table computed at a time on a CPU: 1 MB, so that the passes over it run in the cache (3x)."""
+_BLOCK = 1 << 17
+"""Entries of an IoU table computed at a time on a CPU: 512 KB, so that the passes over it stay in the cache."""
 
 
 def at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -65,26 +65,30 @@ def pairwise_iou(a_xyxy: Float[Tensor, "... n 4"], b_xyxy: Float[Tensor, "... m 
     even themselves: 0, never NaN. Half precision is computed in float32.
     """
     a_xyxy, b_xyxy = at_least_float32(a_xyxy), at_least_float32(b_xyxy)
-    rows = _BLOCK // max(1, b_xyxy.shape[-2])
+    a_sides, b_sides = _sides(a_xyxy), [side.unsqueeze(-2) for side in _sides(b_xyxy)]
+    rows = max(1, _BLOCK // max(1, b_xyxy.shape[-2]))
     needs_grad = torch.is_grad_enabled() and (a_xyxy.requires_grad or b_xyxy.requires_grad)
     blocked = a_xyxy.device.type == "cpu" and b_xyxy.dim() == 2 and not needs_grad
-    if not blocked or a_xyxy[..., 0].numel() <= rows:
-        return _iou_table(a_xyxy, b_xyxy)
-    flat = a_xyxy.reshape(-1, 4)
-    table = torch.empty(flat.shape[0], b_xyxy.shape[0], dtype=torch.promote_types(flat.dtype, b_xyxy.dtype))
-    for start in range(0, flat.shape[0], max(1, rows)):
-        some = slice(start, start + max(1, rows))
-        table[some] = _iou_table(flat[some], b_xyxy)
-    return table.view(*a_xyxy.shape[:-1], b_xyxy.shape[0])
+    if not blocked or a_sides[0].numel() <= rows:
+        return _iou_table([side.unsqueeze(-1) for side in a_sides], b_sides)
+    flat = [side.reshape(-1, 1) for side in a_sides]
+    table = torch.empty(len(flat[0]), len(b_xyxy), dtype=torch.promote_types(a_xyxy.dtype, b_xyxy.dtype))
+    for start in range(0, len(table), rows):
+        table[start : start + rows] = _iou_table([side[start : start + rows] for side in flat], b_sides)
+    return table.view(*a_xyxy.shape[:-1], len(b_xyxy))
 
 
-def _iou_table(a_xyxy: Float[Tensor, "... n 4"], b_xyxy: Float[Tensor, "... m 4"]) -> Float[Tensor, "... n m"]:
-    # One contiguous row per coordinate of b, and in-place steps: every pass over the big table counts.
-    ax1, ay1, ax2, ay2 = a_xyxy.unsqueeze(-2).unbind(-1)
-    bx1, by1, bx2, by2 = b_xyxy.movedim(-1, 0).contiguous().unsqueeze(-2).unbind(0)
-    # A box without area intersects nothing, so giving it a tiny one leaves its IoU 0 and spares a pass for 0 / 0.
-    a_area = box_area(a_xyxy).clamp(min=torch.finfo(a_xyxy.dtype).tiny).unsqueeze(-1)
-    b_area = box_area(b_xyxy).unsqueeze(-2)
+def _sides(boxes_xyxy: Float[Tensor, "*shape 4"]) -> list[Float[Tensor, "*shape"]]:
+    # x1, y1, x2, y2 and the area, each contiguous. A box without area intersects nothing, so giving it a tiny one
+    # leaves its IoU 0 and spares a pass over the table that would mend 0 / 0.
+    area = box_area(boxes_xyxy).clamp(min=torch.finfo(boxes_xyxy.dtype).tiny)
+    return [*boxes_xyxy.movedim(-1, 0).contiguous().unbind(0), area]
+
+
+def _iou_table(a_sides: list[Float[Tensor, "... n 1"]], b_sides: list[Float[Tensor, "... 1 m"]]) -> Tensor:
+    # In-place wherever possible: the table is big, and every pass over it counts.
+    ax1, ay1, ax2, ay2, a_area = a_sides
+    bx1, by1, bx2, by2, b_area = b_sides
     overlap = torch.minimum(ax2, bx2).sub_(torch.maximum(ax1, bx1)).clamp_(min=0)
     overlap = overlap.mul_(torch.minimum(ay2, by2).sub_(torch.maximum(ay1, by1)).clamp_(min=0))
     return overlap.div_((a_area + b_area).sub_(overlap))
@@ -103,18 +107,24 @@ def paired_iou(
     a_xyxy, b_xyxy = at_least_float32(a_xyxy), at_least_float32(b_xyxy)
     a_low, a_high = a_xyxy[..., :2], a_xyxy[..., 2:]
     b_low, b_high = b_xyxy[..., :2], b_xyxy[..., 2:]
-    inner = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod(-1)
+    inner = _product(torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low))
     union = box_area(a_xyxy) + box_area(b_xyxy) - inner
     iou = inner / union.clamp(min=_EPSILON**2)
     if kind == "iou":
         return iou
     enclosing = (torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)).clamp(min=0)
     if kind == "giou":
-        hull = enclosing.prod(-1).clamp(min=_EPSILON**2)
+        hull = _product(enclosing).clamp(min=_EPSILON**2)
         return iou - (hull - union) / hull
     distance = ((a_low + a_high - b_low - b_high) * 0.5).square().sum(-1)
     diou = iou - distance / enclosing.square().sum(-1).clamp(min=_EPSILON**2)
     return diou if kind == "diou" else diou - _aspect_term(a_xyxy, b_xyxy, iou)
+
+
+def _product(sides: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
+    # Not prod(): looking for zeros, its gradient makes the host wait for a GPU.
+    width, height = sides.clamp(min=0).unbind(-1)
+    return width * height
 
 
 def _aspect_term(
