@@ -1,0 +1,256 @@
+"""Losses element by element: worked examples (facts 17.1, 17.2, 17.10), torch's and torchvision's, and the edges."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+from torchvision.ops import sigmoid_focal_loss
+
+from multibox.config import LossConfig
+from multibox.errors import ConfigError
+from multibox.losses.elementwise import cross_entropy, focal_loss, l1, l2, sigmoid_focal, smooth_l1
+from multibox.losses.multibox import multibox_loss
+from multibox.losses.targets import Targets
+from multibox.tensors import HeadOutputs
+
+X = (-3, -2, -1, -0.5, -0.1, -0.005, 0.01, 0.1, 0.5, 1, 2, 3, 4, 5)
+P = (0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.0, 0.0], [-1.0, 3.0, 0.0]])
+LABELS = torch.tensor([0, 1, 1])
+
+
+def plain_smooth_l1(values, sigma=1.0, **weights):
+    prediction = torch.tensor(values, dtype=torch.float32)
+    return smooth_l1(prediction, torch.zeros_like(prediction), sigma, **weights)
+
+
+def binary(probabilities):
+    """Logits of two classes, of which the second (label 1) has these probabilities, in float64."""
+    p = torch.as_tensor(probabilities, dtype=torch.float64)
+    return torch.stack([torch.log1p(-p), p.log()], dim=-1), torch.ones(p.shape, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "expected"),
+    [
+        (0.5, [1.125, 0.5, 0.125, 0.03125, 0.00125, 3.125e-6, 1.25e-5, 0.00125, 0.03125, 0.125, 0.5, 1.125, 2, 3]),
+        (1, [2.5, 1.5, 0.5, 0.125, 0.005, 1.25e-5, 5e-5, 0.005, 0.125, 0.5, 1.5, 2.5, 3.5, 4.5]),
+        (
+            10,
+            [2.995, 1.995, 0.995, 0.495, 0.095, 0.00125, 0.005, 0.095, 0.495, 0.995, 1.995, 2.995, 3.995, 4.995],
+        ),
+    ],
+)
+def test_smooth_l1_by_hand(sigma, expected):
+    assert torch.allclose(plain_smooth_l1(X, sigma), torch.tensor(expected), rtol=1e-5, atol=1e-8)
+
+
+def test_smooth_l1_as_the_post_prints_it():
+    found = plain_smooth_l1([-1, 0.1, 0.5, 1, 2, 3, 4])
+    assert torch.allclose(found, torch.tensor([0.5, 0.005, 0.125, 0.5, 1.5, 2.5, 3.5]))
+
+
+def test_negative_differences_are_not_all_squared():
+    assert plain_smooth_l1([-3.0]).item() == pytest.approx(2.5)  # 4.5 by the post's misprint
+    assert plain_smooth_l1([-0.5, -2.0], 10).tolist() == pytest.approx([0.495, 1.995])  # 12.5 and 200
+
+
+def test_smooth_l1_with_inside_and_outside_weights():
+    inside, outside = torch.tensor([1, 0.5, 1, 1]), torch.tensor([1, 1, 2, 0.25])
+    found = plain_smooth_l1([1, 2, -0.5, 0], inside_weights=inside, outside_weights=outside)
+    assert torch.allclose(found, torch.tensor([0.5, 0.5, 0.25, 0]))
+    assert plain_smooth_l1([1, 2], inside_weights=0.5, outside_weights=3).tolist() == [0.375, 1.5]
+    # Weights of each row over its four offsets
+    found = smooth_l1(
+        torch.ones(2, 4), torch.zeros(2, 4), 1, torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0], [5.0]])
+    )
+    assert found.tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
+
+
+@given(
+    values=st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=1, max_size=8),
+    sigma=st.sampled_from([0.5, 1, 2, 3.0, 10]),
+)
+@settings(max_examples=50, deadline=None)
+def test_smooth_l1_is_torchs_with_beta_and_its_gradient_is_clipped(values, sigma):
+    prediction, target = torch.tensor(values, dtype=torch.float64).unbind(-1)
+    prediction = prediction.clone().requires_grad_()
+    found = smooth_l1(prediction, target, sigma)
+    expected = functional.smooth_l1_loss(prediction, target, beta=1 / sigma**2, reduction="none")
+    weighted = smooth_l1(prediction, target, sigma, inside_weights=torch.ones(len(target)))
+    assert torch.allclose(found, expected) and torch.allclose(weighted, expected)
+    (gradient,) = torch.autograd.grad(found.sum(), prediction)
+    assert torch.allclose(gradient, ((prediction - target) * sigma**2).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("sigma", [0, -1.0])
+def test_smooth_l1_needs_a_sigma_above_zero(sigma):
+    with pytest.raises(ConfigError, match="sigma must be above 0"):
+        plain_smooth_l1([1.0], sigma)
+
+
+def test_l1_and_l2_by_hand():
+    prediction, target = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([0.0, 1.0, 0.5])
+    assert l1(prediction, target).tolist() == [1, 3, 0]
+    assert l2(prediction, target).tolist() == [0.5, 4.5, 0]
+
+
+@pytest.mark.parametrize(
+    ("gamma", "alpha", "expected"),
+    [
+        (0, 1, [4.605170, 2.302585, 1.386294, 0.693147, 0.287682, 0.105361, 0.010050]),
+        (1, 1, [4.559118, 2.072327, 1.039721, 0.346574, 0.071921, 0.010536, 0.000101]),
+        (2, 1, [4.513527, 1.865094, 0.779791, 0.173287, 0.017980, 0.001054, 1.005e-6]),
+        (5, 1, [4.379471, 1.359653, 0.328974, 0.021661, 0.000281, 1.05e-6, 1e-12]),
+        (2, 0.25, [1.128382, 0.466273, 0.194948, 0.043322, 0.004495, 0.000263, 2.5e-7]),
+    ],
+)
+def test_focal_by_hand(gamma, alpha, expected):
+    logits, labels = binary(P)
+    for precision, atol in ((torch.float64, 6e-7), (torch.float32, 1e-6)):
+        found = focal_loss(logits.to(precision), labels, alpha, gamma)
+        assert torch.allclose(found.double(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=atol)
+    assert torch.allclose(found[-1].double(), torch.tensor(expected[-1], dtype=torch.float64), rtol=0.02)
+
+
+def test_focal_and_cross_entropy_of_three_classes():
+    nll = cross_entropy(LOGITS, LABELS)
+    assert torch.allclose((-nll).exp(), torch.tensor([0.785597, 0.333333, 0.936240]), atol=1e-6)
+    assert torch.allclose(nll, torch.tensor([0.241311, 1.098612, 0.065884]), atol=1e-6)
+    found = focal_loss(LOGITS, LABELS)
+    assert torch.allclose(found, torch.tensor([0.002773, 0.122068, 0.000067]), atol=6e-7)
+    assert found.mean().item() == pytest.approx(0.041636, abs=1e-6)
+
+
+@given(seed=st.integers(0, 10_000), classes=st.integers(2, 6), scale=st.sampled_from([0.1, 3.0, 30.0]))
+@settings(max_examples=50, deadline=None)
+def test_focal_without_gamma_and_alpha_is_cross_entropy(seed, classes, scale):
+    random = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(2, 5, classes, generator=random)
+    labels = torch.randint(-1, classes, (2, 5), generator=random)
+    found = focal_loss(logits, labels, 1, 0)
+    assert found.shape == (2, 5)
+    assert torch.allclose(found, cross_entropy(logits, labels))
+    expected = -logits.double().log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    assert torch.allclose(found.double(), expected.where(labels >= 0, 0), atol=1e-5)
+    assert (focal_loss(logits, labels, 1, 2) <= found).all()
+
+
+def test_ignored_anchors_cost_nothing_and_learn_nothing():
+    logits = torch.tensor([[[5.0, -3.0], [0.5, 0.2]]], requires_grad=True)
+    for loss in (cross_entropy, focal_loss, lambda x, y: focal_loss(x, y, (0.5, 2.0), 0.5)):
+        found = loss(logits, torch.tensor([[-1, 1]]))
+        assert found[0, 0] == 0 and found[0, 1] > 0
+        (gradient,) = torch.autograd.grad(found.sum(), logits)
+        assert (gradient[0, 0] == 0).all() and (gradient[0, 1] != 0).all()
+
+
+@pytest.mark.parametrize("gamma", [0, 0.5, 1, 2, 5])
+@pytest.mark.parametrize("size", [100.0, 1e4, 1e30])
+def test_extreme_logits_are_finite(gamma, size):
+    logits = torch.tensor([[size, -size, 0], [-size, size, 0], [size, size, size]], requires_grad=True)
+    labels = torch.tensor([0, 0, 0])
+    found = focal_loss(logits, labels, 1, gamma)
+    assert found.isfinite().all() and found[0] == 0 and found[1].item() == pytest.approx(2 * size)
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert gradient.isfinite().all()
+    found = sigmoid_focal(logits, (labels[:, None] == torch.arange(3)).float(), 0.25, gamma)
+    assert found.isfinite().all()
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert gradient.isfinite().all()
+
+
+def test_gradient_for_gamma_below_one_is_finite_where_p_is_one():
+    # In float32, 1 - p is exactly 0 here: the derivative of its square root is infinite.
+    logits = torch.tensor([[60.0, -60.0], [17.0, 0.0], [1.0, 0.0]], requires_grad=True)
+    focal_loss(logits, torch.tensor([0, 0, 0]), 1, 0.5).sum().backward()
+    assert logits.grad.isfinite().all() and logits.grad[2].abs().min() > 0
+    logits.grad = None
+    sigmoid_focal(logits, torch.tensor([[1, 0], [1, 1], [1, 0]]).float(), 0.25, 0.5).sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("alpha", [[0.5, 2.0, 3.0], (0.5, 2, 3.0), torch.tensor([0.5, 2.0, 3.0])])
+def test_alpha_by_class(alpha):
+    one = focal_loss(LOGITS, torch.tensor([0, 1, 2]), 1)
+    found = focal_loss(LOGITS, torch.tensor([0, 1, 2]), alpha)
+    assert torch.allclose(found, one * torch.tensor([0.5, 2.0, 3.0]))
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    alpha=st.sampled_from([0.0, 0.25, 0.5, 0.9, 1]),
+    gamma=st.sampled_from([0, 1, 2.0, 2.5]),
+    scale=st.sampled_from([0.5, 5.0, 20.0]),
+)
+@settings(max_examples=50, deadline=None)
+def test_sigmoid_focal_is_torchvisions(seed, alpha, gamma, scale):
+    random = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(3, 4, generator=random, dtype=torch.float64)
+    targets = torch.randint(0, 2, (3, 4), generator=random).double()
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    found, expected = sigmoid_focal(ours, targets, alpha, gamma), sigmoid_focal_loss(theirs, targets, alpha, gamma)
+    assert torch.allclose(found, expected)
+    found.sum().backward()
+    expected.sum().backward()
+    assert torch.allclose(ours.grad, theirs.grad)
+
+
+def test_sigmoid_focal_by_hand():
+    found = sigmoid_focal(torch.zeros(2), torch.tensor([1.0, 0.0]))
+    assert torch.allclose(found, torch.tensor([0.043322, 0.129965]), atol=1e-6)
+
+
+def test_half_precision_is_computed_and_returned_in_float32():
+    logits = LOGITS.bfloat16()
+    one_hot = functional.one_hot(LABELS, 3).bfloat16()
+    for half, full in (
+        (cross_entropy(logits, LABELS), cross_entropy(logits.float(), LABELS)),
+        (focal_loss(logits, LABELS), focal_loss(logits.float(), LABELS)),
+        (focal_loss(logits, LABELS, [1, 2, 3], 0.5), focal_loss(logits.float(), LABELS, [1, 2, 3], 0.5)),
+        (sigmoid_focal(logits, one_hot), sigmoid_focal(logits.float(), one_hot.float())),
+        (smooth_l1(logits, one_hot, 3), smooth_l1(logits.float(), one_hot.float(), 3)),
+        (l1(logits, one_hot), l1(logits.float(), one_hot.float())),
+        (l2(logits, one_hot), l2(logits.float(), one_hot.float())),
+    ):
+        assert half.dtype == torch.float32 and torch.equal(half, full)
+
+
+def test_d2ls_means():
+    logits = torch.tensor([[0.0, 0], [0, 0], [2, 0], [0, 2]])
+    labels = torch.tensor([0, 1, 0, 1])
+    nll, focal = cross_entropy(logits, labels), focal_loss(logits, labels)
+    assert torch.allclose(nll, torch.tensor([0.693147, 0.693147, 0.126928, 0.126928]), atol=1e-6)
+    assert nll.mean().item() == pytest.approx(0.410038, abs=1e-6)
+    assert torch.allclose(focal, torch.tensor([0.043322, 0.043322, 0.000451, 0.000451]), atol=1e-6)
+    assert focal.mean().item() == pytest.approx(0.021886, abs=1e-6)
+    offsets = torch.tensor([[0.5, -0.5, 0, 1], [2, 0, 0, 0], [9, 9, 9, 9], [0, 0, 0, -3]])
+    mask = torch.tensor([0, 1, 0, 1])[:, None]
+    assert l1(offsets * mask, torch.zeros(4, 4)).mean().item() == pytest.approx(0.3125)
+    assert smooth_l1(offsets * mask, torch.zeros(4, 4)).mean().item() == pytest.approx(0.25)
+    # The same by the multibox loss, which sees the offsets of positives only
+    targets = Targets(labels[None], torch.zeros(1, 4), torch.tensor([0, 0]), torch.tensor([1, 3]), torch.zeros(2, 4))
+    outputs = HeadOutputs(logits[None], offsets[None], ((2, 2),))
+    for kind, expected in (("l1", 0.3125), ("smooth_l1", 0.25)):
+        parts = multibox_loss(outputs, targets, LossConfig(localization=kind, normalizer="anchors"))
+        assert parts.classification.item() == pytest.approx(0.410038, abs=1e-6)
+        assert parts.localization.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("negatives", "normalizer", "expected"),
+    [(9, "positives", 2.1), (9, "selected", 2.1), (3, "positives", 1.1), (3, "selected", 2.2)],
+)
+def test_sums_of_cross_entropy_by_caffe_and_hikapok(negatives, normalizer, expected):
+    losses = torch.tensor([0.2, 1.0, 0.6] + [0.5] * negatives, dtype=torch.float64)
+    logits, _ = binary((-losses).exp())
+    labels = torch.tensor([1] * 3 + [0] * negatives)
+    logits[3:] = logits[3:].flip(-1)
+    assert torch.allclose(cross_entropy(logits, labels), losses)
+    anchor = torch.arange(3)
+    overlap = torch.zeros(1, 3 + negatives)
+    targets = Targets(labels[None], overlap, torch.zeros_like(anchor), anchor, torch.zeros(3, 4))
+    outputs = HeadOutputs(logits[None], torch.zeros(1, 3 + negatives, 4), ((1, 3 + negatives),))
+    parts = multibox_loss(outputs, targets, LossConfig(normalizer=normalizer, negative_ratio=3))
+    assert parts.classification.item() == pytest.approx(expected)
