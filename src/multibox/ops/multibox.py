@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from multibox.errors import ConfigError
-from multibox.ops.coding import decode, encode
+from multibox.ops.coding import encode
 from multibox.ops.matching import Assignment, match_bipartite
 from multibox.ops.nms import suppress
 from multibox.ops.ranking import best_first
@@ -58,7 +58,8 @@ def multibox_prior(
     half_w = torch.tensor([size * height / width * root / 2 for size, root in shapes], device=device)
     half_h = torch.tensor([size / root / 2 for size, root in shapes], device=device)
     cx, cy = x.view(1, -1, 1), y.view(-1, 1, 1)
-    sides = torch.broadcast_tensors(cx - half_w, cy - half_h, cx + half_w, cy + half_h)
+    full = (height, width, len(shapes))
+    sides = [side.expand(full) for side in (cx - half_w, cy - half_h, cx + half_w, cy + half_h)]
     anchors = torch.stack(sides, dim=-1).view(1, -1, 4)
     return anchors.clamp(0, 1) if clip else anchors
 
@@ -162,46 +163,96 @@ def multibox_detection(
     Returns:
         Rows of class (from 0; -1 is none), score, x1, y1, x2, y2, best first; missing rows are -1 throughout.
     """
-    scores, classes = _best_class(cls_prob)
+    count = cls_prob.shape[2]
+    scores = cls_prob[:, 1:].float().amax(dim=1)
     above = (scores >= threshold) & (scores > -1)
-    image, anchor = above.nonzero(as_tuple=True)
-    boxes = decode(loc_pred.view(len(loc_pred), -1, 4)[image, anchor], anchors[0, anchor], _four(variances))
-    boxes = boxes.clamp_(0, 1) if clip else boxes
-    label = classes[image, anchor]
-    rows = torch.cat([label[:, None].float(), scores[image, anchor][:, None], boxes], dim=1)
     counts = above.sum(dim=1)
-    first = counts.cumsum(0) - counts
-    place = torch.arange(len(rows), device=rows.device) - first[image]
-    out = rows.new_full((*scores.shape, 6), -1)
-    out[image, place] = rows
-    if not 0 < nms_threshold <= 1 or len(rows) == 0:
-        return out
+    found, rows, out = _rows(scores, above, counts, loc_pred, anchors, _four(variances), clip)
     width = int(counts.max())
-    wanted = torch.arange(width, device=rows.device) < counts[:, None]
-    index, present = best_first(out[:, :width, 1], wanted, min(nms_topk, width) if nms_topk > 0 else width)
-    image, place = present.nonzero(as_tuple=True)
-    source = (first[:, None] + index)[present]
-    rows = rows.index_select(0, source)
-    group = image if force_suppress else image * cls_prob.shape[1] + label[source]
-    order = group.int().argsort(stable=True)
-    keep = suppress(rows[:, 2:].index_select(0, order), torch.bincount(group), nms_threshold, inclusive=True)
-    rows[order[~keep], 0] = -1
-    # Like MXNet, write the best rows over the head of the unsorted ones and strike out the rest.
-    out[..., 0] = -1
-    out[image, place] = rows
+    suppresses = 0 < nms_threshold <= 1
+    limit = min(nms_topk, width) if suppresses and nms_topk > 0 else width
+    present = torch.arange(width, device=rows.device) < counts[:, None]
+    if suppresses:
+        index, present = best_first(out[:, :width, 1], present, limit)
+        chosen = ((counts.cumsum(0) - counts)[:, None] + index)[present]
+        found, rows = found.take(chosen), rows.index_select(0, chosen)
+    image, place = present.nonzero().unbind(1)
+    label = _classes(cls_prob, image, found - image * count)
+    if suppresses:
+        group = image if force_suppress else image * cls_prob.shape[1] + label
+        label = label.where(_survives(rows[:, 2:], group, nms_threshold), -1)
+    rows[:, 0] = label
+    # Like MXNet, write the best rows over the head of the unsorted ones, whose rest is struck out.
+    out.view(-1, 6).index_copy_(0, image * count + place, rows)
     return out
 
 
-def _best_class(cls_prob: Float[Tensor, "b k a"]) -> tuple[Float[Tensor, "b a"], Int[Tensor, "b a"]]:
-    """Return the highest score besides background and its class, the first of equal ones.
+def _rows(
+    scores: Float[Tensor, "b a"],
+    above: Bool[Tensor, "b a"],
+    counts: Int[Tensor, " b"],
+    loc_pred: Float[Tensor, "b a4"],
+    anchors: Float[Tensor, "1 a 4"],
+    variances: Four,
+    clip: bool,
+) -> tuple[Int[Tensor, " n"], Float[Tensor, "n 6"], Float[Tensor, "b a 6"]]:
+    """Return the flat numbers of what is above the threshold, its rows with class -1, and these in each picture's head.
 
-    `max` with indices is slow along an axis that is not the last; so the class is the highest of numbers that fall.
+    Where all is above, as without a threshold, nothing has to be gathered.
     """
-    foreground = cls_prob[:, 1:].float()
-    scores = foreground.amax(dim=1)
-    count = foreground.shape[1]
-    numbers = torch.arange(count, 0, -1, dtype=torch.int16, device=cls_prob.device)
-    return scores, count - ((foreground == scores[:, None]) * numbers[:, None]).amax(dim=1).long()
+    offsets = loc_pred.view(*above.shape, 4)
+    if bool(above.all()):
+        found = place = torch.arange(above.numel(), device=above.device)
+        sides = _decode(offsets, anchors, variances)
+    else:
+        found = above.view(-1).nonzero().squeeze(1)
+        start = torch.arange(len(counts), device=above.device) * above.shape[1]
+        anchor = found - start.repeat_interleave(counts)
+        sides = _decode(offsets.view(-1, 4).index_select(0, found), anchors[0].index_select(0, anchor), variances)
+        gap = start - (counts.cumsum(0) - counts)
+        place = torch.arange(len(found), device=above.device) + gap.repeat_interleave(counts)
+    rows = scores.new_full((len(found), 6), -1)
+    # Column by column: stacking along the short axis is several times slower.
+    for column, values in enumerate((scores.view(-1).take(found), *sides), start=1):
+        rows[:, column] = values.view(-1)
+    if clip:
+        rows[:, 2:].clamp_(0, 1)
+    if place is found:
+        return found, rows, rows.view(*above.shape, 6).clone()
+    out = rows.new_full((*above.shape, 6), -1)
+    out.view(-1, 6).index_copy_(0, place, rows)
+    return found, rows, out
+
+
+def _survives(boxes_xyxy: Float[Tensor, "n 4"], group: Int[Tensor, " n"], threshold: float) -> Bool[Tensor, " n"]:
+    """Return which boxes NMS leaves of boxes that stand best first in any mixture of groups."""
+    order = group.int().argsort(stable=True)
+    kept = suppress(boxes_xyxy.index_select(0, order), torch.bincount(group), threshold, inclusive=True)
+    return torch.empty_like(kept).scatter_(0, order, kept)
+
+
+def _classes(
+    cls_prob: Float[Tensor, "b k a"], image: Int[Tensor, " n"], anchor: Int[Tensor, " n"]
+) -> Int[Tensor, " n"]:
+    """Return the most probable class besides background, the first of equal ones, for some anchors.
+
+    Asking for the place of each maximum at once would cost twenty times what the maxima alone cost.
+    """
+    return cls_prob[image, 1:, anchor].float().argmax(dim=1)
+
+
+def _decode(
+    offsets: Float[Tensor, "*n 4"], anchors_xyxy: Float[Tensor, "*m 4"], variances: Four
+) -> list[Float[Tensor, "*n"]]:
+    """Do `coding.decode` in MXNet's order of operations, and without its guard: anchors without area stay so."""
+    tx, ty, tw, th = offsets.float().unbind(-1)
+    x1, y1, x2, y2 = anchors_xyxy.float().unbind(-1)
+    width, height = x2 - x1, y2 - y1
+    cx = tx * variances[0] * width + (x1 + x2) / 2
+    cy = ty * variances[1] * height + (y1 + y2) / 2
+    half_w = torch.exp(tw * variances[2]) * width / 2
+    half_h = torch.exp(th * variances[3]) * height / 2
+    return [cx - half_w, cy - half_h, cx + half_w, cy + half_h]
 
 
 def _four(variances: Four | list[float]) -> Four:

@@ -6,6 +6,7 @@ compared, and within a group the rest is kept in small chunks of neighbours, so 
 reach. Rounds are few where boxes crowd, chunks are few where they do not.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 from multibox.errors import ConfigError
 from multibox.ops.overlaps import TINY
 
-_FEWEST, _MOST = 32, 128
-_RATIO = 64
+_PAIRS = 1 << 19
+"""Leaders are compared with each other; so many pairs of them at a time, over all groups, keep rounds few."""
+_STRIP = 1 << 17
 _CHUNK = 32
 _FAR = 1e30
 _SAFETY = 1 - 1e-4
@@ -38,8 +40,8 @@ class _Chunks(NamedTuple):
 
     geometry: Float[Tensor, "5 c l"]
     """x1, y1, x2, y2, area; slots without a box hold one that meets nothing."""
-    bounds: Float[Tensor, "4 c"]
-    """What the chunk's boxes span."""
+    bounds: Float[Tensor, "6 c"]
+    """What the chunk's boxes span, their smallest and their largest area."""
     first: Int[Tensor, " g"]
     number: Int[Tensor, " g"]
     """Chunks from `first` belong to the group."""
@@ -123,7 +125,10 @@ def _leaders(
     starts, counts = _runs(group)
     rank = torch.arange(len(group), device=group.device) - starts.repeat_interleave(counts)
     most = int(counts.max())
-    lane = torch.arange(min(most, max(_FEWEST, min(_MOST, most // _RATIO))), device=group.device)
+    size = max(16, math.isqrt(_PAIRS // len(starts)))
+    # What is little more than one block is done in one, which saves making chunks.
+    size = most if most <= 2 * size else size
+    lane = torch.arange(size, device=group.device)
     index = (starts[:, None] + lane).clamp_(max=len(group) - 1)
     return group.take(starts), index, lane < counts[:, None], rank
 
@@ -138,7 +143,14 @@ def _runs(values: Int[Tensor, " n"]) -> tuple[Int[Tensor, " r"], Int[Tensor, " r
 
 def _settle(leaders: Float[Tensor, "5 r k"], present: Bool[Tensor, "r k"], limit: _Limit) -> Bool[Tensor, "r k"]:
     """Return which leaders survive among themselves: repeat until nobody's fate changes."""
-    beats = limit.exceeded(_iou(leaders.unsqueeze(3).unbind(), leaders.unsqueeze(2).unbind())).triu_(1).float()
+    rows, size = present.shape
+    beats = leaders.new_zeros((rows, size, size))
+    # Strips above the diagonal: half the pairs, and what is computed at a time stays in the cache.
+    height = max(8, _STRIP // (rows * size))
+    for start in range(0, size, height):
+        one = leaders[:, :, start : start + height].unsqueeze(3)
+        over = limit.exceeded(_iou(one.unbind(), leaders[:, :, start:].unsqueeze(2).unbind()))
+        beats[:, start : start + height, start:] = over.triu_(1)
     kept = present
     while True:
         beaten = torch.bmm(kept[:, None, :].float(), beats).squeeze(1) > 0
@@ -165,23 +177,25 @@ def _chunks(geometry: Float[Tensor, "5 n"], group: Int[Tensor, " n"], counts: In
     place = first[owner] * _CHUNK + torch.arange(len(group), device=group.device) - starts[owner]
     slot = torch.empty_like(place)
     slot[order] = place
-    blank = geometry.new_tensor([_FAR, _FAR, -_FAR, -_FAR, 1.0])
+    blank = geometry.new_tensor([_FAR, _FAR, -_FAR, -_FAR, TINY])
     table = blank[:, None].repeat(1, int(number.sum()) * _CHUNK)
     # Nothing has an IoU with a box that is infinite or not a number, and a chunk must not span it.
     table[:, place] = torch.where(geometry[4].isfinite(), geometry, blank[:, None])[:, order]
     table = table.view(5, -1, _CHUNK)
-    bounds = torch.cat([table[:2].amin(dim=2), table[2:4].amax(dim=2)])
+    bounds = torch.stack([*table[:2].amin(dim=2), *table[2:4].amax(dim=2), *table[4].aminmax(dim=1)])
     return _Chunks(table, bounds, first, number, slot)
 
 
 def _neighbours(geometry: Float[Tensor, "5 n"], group: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Return an order by group, and within a group along a Z-shaped curve through the boxes' centres."""
+    """Return an order by group, then by size, then along a Z-shaped curve through the boxes' centres."""
     centers = (geometry[:2] + geometry[2:4]).nan_to_num(0, 0, 0)
     low, high = centers.amin(dim=1, keepdim=True), centers.amax(dim=1, keepdim=True)
     cell = ((centers - low) * (255 / (high - low).clamp(min=TINY))).long().clamp_(0, 255)
     for shift, mask in ((4, 0x0F0F), (2, 0x3333), (1, 0x5555)):
         cell = (cell | (cell << shift)) & mask
-    return ((group << 16) | (cell[1] << 1) | cell[0]).argsort()
+    octave = torch.frexp(geometry[4].nan_to_num(TINY))[1].long()
+    smaller = (octave.amax() - octave).clamp_(max=15)
+    return ((group << 20) | (smaller << 16) | (cell[1] << 1) | cell[0]).argsort()
 
 
 def _beaten(
@@ -194,15 +208,19 @@ def _beaten(
     """Return which slots a kept leader of their group suppresses."""
     x1, y1, x2, y2, area = leaders.unsqueeze(3).unbind()
     # IoU t needs a shared width of t leader widths, and so for the height: the leader may be shrunk by that much.
-    dx, dy = (x2 - x1) * (limit.threshold * _SAFETY), (y2 - y1) * (limit.threshold * _SAFETY)
+    # And it needs areas that differ by less than a factor of t.
+    part = limit.threshold * _SAFETY
+    dx, dy = (x2 - x1) * part, (y2 - y1) * part
     lane = torch.arange(int(chunks.number[active].max()), device=active.device)
     own = lane < chunks.number[active][:, None]
     chunk = (chunks.first[active][:, None] + lane).clamp_(max=chunks.bounds.shape[1] - 1)
-    bx1, by1, bx2, by2 = (side.take(chunk).unsqueeze(1) for side in chunks.bounds)
+    bx1, by1, bx2, by2, least, largest = (side.take(chunk).unsqueeze(1) for side in chunks.bounds)
     meets = (x1 + dx) <= bx2
     meets &= (x2 - dx) >= bx1
     meets &= (y1 + dy) <= by2
     meets &= (y2 - dy) >= by1
+    meets &= area * part <= largest
+    meets &= area >= least * part
     meets &= (kept & area.squeeze(2).isfinite()).unsqueeze(2)
     meets &= own.unsqueeze(1)
     met = meets.view(-1).nonzero().squeeze(1)
