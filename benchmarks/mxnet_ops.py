@@ -8,7 +8,7 @@ import json
 import sys
 import time
 
-import mxnet as mx
+import mxnet as mx  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 OPS = {"target": mx.nd.contrib.MultiBoxTarget, "detection": mx.nd.contrib.MultiBoxDetection}

@@ -83,7 +83,8 @@ def detection_load(name: str, share: float = 1.0, small: bool = False, skewed: b
 def loads() -> list[Load]:
     torch.manual_seed(0)
     found = [target_load("target, 1 object", 1), target_load("target, 40 objects", 40)]
-    for topk in ({}, {"nms_topk": 400}):
+    limits: tuple[dict[str, Any], ...] = ({}, {"nms_topk": 400})
+    for topk in limits:
         tail = ", topk 400" if topk else ""
         found += [
             detection_load(f"detection, sparse{tail}", share=0.01, **topk),

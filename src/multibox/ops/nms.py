@@ -150,7 +150,8 @@ def _settle(leaders: Float[Tensor, "5 r k"], present: Bool[Tensor, "r k"], limit
     for start in range(0, size, height):
         one = leaders[:, :, start : start + height].unsqueeze(3)
         over = limit.exceeded(_iou(one.unbind(), leaders[:, :, start:].unsqueeze(2).unbind()))
-        beats[:, start : start + height, start:] = over.triu_(1)
+        over[:, :, :height].triu_(1)
+        beats[:, start : start + height, start:] = over
     kept = present
     while True:
         beaten = torch.bmm(kept[:, None, :].float(), beats).squeeze(1) > 0
