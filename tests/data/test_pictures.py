@@ -54,7 +54,7 @@ def test_sixteen_bits_keep_their_range(tmp_path):
     assert np.abs(pixels - full / 257).max() <= 1
     twelve = (full >> 4).astype(np.uint16)
     pixels = read(saved(tmp_path / "b.tif", Image.fromarray(twelve)))[..., 0].astype(float)
-    assert np.abs(pixels - twelve * 255 / 4095).max() <= 1
+    assert np.abs(pixels - twelve * (255 / 4095)).max() <= 1
     eight = (full >> 8).astype(np.uint16)
     assert np.array_equal(read(saved(tmp_path / "c.png", Image.fromarray(eight)))[..., 0], eight)
 
