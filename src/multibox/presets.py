@@ -51,7 +51,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "loss.normalizer": "positives",
         "loss.negative_ratio": 3.0,
         "train.epochs": 0,
-        "train.steps": 1000,
+        "train.steps": 700,
         "train.batch_size": 32,
         "train.optimizer": "adamw",
         "train.lr": 2e-3,
