@@ -1,0 +1,35 @@
+"""Ctrl-C, as a person would press it: the whole process group gets SIGINT."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SETTINGS = ("model.input_size=[64,64]", "train.batch_size=4", "train.workers=1", "train.precision=float32")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to a process group is a Unix matter")
+def test_ctrl_c_leaves_a_resumable_run(squares, tmp_path):
+    out = tmp_path / "run"
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    command = [sys.executable, "-m", "multibox", "train", str(squares), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "--epochs", "2000", *settings],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.csv").is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "stopped after step" in err
+    assert "--resume" in err
+    assert "Traceback" not in err
+    assert (out / "state" / "state.safetensors").is_file()
+    assert not list(out.rglob("*.part"))
