@@ -1,4 +1,5 @@
 import csv
+import signal
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_resumed_equals_uninterrupted(squares, tmp_path, stop):
 
     def interrupt(trainer, parts):
         if trainer.step == stop:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     first.watch = interrupt
     with pytest.raises(KeyboardInterrupt):
@@ -69,6 +70,14 @@ def test_resumed_equals_uninterrupted(squares, tmp_path, stop):
         assert [a.get(k) for k in kept] == [b.get(k) for k in kept]
 
 
+def test_resuming_with_other_data_is_refused(squares, tmp_path):
+    prepare(squares, options(tmp_path / "run", epochs=1)).fit()
+    names = squares / "ImageSets" / "Main" / "train.txt"
+    names.write_text("\n".join(names.read_text().split()[:-1]))
+    with pytest.raises(ConfigError, match="12 pictures of blue, red, the data now has 11"):
+        prepare(squares, RunOptions(out=tmp_path / "run", resume=True))
+
+
 def test_it_learns(squares, tmp_path):
     trainer = prepare(squares, options(tmp_path / "run", epochs=12, **{"train.lr": 0.004, "train.ema": 0.9}))
     trainer.fit()
@@ -85,6 +94,8 @@ def test_mistakes_are_refused_before_anything_is_written(squares, tmp_path):
         prepare(squares, RunOptions(out=tmp_path / "full", resume=True))
     with pytest.raises(ConfigError, match="needs --out"):
         prepare(squares, RunOptions(resume=True))
+    with pytest.raises(ConfigError, match="own settings"):
+        prepare(squares, RunOptions(out=tmp_path / "full", resume=True, epochs=3))
     prepare(squares, options(tmp_path / "run"))
     with pytest.raises(WeightsError, match="nothing to resume"):
         prepare(squares, RunOptions(out=tmp_path / "run", resume=True))

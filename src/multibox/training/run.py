@@ -56,6 +56,8 @@ def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambd
         options: what was asked for.
         tell: gets the sentences a user should read, one by one.
     """
+    if options.resume and (options.changes or options.epochs is not None or options.weights is not None):
+        raise ConfigError("--resume goes on with the run's own settings; leave --epochs, --set and --weights away")
     changes = dict(options.changes)
     if options.epochs is not None:
         changes["train.epochs"] = options.epochs

@@ -1,6 +1,9 @@
 """The training loop; everything it calls is a named helper beside it."""
 
+import contextlib
 import math
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,12 +13,13 @@ import torch
 from multibox.config import Config
 from multibox.data.augmentation import find_augmentation
 from multibox.data.loading import AugmentedPictures, EpochBatches, choose_workers, load_batches
-from multibox.errors import MultiboxError
+from multibox.errors import ConfigError, MultiboxError
 from multibox.losses.penalty import l2_penalty
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset
 from multibox.tensors import Batch, LossParts
+from multibox.training.interrupt import Interrupt
 from multibox.training.optimizer import learning_rate, set_learning_rate
 from multibox.training.records import Means, Records, Row
 from multibox.training.state import load_state, save_state
@@ -65,6 +69,12 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the folder's state, with the very pictures and learning rates that were left."""
         notes = load_state(self.folder, self.stepper)
+        if (notes["pictures"], notes["names"]) != (len(self.training), list(self.names)):
+            raise ConfigError(
+                f"{self.folder} was trained on {notes['pictures']} pictures of {', '.join(notes['names'])}, "
+                f"the data now has {len(self.training)} of {', '.join(self.names)}; "
+                "resume with the same data, or start anew with --weights"
+            )
         self.step, self.best = notes["step"], notes["best"]
         self.seconds = notes["seconds"]
         self.records.rows = notes["rows"]
@@ -74,7 +84,7 @@ class Trainer:
         self.batches.start_step = self.step
         started = time.monotonic()
         self.stepper.model.train()
-        try:
+        with Interrupt() as interrupt, contextlib.closing(self.records):
             for batch in self._loader():
                 rate = learning_rate(self.step, self.steps, self.config.train)
                 set_learning_rate(self.stepper.optimizer, rate)
@@ -85,12 +95,10 @@ class Trainer:
                     now = time.monotonic()
                     self.seconds, started = self.seconds + now - started, now
                     self._end_epoch(rate, batch)
-        except KeyboardInterrupt:
-            self.seconds += time.monotonic() - started
-            self.save()
-            raise
-        finally:
-            self.records.close()
+                if interrupt.asked and self.step < self.steps:
+                    self.seconds += time.monotonic() - started
+                    self.save()
+                    raise KeyboardInterrupt
 
     def _loader(self) -> Iterable[Batch]:
         train = self.config.train
@@ -139,7 +147,8 @@ class Trainer:
         last = self.records.rows[-1] if self.records.rows else {}
         metrics = {name: value for name, value in last.items() if name.startswith("val_")}
         state = self.stepper.weights().state_dict()
-        checkpoint = Checkpoint(state, self.config, self.names, {"training": metrics}, self.source)
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        checkpoint = Checkpoint(state, self.config, self.names, {**metrics, "command": command}, self.source)
         save_checkpoint(self.folder / "last.safetensors", checkpoint)
         score = last.get("val_map50")
         if score is not None and score > self.best:
@@ -147,6 +156,8 @@ class Trainer:
             save_checkpoint(self.folder / "best.safetensors", checkpoint)
         self.records.save()
         notes = {
+            "pictures": len(self.training),
+            "names": list(self.names),
             "step": self.step,
             "best": self.best,
             "seconds": self.seconds,
