@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from multibox.cli.main import main
-from multibox.cli.predict import drawn_names
 
 SMALL = ["--set", "model.input_size=[64,64]", "--set", "train.batch_size=4", "--set", "train.workers=0"]
 
@@ -152,11 +151,6 @@ def test_data_make_show_convert(run, tmp_path):
     assert run("data", "convert", tmp_path / "s", tmp_path / "y", "--to", "yolo")[0] == 0
     assert run("data", "show", tmp_path / "y", "--out", tmp_path / "sheet2.png")[0] == 0
     assert run("data", "convert", tmp_path / "s", tmp_path / "y", "--to", "yolo")[0] == 2
-
-
-def test_two_pictures_of_one_name_are_kept_apart(tmp_path):
-    paths = [tmp_path / "a" / "x.jpg", tmp_path / "b" / "x.jpg", tmp_path / "x-2.png"]
-    assert list(drawn_names(paths).values()) == ["x.png", "x-2.png", "x-2-2.png"]
 
 
 def test_version_and_help(run):

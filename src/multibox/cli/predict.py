@@ -22,7 +22,7 @@ def predict(
     from multibox.data.pictures import list_pictures, read_picture
     from multibox.errors import ConfigError, PictureError
     from multibox.inference.detector import load
-    from multibox.inference.results import PictureResult, write_results
+    from multibox.inference.results import PictureResult, distinct_names, write_results
     from multibox.plots.detections import draw_detections
 
     if on_bad not in ("stop", "skip"):
@@ -30,9 +30,9 @@ def predict(
     paths = list(dict.fromkeys(path for source in sources for path in list_pictures(source)))
     detector = load(model, device=device)
     out.mkdir(parents=True, exist_ok=True)
-    names = drawn_names(paths)
+    names = distinct_names(path.stem for path in paths)
     rows: list[PictureResult] = []
-    for path in paths:
+    for path, name in zip(paths, names, strict=True):
         try:
             picture = read_picture(path)
         except PictureError as error:
@@ -41,24 +41,10 @@ def predict(
             typer.echo(f"skipped: {error}", err=True)
             continue
         found = detector.predict(picture, threshold)
-        draw_detections(picture, found).save(out / names[path])
+        draw_detections(picture, found).save(out / f"{name}.png")
         rows.append(PictureResult(str(path), picture.width, picture.height, found))
         pairs = zip(found.labels, found.scores, strict=True)
         kinds = ", ".join(f"{detector.names[label]} {score:.2f}" for label, score in pairs)
         typer.echo(f"{path}: {kinds or 'nothing'}")
     write_results(rows, json_file=json_file, coco=coco, yolo=yolo, voc=voc)
     typer.echo(f"{len(rows)} pictures with boxes are in {out}")
-
-
-def drawn_names(paths: list[Path]) -> dict[Path, str]:
-    """Return a PNG name for each picture; pictures of one name in several folders are told apart by a number."""
-    names: dict[Path, str] = {}
-    taken: set[str] = set()
-    for path in paths:
-        name, number = f"{path.stem}.png", 1
-        while name in taken:
-            number += 1
-            name = f"{path.stem}-{number}.png"
-        taken.add(name)
-        names[path] = name
-    return names
