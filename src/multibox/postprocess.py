@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from multibox.ops.boxes import Number
 from multibox.ops.coding import VARIANCES, BoxCode, Variances, decode
 from multibox.ops.nms import suppress
 from multibox.ops.ranking import best_first
@@ -34,8 +35,8 @@ def postprocess(
     score: Score,
     variances: Variances = VARIANCES,
     code: BoxCode = "center_size",
-    score_threshold: float = 0.01,
-    nms_threshold: float = 0.45,
+    score_threshold: Number = 0.01,
+    nms_threshold: Number = 0.45,
     pre_nms_topk: int = 400,
     max_detections: int = 200,
     multi_label: bool = True,
@@ -90,7 +91,7 @@ def _class_scores(logits: Float[Tensor, "b a k"], score: Score, multi_label: boo
 
 
 def _candidates(
-    scores: Float[Tensor, "b c a"], threshold: float, topk: int
+    scores: Float[Tensor, "b c a"], threshold: Number, topk: int
 ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
     """Return group (picture * classes + class), anchor and score of what NMS looks at: group by group, best first."""
     rows = scores.flatten(0, 1)

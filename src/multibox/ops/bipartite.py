@@ -4,9 +4,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from multibox.ops.boxes import Number
+
 
 def greedy_bipartite(
-    overlaps: Float[Tensor, "b g a"], gt_valid: Bool[Tensor, "b g"], minimum_iou: float = 1e-6
+    overlaps: Float[Tensor, "b g a"], gt_valid: Bool[Tensor, "b g"], minimum_iou: Number = 1e-6
 ) -> Int[Tensor, "b g"]:
     """Give each object an anchor of its own, the largest IoU of the picture first (Caffe SSD, MXNet MultiBoxTarget).
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from multibox.ops.bipartite import greedy_bipartite
+from multibox.ops.boxes import Number
 from multibox.ops.overlaps import anchor_overlaps
 
 NEGATIVE = -1
@@ -49,9 +50,9 @@ def match_bipartite(
     gt_valid: Bool[Tensor, "b g"],
     outputs: MatchInputs | None = None,
     *,
-    threshold: float | None = 0.5,
+    threshold: Number | None = 0.5,
     inclusive: bool = True,
-    minimum_iou: float = 1e-6,
+    minimum_iou: Number = 1e-6,
 ) -> Assignment:
     """Give each object its own anchor, then each remaining anchor its best object (SSD paper, 2.2; Caffe; MXNet).
 
@@ -87,11 +88,11 @@ def match_dual_max(
     gt_valid: Bool[Tensor, "b g"],
     outputs: MatchInputs | None = None,
     *,
-    low: float = 0.5,
-    high: float = 0.5,
+    low: Number = 0.5,
+    high: Number = 0.5,
     ignore_between: bool = True,
     gt_max_first: bool = True,
-    minimum_iou: float = 1e-6,
+    minimum_iou: Number = 1e-6,
 ) -> Assignment:
     """Give each anchor its best object and each object its best anchor (HiKapok's SSD.TensorFlow).
 
@@ -157,7 +158,7 @@ def _force(gt_index: Int[Tensor, "b a"], anchor_of_gt: Int[Tensor, "b g"]) -> No
     gt_index[image, anchor_of_gt[image, row]] = row
 
 
-def _claims(overlaps: Float[Tensor, "b g a"], gt_valid: Bool[Tensor, "b g"], minimum_iou: float) -> Int[Tensor, "b g"]:
+def _claims(overlaps: Float[Tensor, "b g a"], gt_valid: Bool[Tensor, "b g"], minimum_iou: Number) -> Int[Tensor, "b g"]:
     """Return the best anchor of each object, -1 where another object with the same one has the higher IoU."""
     best, anchor = overlaps.max(dim=2)
     claims = gt_valid & (best > minimum_iou)

@@ -5,27 +5,30 @@ their meaning; each docstring names the oddities. What `multibox` itself trains 
 `ops.anchors`, `ops.matching`, `ops.mining` and `postprocess`, which have none of them.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from multibox.errors import ConfigError
+from multibox.ops.boxes import Number
 from multibox.ops.coding import encode
 from multibox.ops.matching import Assignment, match_bipartite
 from multibox.ops.nms import suppress
 from multibox.ops.ranking import best_first
 
 Four = tuple[float, float, float, float]
-Pair = tuple[float, float]
 
 
 def multibox_prior(
     data_or_hw: Tensor | tuple[int, int],
-    sizes: tuple[float, ...] | list[float] = (1.0,),
-    ratios: tuple[float, ...] | list[float] = (1.0,),
+    sizes: Sequence[Number] = (1.0,),
+    ratios: Sequence[Number] = (1.0,),
     clip: bool = False,
-    steps: Pair | list[float] = (-1.0, -1.0),
-    offsets: Pair | list[float] = (0.5, 0.5),
+    steps: Sequence[Number] = (-1.0, -1.0),
+    offsets: Sequence[Number] = (0.5, 0.5),
 ) -> Float[Tensor, "1 a 4"]:
     """Return the anchors of one feature map, as MXNet's `contrib.MultiBoxPrior` does.
 
@@ -68,12 +71,12 @@ def multibox_target(
     anchors: Float[Tensor, "1 a 4"],
     labels: Float[Tensor, "b l w"],
     cls_preds: Float[Tensor, "b k a"],
-    overlap_threshold: float = 0.5,
-    ignore_label: float = -1.0,
-    negative_mining_ratio: float = -1.0,
-    negative_mining_thresh: float = 0.5,
+    overlap_threshold: Number = 0.5,
+    ignore_label: Number = -1.0,
+    negative_mining_ratio: Number = -1.0,
+    negative_mining_thresh: Number = 0.5,
     minimum_negative_samples: int = 0,
-    variances: Four | list[float] = (0.1, 0.1, 0.2, 0.2),
+    variances: Sequence[Number] = (0.1, 0.1, 0.2, 0.2),
 ) -> tuple[Float[Tensor, "b a4"], Float[Tensor, "b a4"], Float[Tensor, "b a"]]:
     """Return what each anchor should predict, as MXNet's `contrib.MultiBoxTarget` does on CPU.
 
@@ -117,7 +120,7 @@ def multibox_target(
 
 
 def _mine(
-    found: Assignment, cls_preds: Float[Tensor, "b k a"], ratio: float, most_overlap: float
+    found: Assignment, cls_preds: Float[Tensor, "b k a"], ratio: Number, most_overlap: Number
 ) -> Bool[Tensor, "b a"]:
     """Return the anchors kept as background: of each picture's candidates those surest not to be background."""
     positive = found.gt_index >= 0
@@ -134,18 +137,17 @@ def multibox_detection(
     loc_pred: Float[Tensor, "b a4"],
     anchors: Float[Tensor, "1 a 4"],
     clip: bool = True,
-    threshold: float = 0.01,
+    threshold: Number = 0.01,
     background_id: int = 0,
-    nms_threshold: float = 0.5,
+    nms_threshold: Number = 0.5,
     force_suppress: bool = False,
-    variances: Four | list[float] = (0.1, 0.1, 0.2, 0.2),
+    variances: Sequence[Number] = (0.1, 0.1, 0.2, 0.2),
     nms_topk: int = -1,
 ) -> Float[Tensor, "b a 6"]:
     """Return detections as rows, as MXNet's `contrib.MultiBoxDetection` does on CPU.
 
-    Oddities: only the best class besides background counts, however probable background is; a score equal to
-    `threshold` and an IoU equal to `nms_threshold` are enough; suppressed boxes stay in place with class -1; rows after
-    the `nms_topk` best have class -1 and hold what stood there before sorting.
+    Oddities: background is not looked at, however probable it is; a score of `threshold` and an IoU of `nms_threshold`
+    are enough; suppressed boxes stay with class -1, and so does after the `nms_topk` best what stood there unsorted.
 
     Args:
         cls_prob: probabilities, background first.
@@ -154,8 +156,7 @@ def multibox_detection(
         clip: cut boxes to 0..1, before they are compared.
         threshold: rows with a lower score are dropped.
         background_id: not used: background is the first.
-        nms_threshold: a box goes when its IoU with a better one that stays reaches it; not positive or above 1: nothing
-            is suppressed, sorted or cut by `nms_topk`.
+        nms_threshold: IoU with a better box that suppresses; not positive or above 1: nothing is sorted or cut, either.
         force_suppress: boxes of different classes suppress each other, too.
         variances: multiply the offsets.
         nms_topk: only the best so many rows of a picture are kept; not positive: all.
@@ -163,44 +164,47 @@ def multibox_detection(
     Returns:
         Rows of class (from 0; -1 is none), score, x1, y1, x2, y2, best first; missing rows are -1 throughout.
     """
-    count = cls_prob.shape[2]
-    scores = cls_prob[:, 1:].float().amax(dim=1)
-    above = (scores >= threshold) & (scores > -1)
-    counts = above.sum(dim=1)
-    found, rows, out = _rows(scores, above, counts, loc_pred, anchors, _four(variances), clip)
+    counts, found, rows, out = _rows(cls_prob, _Boxes(loc_pred, anchors, _four(variances), clip), threshold)
     width = int(counts.max())
+    limit = min(nms_topk, width) if nms_topk > 0 else width
     suppresses = 0 < nms_threshold <= 1
-    limit = min(nms_topk, width) if suppresses and nms_topk > 0 else width
     present = torch.arange(width, device=rows.device) < counts[:, None]
     if suppresses:
         index, present = best_first(out[:, :width, 1], present, limit)
         chosen = ((counts.cumsum(0) - counts)[:, None] + index)[present]
         found, rows = found.take(chosen), rows.index_select(0, chosen)
     image, place = present.nonzero().unbind(1)
-    label = _classes(cls_prob, image, found - image * count)
+    label = _classes(cls_prob, image, found - image * out.shape[1])
     if suppresses:
         group = image if force_suppress else image * cls_prob.shape[1] + label
         label = label.where(_survives(rows[:, 2:], group, nms_threshold), -1)
     rows[:, 0] = label
-    # Like MXNet, write the best rows over the head of the unsorted ones, whose rest is struck out.
-    out.view(-1, 6).index_copy_(0, image * count + place, rows)
+    # Like MXNet: over the head of the unsorted rows, whose rest is struck out.
+    out.view(-1, 6).index_copy_(0, image * out.shape[1] + place, rows)
     return out
 
 
-def _rows(
-    scores: Float[Tensor, "b a"],
-    above: Bool[Tensor, "b a"],
-    counts: Int[Tensor, " b"],
-    loc_pred: Float[Tensor, "b a4"],
-    anchors: Float[Tensor, "1 a 4"],
-    variances: Four,
-    clip: bool,
-) -> tuple[Int[Tensor, " n"], Float[Tensor, "n 6"], Float[Tensor, "b a 6"]]:
-    """Return the flat numbers of what is above the threshold, its rows with class -1, and these in each picture's head.
+class _Boxes(NamedTuple):
+    """What boxes are decoded from, and how."""
 
-    Where all is above, as without a threshold, nothing has to be gathered.
+    loc_pred: Float[Tensor, "b a4"]
+    anchors: Float[Tensor, "1 a 4"]
+    variances: Four
+    clip: bool
+
+
+def _rows(
+    cls_prob: Float[Tensor, "b k a"], boxes: _Boxes, threshold: Number
+) -> tuple[Int[Tensor, " b"], Int[Tensor, " n"], Float[Tensor, "n 6"], Float[Tensor, "b a 6"]]:
+    """Return how many anchors of each picture reach the threshold, which, their rows with class -1, and the output.
+
+    The output holds each picture's rows at its head. Where all anchors reach the threshold nothing has to be gathered.
     """
-    offsets = loc_pred.view(*above.shape, 4)
+    scores = cls_prob[:, 1:].float().amax(dim=1)
+    above = (scores >= threshold) & (scores > -1)
+    counts = above.sum(dim=1)
+    loc_pred, anchors, variances, clip = boxes
+    offsets = loc_pred.reshape(*above.shape, 4)
     if bool(above.all()):
         found = place = torch.arange(above.numel(), device=above.device)
         sides = _decode(offsets, anchors, variances)
@@ -218,13 +222,13 @@ def _rows(
     if clip:
         rows[:, 2:].clamp_(0, 1)
     if place is found:
-        return found, rows, rows.view(*above.shape, 6).clone()
+        return counts, found, rows, rows.view(*above.shape, 6).clone()
     out = rows.new_full((*above.shape, 6), -1)
     out.view(-1, 6).index_copy_(0, place, rows)
-    return found, rows, out
+    return counts, found, rows, out
 
 
-def _survives(boxes_xyxy: Float[Tensor, "n 4"], group: Int[Tensor, " n"], threshold: float) -> Bool[Tensor, " n"]:
+def _survives(boxes_xyxy: Float[Tensor, "n 4"], group: Int[Tensor, " n"], threshold: Number) -> Bool[Tensor, " n"]:
     """Return which boxes NMS leaves of boxes that stand best first in any mixture of groups."""
     order = group.int().argsort(stable=True)
     kept = suppress(boxes_xyxy.index_select(0, order), torch.bincount(group), threshold, inclusive=True)
@@ -255,6 +259,6 @@ def _decode(
     return [cx - half_w, cy - half_h, cx + half_w, cy + half_h]
 
 
-def _four(variances: Four | list[float]) -> Four:
+def _four(variances: Sequence[Number]) -> Four:
     first, second, third, fourth = variances
     return first, second, third, fourth

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from multibox.errors import ConfigError
+from multibox.ops.boxes import Number
 from multibox.ops.overlaps import TINY
 
 _PAIRS = 1 << 19
@@ -28,7 +29,7 @@ _SAFETY = 1 - 1e-4
 class _Limit(NamedTuple):
     """When an IoU is too much."""
 
-    threshold: float
+    threshold: Number
     inclusive: bool
 
     def exceeded(self, iou: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class _Chunks(NamedTuple):
 def nms(
     boxes_xyxy: Float[Tensor, "n 4"],
     scores: Float[Tensor, " n"],
-    threshold: float,
+    threshold: Number,
     groups: Int[Tensor, " n"] | None = None,
     inclusive: bool = False,
 ) -> Int[Tensor, " kept"]:
@@ -79,7 +80,7 @@ def nms(
 
 
 def suppress(
-    boxes_xyxy: Float[Tensor, "n 4"], counts: Int[Tensor, " g"], threshold: float, inclusive: bool = False
+    boxes_xyxy: Float[Tensor, "n 4"], counts: Int[Tensor, " g"], threshold: Number, inclusive: bool = False
 ) -> Bool[Tensor, " n"]:
     """Return which boxes survive greedy suppression within their group; the core of `nms` without the sorting.
 
