@@ -73,7 +73,7 @@ def print_figures(figures: "Figures", title: str) -> None:
     from rich.table import Table
 
     coco, voc07, voc12 = figures["coco"], figures["voc07"], figures["voc12"]
-    table = Table(title=f"{title}, {figures['pictures']} pictures", title_justify="left")
+    table = Table()
     table.add_column("class")
     for column in ("VOC07 AP", "VOC12 AP", "COCO AP", "COCO AP50"):
         table.add_column(column, justify="right")
@@ -84,9 +84,10 @@ def print_figures(figures: "Figures", title: str) -> None:
     table.add_section()
     table.add_row("mean", *map(_figure, (voc07["mAP"], voc12["mAP"], coco["AP"], coco["AP50"])), style="bold")
     console = Console()
+    console.print(f"{title}, {figures['pictures']} pictures", highlight=False, soft_wrap=True)
     console.print(table)
     twelve = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-    console.print("COCO: " + "  ".join(f"{name} {_figure(coco[name])}" for name in twelve), highlight=False)
+    console.print("COCO: " + "  ".join(f"{name} {_figure(coco[name])}" for name in twelve), highlight=False, soft_wrap=True)
 
 
 def _figure(value: float | None) -> str:
