@@ -17,6 +17,7 @@ from multibox.ops.anchors import (
     mxnet_shapes,
 )
 from multibox.ops.boxes import xyxy_to_cxcywh
+from multibox.ops.multibox import multibox_prior
 
 TINY_MAPS = [(32, 32), (16, 16), (8, 8), (4, 4), (1, 1)]
 TINY_SIZES = [(0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961)]
@@ -129,8 +130,9 @@ def test_every_pixel_of_d2ls_cat_and_dog():
     assert close(found.view(561, 728, 5, 4)[250, 250, 0], [0.055117, 0.071524, 0.633070, 0.821524])
 
 
-def test_mxnet_takes_the_first_ratio_for_one():
-    assert mxnet_shapes([(0.3, 0.2)], [(3, 4)]) == (((0.3, 0.3), (0.2, 0.2), (0.6, 0.15)),)
+def test_mxnet_heeds_the_first_ratio_as_its_operator_does():
+    found = grid_anchors(mxnet_shapes([(0.3, 0.2)], [(3, 4)]), [(4, 6)], feature_aspect=True)
+    assert torch.allclose(found, multibox_prior((4, 6), (0.3, 0.2), (3, 4))[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(

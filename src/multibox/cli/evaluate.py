@@ -87,7 +87,8 @@ def print_figures(figures: "Figures", title: str) -> None:
     console.print(f"{title}, {figures['pictures']} pictures", highlight=False, soft_wrap=True)
     console.print(table)
     twelve = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-    console.print("COCO: " + "  ".join(f"{name} {_figure(coco[name])}" for name in twelve), highlight=False, soft_wrap=True)
+    line = "  ".join(f"{name} {_figure(coco[name])}" for name in twelve)
+    console.print(f"COCO: {line}", highlight=False, soft_wrap=True)
 
 
 def _figure(value: float | None) -> str:

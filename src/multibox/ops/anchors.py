@@ -73,9 +73,9 @@ def hikapok_shapes(
 
 
 def mxnet_shapes(sizes: Sequence[Sequence[Number]], ratios: Sequence[Sequence[Number]]) -> LevelShapes:
-    """Return the anchors of MXNet's `MultiBoxPrior` (TinySSD): each size as a square, then size[0] at ratios[1:].
+    """Return the anchors of MXNet's `MultiBoxPrior` (TinySSD): each size at ratios[0], then size[0] at ratios[1:].
 
-    The first ratio is taken for 1 whatever it says. Sizes are fractions of the input's height: hand the result to
+    The first ratio is usually 1, so that sizes are sides of squares; MXNet 1.9.1 heeds another one. Sizes are fractions of the input's height: hand the result to
     `grid_anchors` with `feature_aspect=True`, which narrows the anchors on a map that is wider than high.
 
     Raises:
@@ -83,7 +83,7 @@ def mxnet_shapes(sizes: Sequence[Sequence[Number]], ratios: Sequence[Sequence[Nu
     """
     _same_lengths(sizes=sizes, ratios=ratios)
     return tuple(
-        (*((size, size) for size in squares), *(_stretched(squares[0], ratio) for ratio in listed[1:]))
+        (*(_stretched(size, listed[0]) for size in squares), *(_stretched(squares[0], ratio) for ratio in listed[1:]))
         for squares, listed in zip(sizes, ratios, strict=True)
     )
 
