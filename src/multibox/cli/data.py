@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from multibox.cli.bars import counting
 from multibox.cli.train import OnBad
 
 app = typer.Typer(no_args_is_help=True, help="Make, convert and look at data sets.")
@@ -30,15 +31,17 @@ def make(
     low, _, high = objects.partition("-")
     if not low.isdigit() or (high and not high.isdigit()) or int(high or low) < int(low):
         raise ConfigError(f"--objects {objects}: expected a number or a range such as 1-6")
-    make_sprites(
-        destination,
-        images=images,
-        classes=classes,
-        objects=(int(low), int(high or low)),
-        size=size,
-        seed=seed,
-        format=format,
-    )
+    with counting("drawing", images) as progress:
+        make_sprites(
+            destination,
+            images=images,
+            classes=classes,
+            objects=(int(low), int(high or low)),
+            size=size,
+            seed=seed,
+            format=format,
+            progress=progress,
+        )
     typer.echo(f"wrote {images} pictures to {destination}; look at them with: multibox data show {destination}")
 
 

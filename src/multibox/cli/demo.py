@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
-EPOCHS = 8
+from multibox.cli.bars import counting
+
+IMAGES = 1000
+EPOCHS = 6
 
 
 def demo(
@@ -29,9 +32,12 @@ def demo(
         raise ConfigError(f"{out} is not empty; remove it or give another --out")
     started = time.monotonic()
     typer.echo("1. make 900 + 100 pictures of a little creature")
-    make_sprites(out / "sprites", images=1000)
+    with counting("drawing", IMAGES) as progress:
+        make_sprites(out / "sprites", images=IMAGES, progress=progress)
     typer.echo(f"2. train TinySSD for {epochs} epochs")
-    run = train_with_progress(out / "sprites", RunOptions(epochs=epochs, out=out / "run"))
+    # Three looks at the validation pictures are enough to see it learn
+    changes = {"train.validate_every": max(1, epochs // 3)}
+    run = train_with_progress(out / "sprites", RunOptions(epochs=epochs, out=out / "run", changes=changes))
     typer.echo("3. score it on the 100 held-out pictures")
     detector = load(run / "last.safetensors")
     dataset = api.open_for(detector, out / "sprites", split="val")

@@ -75,8 +75,9 @@ def hikapok_shapes(
 def mxnet_shapes(sizes: Sequence[Sequence[Number]], ratios: Sequence[Sequence[Number]]) -> LevelShapes:
     """Return the anchors of MXNet's `MultiBoxPrior` (TinySSD): each size at ratios[0], then size[0] at ratios[1:].
 
-    The first ratio is usually 1, so that sizes are sides of squares; MXNet 1.9.1 heeds another one. Sizes are fractions of the input's height: hand the result to
-    `grid_anchors` with `feature_aspect=True`, which narrows the anchors on a map that is wider than high.
+    The first ratio is usually 1, so that sizes are sides of squares; MXNet 1.9.1 heeds another one. Sizes are fractions
+    of the input's height: hand the result to `grid_anchors` with `feature_aspect=True`, which narrows the anchors on a
+    map that is wider than high.
 
     Raises:
         ConfigError: The lists have different lengths.
