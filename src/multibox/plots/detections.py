@@ -65,7 +65,7 @@ def draw_sample(picture: Image.Image, sample: Sample, class_names: Sequence[str]
         class_names: Name of each label.
     """
     marks = [
-        _Mark(box, _colour(label), class_names[label], " (crowd)" if crowd else "", dashed=bool(difficult))
+        _Mark(box, _colour(int(label)), class_names[int(label)], " (crowd)" if crowd else "", dashed=bool(difficult))
         for xyxy, label, difficult, crowd in zip(
             sample.boxes_xyxy, sample.labels.tolist(), sample.difficult, sample.crowd, strict=True
         )
