@@ -37,9 +37,9 @@ def demo(
     typer.echo(f"2. train TinySSD for {epochs} epochs")
     # Three looks at the validation pictures are enough to see it learn
     changes = {"train.validate_every": max(1, epochs // 3)}
-    run = train_with_progress(out / "sprites", RunOptions(epochs=epochs, out=out / "run", changes=changes))
+    trainer = train_with_progress(out / "sprites", RunOptions(epochs=epochs, out=out / "run", changes=changes))
     typer.echo("3. score it on the 100 held-out pictures")
-    detector = load(run / "last.safetensors")
+    detector = load(trainer.folder / "last.safetensors")
     dataset = api.open_for(detector, out / "sprites", split="val")
     found = api.find_all(detector, dataset)
     figures = api.measure(found, dataset, detector.names)

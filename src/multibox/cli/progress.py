@@ -16,8 +16,8 @@ REFRESH = 0.5
 """Seconds between looks at the loss: each one makes the host wait for the device."""
 
 
-def train_with_progress(data: Path, options: RunOptions) -> Path:
-    """Train and return the run folder; Ctrl-C leaves a resumable run and exits with 130."""
+def train_with_progress(data: Path, options: RunOptions) -> Trainer:
+    """Train and return what did it; Ctrl-C leaves a resumable run and exits with 130."""
     console = Console()
     trainer = prepare(data, options, lambda line: console.print(line, highlight=False, soft_wrap=True))
     columns = (
@@ -41,7 +41,7 @@ def train_with_progress(data: Path, options: RunOptions) -> Path:
         )
         raise typer.Exit(130) from None
     _draw_curves(trainer)
-    return trainer.folder
+    return trainer
 
 
 def _watch(trainer: Trainer, bar: Progress) -> None:

@@ -54,5 +54,8 @@ def train(
         resume=resume,
         device=device,
     )
-    folder = train_with_progress(data, options)
-    typer.echo(f"weights, metrics and state are in {folder}; next: multibox eval {folder} {data}")
+    trainer = train_with_progress(data, options)
+    split = f" --split {trainer.validation.dataset.split}" if trainer.validation is not None else ""
+    typer.echo(
+        f"weights, metrics and state are in {trainer.folder}; next: multibox eval {trainer.folder} {data}{split}"
+    )
