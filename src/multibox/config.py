@@ -144,8 +144,6 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the forward pass; auto takes bfloat16 where the machine multiplies it in hardware."""
-    channels_last: Literal["auto", "yes", "no"] = "auto"
-    """Memory order of pictures and feature maps."""
     workers: int = -1
     """Processes that prepare pictures; -1 chooses."""
 

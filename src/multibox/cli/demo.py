@@ -8,7 +8,7 @@ import typer
 from multibox.cli.bars import counting
 
 IMAGES = 1000
-EPOCHS = 6
+EPOCHS = 8
 
 
 def demo(
@@ -35,8 +35,8 @@ def demo(
     with counting("drawing", IMAGES) as progress:
         make_sprites(out / "sprites", images=IMAGES, progress=progress)
     typer.echo(f"2. train TinySSD for {epochs} epochs")
-    # Three looks at the validation pictures are enough to see it learn
-    changes = {"train.validate_every": max(1, epochs // 3)}
+    # Four looks at the validation pictures are enough to see it learn
+    changes = {"train.validate_every": max(1, epochs // 4)}
     trainer = train_with_progress(out / "sprites", RunOptions(epochs=epochs, out=out / "run", changes=changes))
     typer.echo("3. score it on the 100 held-out pictures")
     detector = load(trainer.folder / "last.safetensors")
