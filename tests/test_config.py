@@ -2,14 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multibox.config import Config, parse_assignments
+from multibox.config import Config
 from multibox.errors import ConfigError
-from multibox.presets import FITS, PRESETS, RECIPES, resolve
+from multibox.presets import PRESETS, RECIPES, fitting, resolve
+from multibox.settings import parse_assignments
 
 
 def test_toml_round_trip_keeps_every_setting():
     for recipe in RECIPES:
-        config = resolve(FITS[recipe][0], recipe)
+        config = resolve(fitting(recipe)[0], recipe)
         assert Config.from_toml(config.to_toml()) == config
         assert Config.from_dict(config.to_dict()) == config
 
@@ -44,7 +45,8 @@ def test_a_wrong_setting_says_what_was_expected(assignment, words):
 
 def test_precedence_is_preset_then_recipe_then_set():
     assert Config().train.lr == 0.2
-    assert resolve("tinyssd").train.lr == RECIPES["default"]["train.lr"]
+    assert resolve("tinyssd").train.lr == PRESETS["tinyssd"].settings["train.lr"]
+    assert resolve("tinyssd", "d2l").train.lr == RECIPES["d2l"].settings["train.lr"]
     assert resolve("tinyssd", changes={"train.lr": "0.5"}).train.lr == 0.5
 
 
@@ -56,8 +58,8 @@ def test_unknown_preset_and_recipe_name_their_neighbour():
 
 
 def test_every_recipe_fits_a_known_preset():
-    assert FITS.keys() == RECIPES.keys()
-    assert all(preset in PRESETS for presets in FITS.values() for preset in presets)
+    assert all(preset in PRESETS for recipe in RECIPES.values() for preset in recipe.fits)
+    assert fitting("default") == list(PRESETS)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_boxes_are_decoded_and_clipped_in_the_end():
     found = postprocess(heads(logits, offsets), anchors, score="sigmoid")
     assert rows(found)[0][2] == [0.24, 0.16, 0.64, 0.56]
     assert rows(found)[1][2] == [0.5536, 0.5, 1.0, 0.9]
-    found = postprocess(heads(logits, offsets), anchors, score="sigmoid", clip=False)
+    found = postprocess(heads(logits, offsets), anchors, score="sigmoid", clip="never")
     assert rows(found)[1][2] == [0.5536, 0.5, 1.2864, 0.9]
 
 
@@ -175,7 +175,7 @@ def test_against_the_reference(seed, batch, count, topk, most, agnostic, ties):
         pre_nms_topk=topk,
         max_detections=most,
         class_agnostic=agnostic,
-        clip=False,
+        clip="never",
     )
     boxes = decode(offsets, anchors)
     for i in range(batch):

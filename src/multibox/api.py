@@ -15,7 +15,7 @@ from multibox.evaluation.report import evaluate as measure
 from multibox.inference.detect import detect
 from multibox.inference.detector import Detector, load
 from multibox.models.build import build_model
-from multibox.models.weights import load_weights
+from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve
 from multibox.structures import Dataset, Detections
 from multibox.training.run import RunOptions, prepare
@@ -32,26 +32,28 @@ def create(
         preset: such as "tinyssd"; `multibox list presets` shows all.
         names: class names, without background.
         recipe: settles input normalisation and anchors.
-        weights: a checkpoint to start from; class rows that both know are kept by name.
+        weights: a detector (class rows that both know are kept by name) or the weights of a body to start from.
         seed: the same seed gives the same weights.
 
     Raises:
         ConfigError: an unknown preset or recipe.
         WeightsError: weights that do not fit.
     """
-    config = resolve(preset, recipe, {"anchors.fit": 0})
+    path = Path(weights) if weights is not None else None
+    _, network = choose_network(path, preset)
+    config = resolve(preset, recipe, {"anchors.fit": 0} | network)
     model = build_model(config, len(names), seed)
-    if weights is not None:
-        load_weights(model, Path(weights), tuple(names))
+    if path is not None:
+        load_weights(model, path, tuple(names))
     return Detector(model, config, tuple(names))
 
 
-def train(data: str | Path, *, preset: str = "tinyssd", recipe: str = "default", **options: Any) -> Detector:
+def train(data: str | Path, *, preset: str | None = None, recipe: str = "default", **options: Any) -> Detector:
     """Train a detector and return it with its best weights; the run folder is `out`, or below `runs/`.
 
     Args:
         data: a data set in any known format.
-        preset: the network.
+        preset: the network; None takes that of the weights, or TinySSD.
         recipe: how to train it.
         options: `epochs`, `out`, `weights`, `train_split`, `val_split`, `on_bad`, `device`, `resume`, and `changes`
             (a dict of dotted settings), as `multibox train` has them.

@@ -7,14 +7,13 @@ is its own text form.
 import dataclasses
 import json
 import tomllib
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Literal, Self, cast
 
-from multibox.errors import ConfigError, did_you_mean
+from multibox.errors import ConfigError
+from multibox.settings import replace_setting
 
-T = TypeVar("T")
 Variances = tuple[float, float, float, float]
 SizesPerLevel = tuple[tuple[float, ...], ...]
 ShapesPerLevel = tuple[tuple[tuple[float, float], ...], ...]
@@ -25,7 +24,11 @@ class ModelConfig:
     """The network and how its answers are read."""
 
     backbone: str = "tinyssd"
-    """Name of the body; `multibox list backbones` shows them."""
+    """Name of the body; `multibox list backbones` shows them, and timm:NAME takes one of timm's."""
+    width: float = 1.0
+    """Multiplier of the body's channels, where the lineage has one (MobileNet)."""
+    heads: Literal["conv3x3", "conv1x1", "ssdlite", "rfb"] = "conv3x3"
+    """How feature maps become logits and offsets: one convolution, or a depthwise and a 1x1 one (ssdlite, rfb)."""
     input_size: tuple[int, int] = (256, 256)
     """Height and width of the network's input in pixels; pictures are resized to it."""
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -39,7 +42,7 @@ class ModelConfig:
     variances: Variances = (0.1, 0.1, 0.2, 0.2)
     """Offsets are divided by these when encoded."""
     init: Literal["xavier", "torch"] = "xavier"
-    """Initial weights: Glorot uniform with zero biases (MXNet, HiKapok), or PyTorch's own."""
+    """Initial weights: Glorot uniform with zero biases (Caffe, MXNet, HiKapok), or as PyTorch's modules come."""
     prior: float = 0.0
     """Initial probability of any object at an anchor, set through the class biases; 0 leaves the biases alone."""
 
@@ -48,20 +51,30 @@ class ModelConfig:
 class AnchorConfig:
     """The boxes every prediction starts from."""
 
-    style: Literal["mxnet", "caffe", "hikapok", "shapes"] = "mxnet"
-    """Which lineage's rule turns sizes and ratios into shapes; `shapes` takes widths and heights as they are."""
+    style: Literal["mxnet", "caffe", "hikapok", "pairs", "shapes"] = "mxnet"
+    """Which lineage's rule turns sizes and ratios into shapes; `pairs` gives each anchor a size and a ratio
+    (TensorFlow), `shapes` takes widths and heights as they are."""
     sizes: SizesPerLevel = ()
-    """Per feature map: mxnet (size, extra size), caffe (min, max) in pixels, hikapok (extra scale, scale)."""
+    """Per feature map: mxnet (size, extra size) as fractions of the input's height, caffe (min, max) in pixels of
+    `design_size`, hikapok (extra scale, scale) and pairs (a size an anchor) as fractions of its shorter side."""
     ratios: SizesPerLevel = ()
-    """Per feature map: aspect ratios w / h."""
+    """Per feature map: aspect ratios w / h; caffe's without 1 and without the flipped ones."""
     shapes: ShapesPerLevel = ()
     """Per feature map: (width, height) pairs as fractions of the input; used by style `shapes`."""
+    design_size: int = 0
+    """Side of the square input, in pixels, for which caffe's sizes and the steps were chosen. At other inputs sizes
+    follow the shorter side and the centres divide the input evenly."""
     steps: tuple[float, ...] = ()
-    """Pixels between neighbouring centres, per feature map; without it the input is divided evenly."""
+    """Pixels between neighbouring centres, per feature map, at `design_size`; without it the input is divided
+    evenly."""
     offset: float = 0.5
     """Where in its cell an anchor is centred; 0.5 is the middle."""
     clip: bool = False
     """Cut anchors at the picture's border; no lineage does."""
+    clip_shapes: bool = False
+    """Make anchors no wider and no higher than the input (torchvision, ssd.pytorch, Linzaer)."""
+    clip_centers: bool = False
+    """Pull centres that the steps put beyond the input onto its border (ssd.pytorch, lufficc, qfgaohao)."""
     fit: int = 0
     """Anchors per cell to fit to the training boxes before training; 0 keeps the ones given."""
 
@@ -84,8 +97,8 @@ class MatchingConfig:
 class LossConfig:
     """What training minimises."""
 
-    classification: Literal["cross_entropy", "focal", "sigmoid_focal"] = "cross_entropy"
-    """Loss of the class logits."""
+    classification: Literal["cross_entropy", "focal", "sigmoid_cross_entropy", "sigmoid_focal"] = "cross_entropy"
+    """Loss of the class logits; the sigmoid ones belong to models with `score = sigmoid`."""
     localization: Literal["smooth_l1", "l1", "l2"] = "smooth_l1"
     """Loss of the offsets of positive anchors."""
     normalizer: Literal["positives", "selected", "anchors"] = "positives"
@@ -123,6 +136,12 @@ class TrainConfig:
     weight_decay: float = 5e-4
     decay_norms_and_biases: bool = True
     """Whether weight decay also shrinks biases and batch-norm parameters, as Gluon does."""
+    backbone_lr: float = 1.0
+    """Learning-rate multiplier of the body."""
+    head_lr: float = 1.0
+    """Learning-rate multiplier of the heads."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameter names that do not learn, such as backbone.*; frozen batch norms keep their statistics."""
     bias_lr: float = 1.0
     """Learning-rate multiplier of biases; Caffe uses 2."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -160,6 +179,10 @@ class PostConfig:
     """Best boxes per class that enter suppression."""
     max_detections: int = 200
     """Best detections kept per picture."""
+    clip: Literal["before_nms", "after_nms"] = "after_nms"
+    """When boxes are cut at the picture's border: before suppression (torchvision, HiKapok) or after it (Caffe)."""
+    multi_label: bool = True
+    """Whether an anchor may answer for several classes (Caffe) or only for its best one (MXNet, TF Lite)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +202,7 @@ class Config:
         """Return a copy with dotted keys replaced: `{"train.lr": 0.1}`. Strings are parsed to the field's type."""
         config = self
         for key, value in changes.items():
-            config = _set(config, key, key.split("."), value)
+            config = replace_setting(config, key, value)
         return config
 
     def to_toml(self) -> str:
@@ -219,77 +242,3 @@ class Config:
             return cls.from_dict(tomllib.loads(text), where)
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{where}: not TOML ({error})") from None
-
-
-def parse_assignments(assignments: list[str]) -> dict[str, str]:
-    """Split `section.key=value` strings as given to `--set`."""
-    changes: dict[str, str] = {}
-    for text in assignments:
-        key, found, value = text.partition("=")
-        if not found:
-            raise ConfigError(f"--set {text}: expected section.key=value, for example train.lr=0.1")
-        changes[key.strip()] = value.strip()
-    return changes
-
-
-def _set(section: T, full_key: str, keys: list[str], value: Any) -> T:
-    hints = typing.get_type_hints(type(section))
-    if keys[0] not in hints:
-        raise ConfigError(f"unknown setting {full_key!r}{did_you_mean(keys[0], hints)}; known: {', '.join(hints)}")
-    current = getattr(section, keys[0])
-    if dataclasses.is_dataclass(current):
-        if len(keys) == 1:
-            raise ConfigError(f"{full_key!r} is a section; name a setting in it, such as {full_key}.{_first(current)}")
-        new = _set(current, full_key, keys[1:], value)
-    elif len(keys) > 1:
-        raise ConfigError(f"{'.'.join(keys[:-1])!r} is a setting, not a section, so {full_key!r} does not exist")
-    else:
-        new = _convert(full_key, hints[keys[0]], value)
-    return dataclasses.replace(cast(Any, section), **{keys[0]: new})
-
-
-def _first(section: Any) -> str:
-    return dataclasses.fields(section)[0].name
-
-
-def _convert(key: str, kind: Any, value: Any) -> Any:
-    """Turn a string or JSON value into the field's type, or say what was expected."""
-    if isinstance(value, str) and kind is not str and typing.get_origin(kind) is not Literal:
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            raise ConfigError(f"{key}={value}: expected {_describe(kind)}") from None
-    if not _fits(kind, value):
-        raise ConfigError(f"{key}={json.dumps(value)}: expected {_describe(kind)}")
-    return _freeze(float(value) if kind is float else value)
-
-
-def _freeze(value: Any) -> Any:
-    return tuple(_freeze(item) for item in cast(list[Any], value)) if isinstance(value, list | tuple) else value
-
-
-def _fits(kind: Any, value: Any) -> bool:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return value in arguments
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False
-        items = cast(list[Any], value)
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return all(_fits(arguments[0], item) for item in items)
-        return len(items) == len(arguments) and all(_fits(a, item) for a, item in zip(arguments, items, strict=True))
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _describe(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return "one of " + ", ".join(str(argument) for argument in arguments)
-    if origin is tuple:
-        return f"a list such as {'[[0.2, 0.27], [0.37, 0.45]]' if typing.get_origin(arguments[0]) else '[256, 256]'}"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))

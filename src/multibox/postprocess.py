@@ -13,6 +13,7 @@ from multibox.ops.ranking import best_first
 from multibox.tensors import HeadOutputs
 
 Score = Literal["softmax", "sigmoid"]
+Clip = Literal["before_nms", "after_nms", "never"]
 
 
 class Found(NamedTuple):
@@ -41,7 +42,7 @@ def postprocess(
     max_detections: int = 200,
     multi_label: bool = True,
     class_agnostic: bool = False,
-    clip: bool = True,
+    clip: Clip = "after_nms",
 ) -> Found:
     """Score, select, decode, suppress and cap, for all pictures and classes at once.
 
@@ -61,21 +62,22 @@ def postprocess(
         max_detections: the best so many boxes of each picture come out.
         multi_label: a box may be reported once for each class; False leaves each anchor its best class only.
         class_agnostic: boxes of all classes suppress each other.
-        clip: cut boxes to the picture in the end, after NMS (as Caffe does when it writes results).
+        clip: when boxes are cut to the picture: before NMS (torchvision, HiKapok), after it (Caffe's results) or never.
     """
     scores = _class_scores(outputs.logits, score, multi_label)
     batch, classes, _ = scores.shape
     group, anchor, kept_scores = _candidates(scores, score_threshold, pre_nms_topk)
     image, label = group // classes, group % classes
     boxes = decode(outputs.offsets[image, anchor], anchors_xyxy[anchor], variances, code)
+    if clip == "before_nms":
+        boxes = boxes.clamp(0, 1)
     if class_agnostic:
         # Candidates stand class after class; a picture's must stand by score alone.
-        order = kept_scores.argsort(descending=True, stable=True)
-        order = order[image[order].argsort(stable=True)]
+        order = _by_picture(kept_scores, image)
         image, label, boxes, kept_scores = image[order], label[order], boxes[order], kept_scores[order]
     counts = torch.bincount(image if class_agnostic else group)
     keep = suppress(boxes, counts, nms_threshold)
-    boxes = boxes.clamp(0, 1) if clip else boxes
+    boxes = boxes.clamp(0, 1) if clip == "after_nms" else boxes
     return _pack(boxes[keep], kept_scores[keep], label[keep], image[keep], batch, max_detections)
 
 
@@ -113,6 +115,12 @@ def _candidates(
     return group, anchor, rows[group, anchor]
 
 
+def _by_picture(scores: Float[Tensor, " n"], image: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Return the order picture by picture, best first."""
+    order = scores.argsort(descending=True, stable=True)
+    return order[image[order].argsort(stable=True)]
+
+
 def _pack(
     boxes: Float[Tensor, "n 4"],
     scores: Float[Tensor, " n"],
@@ -122,8 +130,7 @@ def _pack(
     most: int,
 ) -> Found:
     """Sort each picture's boxes by score, cap them and pad the pictures to one length."""
-    order = scores.argsort(descending=True, stable=True)
-    order = order[image[order].argsort(stable=True)]
+    order = _by_picture(scores, image)
     total = torch.bincount(image, minlength=batch)
     owner = image[order]
     place = torch.arange(len(order), device=image.device) - (total.cumsum(0) - total)[owner]

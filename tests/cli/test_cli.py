@@ -125,12 +125,18 @@ def test_broken_pictures_stop_or_are_skipped(run, squares, trained, tmp_path):
 
 
 def test_list_and_diff(run):
-    assert "1,010,376 parameters" in run("list", "presets")[1]
-    assert "5444 anchors" in run("list", "presets")[1]
+    presets = {line.split()[0]: line for line in run("list", "presets")[1].splitlines()}
+    assert all(figure in presets["ssd300-vgg16"] for figure in ("300x300", "26.29", "8,732"))
+    assert "5,444" in presets["tinyssd"]
+    assert "1,917" in presets["ssd300-mobilenetv1"]
     out = run("list", "recipes", "--diff", "d2l", "d2l-focal")[1]
-    assert "loss.classification: cross_entropy | focal" in out
-    assert "train.lr:" not in out
-    assert "mxnet" in run("list", "importers")[1]
+    assert ["loss.classification", "cross_entropy", "focal"] in [line.split() for line in out.splitlines()]
+    assert "train.lr" not in out
+    importers = run("list", "importers")[1]
+    assert "mxnet" in importers
+    assert "onnxruntime" in next(line for line in importers.splitlines() if line.startswith("linzaer"))
+    assert "mobilenetv3" in run("list", "backbones")[1]
+    assert "every preset" in run("list", "recipes")[1]
 
 
 def test_plots(run, tmp_path, trained):

@@ -1,8 +1,12 @@
 """`multibox list`."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from multibox.config import Config
 
 
 def show(
@@ -14,7 +18,7 @@ def show(
     """Show what can be named in other commands."""
     from multibox.errors import ConfigError, did_you_mean
 
-    tables = {
+    tables: dict[str, Callable[[], None]] = {
         "presets": _presets,
         "recipes": lambda: _recipes(diff),
         "backbones": _backbones,
@@ -23,57 +27,84 @@ def show(
     }
     if what not in tables:
         raise ConfigError(f"cannot list {what!r}{did_you_mean(what, tables)}; known: {', '.join(tables)}")
-    for line in tables[what]():
-        typer.echo(line)
+    tables[what]()
 
 
-def _presets() -> list[str]:
-    from multibox.models.anchors import make_anchors
-    from multibox.models.build import build_model
+def _print(columns: list[str], rows: list[tuple[str, ...]], note: str = "") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column.startswith(">") else "left", no_wrap=column == columns[0])
+        table.columns[-1].header = column.removeprefix(">")
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width: nothing is cut there
+    console = Console()
+    console = console if console.is_terminal else Console(width=200)
+    console.print(table, highlight=False)
+    if note:
+        console.print(note, highlight=False)
+
+
+def _presets() -> None:
+    from multibox.models.measure import measure
     from multibox.presets import PRESETS, resolve
 
-    lines = []
-    for name in PRESETS:
+    rows: list[tuple[str, ...]] = []
+    for name, preset in PRESETS.items():
         config = resolve(name, changes={"anchors.fit": 0})
+        size = measure(config, CLASSES)
         height, width = config.model.input_size
-        model = build_model(config, 1)
-        import torch
-
-        with torch.inference_mode():
-            outputs = model.eval()(torch.zeros(1, 3, height, width, dtype=torch.uint8))
-        anchors = len(make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size))
-        parameters = sum(p.numel() for p in model.parameters())
-        lines.append(f"{name}: input {width}x{height}, {anchors} anchors, {parameters:,} parameters for one class")
-    return lines
+        figures = (f"{size.parameters / 1e6:.2f}", f"{size.multiply_adds / 1e9:.2f}", f"{size.anchors:,}")
+        rows.append((name, f"{width}x{height}", *figures, config.model.backbone, preset.lineage))
+    columns = ["preset", ">input", ">M parameters", ">GMACs", ">anchors", "backbone", "lineage"]
+    _print(columns, rows, f"for {CLASSES} classes; GMACs: 10^9 multiply-adds for one picture, half its FLOPs")
 
 
-def _recipes(diff: tuple[str, str] | None) -> list[str]:
-    from multibox.presets import FITS, RECIPES, resolve
+CLASSES = 20
+"""As many as PASCAL VOC has."""
+
+
+def _recipes(diff: tuple[str, str] | None) -> None:
+    from multibox.presets import RECIPES, fitting, resolve
 
     if diff is None:
-        return [f"{name}: for {', '.join(FITS[name])}" for name in RECIPES]
-    first, second = (resolve(FITS[name][0] if name in FITS else "tinyssd", name).to_dict() for name in diff)
-    lines = [f"setting: {diff[0]} | {diff[1]}"]
-    for section, values in first.items():
-        if isinstance(values, dict):
-            pairs = ((f"{section}.{key}", value, second[section][key]) for key, value in values.items())
-            lines += [f"{key}: {a} | {b}" for key, a, b in pairs if a != b]
-    return lines
+        rows = [(name, ", ".join(recipe.fits) or "every preset") for name, recipe in RECIPES.items()]
+        return _print(["recipe", "fits"], rows)
+    fits = [fitting(name) if name in RECIPES else [] for name in diff]
+    shared = [preset for preset in fits[0] if preset in fits[1]] or ["tinyssd"]
+    first, second = (resolve(shared[0], name) for name in diff)
+    _print(["setting", *diff], _differences(first, second))
 
 
-def _backbones() -> list[str]:
-    from multibox.models.backbones import BACKBONES
+def _differences(first: "Config", second: "Config") -> list[tuple[str, ...]]:
+    a, b = first.to_dict(), second.to_dict()
+    return [
+        (f"{section}.{key}", str(value), str(b[section][key]))
+        for section, values in a.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+        if value != b[section][key]
+    ]
 
-    return list(BACKBONES)
+
+def _backbones() -> None:
+    from multibox.models.backbones import BACKBONES, WITH_WIDTH
+
+    rows = [(name, "model.width" if name in WITH_WIDTH else "") for name in BACKBONES]
+    _print(["backbone", "settings"], rows, "timm:NAME takes a model of timm, such as timm:resnet18 (pip install timm)")
 
 
-def _formats() -> list[str]:
+def _formats() -> None:
     from multibox.data.formats import FORMATS
 
-    return list(FORMATS)
+    _print(["format"], [(name,) for name in FORMATS])
 
 
-def _importers() -> list[str]:
+def _importers() -> None:
     from multibox.importers import IMPORTERS
 
-    return [f"{name}: {what}" for name, (_, what) in IMPORTERS.items()]
+    rows = [(name, one.what, one.verified or "UNVERIFIED: no foreign numbers") for name, one in IMPORTERS.items()]
+    _print(["kind", "reads", "verified against"], rows)

@@ -16,10 +16,12 @@ class OnBad(StrEnum):
 
 def train(
     data: Annotated[Path, typer.Argument(help="Data set: a folder or file in a known format.")],
-    preset: Annotated[str, typer.Option(help="Network; see `multibox list presets`.")] = "tinyssd",
+    preset: Annotated[
+        str | None, typer.Option(help="Network; see `multibox list presets`. Default: the weights', or tinyssd.")
+    ] = None,
     recipe: Annotated[str, typer.Option(help="How to train it; see `multibox list recipes`.")] = "default",
     epochs: Annotated[int | None, typer.Option(help="Passes over the pictures; the schedule scales with it.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Checkpoint to start from.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Start from a detector, or from the weights of a body.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/PRESET-N.")] = None,
     train_split: Annotated[str | None, typer.Option(help="Split to learn from.")] = None,
     val_split: Annotated[
@@ -37,7 +39,7 @@ def train(
 ) -> None:
     """Train a detector on DATA; leaves a run folder with best and last weights, metrics and a resumable state."""
     from multibox.cli.progress import train_with_progress
-    from multibox.config import parse_assignments
+    from multibox.settings import parse_assignments
     from multibox.training.run import RunOptions
 
     options = RunOptions(

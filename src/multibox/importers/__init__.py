@@ -1,51 +1,51 @@
 """Weights of other code bases, read without them."""
 
-from collections.abc import Callable
+import dataclasses
 from pathlib import Path
 
 from multibox.errors import ConfigError, WeightsError, did_you_mean
-from multibox.models.checkpoint import Checkpoint, save_checkpoint
+from multibox.importers import hikapok, linzaer, lufficc, mxnet, qfgaohao, ssd_pytorch, tflite, torchvision
+from multibox.importers.common import Importer
+from multibox.models.checkpoint import save_checkpoint
 
-Importer = Callable[[Path, list[str]], Checkpoint]
-
-
-def _mxnet(file: Path, names: list[str]) -> Checkpoint:
-    import torch
-
-    from multibox.importers.mxnet import read_params, tinyssd_heads, tinyssd_state_dict
-    from multibox.presets import resolve
-
-    state = tinyssd_state_dict(read_params(file), str(file))
-    classes, per_cell = tinyssd_heads(state, str(file))
-    if set(per_cell) != {4}:
-        raise WeightsError(f"{file}: {per_cell} anchors per cell, but TinySSD's sizes and ratios give 4 on every map")
-    names = names or [f"class{index}" for index in range(classes)]
-    if len(names) != classes:
-        raise WeightsError(
-            f"{file} was trained for {classes} classes, but --names gives {len(names)}: {', '.join(names)}"
-        )
-    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
-    return Checkpoint(tensors, resolve("tinyssd", "d2l"), tuple(names), source=f"MXNet parameters {file.name}")
-
-
-IMPORTERS: dict[str, tuple[Importer, str]] = {
-    "mxnet": (_mxnet, "TinySSD of d2l and post B, .params of either name scheme; verified against MXNet 1.9.1"),
+IMPORTERS: dict[str, Importer] = {
+    "torchvision": Importer(
+        torchvision.read, "ssd300_vgg16 and ssdlite320_mobilenet_v3_large, .pth", "torchvision, same weights"
+    ),
+    "ssd-pytorch": Importer(ssd_pytorch.read, "amdegroot's ssd.pytorch SSD300, .pth", "its network and priors"),
+    "lufficc": Importer(lufficc.read, "lufficc's SSD300 and SSD512 over VGG16, .pth", "its network and priors"),
+    "qfgaohao": Importer(qfgaohao.read, "mb1-ssd of pytorch-ssd (qfgaohao, dusty-nv), .pth", "its network and priors"),
+    "mxnet": Importer(
+        mxnet.read,
+        "TinySSD of d2l and post B, GluonCV's SSD300 and SSD512 over VGG16, .params of any name scheme",
+        "MXNet 1.9.1 and GluonCV",
+    ),
+    "hikapok": Importer(
+        hikapok.read, "SSD.TensorFlow's SSD300, TensorFlow 1 checkpoint (needs tensorflow)", "its network in TensorFlow"
+    ),
+    "tflite": Importer(
+        tflite.read, "SSD MobileNetV1 of TensorFlow's object detection, 8-bit or float .tflite", "its 8-bit answers"
+    ),
+    "linzaer": Importer(linzaer.read, "RFB-320 face detector, .pth", "its ONNX file in onnxruntime"),
 }
+"""To add one: a file with `read`, and a line here."""
 
 
 def import_file(kind: str, file: Path, out: Path, names: list[str], license: str = "") -> str:
     """Convert `file` and write the checkpoint `out`; return a sentence about what was written.
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: an unknown kind, or an `out` that would not be found again.
         WeightsError: a file that is not of that kind, or class names that do not fit it.
     """
     if kind not in IMPORTERS:
         raise ConfigError(f"unknown kind {kind!r}{did_you_mean(kind, IMPORTERS)}; known: {', '.join(IMPORTERS)}")
-    if not file.is_file():
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out {out}: a checkpoint's name ends in .safetensors")
+    if not file.exists() and not file.with_name(file.name + ".index").exists():
         raise WeightsError(f"{file} does not exist; give the {kind} weights file")
-    checkpoint = IMPORTERS[kind][0](file, names)
-    save_checkpoint(
-        out, Checkpoint(checkpoint.state, checkpoint.config, checkpoint.names, {}, checkpoint.source, license)
-    )
-    return f"{out}: {checkpoint.config.preset} for {', '.join(checkpoint.names)}, from {file}"
+    checkpoint = IMPORTERS[kind].read(file, names)
+    save_checkpoint(out, dataclasses.replace(checkpoint, license=license or checkpoint.license))
+    count = len(checkpoint.names)
+    classes = ", ".join(checkpoint.names[:8]) + (f" ... ({count} classes)" if count > 8 else "")
+    return f"{out}: {checkpoint.config.preset} for {classes}, from {file}"

@@ -15,9 +15,14 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from multibox.errors import WeightsError
+from multibox.importers import gluoncv
+from multibox.importers.common import class_names, finish
+from multibox.models.checkpoint import Checkpoint
+from multibox.presets import resolve
 
 LIST = 0x112
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -238,3 +243,17 @@ def _checked(array: Array, shape: tuple[int, ...], layer: _Layer, field: str, so
             "give a TinySSD"
         )
     return array.astype(np.float32)
+
+
+def read(file: Path, names: list[str]) -> Checkpoint:
+    """Read GluonCV's SSD over VGG16, or a TinySSD with the anchors of post B; which one is told by the names."""
+    params = read_params(file)
+    if gluoncv.is_ssd(params):
+        return gluoncv.read(file, params, names)
+    state = tinyssd_state_dict(params, str(file))
+    classes, per_cell = tinyssd_heads(state, str(file))
+    if set(per_cell) != {4}:
+        raise WeightsError(f"{file}: {per_cell} anchors per cell, but TinySSD's sizes and ratios give 4 on every map")
+    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
+    known = class_names(file, classes, names)
+    return finish(file, resolve("tinyssd", "d2l"), known, tensors, f"MXNet parameters {file.name}")

@@ -32,6 +32,8 @@ def detect(
         nms_threshold=config.post.nms_threshold,
         pre_nms_topk=config.post.pre_nms_topk,
         max_detections=config.post.max_detections,
+        multi_label=config.post.multi_label,
+        clip=config.post.clip,
     )
     scale = torch.tensor([(w, h, w, h) for w, h in sizes], device=found.boxes_xyxy.device)
     boxes = (found.boxes_xyxy * scale[:, None]).cpu().numpy()

@@ -12,6 +12,9 @@ from multibox.ops.boxes import at_least_float32
 from multibox.ops.mining import mine_hard_negatives, negative_candidates
 from multibox.tensors import HeadOutputs, LossParts
 
+SIGMOID = ("sigmoid_cross_entropy", "sigmoid_focal")
+"""Losses of heads without a background logit."""
+
 
 def multibox_loss(outputs: HeadOutputs, targets: Targets, config: LossConfig) -> LossParts:
     """Sum the two losses under the lineage's normaliser; finite, with zero gradient of the offsets, without positives.
@@ -54,7 +57,7 @@ def select_anchors(logits: Float[Tensor, "b a k"], targets: Targets, config: Los
 
 def background_loss(logits: Float[Tensor, "b a k"], config: LossConfig) -> Float[Tensor, "b a"]:
     """Return -ln of the probability that each anchor is background: how wrong it is if it is a negative."""
-    if config.classification == "sigmoid_focal":
+    if config.classification in SIGMOID:
         return functional.softplus(logits).sum(-1)
     return torch.logsumexp(logits, -1) - logits[..., BACKGROUND]
 
@@ -67,6 +70,8 @@ def _classification(logits: Float[Tensor, "b a k"], targets: Targets, config: Lo
     # Without a background logit class c is column c; background and ignored anchors are all zeros
     one_hot = torch.zeros_like(logits)
     one_hot[targets.image, targets.anchor, targets.labels[targets.image, targets.anchor] - 1] = 1
+    if config.classification == "sigmoid_cross_entropy":
+        return functional.binary_cross_entropy_with_logits(logits, one_hot, reduction="none").sum(-1)
     return sigmoid_focal(logits, one_hot, config.alpha, config.gamma).sum(-1)
 
 

@@ -7,21 +7,39 @@ import json
 from torch import Tensor
 
 from multibox.config import AnchorConfig, Config, ShapesPerLevel
-from multibox.ops.anchors import caffe_shapes, grid_anchors, hikapok_shapes, mxnet_shapes
+from multibox.ops.anchors import caffe_shapes, grid_anchors, hikapok_shapes, mxnet_shapes, pair_shapes
 
 FeatureShapes = tuple[tuple[int, int], ...]
 
 
 def cell_shapes(anchors: AnchorConfig, input_size: tuple[int, int]) -> ShapesPerLevel:
-    """Return (width, height) of every anchor of one cell, per feature map, as fractions of the input."""
+    """Return (width, height) of every anchor of one cell, per feature map, as fractions of the input.
+
+    MXNet's are fractions of the height; those of the other lineages are fractions of the shorter side, so that a
+    square anchor is a square of pixels whatever the input's aspect. Shapes given as such are taken as given.
+    """
     if anchors.style == "shapes":
-        return anchors.shapes
-    if anchors.style == "mxnet":
-        return mxnet_shapes(anchors.sizes, anchors.ratios)
-    first, second = zip(*anchors.sizes, strict=True)
+        shapes = anchors.shapes
+    elif anchors.style == "mxnet":
+        shapes = mxnet_shapes(anchors.sizes, anchors.ratios)
+    else:
+        height, width = input_size
+        shapes = _of_shorter_side(anchors, input_size)
+        x, y = min(input_size) / width, min(input_size) / height
+        shapes = tuple(tuple((w * x, h * y) for w, h in level) for level in shapes)
+    if anchors.clip_shapes:
+        shapes = tuple(tuple((min(w, 1.0), min(h, 1.0)) for w, h in level) for level in shapes)
+    return shapes
+
+
+def _of_shorter_side(anchors: AnchorConfig, input_size: tuple[int, int]) -> ShapesPerLevel:
+    if anchors.style == "pairs":
+        return pair_shapes(anchors.sizes, anchors.ratios)
+    first, second = zip(*anchors.sizes, strict=True) if anchors.sizes else ((), ())
     if anchors.style == "hikapok":
         return hikapok_shapes(second, first, anchors.ratios)
-    return caffe_shapes(first, second, anchors.ratios, input_size)
+    side = anchors.design_size or min(input_size)
+    return caffe_shapes(first, second, anchors.ratios, (side, side))
 
 
 @functools.lru_cache(maxsize=64)
@@ -35,14 +53,16 @@ def make_anchors(
     if device != "cpu":
         return make_anchors(anchors, feature_shapes, input_size).to(device)
     height, width = input_size
-    steps = tuple((step / height, step / width) for step in anchors.steps) or None
+    designed = anchors.design_size in (0, height) and anchors.design_size in (0, width)
+    steps = tuple((step / height, step / width) for step in anchors.steps) if designed else ()
     return grid_anchors(
         cell_shapes(anchors, input_size),
         feature_shapes,
-        steps,
+        steps or None,
         anchors.offset,
         anchors.clip,
         feature_aspect=anchors.style == "mxnet",
+        clip_centers=anchors.clip_centers,
     )
 
 
@@ -50,4 +70,6 @@ def anchors_hash(config: Config) -> str:
     """Return a fingerprint of one cell's shapes and their placing, stored in checkpoints."""
     spec = config.anchors
     values = [cell_shapes(spec, config.model.input_size), spec.steps, spec.offset, spec.clip, spec.style == "mxnet"]
+    # Only where it is set, so that older checkpoints keep their fingerprint
+    values += [True] * spec.clip_centers
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]

@@ -9,7 +9,7 @@ from torch import nn
 from multibox.config import Config, ModelConfig
 from multibox.errors import ConfigError
 from multibox.models.anchors import cell_shapes
-from multibox.models.backbones import find_backbone
+from multibox.models.backbones import make_backbone
 from multibox.models.heads import Heads
 from multibox.models.ssd import SSD
 
@@ -18,16 +18,18 @@ def build_model(config: Config, classes: int, seed: int = 0) -> SSD:
     """Make a network with fresh weights for `classes` classes; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = find_backbone(config.model.backbone)()
-        channels = cast("tuple[int, ...]", backbone.channels)
         per_cell = [len(shapes) for shapes in cell_shapes(config.anchors, config.model.input_size)]
+        backbone = make_backbone(config.model.backbone, config.model.width, len(per_cell))
+        channels = cast("tuple[int, ...]", backbone.channels)
         if len(per_cell) != len(channels):
             raise ConfigError(
                 f"anchors describe {len(per_cell)} feature maps but {config.model.backbone} has {len(channels)}; "
                 "give one entry of anchors.sizes and anchors.ratios (or anchors.shapes) per map"
             )
         logits = classes + (config.model.score == "softmax")
-        model = SSD(backbone, Heads(channels, per_cell, logits), config.model.mean, config.model.std)
+        model = SSD(
+            backbone, Heads(config.model.heads, channels, per_cell, logits), config.model.mean, config.model.std
+        )
         _initialize(model, config.model)
     return model
 
@@ -40,8 +42,8 @@ def _initialize(model: SSD, config: ModelConfig) -> None:
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
     if config.prior:
-        for head in model.heads.classification:
-            _set_prior(cast(nn.Conv2d, head), model.heads.logits, config)
+        for _, layer in model.heads.class_layers():
+            _set_prior(layer, model.heads.logits, config)
 
 
 def _set_prior(head: nn.Conv2d, logits: int, config: ModelConfig) -> None:

@@ -1,54 +1,121 @@
-"""Start from the weights of another detector: rows of classes that both know are kept by name."""
+"""Start from other weights: a detector's, whose class rows are kept by name, or those of a body trained elsewhere."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from multibox.errors import WeightsError
-from multibox.models.checkpoint import load_checkpoint
+from multibox.models.checkpoint import Checkpoint, load_checkpoint
+from multibox.models.foreign import fit_backbone, read_state
 from multibox.models.ssd import SSD
+
+DEFAULT_PRESET = "tinyssd"
+
+
+def is_detector(path: Path) -> bool:
+    """Tell whether a file is a detector of ours; a missing or broken one is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "multibox" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def choose_network(path: Path | None, preset: str | None) -> tuple[str, dict[str, Any]]:
+    """Return the preset to use with these weights, and the settings that belong to them.
+
+    A detector of the same preset brings its network, anchors and post-processing: width, input size, mean and fitted
+    shapes of its own are what its weights were trained for. Other weights bring nothing.
+
+    Args:
+        path: weights to start from, if any.
+        preset: what was asked for; None takes the detector's, and TinySSD without one.
+    """
+    if path is None or not is_detector(path):
+        return preset or DEFAULT_PRESET, {}
+    config = load_checkpoint(path).config
+    if preset not in (None, config.preset):
+        return str(preset), {}
+    settings = config.to_dict()
+    changes = {f"{part}.{key}": value for part in ("model", "anchors", "post") for key, value in settings[part].items()}
+    return config.preset, changes | {"loss.classification": config.loss.classification}
 
 
 def load_weights(model: SSD, path: Path, names: tuple[str, ...]) -> str:
-    """Fill `model` from a checkpoint and return a sentence about what was kept.
-
-    Tensors whose name and shape agree are copied. Class heads are copied row by row for the classes, found by name,
-    that both know; other classes keep their fresh rows.
+    """Fill `model` from a detector or from a body's weights and return a sentence about what was taken.
 
     Raises:
-        WeightsError: nothing in the file fits the network.
+        WeightsError: the file is missing or broken, or nothing in it fits the network.
     """
-    checkpoint = load_checkpoint(path)
-    own = model.state_dict()
-    offset = model.heads.logits - len(names)
-    shared = [(names.index(name), i) for i, name in enumerate(checkpoint.names) if name in names]
-    rows = [(k, k) for k in range(offset)] + [(mine + offset, theirs + offset) for mine, theirs in shared]
-    kept: dict[str, Tensor] = {}
-    for name, tensor in checkpoint.state.items():
-        if name not in own:
-            continue
-        if name.startswith("heads.classification."):
-            kept[name] = _merge_rows(own[name], tensor, rows, model.heads.logits, len(checkpoint.names) + offset)
-        elif own[name].shape == tensor.shape:
-            kept[name] = tensor
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist; expected a detector (.safetensors) or a body's weights")
+    if is_detector(path):
+        return _load_detector(model, path, load_checkpoint(path), names)
+    return _load_body(model, path)
+
+
+def _load_body(model: SSD, path: Path) -> str:
+    state, own = read_state(path), model.state_dict()
+    kept = fit_backbone(state, own)
     if not kept:
-        raise WeightsError(f"{path}: no tensor fits this network; expected names such as {next(iter(own))}")
+        raise WeightsError(
+            f"{path} does not fit this network: expected tensors such as {_some(own)}; found {_some(state)}"
+        )
     model.load_state_dict(kept, strict=False)
-    known = [names[mine] for mine, _ in shared]
-    fresh = [name for name in names if name not in known]
+    body = [name for name in own if name.startswith("backbone.")]
+    fresh = sorted({name.removeprefix("backbone.").split(".")[0] for name in body if name not in kept})
     return (
-        f"{path}: {len(kept)} of {len(own)} tensors taken over; class rows kept: {', '.join(known) or 'none'}; "
-        f"fresh: {', '.join(fresh) or 'none'}"
+        f"{path}: {len(kept)} of the body's {len(body)} tensors taken over; fresh parts: {', '.join(fresh) or 'none'}"
     )
 
 
-def _merge_rows(own: Tensor, other: Tensor, rows: list[tuple[int, int]], mine: int, theirs: int) -> Tensor:
+def _load_detector(model: SSD, path: Path, checkpoint: Checkpoint, names: tuple[str, ...]) -> str:
+    """Copy tensors of equal name and shape; class heads row by row for the classes, by name, that both know."""
+    own = model.state_dict()
+    background = model.heads.logits - len(names)
+    foreign_background = checkpoint.config.model.score == "softmax"
+    shared = [(names.index(name), i) for i, name in enumerate(checkpoint.names) if name in names]
+    rows = [(0, 0)] if background and foreign_background else []
+    rows += [(mine + background, theirs + foreign_background) for mine, theirs in shared]
+    logits = len(checkpoint.names) + foreign_background
+    ends = {f"heads.{layer}.{kind}" for layer, _ in model.heads.class_layers() for kind in ("weight", "bias")}
+    kept: dict[str, Tensor] = {}
+    heads = 0
+    for name, tensor in checkpoint.state.items():
+        if name in ends and _mergeable(own[name], tensor, model.heads.logits, logits):
+            kept[name] = _merge_rows(own[name], tensor, rows, model.heads.logits, logits)
+            heads += 1
+        elif name in own and name not in ends and own[name].shape == tensor.shape:
+            kept[name] = tensor
+    if not kept:
+        raise WeightsError(f"{path}: no tensor fits this network; expected names such as {_some(own)}")
+    model.load_state_dict(kept, strict=False)
+    known = [names[mine] for mine, _ in shared] if heads else []
+    fresh = [name for name in names if name not in known]
+    return (
+        f"{path}: {len(kept)} of {len(own)} tensors taken over; class rows kept: {', '.join(known) or 'none'}; "
+        f"fresh: {', '.join(fresh) or 'none'}" + ("" if heads else " (the heads have other anchors or channels)")
+    )
+
+
+def _mergeable(own: Tensor, other: Tensor, mine: int, theirs: int) -> bool:
+    return own.shape[1:] == other.shape[1:] and own.shape[0] // mine == other.shape[0] / theirs
+
+
+def _merge_rows(own: Tensor, other: Tensor, rows: Sequence[tuple[int, int]], mine: int, theirs: int) -> Tensor:
     """Copy class rows between heads whose channels are anchor-major: channel a * K + k."""
-    if own.shape[1:] != other.shape[1:] or own.shape[0] // mine != other.shape[0] // theirs:
+    if not rows:
         return own
     merged = own.clone().view(-1, mine, *own.shape[1:])
     source = other.view(-1, theirs, *other.shape[1:])
     to, at = (torch.tensor(column) for column in zip(*rows, strict=True))
     merged[:, to] = source[:, at].to(merged.dtype)
     return merged.view_as(own)
+
+
+def _some(state: dict[str, Tensor], most: int = 3) -> str:
+    return ", ".join(list(state)[:most])

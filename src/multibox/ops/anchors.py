@@ -89,6 +89,24 @@ def mxnet_shapes(sizes: Sequence[Sequence[Number]], ratios: Sequence[Sequence[Nu
     )
 
 
+def pair_shapes(sizes: Sequence[Sequence[Number]], ratios: Sequence[Sequence[Number]]) -> LevelShapes:
+    """Return one anchor for each pair of a size and a ratio, as listed: whatever no other rule spells.
+
+    TensorFlow's object detection needs it for its lowest map, whose three anchors have two sizes.
+
+    Raises:
+        ConfigError: The lists have different lengths.
+    """
+    _same_lengths(sizes=sizes, ratios=ratios)
+    for level, (listed, stretches) in enumerate(zip(sizes, ratios, strict=True)):
+        if len(listed) != len(stretches):
+            raise ConfigError(f"feature map {level} has {len(listed)} sizes but {len(stretches)} ratios; pair them up")
+    return tuple(
+        tuple(_stretched(size, ratio) for size, ratio in zip(*level, strict=True))
+        for level in zip(sizes, ratios, strict=True)
+    )
+
+
 def caffe_sizes(
     min_ratio: int, max_ratio: int, levels: int, first_ratio: Number, input_size: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -127,6 +145,7 @@ def grid_anchors(
     offset: Number | tuple[Number, Number] = 0.5,
     clip: bool = False,
     feature_aspect: bool = False,
+    clip_centers: bool = False,
 ) -> Float[Tensor, "a 4"]:
     """Lay each level's shapes on every cell of its feature map.
 
@@ -143,6 +162,7 @@ def grid_anchors(
         clip: Cut the anchors at the input's border. Only ssd.pytorch does; the original lets them hang over.
         feature_aspect: Multiply widths by rows / columns, as MXNet does, so that squares stay square in the picture
             when sizes are fractions of its height.
+        clip_centers: Pull centres beyond the input onto its border.
 
     Raises:
         ConfigError: The lists have different lengths.
@@ -158,6 +178,8 @@ def grid_anchors(
         if feature_aspect:
             size = size * torch.tensor([rows / columns, 1.0], dtype=torch.float64)
         centers = _centers((rows, columns), step_yx, offset_yx)
+        if clip_centers:
+            centers = centers.clamp(0, 1)
         levels.append(torch.cat([centers - size * 0.5, centers + size * 0.5], dim=-1).reshape(-1, 4))
     anchors = torch.cat(levels)
     return (anchors.clamp(0, 1) if clip else anchors).float()

@@ -2,12 +2,13 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from multibox import __version__
 from multibox.analysis.anchors import box_shapes, fit_shapes
@@ -15,28 +16,33 @@ from multibox.config import Config
 from multibox.data.checking import check_pictures
 from multibox.data.formats import find_splits, open_dataset
 from multibox.data.formats.common import OnBad
+from multibox.data.loading import AugmentedPictures, in_order, load_batches
 from multibox.errors import ConfigError, DataError
 from multibox.files import write_text_whole
 from multibox.models.anchors import cell_shapes
 from multibox.models.build import build_model
-from multibox.models.weights import load_weights
+from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve
 from multibox.structures import Dataset
 from multibox.training.memory import keep_freed_memory
+from multibox.training.norms import unfold_norms
 from multibox.training.precision import choose_device, choose_precision
 from multibox.training.trainer import Trainer
 
 HELD_OUT = 0.1
+UNFOLD_PICTURES, UNFOLD_BATCH = 64, 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """What `multibox train` was asked for, beside the data."""
 
-    preset: str = "tinyssd"
+    preset: str | None = None
+    """None takes the one of the weights where they are a detector, and TinySSD otherwise."""
     recipe: str = "default"
     epochs: int | None = None
     weights: Path | None = None
+    """A detector, whose network and anchors are kept where it is of the preset, or the weights of a body."""
     out: Path | None = None
     train_split: str | None = None
     val_split: str | None = None
@@ -61,14 +67,15 @@ def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambd
     changes = dict(options.changes)
     if options.epochs is not None:
         changes["train.epochs"] = options.epochs
-    config = resolve(options.preset, options.recipe, changes)
+    preset, network = choose_network(options.weights, options.preset)
+    config = resolve(preset, options.recipe, network | changes)
     training, validation = open_splits(data, options)
     for note in dict.fromkeys((*training.notes, *(validation.notes if validation else ()))):
         tell(note)
     if options.resume:
         folder, config = _reopen(options, config)
     else:
-        folder = _new_folder(options)
+        folder = _new_folder(options, preset)
         config = fit_anchors(config, training)
     device = choose_device(options.device)
     if device == "cpu":
@@ -80,6 +87,8 @@ def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambd
     model = build_model(config, len(training.class_names), config.train.seed)
     if options.weights is not None and not options.resume:
         tell(load_weights(model, options.weights, training.class_names))
+        if unfold_norms(model, _some_pictures(training, config)):
+            tell("batch norms that were folded into these weights got the statistics of training pictures")
     source = f"multibox {__version__}, recipe {config.recipe}, trained on {data} ({training.split})"
     trainer = Trainer(model, config, training, validation, folder, device=device, precision=precision, source=source)
     if options.resume:
@@ -131,7 +140,13 @@ def fit_anchors(config: Config, training: Dataset) -> Config:
     return dataclasses.replace(config, anchors=fitted)
 
 
-def _new_folder(options: RunOptions) -> Path:
+def _some_pictures(training: Dataset, config: Config) -> Iterator[Tensor]:
+    pictures = AugmentedPictures(training, config.model.input_size, ())
+    batches = in_order(min(len(training), UNFOLD_PICTURES), UNFOLD_BATCH)
+    return (batch.images for batch in load_batches(pictures, batches, 0, pin=False))
+
+
+def _new_folder(options: RunOptions, preset: str) -> Path:
     if options.out is not None:
         if options.out.exists() and any(options.out.iterdir()):
             raise ConfigError(
@@ -140,7 +155,7 @@ def _new_folder(options: RunOptions) -> Path:
         options.out.mkdir(parents=True, exist_ok=True)
         return options.out
     number = 1
-    while (folder := Path("runs") / f"{options.preset}-{number}").exists():
+    while (folder := Path("runs") / f"{preset}-{number}").exists():
         number += 1
     folder.mkdir(parents=True)
     return folder

@@ -9,6 +9,7 @@ from multibox.models.anchors import make_anchors
 from multibox.models.ssd import SSD
 from multibox.tensors import Batch, LossParts
 from multibox.training.average import make_average
+from multibox.training.norms import freeze
 from multibox.training.optimizer import make_optimizer
 from multibox.training.precision import autocast
 from multibox.training.records import Means
@@ -22,6 +23,7 @@ class Stepper:
         self.device = device
         self.precision = precision
         self.model = model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        freeze(self.model, config.train.freeze)
         self.average = make_average(self.model, config.train.ema)
         self.optimizer = make_optimizer(self.model, config.train)
         self.means = Means()

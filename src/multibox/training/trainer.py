@@ -20,6 +20,7 @@ from multibox.models.ssd import SSD
 from multibox.structures import Dataset
 from multibox.tensors import Batch, LossParts
 from multibox.training.interrupt import Interrupt
+from multibox.training.norms import train_mode
 from multibox.training.optimizer import learning_rate, set_learning_rate
 from multibox.training.records import Means, Records, Row
 from multibox.training.state import load_state, save_state
@@ -83,7 +84,7 @@ class Trainer:
         """Train to the end. Ctrl-C (KeyboardInterrupt) saves the state after the current step and is raised again."""
         self.batches.start_step = self.step
         started = time.monotonic()
-        self.stepper.model.train()
+        train_mode(self.stepper.model)
         with Interrupt() as interrupt, contextlib.closing(self.records):
             for batch in self._loader():
                 rate = learning_rate(self.step, self.steps, self.config.train)
@@ -136,7 +137,7 @@ class Trainer:
         every = validation_interval(self.config, self.batches.epochs)
         if self.validation is not None and (epoch % every == 0 or epoch == self.batches.epochs):
             row |= self.validation.score(self.stepper.weights())
-            self.stepper.model.train()
+            train_mode(self.stepper.model)
         self.records.add(row)
         if "val_map50" in row or epoch == self.batches.epochs or time.monotonic() - self.saved > SAVE_EVERY:
             self.save()

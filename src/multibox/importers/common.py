@@ -1,0 +1,118 @@
+"""What importers share: reading state dicts safely, renaming, and checking the result against the network."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from multibox.config import Config
+from multibox.errors import WeightsError
+from multibox.models.build import build_model
+from multibox.models.checkpoint import Checkpoint
+
+VOC = [
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+]
+"""The classes of PASCAL VOC, in the order that everyone uses."""
+
+Rules = Sequence[tuple[str, str]]
+"""Regular expressions and what they become, tried in order on a whole name; the first that fits counts."""
+
+
+class Importer(NamedTuple):
+    """One kind of foreign weights."""
+
+    read: Callable[[Path, list[str]], Checkpoint]
+    """From a file and class names (none: the importer's own) to a checkpoint."""
+    what: str
+    """What it reads."""
+    verified: str
+    """Foreign numbers that its result was compared with; empty where there are none."""
+
+
+def rename(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
+    """Return the tensors under our names; a name that no rule knows stays as it is, for `finish` to report."""
+    return {_renamed(name, rules): value for name, value in state.items()}
+
+
+def _renamed(name: str, rules: Rules) -> str:
+    for pattern, ours in rules:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(ours)
+    return name
+
+
+def class_names(file: Path, count: int, names: Sequence[str], known: Sequence[Sequence[str]] = ()) -> tuple[str, ...]:
+    """Return the names given, or the list among `known` that has `count` entries, or class0, class1 ...
+
+    Raises:
+        WeightsError: names were given, but not as many as the weights have classes.
+    """
+    if names and len(names) != count:
+        raise WeightsError(
+            f"{file} was trained for {count} classes, but --names gives {len(names)}: {', '.join(names)}"
+        )
+    fitting = next((listed for listed in known if len(listed) == count), None)
+    return tuple(names or fitting or (f"class{index}" for index in range(count)))
+
+
+def require(state: Mapping[str, Tensor], name: str, file: Path, what: str) -> Tensor:
+    """Return a tensor by its foreign name, or say what was expected and what the file holds instead."""
+    if name not in state:
+        raise WeightsError(f"{file} is not {what}: expected tensors such as {name}, found {_some(state)}")
+    return state[name]
+
+
+def finish(
+    file: Path, config: Config, names: Sequence[str], state: Mapping[str, Tensor], source: str, license: str = ""
+) -> Checkpoint:
+    """Check the renamed tensors against the network that `config` describes and return the checkpoint.
+
+    Raises:
+        WeightsError: tensors are missing, superfluous or of another shape.
+    """
+    with torch.device("meta"):
+        wanted = build_model(config, len(names)).state_dict()
+    filled = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    for name in wanted.keys() - filled.keys():
+        if name.endswith("num_batches_tracked"):
+            filled[name] = torch.zeros((), dtype=torch.long)
+    missing, extra = sorted(wanted.keys() - filled.keys()), sorted(filled.keys() - wanted.keys())
+    if missing or extra:
+        lacks = f"lacks {len(missing)} tensors of {config.preset} ({_some(missing)})" if missing else ""
+        has = f"has {len(extra)} that it does not know ({_some(extra)})" if extra else ""
+        raise WeightsError(f"{file} {' and '.join(filter(None, (lacks, has)))}; is it another network of this kind?")
+    for name, value in wanted.items():
+        if filled[name].shape != value.shape:
+            raise WeightsError(
+                f"{file}: {name} has shape {list(filled[name].shape)}, expected {list(value.shape)} for "
+                f"{config.preset} with {len(names)} classes"
+            )
+    return Checkpoint({name: filled[name].contiguous() for name in wanted}, config, tuple(names), {}, source, license)
+
+
+def _some(names: Sequence[str] | Mapping[str, Any], most: int = 3) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (" ..." if len(listed) > most else "")

@@ -1,0 +1,77 @@
+"""Layers that several bodies share: convolutions with TensorFlow's padding, or roomy enough for any map."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class RoomyConv2d(nn.Conv2d):
+    """A convolution for the end of a network, where maps may be smaller than its kernel; elsewhere a plain one.
+
+    A map that stays too small with the padding given is padded further at the right and at the bottom, so that the
+    unpadded convolutions at SSD's end take any input. And the padding becomes part of the map: some taps see nothing
+    else, and oneDNN (3.13, bfloat16, stride 2 on one cell) leaves their gradients as the memory was, now and then
+    infinite, where they should be zero.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [b, in, h, w] to at least one cell."""
+        height, width = input.shape[2:]
+        if min(height, width) >= max(self.kernel_size):
+            return super().forward(input)
+        top, left = (int(pad) for pad in self.padding)
+        bottom = top + max(0, self.kernel_size[0] - 2 * top - height)
+        right = left + max(0, self.kernel_size[1] - 2 * left - width)
+        padded = functional.pad(input, (left, right, top, bottom))
+        return functional.conv2d(padded, self.weight, self.bias, self.stride, groups=self.groups)
+
+
+def depthwise_norm_act(
+    channels: int, norm: Callable[[int], nn.Module], stride: int = 1, act: Callable[..., nn.Module] = nn.ReLU6
+) -> nn.Sequential:
+    """Make a depthwise 3x3 convolution with batch norm and activation, named as torchvision names its own."""
+    conv = RoomyConv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
+    return nn.Sequential(conv, norm(channels), act(inplace=True))
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding: ceil(size / stride) cells, the odd row and column of padding last.
+
+    With stride 1 that is symmetric; with stride 2 on an even size nothing is padded at the left and at the top, so the
+    sampling grid is half a cell away from PyTorch's.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, **options: bool | int
+    ) -> None:
+        padding = (kernel - 1) // 2 if stride == 1 else 0
+        super().__init__(in_channels, out_channels, kernel, stride, padding, **options)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [b, in, h, w] to [b, out, ceil(h / stride), ceil(w / stride)]."""
+        if self.stride[0] > 1:
+            (top, bottom), (left, right) = (
+                _same_padding(size, kernel, stride)
+                for size, kernel, stride in zip(input.shape[2:], self.kernel_size, self.stride, strict=True)
+            )
+            input = functional.pad(input, (left, right, top, bottom))
+        return super().forward(input)
+
+
+def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
+    return total // 2, total - total // 2
+
+
+class L2Norm(nn.Module):
+    """Scale each cell's channels to length 1, then by a learnt factor a channel (ParseNet; SSD paper, section 3.1)."""
+
+    def __init__(self, channels: int, scale: float = 20.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels,), scale))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [b, c, h, w] to the same shape."""
+        return functional.normalize(features, dim=1) * self.scale.view(1, -1, 1, 1)

@@ -1,0 +1,47 @@
+"""ResNet50 cut after its fourth stage, which keeps the third's resolution (NVIDIA's SSD300)."""
+
+from torch import Tensor, nn
+from torchvision.models import resnet50
+
+from multibox.models.backbones.layers import RoomyConv2d
+
+NARROW_WIDE_STRIDE = ((256, 512, 2), (256, 512, 2), (128, 256, 2), (128, 256, 1), (128, 256, 1))
+
+
+class ResNet50Body(nn.Module):
+    """The map of layer3 at stride 8, and five extra maps. Parts are named as in torchvision's ResNet."""
+
+    channels = (1024, *(wide for _, wide, _ in NARROW_WIDE_STRIDE))
+
+    def __init__(self) -> None:
+        super().__init__()
+        net = resnet50(weights=None)
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2, self.layer3 = net.layer1, net.layer2, net.layer3
+        # Only its first block strides
+        for layer in self.layer3[0].modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.stride = (1, 1)
+        self.extras = nn.ModuleList(
+            _extra(channels, *extra) for channels, extra in zip(self.channels, NARROW_WIDE_STRIDE, strict=False)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map [b, 3, h, w] to six feature maps, finest first."""
+        stem = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps = [self.layer3(self.layer2(self.layer1(stem)))]
+        for extra in self.extras:
+            maps.append(extra(maps[-1]))
+        return maps
+
+
+def _extra(channels: int, narrow: int, wide: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, narrow, 1, bias=False),
+        nn.BatchNorm2d(narrow),
+        nn.ReLU(inplace=True),
+        # Padded where it strides, unpadded where it does not: 38, 19, 10, 5, 3, 1 at 300 pixels
+        RoomyConv2d(narrow, wide, 3, stride, padding=stride - 1, bias=False),
+        nn.BatchNorm2d(wide),
+        nn.ReLU(inplace=True),
+    )

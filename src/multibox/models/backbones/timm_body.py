@@ -1,0 +1,70 @@
+"""Any convolutional model of timm with intermediate features, with as many extra maps as the anchors ask for."""
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from multibox.errors import ConfigError, MissingExtraError, did_you_mean
+from multibox.models.backbones.layers import RoomyConv2d
+
+FINEST = 8
+"""Smallest stride that is used: finer maps cost most and hold too many anchors."""
+
+
+class TimmBody(nn.Module):
+    """The model's maps from stride 8 on, then extra ones of half the size each.
+
+    Args:
+        name: of the model in timm, such as resnet18.
+        levels: how many maps to return.
+    """
+
+    def __init__(self, name: str, levels: int) -> None:
+        super().__init__()
+        self.net = _create(name)
+        info = cast(Any, self.net.feature_info)
+        kept = [i for i, stride in enumerate(info.reduction()) if stride >= FINEST][:levels]
+        if not kept:
+            raise ConfigError(f"timm's {name} has no feature map of stride {FINEST} or more; choose another model")
+        self.kept = kept
+        channels = [info.channels()[index] for index in kept]
+        self.extras = nn.ModuleList()
+        while len(channels) < levels:
+            wide = max(128, channels[-1] // 2)
+            self.extras.append(_extra(channels[-1], wide))
+            channels.append(wide)
+        self.channels = tuple(channels)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map [b, 3, h, w] to the feature maps, finest first."""
+        features = self.net(images)
+        maps = [features[index] for index in self.kept]
+        for extra in self.extras:
+            maps.append(extra(maps[-1]))
+        return maps
+
+
+def _create(name: str) -> nn.Module:
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise MissingExtraError(f"Backbone timm:{name}", "timm") from None
+    if not timm.is_model(name):
+        hint = did_you_mean(name, timm.list_models())
+        raise ConfigError(f"timm {timm.__version__} has no model {name!r}{hint}; see timm.list_models()")
+    try:
+        return timm.create_model(name, pretrained=False, features_only=True)
+    except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"timm's {name} gives no feature maps ({error}); choose a convolutional model") from None
+
+
+def _extra(channels: int, wide: int) -> nn.Sequential:
+    narrow = wide // 2
+    return nn.Sequential(
+        nn.Conv2d(channels, narrow, 1, bias=False),
+        nn.BatchNorm2d(narrow),
+        nn.ReLU(inplace=True),
+        RoomyConv2d(narrow, wide, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(wide),
+        nn.ReLU(inplace=True),
+    )

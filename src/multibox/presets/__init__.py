@@ -1,0 +1,53 @@
+"""Presets (networks with their anchors) and recipes (how to train them), as data over the config's defaults.
+
+Precedence: preset < recipe < `--set`.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from multibox.config import Config
+from multibox.errors import ConfigError, did_you_mean
+from multibox.presets.mobilenetv1 import SSD300_MOBILENETV1
+from multibox.presets.preset import Preset
+from multibox.presets.recipes import RECIPES
+from multibox.presets.resnet50 import SSD300_RESNET50
+from multibox.presets.rfb320 import RFB320_FACE
+from multibox.presets.ssdlite import SSDLITE320_MOBILENETV2, SSDLITE320_MOBILENETV3
+from multibox.presets.tinyssd import TINYSSD
+from multibox.presets.vgg16 import SSD300_VGG16, SSD512_VGG16
+
+PRESETS: dict[str, Preset] = {
+    "tinyssd": TINYSSD,
+    "ssd300-vgg16": SSD300_VGG16,
+    "ssd512-vgg16": SSD512_VGG16,
+    "ssd300-resnet50": SSD300_RESNET50,
+    "ssd300-mobilenetv1": SSD300_MOBILENETV1,
+    "ssdlite320-mobilenetv2": SSDLITE320_MOBILENETV2,
+    "ssdlite320-mobilenetv3": SSDLITE320_MOBILENETV3,
+    "rfb320-face": RFB320_FACE,
+}
+
+
+def fitting(recipe: str) -> list[str]:
+    """Return the presets that a recipe was made for."""
+    return [name for name in PRESETS if not RECIPES[recipe].fits or name in RECIPES[recipe].fits]
+
+
+def resolve(preset: str, recipe: str = "default", changes: dict[str, Any] | None = None) -> Config:
+    """Return the config of a preset trained by a recipe, with `changes` (dotted keys) on top.
+
+    Raises:
+        ConfigError: an unknown preset, recipe or key, or a recipe that does not fit the preset.
+    """
+    _check("preset", preset, PRESETS)
+    _check("recipe", recipe, RECIPES)
+    if preset not in fitting(recipe):
+        raise ConfigError(f"recipe {recipe!r} was made for {', '.join(fitting(recipe))}, not for preset {preset!r}")
+    base = Config().updated({"preset": preset, "recipe": recipe})
+    return base.updated(PRESETS[preset].settings).updated(RECIPES[recipe].settings).updated(changes or {})
+
+
+def _check(kind: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ConfigError(f"unknown {kind} {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")

@@ -1,0 +1,17 @@
+"""What a preset is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network with its anchors, preprocessing and post-processing, as settings over the config's defaults."""
+
+    lineage: str
+    """Where its parts come from, in a line."""
+    settings: dict[str, Any]
+    """Dotted keys; a recipe and `--set` go above them. `train.lr` is the peak rate of the default recipe."""

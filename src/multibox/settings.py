@@ -1,0 +1,97 @@
+"""Settings by dotted key: typed values from text or JSON, typos answered by their nearest neighbour."""
+
+import dataclasses
+import json
+import typing
+from typing import Any, Literal, TypeVar, cast
+
+from multibox.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+
+def replace_setting(config: T, key: str, value: Any) -> T:
+    """Return a copy of nested dataclasses with one dotted key replaced; a string is parsed to the field's type.
+
+    Raises:
+        ConfigError: an unknown key, or a value of another type.
+    """
+    return _set(config, key, key.split("."), value)
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, str]:
+    """Split `section.key=value` strings as given to `--set`."""
+    changes: dict[str, str] = {}
+    for text in assignments:
+        key, found, value = text.partition("=")
+        if not found:
+            raise ConfigError(f"--set {text}: expected section.key=value, for example train.lr=0.1")
+        changes[key.strip()] = value.strip()
+    return changes
+
+
+def _set(section: T, full_key: str, keys: list[str], value: Any) -> T:
+    hints = typing.get_type_hints(type(section))
+    if keys[0] not in hints:
+        raise ConfigError(f"unknown setting {full_key!r}{did_you_mean(keys[0], hints)}; known: {', '.join(hints)}")
+    current = getattr(section, keys[0])
+    if dataclasses.is_dataclass(current):
+        if len(keys) == 1:
+            raise ConfigError(f"{full_key!r} is a section; name a setting in it, such as {full_key}.{_first(current)}")
+        new = _set(current, full_key, keys[1:], value)
+    elif len(keys) > 1:
+        raise ConfigError(f"{'.'.join(keys[:-1])!r} is a setting, not a section, so {full_key!r} does not exist")
+    else:
+        new = _convert(full_key, hints[keys[0]], value)
+    return dataclasses.replace(cast(Any, section), **{keys[0]: new})
+
+
+def _first(section: Any) -> str:
+    return dataclasses.fields(section)[0].name
+
+
+def _convert(key: str, kind: Any, value: Any) -> Any:
+    """Turn a string or JSON value into the field's type, or say what was expected."""
+    if kind == tuple[str, ...] and isinstance(value, str) and not value.startswith("["):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    elif isinstance(value, str) and kind is not str and typing.get_origin(kind) is not Literal:
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            raise ConfigError(f"{key}={value}: expected {_describe(kind)}") from None
+    if not _fits(kind, value):
+        raise ConfigError(f"{key}={json.dumps(value)}: expected {_describe(kind)}")
+    return _freeze(float(value) if kind is float else value)
+
+
+def _freeze(value: Any) -> Any:
+    return tuple(_freeze(item) for item in cast(list[Any], value)) if isinstance(value, list | tuple) else value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        items = cast(list[Any], value)
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return all(_fits(arguments[0], item) for item in items)
+        return len(items) == len(arguments) and all(_fits(a, item) for a, item in zip(arguments, items, strict=True))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _describe(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(str(argument) for argument in arguments)
+    if kind == tuple[str, ...]:
+        return "texts separated by commas"
+    if origin is tuple:
+        return f"a list such as {'[[0.2, 0.27], [0.37, 0.45]]' if typing.get_origin(arguments[0]) else '[256, 256]'}"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))

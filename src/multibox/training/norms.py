@@ -1,0 +1,103 @@
+"""Parts of a network that training must treat with care: frozen ones, and batch norms folded by another framework."""
+
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from multibox.errors import ConfigError, did_you_mean
+
+
+def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
+    """Stop the parameters whose names fit a pattern from learning and return their names.
+
+    Raises:
+        ConfigError: a pattern that fits no parameter.
+    """
+    parameters = dict(model.named_parameters())
+    frozen: list[str] = []
+    for pattern in patterns:
+        fitting = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not fitting:
+            hint = did_you_mean(pattern, parameters)
+            raise ConfigError(
+                f"train.freeze: {pattern!r} fits no parameter{hint}; names look like {next(iter(parameters))}"
+            )
+        for name in fitting:
+            parameters[name].requires_grad_(False)
+        frozen += fitting
+    return frozen
+
+
+def train_mode(model: nn.Module) -> None:
+    """Set training mode, except for batch norms that are frozen: they go on with the statistics they have."""
+    model.train()
+    for norm in _norms(model):
+        if not norm.weight.requires_grad:
+            norm.eval()
+
+
+def folded_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """Return the batch norms that only add their bias, because an exporter folded them into the convolution before.
+
+    A fresh batch norm looks the same but for its bias.
+    """
+    return [
+        norm
+        for norm in _norms(model)
+        if norm.bias.any() and not _statistics(norm)[0].any() and bool((norm.weight - 1).abs().max() < 1e-6)
+    ]
+
+
+@torch.no_grad()
+def unfold_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Give folded batch norms the statistics of real pictures without changing what the network computes.
+
+    With a mean of 0 and a variance of 1 that are not true, the first step in training mode, which normalises by the
+    batch, would destroy the weights. Returns how many were unfolded.
+
+    Args:
+        model: the network, in any mode; it is in evaluation mode afterwards.
+        batches: pictures as the network takes them, a few dozen in all.
+    """
+    norms = folded_norms(model)
+    if not norms:
+        return 0
+    sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64, device=norm.weight.device) for norm in norms}
+    handles = [norm.register_forward_pre_hook(_collector(sums[norm])) for norm in norms]
+    model.eval()
+    for images in batches:
+        model(images)
+    for handle in handles:
+        handle.remove()
+    for norm, (count, total, squares) in sums.items():
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        running_mean, running_var = _statistics(norm)
+        # In evaluation mode: (x - mean) / sd * sd + (mean + bias) is x + bias, as before
+        norm.bias.add_(mean)
+        norm.weight.copy_((variance + norm.eps).sqrt())
+        running_mean.copy_(mean)
+        running_var.copy_(variance)
+    return len(norms)
+
+
+def _collector(sums: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].double()
+        sums[0] += values.numel() / values.shape[1]
+        sums[1] += values.sum((0, 2, 3))
+        sums[2] += values.square().sum((0, 2, 3))
+
+    return collect
+
+
+def _norms(model: nn.Module) -> Iterator[nn.BatchNorm2d]:
+    return (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def _statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var

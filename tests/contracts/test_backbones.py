@@ -1,0 +1,74 @@
+"""What every body must do; a new entry of the tables is tested by being there."""
+
+import pytest
+import torch
+
+from multibox.errors import ConfigError
+from multibox.models.backbones import BACKBONES, WITH_WIDTH, make_backbone
+from multibox.models.build import build_model
+from multibox.presets import resolve
+from multibox.tensors import HeadOutputs
+
+SIZES = [(128, 128), (96, 160), (64, 72)]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("size", SIZES)
+def test_maps_have_the_channels_promised_and_shrink(name, size):
+    body = make_backbone(name, 1.0, 6).eval()
+    with torch.inference_mode():
+        maps = body(torch.zeros(2, 3, *size))
+    assert tuple(features.shape[1] for features in maps) == tuple(body.channels)
+    assert all(features.shape[0] == 2 for features in maps)
+    cells = [features.shape[2] * features.shape[3] for features in maps]
+    assert cells == sorted(cells, reverse=True)
+    assert cells[-1] >= 1
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_gradients_are_finite_in_bfloat16_on_the_smallest_maps(name):
+    # oneDNN leaves gradients of taps that see padding alone unwritten: see RoomyConv2d
+    body = make_backbone(name, 1.0, 6)
+    for _ in range(3):
+        body.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            maps = body(torch.rand(4, 3, 64, 64))
+        sum(features.float().square().mean() for features in maps).backward()
+        for name_, parameter in body.named_parameters():
+            assert parameter.grad is not None, name_
+            assert parameter.grad.abs().max() < 1e6, name_
+
+
+@pytest.mark.parametrize("name", WITH_WIDTH)
+def test_a_width_scales_the_channels(name):
+    half, full = (make_backbone(name, width, 6) for width in (0.5, 1.0))
+    assert sum(p.numel() for p in half.parameters()) < 0.6 * sum(p.numel() for p in full.parameters())
+
+
+def test_a_width_needs_a_body_that_has_one():
+    with pytest.raises(ConfigError, match=r"model.width=0.5: backbone tinyssd has one width"):
+        make_backbone("tinyssd", 0.5, 5)
+
+
+def test_an_unknown_body_names_its_neighbour():
+    with pytest.raises(ConfigError, match="did you mean 'mobilenetv2'"):
+        make_backbone("mobilenet2", 1.0, 6)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "regnetx_004", "mobilenetv3_small_050"])
+def test_bodies_of_timm_grow_as_many_maps_as_the_anchors_describe(model):
+    pytest.importorskip("timm", reason="timm is an extra: pip install 'multibox[timm]'")
+    for preset in ("tinyssd", "ssdlite320-mobilenetv3"):
+        config = resolve(preset, changes={"model.backbone": f"timm:{model}", "anchors.fit": 0})
+        with torch.inference_mode():
+            outputs = build_model(config, 2).eval()(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
+        assert isinstance(outputs, HeadOutputs)
+        assert outputs.logits.shape[1] == outputs.offsets.shape[1]
+        assert outputs.feature_shapes[0] == (16, 16)
+        assert len(outputs.feature_shapes) == len(config.anchors.sizes)
+
+
+def test_unknown_and_unfit_models_of_timm_are_refused():
+    pytest.importorskip("timm", reason="timm is an extra: pip install 'multibox[timm]'")
+    with pytest.raises(ConfigError, match="did you mean 'resnet18'"):
+        make_backbone("timm:resnet-18", 1.0, 6)
