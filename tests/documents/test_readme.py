@@ -60,7 +60,7 @@ def test_commands_run(squares, tmp_path, monkeypatch):
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     squares.rename(tmp_path / "my-data")
-    lines = [line for block in blocks("console") for line in block.splitlines() if line.startswith("multibox ")]
+    lines = [line for line in commands("README.md") if "coco.safetensors" not in line]
     assert len(lines) >= 5
     for line in lines:
         arguments = shlex.split(line, comments=True)[1:]
@@ -68,6 +68,28 @@ def test_commands_run(squares, tmp_path, monkeypatch):
     assert Path("sheet.png").is_file()
     assert Path("found.json").is_file()
     assert list(Path("drawn").glob("*.png"))
+
+
+def test_commands_with_weights_from_elsewhere_run(squares, tmp_path, monkeypatch, shared):
+    torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    squares.rename(tmp_path / "my-data")
+    (tmp_path / "my-photos").symlink_to(tmp_path / "my-data/JPEGImages")
+    file = shared / "weights/ssd_mobilenet_v1_coco/coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite"
+    (tmp_path / "ssd_mobilenet_v1.tflite").symlink_to(file)
+    lines = [line for name in ("README.md", "docs/weights.md") for line in commands(name) if "coco.safetensors" in line]
+    assert len(lines) == 5
+    for line in lines:
+        arguments = shlex.split(line, comments=True)[1:]
+        run(monkeypatch, *arguments, *(QUICK if arguments[0] == "train" else []))
+    assert Path("runs/tuned/last.safetensors").is_file()
+
+
+def commands(document):
+    """Return the lines of a document's console blocks that call multibox."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    found = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
+    return [line for block in found for line in block.splitlines() if line.startswith("multibox ")]
 
 
 def test_make_targets_of_the_documents_exist():
@@ -78,7 +100,7 @@ def test_make_targets_of_the_documents_exist():
     assert named <= targets
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/weights.md"])
 def test_links_lead_somewhere(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)", text):

@@ -114,6 +114,7 @@ def test_the_reduced_vgg16_fits_under_both_namings(naming, tmp_path):
     [
         ("ssd300-resnet50", torchvision.models.resnet50, 258),
         ("ssdlite320-mobilenetv2", torchvision.models.mobilenet_v2, 312),
+        ("multibox-s", torchvision.models.regnet_x_400mf, 426),
     ],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])

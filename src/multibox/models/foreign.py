@@ -1,16 +1,13 @@
 """Weights of bodies trained elsewhere: which file formats are read, and which layouts are recognised."""
 
-import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,19 +26,11 @@ def read_state(path: Path) -> State:
     """
     try:
         found = _read(path)
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-    ) as error:
+    except Exception as error:
         reason = str(error).partition("\n")[0]
         raise WeightsError(
-            f"{path} is not readable as weights ({reason}); give .safetensors, .npz or a PyTorch state dict"
+            f"{path} is not readable as weights ({type(error).__name__}: {reason}); "
+            "give .safetensors, .npz or a PyTorch state dict"
         ) from None
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):

@@ -9,6 +9,7 @@ from typing import Any
 from multibox.config import Config
 from multibox.errors import ConfigError, did_you_mean
 from multibox.presets.mobilenetv1 import SSD300_MOBILENETV1
+from multibox.presets.multibox_s import MULTIBOX_S
 from multibox.presets.preset import Preset
 from multibox.presets.recipes import RECIPES
 from multibox.presets.resnet50 import SSD300_RESNET50
@@ -19,6 +20,7 @@ from multibox.presets.vgg16 import SSD300_VGG16, SSD512_VGG16
 
 PRESETS: dict[str, Preset] = {
     "tinyssd": TINYSSD,
+    "multibox-s": MULTIBOX_S,
     "ssd300-vgg16": SSD300_VGG16,
     "ssd512-vgg16": SSD512_VGG16,
     "ssd300-resnet50": SSD300_RESNET50,

@@ -8,6 +8,7 @@ from torch import nn
 from multibox.errors import ConfigError, did_you_mean
 from multibox.models.backbones.mobilenet import mobilenetv2_body, mobilenetv3_body
 from multibox.models.backbones.mobilenetv1 import MobileNetV1Body
+from multibox.models.backbones.pyramid import RegNetPyramidBody
 from multibox.models.backbones.resnet import ResNet50Body
 from multibox.models.backbones.rfb import RFBBody
 from multibox.models.backbones.timm_body import TimmBody
@@ -16,6 +17,7 @@ from multibox.models.backbones.vgg import EXTRAS_300, EXTRAS_512, VGG16Body
 
 FIXED: dict[str, Callable[[], nn.Module]] = {
     "tinyssd": TinySSDBody,
+    "regnetx400-pyramid": RegNetPyramidBody,
     "vgg16-300": partial(VGG16Body, EXTRAS_300),
     "vgg16-300-same": partial(VGG16Body, EXTRAS_300, same=True),
     "vgg16-512": partial(VGG16Body, EXTRAS_512),
