@@ -41,8 +41,9 @@ class ModelConfig:
     """How offsets describe a box relative to its anchor."""
     variances: Variances = (0.1, 0.1, 0.2, 0.2)
     """Offsets are divided by these when encoded."""
-    init: Literal["xavier", "torch"] = "xavier"
-    """Initial weights: Glorot uniform with zero biases (Caffe, MXNet, HiKapok), or as PyTorch's modules come."""
+    init: Literal["xavier", "kaiming", "torch"] = "xavier"
+    """Initial weights: Glorot uniform with zero biases (Caffe, MXNet, HiKapok), the same with He normal in the body, or
+    as PyTorch's modules come."""
     prior: float = 0.0
     """Initial probability of any object at an anchor, set through the class biases; 0 leaves the biases alone."""
 

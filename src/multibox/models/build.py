@@ -35,10 +35,13 @@ def build_model(config: Config, classes: int, seed: int = 0) -> SSD:
 
 
 def _initialize(model: SSD, config: ModelConfig) -> None:
-    if config.init == "xavier":
-        for module in model.modules():
+    if config.init != "torch":
+        for name, module in model.named_modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight)
+                if config.init == "kaiming" and name.startswith("backbone."):
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                else:
+                    nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
     if config.prior:

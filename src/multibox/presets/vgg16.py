@@ -9,6 +9,8 @@ _VGG: dict[str, Any] = {
     # Caffe's means of blue, green and red, here in RGB order; its pixels are not divided
     "model.mean": (123.0, 117.0, 104.0),
     "model.std": (1.0, 1.0, 1.0),
+    # Caffe fills what its trained VGG16 lacks by Glorot's rule; from scratch, thirteen layers need He's
+    "model.init": "kaiming",
     "anchors.style": "caffe",
     "train.lr": 3e-4,
 }
