@@ -2,9 +2,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Keep a test process to one thread: `make test` runs several, whose threads would wait for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
