@@ -30,7 +30,7 @@ def test_set_parses_strings_to_the_field_type(lr, epochs):
         ("train=1", ["section"]),
         ("train.lr=fast", ["train.lr", "a number"]),
         ("train.epochs=1.5", ["whole number"]),
-        ("train.decay_norms_and_biases=1", ["true or false"]),
+        ("anchors.clip=1", ["true or false"]),
         ("model.score=soft", ["softmax, sigmoid"]),
         ("model.input_size=[256]", ["a list"]),
         ("preset.x=1", ["not a section"]),
@@ -74,7 +74,12 @@ def test_d2l_recipes_are_post_b(recipe, classification, localization, batch):
     assert config.loss.negative_ratio == 0
     assert (config.train.lr, config.train.weight_decay, config.train.momentum) == (0.2, 5e-4, 0)
     assert (config.train.epochs, config.train.batch_size) == (20, batch)
-    assert (config.train.schedule, config.train.ema, config.train.decay_norms_and_biases) == ("constant", 0, True)
+    assert (config.train.schedule, config.train.ema, config.train.bias_decay, config.train.norm_decay) == (
+        "constant",
+        0,
+        1,
+        1,
+    )
     assert (config.matching.matcher, config.matching.threshold, config.matching.inclusive) == ("bipartite", 0.5, False)
     assert (config.model.mean, config.model.std) == ((0, 0, 0), (1, 1, 1))
     assert (config.train.augmentation, config.train.report, config.post.nms_threshold) == ("d2l", "d2l", 0.5)

@@ -102,9 +102,9 @@ class LossConfig:
     """Loss of the class logits; the sigmoid ones belong to models with `score = sigmoid`."""
     localization: Literal["smooth_l1", "l1", "l2"] = "smooth_l1"
     """Loss of the offsets of positive anchors."""
-    normalizer: Literal["positives", "selected", "anchors"] = "positives"
-    """Divide by the positives of the batch (Caffe), by the selected anchors x 1 / (ratio + 1) (HiKapok), or average
-    over all anchors of each picture (MXNet)."""
+    normalizer: Literal["positives", "pictures", "selected", "anchors"] = "positives"
+    """Divide by the positives of the batch (Caffe), by those of each picture and average over pictures (NVIDIA), by the
+    selected anchors x 1 / (ratio + 1) (HiKapok), or average over all anchors of each picture (MXNet)."""
     sigma: float = 1.0
     """smooth_l1: quadratic below 1 / sigma^2."""
     alpha: float = 0.25
@@ -119,6 +119,8 @@ class LossConfig:
     """Mining: anchors that overlap an object this much or more are no candidates."""
     minimum_negatives: int = 0
     """Mining: negatives taken from a picture even if it has no object."""
+    l2_penalty: float = 0.0
+    """Weight decay as a term of the loss, batch norms left out and the scale of conv4_3 at a tenth (HiKapok)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +137,10 @@ class TrainConfig:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.0
     weight_decay: float = 5e-4
-    decay_norms_and_biases: bool = True
-    """Whether weight decay also shrinks biases and batch-norm parameters, as Gluon does."""
+    bias_decay: float = 1.0
+    """Multiplier of the weight decay for the convolutions' biases; Gluon decays them in full, Caffe not at all."""
+    norm_decay: float = 1.0
+    """Multiplier of the weight decay for the parameters of batch norms and for the scale of conv4_3."""
     backbone_lr: float = 1.0
     """Learning-rate multiplier of the body."""
     head_lr: float = 1.0
@@ -145,8 +149,14 @@ class TrainConfig:
     """Patterns of parameter names that do not learn, such as backbone.*; frozen batch norms keep their statistics."""
     bias_lr: float = 1.0
     """Learning-rate multiplier of biases; Caffe uses 2."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "steps"] = "constant"
     """How the learning rate falls after the warm-up."""
+    boundaries: tuple[int, ...] = ()
+    """steps: the first step, counted from 0, of every factor but the first; `--epochs` stretches or shrinks them."""
+    factors: tuple[float, ...] = ()
+    """steps: shares of the peak, one more than boundaries."""
+    minimum_lr: float = 0.0
+    """steps: the learning rate never falls below."""
     warmup: float = 0.0
     """Share of all steps in which the learning rate rises linearly."""
     final_lr: float = 0.0
@@ -157,6 +167,8 @@ class TrainConfig:
     """Decay of the running average of the weights; 0 keeps none."""
     augmentation: str = "none"
     """Name of an augmentation recipe."""
+    difficult: Literal["keep", "drop"] = "keep"
+    """Whether objects marked difficult are learnt (Caffe on VOC) or left out (HiKapok, Caffe on COCO)."""
     report: Literal["d2l", "default"] = "default"
     """What an epoch prints: d2l prints post B's line every 5 epochs beside it."""
     validate_every: int = 0

@@ -52,7 +52,7 @@ def test_a_window_beyond_the_picture_is_filled():
     assert np.allclose(project(view, BOXES), [[0.55, 0.625, 0.65, 0.875]])
 
 
-@given(seed=st.integers(0, 10_000), name=st.sampled_from(sorted(AUGMENTATIONS)))
+@given(seed=st.integers(0, 10_000), name=st.sampled_from(["none", "d2l", "default", "any-way-up"]))
 def test_a_marked_object_stays_under_its_box(seed, name):
     """A white rectangle on black stays where the projected box says, whatever the geometry."""
     picture = np.zeros((80, 100, 3), np.uint8)

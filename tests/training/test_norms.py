@@ -38,13 +38,14 @@ def test_a_pattern_that_fits_nothing_is_a_mistake():
 def test_parts_learn_at_their_own_rates():
     model = create("tinyssd", ["cat"]).model
     freeze(model, ["heads.localization.*"])
-    config = TrainConfig(lr=0.1, backbone_lr=0.1, head_lr=2.0, bias_lr=2.0, decay_norms_and_biases=False)
+    config = TrainConfig(lr=0.1, backbone_lr=0.1, head_lr=2.0, bias_lr=2.0, bias_decay=0.0, norm_decay=0.5)
     optimizer = make_optimizer(model, config)
     found = {id(p): (g["scale"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     rates = {name: found.get(id(p)) for name, p in model.named_parameters()}
     assert rates["backbone.stages.0.0.conv1.weight"] == (0.1, 5e-4)
     assert rates["backbone.stages.0.0.conv1.bias"] == (0.2, 0.0)
-    assert rates["backbone.stages.0.0.norm1.weight"] == (0.1, 0.0)
+    assert rates["backbone.stages.0.0.norm1.weight"] == (0.1, 2.5e-4)
+    assert rates["backbone.stages.0.0.norm1.bias"] == (0.2, 2.5e-4)
     assert rates["heads.classification.0.weight"] == (2.0, 5e-4)
     assert rates["heads.classification.0.bias"] == (4.0, 0.0)
     assert rates["heads.localization.0.weight"] is None

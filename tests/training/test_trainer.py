@@ -1,14 +1,19 @@
 import csv
 import signal
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from multibox.config import Config, TrainConfig
 from multibox.errors import ConfigError, DataError, MultiboxError, PictureError, WeightsError
 from multibox.inference.detector import load
+from multibox.models.backbones.layers import L2Norm
+from multibox.presets import resolve
+from multibox.structures import Sample, pack
 from multibox.training.optimizer import learning_rate, make_optimizer
-from multibox.training.run import RunOptions, held_out, prepare
+from multibox.training.run import RunOptions, drop_difficult, held_out, prepare
 
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
 
@@ -160,12 +165,63 @@ def test_learning_rate_warms_up_and_follows_the_cosine():
     assert {learning_rate(step, 100, TrainConfig(lr=0.2)) for step in range(100)} == {0.2}
 
 
-@pytest.mark.parametrize(("everything", "small"), [(True, 0.05), (False, 0.0)])
-def test_decay_reaches_norms_and_biases_only_where_asked(everything, small):
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    config = TrainConfig(weight_decay=0.05, decay_norms_and_biases=everything, bias_lr=2.0)
+@pytest.mark.parametrize(("norms", "biases"), [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5)])
+def test_decay_reaches_norms_and_biases_only_where_asked(norms, biases):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), L2Norm(4))
+    config = TrainConfig(weight_decay=0.05, norm_decay=norms, bias_decay=biases, bias_lr=2.0)
     groups = {p: g for g in make_optimizer(model, config).param_groups for p in g["params"]}
     assert groups[model[0].weight]["weight_decay"] == 0.05
-    assert groups[model[1].weight]["weight_decay"] == small
-    assert groups[model[0].bias]["weight_decay"] == small
+    assert groups[model[1].weight]["weight_decay"] == 0.05 * norms
+    assert groups[model[1].bias]["weight_decay"] == 0.05 * norms
+    assert groups[model[2].scale]["weight_decay"] == 0.05 * norms
+    assert groups[model[0].bias]["weight_decay"] == 0.05 * biases
     assert groups[model[0].bias]["scale"] == 2.0
+
+
+def test_steps_end_where_the_lineages_end_them():
+    hikapok = resolve("ssd300-vgg16", "hikapok").train
+    rates = {step: learning_rate(step, 120_000, hikapok) for step in (0, 500, 501, 80_000, 80_001, 100_000, 100_001)}
+    # Facts 17.12: TensorFlow's boundaries belong to the old rate
+    expected = {0: 1e-4, 500: 1e-4, 501: 1e-3, 80_000: 1e-3, 80_001: 1e-4, 100_000: 1e-4, 100_001: 1e-5}
+    assert rates == pytest.approx(expected)
+    caffe = resolve("ssd300-vgg16", "caffe").train
+    found = [learning_rate(step, 120_000, caffe) for step in (0, 79_999, 80_000, 99_999, 100_000)]
+    assert found == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
+    # A run of 100 epochs with 12 steps each has its boundaries in the same places
+    short = resolve("ssd300-vgg16", "caffe", {"train.epochs": 100}).train
+    assert [learning_rate(step, 1200, short) for step in (799, 800, 999, 1000)] == pytest.approx(
+        [1e-3, 1e-4, 1e-4, 1e-5]
+    )
+
+
+def labelled(name, difficult):
+    count = len(difficult)
+    flags = np.array(difficult, bool)
+    return Sample(name, Path(name), np.zeros((count, 4)), np.zeros(count, int), flags, np.zeros(count, bool))
+
+
+def test_difficult_objects_are_dropped_but_for_a_lonely_first():
+    samples = [labelled("some", [False, True, False]), labelled("all", [True, True]), labelled("empty", [])]
+    dataset = pack(samples, root=Path(), format="voc", split="train", class_names=["a"])
+    assert drop_difficult(dataset).crowd.tolist() == [False, True, False, False, True]
+
+
+def test_the_total_of_hikapok_starts_higher_by_the_scale(squares, tmp_path):
+    changes = {**SMALL, "train.batch_size": 2, "train.augmentation": "none", "train.freeze": "backbone.[!n]*,heads.*"}
+    run = RunOptions(preset="ssd300-vgg16", recipe="hikapok", epochs=1, out=tmp_path / "run", changes=changes)
+    trainer = prepare(squares, run)
+    seen = []
+    trainer.watch = lambda trainer, parts: seen.append(parts)
+    trainer.fit()
+    # Only the scale learns here, so only it is counted: 5e-4 * 0.1 * 0.5 * 512 * 400
+    assert seen[0].l2.item() == pytest.approx(5.12, abs=1e-4)
+    assert seen[0].total.item() == pytest.approx(
+        (seen[0].classification + seen[0].localization).item() + 5.12, rel=1e-5
+    )
+
+
+def test_a_floor_holds():
+    config = TrainConfig(
+        lr=1.0, schedule="steps", boundaries=(2,), factors=(1.0, 1e-9), minimum_lr=1e-6, steps=4, epochs=0
+    )
+    assert [learning_rate(step, 4, config) for step in range(4)] == [1.0, 1.0, 1e-6, 1e-6]

@@ -108,6 +108,7 @@ def _tile(dataset, index: int, augmentation: str | None, seed: int):
         rng = np.random.default_rng((seed, 0, index))
         view = plan(find_augmentation(augmentation), picture.size, sample.boxes_xyxy, rng)
         picture = Image.fromarray(np.ascontiguousarray(render(picture, view, (256, 256), (124, 116, 104))))
-        boxes = project(view, sample.boxes_xyxy) * 256
-        sample = dataclasses.replace(sample, boxes_xyxy=boxes)
+        kept = view.kept()
+        columns = {name: getattr(sample, name)[kept] for name in ("labels", "difficult", "crowd")}
+        sample = dataclasses.replace(sample, boxes_xyxy=project(view, sample.boxes_xyxy[kept]) * 256, **columns)
     return draw_sample(picture, sample, dataset.class_names)

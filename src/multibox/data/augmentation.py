@@ -2,50 +2,34 @@
 
 Geometry and colour are gathered first and applied once: the operations move a window over the picture and a colour
 matrix, and `render` does a single crop-and-resize and a single colour transform. So ten operations cost as much
-as one, and nothing is resampled twice.
+as one, and nothing is resampled twice. The recipes of the SSD lineages also leave colour changes that no matrix can do.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from multibox.data.augmentation_colour import CaffeDistort, HikapokDistort, NvidiaJitter, TorchvisionDistort
+from multibox.data.augmentation_view import View
+from multibox.data.augmentation_windows import (
+    CaffePatch,
+    Expand,
+    HikapokPatch,
+    NvidiaCrop,
+    RandomInterpolation,
+    TorchvisionIoUCrop,
+)
 from multibox.data.pictures import resize_picture
 from multibox.errors import ConfigError, did_you_mean
 from multibox.structures import Boxes
 
-Fractions = NDArray[np.float64]
 _LUMA = np.array([0.299, 0.587, 0.114])
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
-
-
-@dataclass
-class View:
-    """How a picture is going to be looked at: a window over it, mirroring, a colour matrix; and its boxes."""
-
-    width: int
-    height: int
-    boxes_xyxy: Boxes
-    """In pixels of the whole picture; the operations read them, `render` projects them."""
-    window: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """x1, y1, x2, y2 in pixels of the picture; may reach beyond it."""
-    mirror: bool = False
-    upend: bool = False
-    colour: Fractions = field(default_factory=lambda: np.eye(3, 4))
-    """[3, 4]: the new RGB is colour[:, :3] @ rgb + colour[:, 3], on 0 to 255."""
-
-    def __post_init__(self) -> None:
-        self.window = (0.0, 0.0, float(self.width), float(self.height))
-
-    def visible(self) -> Fractions:
-        """Return the share of each box's area that lies in the window, [N]."""
-        x1, y1, x2, y2 = self.window
-        cut = np.clip(self.boxes_xyxy, (x1, y1, x1, y1), (x2, y2, x2, y2))
-        return _area(cut) / np.maximum(_area(self.boxes_xyxy), 1e-12)
 
 
 @dataclass(frozen=True)
@@ -158,13 +142,34 @@ class ColourJitter:
         view.colour = np.column_stack([matrix @ view.colour[:, :3], matrix @ view.colour[:, 3] + shift])
 
 
-Operation = Flip | FlipVertical | ScaleJitter | CoveringCrop | ColourJitter
+Operation = (
+    Flip
+    | FlipVertical
+    | ScaleJitter
+    | CoveringCrop
+    | ColourJitter
+    | CaffeDistort
+    | HikapokDistort
+    | TorchvisionDistort
+    | NvidiaJitter
+    | Expand
+    | CaffePatch
+    | HikapokPatch
+    | TorchvisionIoUCrop
+    | NvidiaCrop
+    | RandomInterpolation
+)
 
 AUGMENTATIONS: dict[str, tuple[Operation, ...]] = {
     "none": (),
     "d2l": (CoveringCrop(),),
     "default": (ScaleJitter(), Flip(), ColourJitter()),
     "any-way-up": (ScaleJitter(), Flip(), FlipVertical(), ColourJitter()),
+    "caffe": (CaffeDistort(), Expand(), CaffePatch(), RandomInterpolation(), Flip()),
+    "hikapok": (HikapokDistort(), HikapokPatch(), Flip()),
+    "torchvision-ssd": (TorchvisionDistort(), Expand(), TorchvisionIoUCrop(), Flip()),
+    "torchvision-ssdlite": (TorchvisionIoUCrop(), Flip()),
+    "nvidia": (NvidiaCrop(), Flip(), NvidiaJitter()),
 }
 
 
@@ -186,18 +191,7 @@ def plan(operations: Sequence[Operation], size: tuple[int, int], boxes_xyxy: Box
 
 def render(picture: Image.Image, view: View, size: tuple[int, int], fill: tuple[int, int, int]) -> NDArray[np.uint8]:
     """Return the pixels the view shows, uint8 RGB [h, w, 3] of `size` (height, width); `fill` is beyond the picture."""
-    x1, y1, x2, y2 = view.window
-    inner = (max(x1, 0.0), max(y1, 0.0), min(x2, float(view.width)), min(y2, float(view.height)))
-    height, width = size
-    across, down = width / (x2 - x1), height / (y2 - y1)
-    # Whole pixels of the canvas for the part inside; the boxes are off by half a pixel at most
-    left, right = round((inner[0] - x1) * across), round((inner[2] - x1) * across)
-    top, bottom = round((inner[1] - y1) * down), round((inner[3] - y1) * down)
-    shown = resize_picture(picture, (max(1, bottom - top), max(1, right - left)), inner)
-    if shown.size != (width, height):
-        canvas = Image.new("RGB", (width, height), fill)
-        canvas.paste(shown, (left, top))
-        shown = canvas
+    shown = _crop_and_resize(picture, view, size, fill)
     if not np.array_equal(view.colour, np.eye(3, 4)):
         shown = shown.convert("RGB", tuple(view.colour.ravel().tolist()))
     pixels = np.asarray(shown)
@@ -217,5 +211,29 @@ def project(view: View, boxes_xyxy: Boxes) -> Boxes:
     return inside
 
 
-def _area(boxes_xyxy: Boxes) -> Fractions:
-    return np.prod(np.maximum(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], 0), axis=1)
+def _crop_and_resize(
+    picture: Image.Image, view: View, size: tuple[int, int], fill: tuple[int, int, int]
+) -> Image.Image:
+    x1, y1, x2, y2 = view.window
+    inner = (max(x1, 0.0), max(y1, 0.0), min(x2, float(view.width)), min(y2, float(view.height)))
+    height, width = size
+    # Patches of an expanded picture may show next to nothing of it, which Pillow cannot resize
+    if min(inner[2] - inner[0], inner[3] - inner[1]) < 0.01:
+        return Image.new("RGB", (width, height), fill)
+    across, down = width / (x2 - x1), height / (y2 - y1)
+    # Whole pixels of the canvas for the part inside; the boxes are off by half a pixel at most
+    left, right = round((inner[0] - x1) * across), round((inner[2] - x1) * across)
+    top, bottom = round((inner[1] - y1) * down), round((inner[3] - y1) * down)
+    high, wide = max(1, bottom - top), max(1, right - left)
+    if view.resample == Image.Resampling.BILINEAR:
+        shown = resize_picture(picture, (high, wide), inner)
+    else:
+        shown = picture.resize((wide, high), view.resample, box=inner)
+    # Caffe and its followers distort before the resize, at full size; after it this costs a fraction
+    for distort in view.distortions:
+        shown = distort(shown)
+    if shown.size == (width, height):
+        return shown
+    canvas = Image.new("RGB", (width, height), fill)
+    canvas.paste(shown, (left, top))
+    return canvas

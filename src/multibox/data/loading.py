@@ -21,8 +21,6 @@ from multibox.tensors import Batch
 _ERROR = f"{PictureError.__module__}.{PictureError.__name__}"
 CACHE_BYTES = 2 << 30
 """Decoded pictures are kept up to this much memory in all; the rest is decoded again each time."""
-MINIMUM_VISIBLE = 0.25
-"""An object of which a crop shows less than this share is not asked for."""
 
 Item = tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64], str, tuple[int, int]]
 
@@ -62,8 +60,8 @@ class AugmentedPictures(TorchDataset[Item]):
         boxes, labels = sample.boxes_xyxy[keep], sample.labels[keep]
         view = plan(self.operations, picture.size, boxes, rng)
         pixels = render(picture, view, self.size, self.fill)
-        seen = view.visible() >= MINIMUM_VISIBLE
-        return pixels, project(view, boxes[seen]), labels[seen], sample.name, picture.size
+        kept = view.kept()
+        return pixels, project(view, boxes[kept]), labels[kept], sample.name, picture.size
 
     def _picture(self, index: int, sample: Sample) -> Image.Image:
         if index in self.cache:

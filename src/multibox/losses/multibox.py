@@ -19,20 +19,26 @@ SIGMOID = ("sigmoid_cross_entropy", "sigmoid_focal")
 def multibox_loss(outputs: HeadOutputs, targets: Targets, config: LossConfig) -> LossParts:
     """Sum the two losses under the lineage's normaliser; finite, with zero gradient of the offsets, without positives.
 
-    Normalisers (facts 5.2 to 5.4): `positives` divides both sums by the positives of the batch (Caffe); `selected`
-    averages the classification over positives and mined negatives, times ratio + 1 (HiKapok); `anchors` averages
-    over all anchors, and over their four coordinates (MXNet, d2l). Every divisor is at least 1.
+    Normalisers (facts 5.2 to 5.4): `positives` divides both sums by the positives of the batch (Caffe); `pictures` does
+    so picture by picture and averages (NVIDIA); `selected` averages the classification over positives and mined
+    negatives, times ratio + 1 (HiKapok); `anchors` averages over all anchors, and over their four coordinates (MXNet,
+    d2l). Every divisor is at least 1.
     """
     logits = at_least_float32(outputs.logits)
     selected = select_anchors(logits, targets, config)
     per_anchor = _classification(logits, targets, config)
     predicted = outputs.offsets[targets.image, targets.anchor]
-    localization = _localization(at_least_float32(predicted), targets.offsets, config).sum()
+    distances = _localization(at_least_float32(predicted), targets.offsets, config)
+    localization = distances.sum()
     positives = (targets.labels > BACKGROUND).sum()
     several = positives.clamp(min=1)
     chosen = torch.where(selected, per_anchor, 0.0).sum()
     if config.normalizer == "positives":
         classification, localization = chosen / several, localization / several
+    elif config.normalizer == "pictures":
+        shares = _picture_shares(targets)
+        classification = (torch.where(selected, per_anchor, 0.0).sum(1) * shares).sum()
+        localization = (distances.sum(1) * shares[targets.image]).sum()
     elif config.normalizer == "selected":
         classification = chosen / selected.sum().clamp(min=1) * (config.negative_ratio + 1)
         localization = localization / several
@@ -43,6 +49,12 @@ def multibox_loss(outputs: HeadOutputs, targets: Targets, config: LossConfig) ->
     localization = localization * config.localization_weight
     total = classification + localization
     return LossParts(total, classification, localization, total.new_zeros(()), positives, selected)
+
+
+def _picture_shares(targets: Targets) -> Float[Tensor, " b"]:
+    """Return 1 / (positives x pictures) of each picture; one without objects takes no part."""
+    positives = (targets.labels > BACKGROUND).sum(1)
+    return (positives > 0) / (positives.clamp(min=1) * len(positives))
 
 
 def select_anchors(logits: Float[Tensor, "b a k"], targets: Targets, config: LossConfig) -> Bool[Tensor, "b a"]:

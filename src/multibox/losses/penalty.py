@@ -10,9 +10,10 @@ from multibox.ops.boxes import Number
 
 PenaltyRules = tuple[tuple[str, Number], ...]
 
-HIKAPOK_RULES: PenaltyRules = (("_bn", 0.0), ("conv4_3_scale", 0.1))
-"""Batch norm is left out, the scale of conv4_3 counts a tenth, everything else (biases too) in full. The post's comment
-says that the scale is left out as well; its code weights it, and the code made the weights."""
+HIKAPOK_RULES: PenaltyRules = (("_bn", 0.0), ("conv4_3_scale", 0.1), ("backbone.norm.scale", 0.1))
+"""Batch norm is left out, the scale of conv4_3 counts a tenth (under the original's name and ours), everything else
+(biases too) in full. The post's comment says that the scale is left out as well; its code weights it, and the code made
+the weights."""
 
 
 def l2_penalty(

@@ -15,7 +15,7 @@ from multibox.errors import WeightsError
 from multibox.files import write_bytes_whole
 from multibox.models.anchors import anchors_hash
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _KNOWN = {"format_version", "config", "names", "anchors_hash", "metrics", "source", "license"}
 
 
@@ -70,7 +70,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def _parse(path: Path, values: dict[str, Any], state: dict[str, Tensor]) -> Checkpoint:
     version = values.get("format_version")
-    if version != FORMAT_VERSION:
+    if version == 1:
+        _migrate_1(values)
+    elif version != FORMAT_VERSION:
         raise WeightsError(
             f"{path} has format version {version}, this multibox reads {FORMAT_VERSION}; update multibox to open it"
         )
@@ -81,3 +83,9 @@ def _parse(path: Path, values: dict[str, Any], state: dict[str, Tensor]) -> Chec
     if values["anchors_hash"] != anchors_hash(config):
         raise WeightsError(f"{path}: this version makes other anchors from its config; its detections would be wrong")
     return Checkpoint(state, config, tuple(values["names"]), values["metrics"], values["source"], values["license"])
+
+
+def _migrate_1(values: dict[str, Any]) -> None:
+    """Split the switch that decayed biases and batch norms together."""
+    train = values["config"]["train"]
+    train["bias_decay"] = train["norm_decay"] = float(train.pop("decay_norms_and_biases"))

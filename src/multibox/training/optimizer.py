@@ -10,10 +10,11 @@ from multibox.config import TrainConfig
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Group the learning parameters by how fast they learn and what decays, and make the optimiser."""
+    decays = _decays(model, config)
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            found.setdefault((_scale(name, config), _decay(parameter, config)), []).append(parameter)
+            found.setdefault((_scale(name, config), decays[name]), []).append(parameter)
     groups = [
         {"params": parameters, "weight_decay": decay, "scale": scale} for (scale, decay), parameters in found.items()
     ]
@@ -28,18 +29,31 @@ def _scale(name: str, config: TrainConfig) -> float:
     return part * (config.bias_lr if name.endswith(".bias") else 1.0)
 
 
-def _decay(parameter: nn.Parameter, config: TrainConfig) -> float:
-    small = parameter.dim() < 2
-    return 0.0 if small and not config.decay_norms_and_biases else config.weight_decay
+def _decays(model: nn.Module, config: TrainConfig) -> dict[str, float]:
+    """Return the weight decay of every parameter, by what kind of layer it belongs to."""
+    decays: dict[str, float] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if parameter.dim() > 1:
+                share = 1.0
+            else:
+                share = config.bias_decay if isinstance(module, nn.Conv2d) else config.norm_decay
+            decays[name] = share * config.weight_decay
+    return decays
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Return the learning rate of `step` (from 0) in a run of `steps`: linear warm-up, then constant or cosine."""
+    """Return the learning rate of `step` (from 0) in a run of `steps`: linear warm-up, then what the schedule says."""
     warm = round(config.warmup * steps)
     if step < warm:
         return config.lr * (step + 1) / warm
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "steps":
+        # Boundaries belong to a run of train.steps; one of another length, in epochs, has them in the same places
+        stretch = steps / config.steps if config.epochs and config.steps else 1.0
+        passed = sum(step >= round(boundary * stretch) for boundary in config.boundaries)
+        return max(config.lr * config.factors[passed], config.minimum_lr)
     progress = (step - warm) / max(1, steps - warm)
     return config.lr * (config.final_lr + (1 - config.final_lr) * (1 + math.cos(math.pi * progress)) / 2)
 

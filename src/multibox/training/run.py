@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,6 +71,8 @@ def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambd
     preset, network = choose_network(options.weights, options.preset)
     config = resolve(preset, options.recipe, network | changes)
     training, validation = open_splits(data, options)
+    if config.train.difficult == "drop":
+        training = drop_difficult(training)
     for note in dict.fromkeys((*training.notes, *(validation.notes if validation else ()))):
         tell(note)
     if options.resume:
@@ -128,6 +131,17 @@ def held_out(names: list[str]) -> set[int]:
     """Return the pictures to hold out: a tenth, chosen by a hash of the name, so that it stays the same tenth."""
     order = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
     return set(order[: max(1, round(len(names) * HELD_OUT))])
+
+
+def drop_difficult(training: Dataset) -> Dataset:
+    """Take objects marked difficult out of training; where a picture has no others, its first one stays (HiKapok)."""
+    easy = ~training.difficult
+    owner = np.repeat(np.arange(len(training)), np.diff(training.starts))
+    hopeless = np.bincount(owner, weights=easy, minlength=len(training)) == 0
+    kept = easy.copy()
+    kept[training.starts[:-1][hopeless & (np.diff(training.starts) > 0)]] = True
+    # A crowd is what training looks away from
+    return dataclasses.replace(training, crowd=training.crowd | ~kept)
 
 
 def fit_anchors(config: Config, training: Dataset) -> Config:

@@ -1,9 +1,12 @@
 """One training step: forward, match, loss, backward, update. The order of these lines is the algorithm."""
 
+import dataclasses
+
 import torch
 
 from multibox.config import Config
 from multibox.losses.multibox import multibox_loss
+from multibox.losses.penalty import l2_penalty
 from multibox.losses.targets import make_targets
 from multibox.models.anchors import make_anchors
 from multibox.models.ssd import SSD
@@ -36,6 +39,10 @@ class Stepper:
         anchors = make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size, self.device)
         targets = make_targets(anchors, batch.gt_xyxy, batch.gt_labels, config.matching, config.model)
         parts = multibox_loss(outputs, targets, config.loss)
+        if config.loss.l2_penalty:
+            learning = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+            l2 = l2_penalty(learning, config.loss.l2_penalty)
+            parts = dataclasses.replace(parts, l2=l2, total=parts.total + l2)
         self.optimizer.zero_grad(set_to_none=True)
         parts.total.backward()
         if config.train.clip_norm > 0:

@@ -116,7 +116,8 @@ class Trainer:
     def _end_epoch(self, rate: float, batch: Batch) -> None:
         epoch = self.step // self.batches.steps_per_epoch
         # AdamW shrinks weights apart from the loss: nothing of it is a penalty
-        decay = self.config.train.weight_decay if self.config.train.optimizer == "sgd" else 0.0
+        config = self.config
+        decay = config.loss.l2_penalty or (config.train.weight_decay if config.train.optimizer == "sgd" else 0.0)
         with torch.no_grad():
             penalty = l2_penalty(self.stepper.model.named_parameters(), decay).item()
         row: Row = {
