@@ -18,6 +18,9 @@ Variances = tuple[float, float, float, float]
 SizesPerLevel = tuple[tuple[float, ...], ...]
 ShapesPerLevel = tuple[tuple[tuple[float, float], ...], ...]
 
+SIGMOID_LOSSES = ("sigmoid_cross_entropy", "sigmoid_focal", "quality_focal", "varifocal")
+"""Classification losses of heads without a background logit."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -84,8 +87,9 @@ class AnchorConfig:
 class MatchingConfig:
     """Which anchors answer for which object."""
 
-    matcher: Literal["bipartite", "dual_max"] = "bipartite"
-    """bipartite: best anchor per object, then all above the threshold (Caffe, MXNet); dual_max: HiKapok."""
+    matcher: Literal["bipartite", "dual_max", "atss", "simota", "task_aligned"] = "bipartite"
+    """bipartite: best anchor per object, then all above the threshold (Caffe, MXNet); dual_max: HiKapok; atss, simota
+    and task_aligned find thresholds of their own, the last two by what the network answers."""
     threshold: float = 0.5
     """Overlap (IoU) from which an anchor is positive."""
     inclusive: bool = True
@@ -98,10 +102,13 @@ class MatchingConfig:
 class LossConfig:
     """What training minimises."""
 
-    classification: Literal["cross_entropy", "focal", "sigmoid_cross_entropy", "sigmoid_focal"] = "cross_entropy"
-    """Loss of the class logits; the sigmoid ones belong to models with `score = sigmoid`."""
-    localization: Literal["smooth_l1", "l1", "l2"] = "smooth_l1"
-    """Loss of the offsets of positive anchors."""
+    classification: Literal[
+        "cross_entropy", "focal", "sigmoid_cross_entropy", "sigmoid_focal", "quality_focal", "varifocal"
+    ] = "cross_entropy"
+    """Loss of the class logits; all but the first two belong to models with `score = sigmoid`, and the last two learn
+    how well a box is placed as its score."""
+    localization: Literal["smooth_l1", "l1", "l2", "giou", "diou", "ciou"] = "smooth_l1"
+    """Loss of the offsets of positive anchors, or of the boxes they stand for (giou, diou, ciou)."""
     normalizer: Literal["positives", "pictures", "selected", "anchors"] = "positives"
     """Divide by the positives of the batch (Caffe), by those of each picture and average over pictures (NVIDIA), by the
     selected anchors x 1 / (ratio + 1) (HiKapok), or average over all anchors of each picture (MXNet)."""
@@ -119,6 +126,8 @@ class LossConfig:
     """Mining: anchors that overlap an object this much or more are no candidates."""
     minimum_negatives: int = 0
     """Mining: negatives taken from a picture even if it has no object."""
+    hard_examples: int = 0
+    """Online hard example mining instead: so many anchors of highest loss, positive or not, a picture; 0 is off."""
     l2_penalty: float = 0.0
     """Weight decay as a term of the loss, batch norms left out and the scale of conv4_3 at a tenth (HiKapok)."""
 

@@ -49,6 +49,10 @@ class HeadOutputs:
     feature_shapes: tuple[tuple[int, int], ...]
     """Height and width of each feature map, in the order in which the anchors stand."""
 
+    def detach(self) -> "HeadOutputs":
+        """Return the same numbers without their history."""
+        return HeadOutputs(self.logits.detach(), self.offsets.detach(), self.feature_shapes)
+
 
 @dataclass(frozen=True, eq=False)
 class LossParts:

@@ -217,6 +217,16 @@ def test_half_precision_is_computed_and_returned_in_float32():
         assert half.dtype == torch.float32 and torch.equal(half, full)
 
 
+def zero_offsets(count):
+    """Return offsets, anchors, weights and qualities of positives that sit on their objects."""
+    return (
+        torch.zeros(count, 4),
+        torch.tensor([[0.2, 0.2, 0.4, 0.4]]).expand(count, 4),
+        torch.ones(count),
+        torch.ones(count),
+    )
+
+
 def test_d2ls_means():
     logits = torch.tensor([[0.0, 0], [0, 0], [2, 0], [0, 2]])
     labels = torch.tensor([0, 1, 0, 1])
@@ -230,7 +240,8 @@ def test_d2ls_means():
     assert l1(offsets * mask, torch.zeros(4, 4)).mean().item() == pytest.approx(0.3125)
     assert smooth_l1(offsets * mask, torch.zeros(4, 4)).mean().item() == pytest.approx(0.25)
     # The same by the multibox loss, which sees the offsets of positives only
-    targets = Targets(labels[None], torch.zeros(1, 4), torch.tensor([0, 0]), torch.tensor([1, 3]), torch.zeros(2, 4))
+    image, anchor = torch.tensor([0, 0]), torch.tensor([1, 3])
+    targets = Targets(labels[None], torch.zeros(1, 4), image, anchor, *zero_offsets(2))
     outputs = HeadOutputs(logits[None], offsets[None], ((2, 2),))
     for kind, expected in (("l1", 0.3125), ("smooth_l1", 0.25)):
         parts = multibox_loss(outputs, targets, LossConfig(localization=kind, normalizer="anchors"))
@@ -250,7 +261,7 @@ def test_sums_of_cross_entropy_by_caffe_and_hikapok(negatives, normalizer, expec
     assert torch.allclose(cross_entropy(logits, labels), losses)
     anchor = torch.arange(3)
     overlap = torch.zeros(1, 3 + negatives)
-    targets = Targets(labels[None], overlap, torch.zeros_like(anchor), anchor, torch.zeros(3, 4))
+    targets = Targets(labels[None], overlap, torch.zeros_like(anchor), anchor, *zero_offsets(3))
     outputs = HeadOutputs(logits[None], torch.zeros(1, 3 + negatives, 4), ((1, 3 + negatives),))
     parts = multibox_loss(outputs, targets, LossConfig(normalizer=normalizer, negative_ratio=3))
     assert parts.classification.item() == pytest.approx(expected)

@@ -18,13 +18,22 @@ def margins(losses):
     return torch.tensor([[math.log(math.exp(loss) - 1), 0.0] for loss in losses])
 
 
+def rows(labels, image, anchor, offsets):
+    """Return targets of which only labels and offsets matter."""
+    count = len(anchor)
+    anchors = torch.tensor([[0.2, 0.2, 0.4, 0.4]]).expand(count, 4)
+    return Targets(
+        labels, torch.zeros(labels.shape), image, anchor, offsets, anchors, torch.ones(count), torch.ones(count)
+    )
+
+
 def case(positives, negatives):
     """Return outputs and targets whose anchors cost what is listed."""
     logits = torch.cat([margins(positives), margins(negatives).flip(1)])[None]
     count = logits.shape[1]
     labels = torch.tensor([[1] * len(positives) + [0] * len(negatives)])
     anchors = torch.arange(len(positives))
-    targets = Targets(labels, torch.zeros(1, count), torch.zeros_like(anchors), anchors, torch.zeros(len(positives), 4))
+    targets = rows(labels, torch.zeros_like(anchors), anchors, torch.zeros(len(positives), 4))
     return HeadOutputs(logits, torch.zeros(1, count, 4), ((1, count),)), targets
 
 
@@ -41,7 +50,7 @@ def test_mining_takes_the_negatives_that_look_least_like_background(config):
     logits = torch.stack([background.log(), (1 - background).log()], 1)[None]
     labels = torch.tensor([[0, 0, 0, 1, 0, 0, 0, -1]])
     where = torch.tensor([3])
-    targets = Targets(labels, torch.zeros(1, 8), torch.zeros_like(where), where, torch.zeros(1, 4))
+    targets = rows(labels, torch.zeros_like(where), where, torch.zeros(1, 4))
     assert select_anchors(logits, targets, config.loss)[0].nonzero().flatten().tolist() == [1, 3, 4, 6]
 
 
@@ -93,7 +102,7 @@ def test_nvidia_divides_picture_by_picture():
     outputs = HeadOutputs(logits, torch.zeros(2, 12, 4), ((1, 12),))
     image, anchor = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 2, 0])
     labels = torch.cat([one[1].labels, few[1].labels])
-    targets = Targets(labels, torch.zeros(2, 12), image, anchor, torch.full((4, 4), 2.0))
+    targets = rows(labels, image, anchor, torch.full((4, 4), 2.0))
     parts = multibox_loss(outputs, targets, config.loss)
     # (0.2 + 1 + 0.6 + 9 * 0.5) / 3 and 0.4 + 3 * 0.3; four distances of 2 cost 1.5 each
     assert parts.classification.item() == pytest.approx((6.3 / 3 + 1.3) / 2, abs=1e-5)

@@ -1,9 +1,12 @@
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from multibox.config import Config
 from multibox.errors import ConfigError, WeightsError
-from multibox.models.anchors import make_anchors
+from multibox.models.anchors import anchors_hash, make_anchors
 from multibox.models.build import build_model
 from multibox.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from multibox.models.weights import load_weights
@@ -72,6 +75,20 @@ def test_checkpoint_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+def test_a_checkpoint_of_version_1_is_migrated(tmp_path):
+    config = resolve("tinyssd", "d2l")
+    state = build_model(config, 1).state_dict()
+    values = {"format_version": 1, "config": config.to_dict(), "names": ["cat"], "anchors_hash": anchors_hash(config)}
+    train = values["config"]["train"]
+    del train["bias_decay"], train["norm_decay"]
+    train["decay_norms_and_biases"] = False
+    values |= {"metrics": {}, "source": "", "license": ""}
+    save_file(state, tmp_path / "old.safetensors", {"multibox": json.dumps(values)})
+    old = load_checkpoint(tmp_path / "old.safetensors").config.train
+    assert (old.bias_decay, old.norm_decay) == (0.0, 0.0)
+    assert old.lr == config.train.lr
+
+
 def test_broken_and_foreign_checkpoints_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="does not exist"):
         load_checkpoint(tmp_path / "no.safetensors")
@@ -80,7 +97,7 @@ def test_broken_and_foreign_checkpoints_are_refused(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(WeightsError, match=r"cut\.safetensors"):
         load_checkpoint(tmp_path / "cut.safetensors")
-    (tmp_path / "newer.safetensors").write_bytes(data.replace(b'format_version\\": 1', b'format_version\\": 9'))
+    (tmp_path / "newer.safetensors").write_bytes(data.replace(b'format_version\\": 2', b'format_version\\": 9'))
     with pytest.raises(WeightsError, match="format version 9"):
         load_checkpoint(tmp_path / "newer.safetensors")
 

@@ -5,18 +5,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from multibox.config import LossConfig
+from multibox.config import SIGMOID_LOSSES, LossConfig, ModelConfig
+from multibox.losses.box_iou import ciou_loss, diou_loss, giou_loss
 from multibox.losses.elementwise import cross_entropy, focal_loss, l1, l2, sigmoid_focal, smooth_l1
+from multibox.losses.quality import quality_focal, varifocal
 from multibox.losses.targets import BACKGROUND, IGNORE, Targets
 from multibox.ops.boxes import at_least_float32
+from multibox.ops.coding import decode
 from multibox.ops.mining import mine_hard_negatives, negative_candidates
+from multibox.ops.ohem import mine_ohem
 from multibox.tensors import HeadOutputs, LossParts
 
-SIGMOID = ("sigmoid_cross_entropy", "sigmoid_focal")
-"""Losses of heads without a background logit."""
+DEFAULT_MODEL = ModelConfig()
+BOX_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
 
 
-def multibox_loss(outputs: HeadOutputs, targets: Targets, config: LossConfig) -> LossParts:
+def multibox_loss(
+    outputs: HeadOutputs, targets: Targets, config: LossConfig, model: ModelConfig = DEFAULT_MODEL
+) -> LossParts:
     """Sum the two losses under the lineage's normaliser; finite, with zero gradient of the offsets, without positives.
 
     Normalisers (facts 5.2 to 5.4): `positives` divides both sums by the positives of the batch (Caffe); `pictures` does
@@ -25,30 +31,44 @@ def multibox_loss(outputs: HeadOutputs, targets: Targets, config: LossConfig) ->
     d2l). Every divisor is at least 1.
     """
     logits = at_least_float32(outputs.logits)
-    selected = select_anchors(logits, targets, config)
     per_anchor = _classification(logits, targets, config)
-    predicted = outputs.offsets[targets.image, targets.anchor]
-    distances = _localization(at_least_float32(predicted), targets.offsets, config)
-    localization = distances.sum()
-    positives = (targets.labels > BACKGROUND).sum()
+    predicted = at_least_float32(outputs.offsets[targets.image, targets.anchor])
+    distances = _localization(predicted, targets, config, model) * targets.weight[:, None]
+    if config.hard_examples:
+        selected = _hard_examples(per_anchor, distances, targets, config.hard_examples)
+        # A positive that is not among them counts in neither loss
+        distances = distances * selected[targets.image, targets.anchor, None]
+        positives = (selected & (targets.labels > BACKGROUND)).sum()
+    else:
+        selected = select_anchors(logits, targets, config)
+        positives = (targets.labels > BACKGROUND).sum()
     several = positives.clamp(min=1)
-    chosen = torch.where(selected, per_anchor, 0.0).sum()
+    localization = distances.sum()
+    chosen = torch.where(selected, per_anchor, 0.0)
     if config.normalizer == "positives":
-        classification, localization = chosen / several, localization / several
+        classification, localization = chosen.sum() / several, localization / several
     elif config.normalizer == "pictures":
         shares = _picture_shares(targets)
-        classification = (torch.where(selected, per_anchor, 0.0).sum(1) * shares).sum()
+        classification = (chosen.sum(1) * shares).sum()
         localization = (distances.sum(1) * shares[targets.image]).sum()
     elif config.normalizer == "selected":
-        classification = chosen / selected.sum().clamp(min=1) * (config.negative_ratio + 1)
+        classification = chosen.sum() / selected.sum().clamp(min=1) * (config.negative_ratio + 1)
         localization = localization / several
     else:
-        classification = chosen / selected.numel()
+        classification = chosen.sum() / selected.numel()
         localization = localization / outputs.offsets.numel()
     classification = classification * config.classification_weight
     localization = localization * config.localization_weight
     total = classification + localization
     return LossParts(total, classification, localization, total.new_zeros(()), positives, selected)
+
+
+def _hard_examples(
+    per_anchor: Float[Tensor, "b a"], distances: Float[Tensor, "p n"], targets: Targets, keep: int
+) -> Bool[Tensor, "b a"]:
+    loss = per_anchor.detach().clone()
+    loss[targets.image, targets.anchor] += distances.detach().sum(1)
+    return mine_ohem(loss, targets.labels > BACKGROUND, targets.labels == BACKGROUND, keep)
 
 
 def _picture_shares(targets: Targets) -> Float[Tensor, " b"]:
@@ -69,7 +89,7 @@ def select_anchors(logits: Float[Tensor, "b a k"], targets: Targets, config: Los
 
 def background_loss(logits: Float[Tensor, "b a k"], config: LossConfig) -> Float[Tensor, "b a"]:
     """Return -ln of the probability that each anchor is background: how wrong it is if it is a negative."""
-    if config.classification in SIGMOID:
+    if config.classification in SIGMOID_LOSSES:
         return functional.softplus(logits).sum(-1)
     return torch.logsumexp(logits, -1) - logits[..., BACKGROUND]
 
@@ -80,16 +100,29 @@ def _classification(logits: Float[Tensor, "b a k"], targets: Targets, config: Lo
     if config.classification == "focal":
         return focal_loss(logits, targets.labels, config.alpha, config.gamma)
     # Without a background logit class c is column c; background and ignored anchors are all zeros
-    one_hot = torch.zeros_like(logits)
-    one_hot[targets.image, targets.anchor, targets.labels[targets.image, targets.anchor] - 1] = 1
+    wanted = torch.zeros_like(logits)
+    soft = config.classification in ("quality_focal", "varifocal")
+    column = targets.labels[targets.image, targets.anchor] - 1
+    wanted[targets.image, targets.anchor, column] = targets.quality.to(wanted) if soft else 1.0
     if config.classification == "sigmoid_cross_entropy":
-        return functional.binary_cross_entropy_with_logits(logits, one_hot, reduction="none").sum(-1)
-    return sigmoid_focal(logits, one_hot, config.alpha, config.gamma).sum(-1)
+        return functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(-1)
+    if config.classification == "quality_focal":
+        return quality_focal(logits, wanted, config.gamma).sum(-1)
+    if config.classification == "varifocal":
+        return varifocal(logits, wanted, gamma=config.gamma).sum(-1)
+    return sigmoid_focal(logits, wanted, config.alpha, config.gamma).sum(-1)
 
 
 def _localization(
-    predicted: Float[Tensor, "p 4"], target: Float[Tensor, "p 4"], config: LossConfig
-) -> Float[Tensor, "p 4"]:
+    predicted: Float[Tensor, "p 4"], targets: Targets, config: LossConfig, model: ModelConfig
+) -> Float[Tensor, "p n"]:
+    """Return the distance of each coordinate, or of each box."""
+    if config.localization in BOX_LOSSES:
+        boxes, gt = (
+            decode(offsets, targets.anchors_xyxy, model.variances, model.coder)
+            for offsets in (predicted, targets.offsets)
+        )
+        return BOX_LOSSES[config.localization](boxes, gt)[:, None]
     if config.localization == "smooth_l1":
-        return smooth_l1(predicted, target, config.sigma)
-    return l1(predicted, target) if config.localization == "l1" else l2(predicted, target)
+        return smooth_l1(predicted, targets.offsets, config.sigma)
+    return (l1 if config.localization == "l1" else l2)(predicted, targets.offsets)

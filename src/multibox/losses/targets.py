@@ -1,5 +1,6 @@
 """What every anchor should answer: matching and encoding, on the device, for a whole batch."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,11 +8,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from multibox.config import MatchingConfig, ModelConfig
-from multibox.ops.coding import encode
-from multibox.ops.matching import NEGATIVE, Assignment, match_bipartite, match_dual_max
+from multibox.errors import ConfigError
+from multibox.ops.boxes import at_least_float32, paired_iou
+from multibox.ops.coding import decode, encode
+from multibox.ops.matching import NEGATIVE, Assignment, MatchInputs, match_bipartite, match_dual_max
+from multibox.ops.matching_atss import match_atss
+from multibox.ops.matching_dynamic import match_simota, match_task_aligned
+from multibox.tensors import HeadOutputs
 
 BACKGROUND = 0
 IGNORE = -1
+SOFT = ("simota", "task_aligned")
+"""Matchers whose score of a positive says how well it is placed."""
 
 
 class Targets(NamedTuple):
@@ -27,6 +35,13 @@ class Targets(NamedTuple):
     """Anchor of each positive."""
     offsets: Float[Tensor, "p 4"]
     """Encoded box of each positive."""
+    anchors_xyxy: Float[Tensor, "p 4"]
+    """The anchor itself."""
+    weight: Float[Tensor, " p"]
+    """By which the localisation loss of each positive counts; 1 but for task-aligned matching."""
+    quality: Float[Tensor, " p"]
+    """How well each positive is placed, 0 to 1: the matcher's soft score, or the IoU of the network's box; 1 where the
+    network's answer was not given."""
 
 
 def make_targets(
@@ -35,6 +50,8 @@ def make_targets(
     gt_labels: Int[Tensor, "b g"],
     matching: MatchingConfig,
     model: ModelConfig,
+    outputs: HeadOutputs | None = None,
+    per_cell: Sequence[int] = (),
 ) -> Targets:
     """Match anchors to ground truth and encode; a picture without objects is all background.
 
@@ -43,19 +60,55 @@ def make_targets(
         gt_xyxy: corners, 0 to 1; -1 rows pad.
         gt_labels: 0-based classes; -1 pads.
         matching: which matcher, with its thresholds.
-        model: box coder and variances.
+        model: box coder, variances and score.
+        outputs: the network's answer; simota and task_aligned match by it, and atss reads the maps' shapes from it.
+        per_cell: anchors of a cell, for each map; the same three need it.
     """
-    assignment = _match(anchors_xyxy, gt_xyxy, gt_labels >= 0, matching)
+    outputs = None if outputs is None else outputs.detach()
+    assignment = _match(anchors_xyxy, gt_xyxy, gt_labels, matching, model, outputs, per_cell)
     positive = assignment.gt_index >= 0
     image, anchor = positive.nonzero(as_tuple=True)
     gt = assignment.gt_index[image, anchor]
     labels = torch.where(assignment.gt_index == NEGATIVE, BACKGROUND, IGNORE)
     labels[image, anchor] = gt_labels[image, gt] + 1
-    offsets = encode(gt_xyxy[image, gt], anchors_xyxy[anchor], model.variances, model.coder)
-    return Targets(labels, assignment.overlap, image, anchor, offsets)
+    chosen, boxes = anchors_xyxy[anchor], gt_xyxy[image, gt]
+    offsets = encode(boxes, chosen, model.variances, model.coder)
+    quality = assignment.soft_scores[image, anchor]
+    if outputs is not None and matching.matcher not in SOFT:
+        answered = decode(outputs.offsets[image, anchor], chosen, model.variances, model.coder)
+        quality = paired_iou(answered, boxes)
+    weight = assignment.weights[image, anchor]
+    return Targets(labels, assignment.overlap, image, anchor, offsets, chosen, weight, quality)
 
 
-def _match(anchors_xyxy: Tensor, gt_xyxy: Tensor, valid: Tensor, matching: MatchingConfig) -> Assignment:
+def _match(
+    anchors_xyxy: Tensor,
+    gt_xyxy: Tensor,
+    gt_labels: Tensor,
+    matching: MatchingConfig,
+    model: ModelConfig,
+    outputs: HeadOutputs | None,
+    per_cell: Sequence[int],
+) -> Assignment:
+    valid = gt_labels >= 0
+    if matching.matcher == "bipartite":
+        return match_bipartite(anchors_xyxy, gt_xyxy, valid, threshold=matching.threshold, inclusive=matching.inclusive)
     if matching.matcher == "dual_max":
         return match_dual_max(anchors_xyxy, gt_xyxy, valid, low=matching.low, high=matching.threshold)
-    return match_bipartite(anchors_xyxy, gt_xyxy, valid, threshold=matching.threshold, inclusive=matching.inclusive)
+    if outputs is None:
+        raise ConfigError(f"matching.matcher={matching.matcher} needs the network's outputs")
+    shapes = outputs.feature_shapes
+    level_sizes = [rows * columns * count for (rows, columns), count in zip(shapes, per_cell, strict=True)]
+    if matching.matcher == "atss":
+        return match_atss(anchors_xyxy, gt_xyxy, valid, level_sizes=level_sizes, per_cell=per_cell)
+    inputs = _answers(anchors_xyxy, gt_labels, model, outputs)
+    if matching.matcher == "task_aligned":
+        return match_task_aligned(anchors_xyxy, gt_xyxy, valid, inputs)
+    cells = [(1 / columns, 1 / rows) for rows, columns in shapes]
+    return match_simota(anchors_xyxy, gt_xyxy, valid, inputs, level_sizes=level_sizes, cell_sizes=cells)
+
+
+def _answers(anchors_xyxy: Tensor, gt_labels: Tensor, model: ModelConfig, outputs: HeadOutputs) -> MatchInputs:
+    logits = at_least_float32(outputs.logits)
+    scores = logits.softmax(-1)[..., 1:] if model.score == "softmax" else logits.sigmoid()
+    return MatchInputs(decode(outputs.offsets, anchors_xyxy, model.variances, model.coder), scores, gt_labels)

@@ -32,6 +32,11 @@ def cell_shapes(anchors: AnchorConfig, input_size: tuple[int, int]) -> ShapesPer
     return shapes
 
 
+def anchors_per_cell(config: Config) -> list[int]:
+    """Return how many anchors a cell of each feature map has."""
+    return [len(shapes) for shapes in cell_shapes(config.anchors, config.model.input_size)]
+
+
 def _of_shorter_side(anchors: AnchorConfig, input_size: tuple[int, int]) -> ShapesPerLevel:
     if anchors.style == "pairs":
         return pair_shapes(anchors.sizes, anchors.ratios)

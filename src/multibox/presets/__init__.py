@@ -6,7 +6,7 @@ Precedence: preset < recipe < `--set`.
 from collections.abc import Iterable
 from typing import Any
 
-from multibox.config import Config
+from multibox.config import SIGMOID_LOSSES, Config
 from multibox.errors import ConfigError, did_you_mean
 from multibox.presets.mobilenetv1 import SSD300_MOBILENETV1
 from multibox.presets.multibox_s import MULTIBOX_S
@@ -47,7 +47,14 @@ def resolve(preset: str, recipe: str = "default", changes: dict[str, Any] | None
     if preset not in fitting(recipe):
         raise ConfigError(f"recipe {recipe!r} was made for {', '.join(fitting(recipe))}, not for preset {preset!r}")
     base = Config().updated({"preset": preset, "recipe": recipe})
-    return base.updated(PRESETS[preset].settings).updated(RECIPES[recipe].settings).updated(changes or {})
+    config = base.updated(PRESETS[preset].settings).updated(RECIPES[recipe].settings).updated(changes or {})
+    needed = "sigmoid" if config.loss.classification in SIGMOID_LOSSES else "softmax"
+    if config.model.score != needed:
+        raise ConfigError(
+            f"loss.classification={config.loss.classification} needs model.score={needed}, got {config.model.score}; "
+            f"add --set model.score={needed}, or choose another loss"
+        )
+    return config
 
 
 def _check(kind: str, name: str, known: Iterable[str]) -> None:

@@ -129,6 +129,7 @@ RECIPES: dict[str, Recipe] = {
         ("ssd300-vgg16",),
         {
             **_TORCHVISION,
+            "model.init": "xavier",
             "model.mean": (0.48235 * 255, 0.45882 * 255, 0.40784 * 255),
             "anchors.sizes": ((21, 45), (45, 99), (99, 153), (153, 207), (207, 261), (261, 315)),
             "anchors.clip_shapes": True,

@@ -8,7 +8,7 @@ from multibox.config import Config
 from multibox.losses.multibox import multibox_loss
 from multibox.losses.penalty import l2_penalty
 from multibox.losses.targets import make_targets
-from multibox.models.anchors import make_anchors
+from multibox.models.anchors import anchors_per_cell, make_anchors
 from multibox.models.ssd import SSD
 from multibox.tensors import Batch, LossParts
 from multibox.training.average import make_average
@@ -29,6 +29,7 @@ class Stepper:
         freeze(self.model, config.train.freeze)
         self.average = make_average(self.model, config.train.ema)
         self.optimizer = make_optimizer(self.model, config.train)
+        self.per_cell = anchors_per_cell(config)
         self.means = Means()
 
     def step(self, batch: Batch) -> LossParts:
@@ -37,8 +38,10 @@ class Stepper:
         with autocast(self.precision, self.device):
             outputs = self.model(batch.images)
         anchors = make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size, self.device)
-        targets = make_targets(anchors, batch.gt_xyxy, batch.gt_labels, config.matching, config.model)
-        parts = multibox_loss(outputs, targets, config.loss)
+        targets = make_targets(
+            anchors, batch.gt_xyxy, batch.gt_labels, config.matching, config.model, outputs, self.per_cell
+        )
+        parts = multibox_loss(outputs, targets, config.loss, config.model)
         if config.loss.l2_penalty:
             learning = ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
             l2 = l2_penalty(learning, config.loss.l2_penalty)

@@ -10,7 +10,7 @@ from multibox.evaluation.voc import quick_map
 from multibox.inference.detect import detect
 from multibox.losses.multibox import multibox_loss
 from multibox.losses.targets import make_targets
-from multibox.models.anchors import make_anchors
+from multibox.models.anchors import anchors_per_cell, make_anchors
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset, Detections
 from multibox.training.precision import autocast
@@ -43,8 +43,17 @@ class Validation:
             anchors = make_anchors(
                 self.config.anchors, outputs.feature_shapes, self.config.model.input_size, self.device
             )
-            targets = make_targets(anchors, batch.gt_xyxy, batch.gt_labels, self.config.matching, self.config.model)
-            losses.append(multibox_loss(outputs, targets, self.config.loss).total * len(batch.names))
+            targets = make_targets(
+                anchors,
+                batch.gt_xyxy,
+                batch.gt_labels,
+                self.config.matching,
+                self.config.model,
+                outputs,
+                anchors_per_cell(self.config),
+            )
+            parts = multibox_loss(outputs, targets, self.config.loss, self.config.model)
+            losses.append(parts.total * len(batch.names))
             found += detect(outputs, batch.sizes, self.config, self.dataset.class_names)
         loss = torch.stack(losses).sum().item() / len(self.dataset)
         return {"val_loss": loss, "val_map50": quick_map(found, self.dataset, self.dataset.class_names)}

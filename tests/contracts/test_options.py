@@ -1,0 +1,88 @@
+"""Every classification loss with every localisation loss and every matcher: one head, one step, finite and falling."""
+
+import itertools
+import typing
+
+import pytest
+import torch
+
+from multibox.config import SIGMOID_LOSSES, LossConfig, MatchingConfig
+from multibox.errors import ConfigError
+from multibox.losses.multibox import multibox_loss
+from multibox.losses.targets import make_targets
+from multibox.models.anchors import anchors_per_cell, make_anchors
+from multibox.models.build import build_model
+from multibox.presets import resolve
+
+
+def choices(section, field):
+    return typing.get_args(typing.get_type_hints(section)[field])
+
+
+CLASSIFICATION = choices(LossConfig, "classification")
+LOCALIZATION = choices(LossConfig, "localization")
+MATCHERS = choices(MatchingConfig, "matcher")
+
+
+def settings(classification, **more):
+    score = "sigmoid" if classification in SIGMOID_LOSSES else "softmax"
+    mined = 3.0 if "cross_entropy" in classification else 0.0
+    return {
+        "anchors.fit": 0,
+        "model.input_size": [64, 64],
+        "model.score": score,
+        "loss.classification": classification,
+        "loss.negative_ratio": mined,
+        **more,
+    }
+
+
+@pytest.mark.parametrize(("classification", "localization"), list(itertools.product(CLASSIFICATION, LOCALIZATION)))
+def test_every_combination_learns(classification, localization):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    corner = torch.rand(2, 3, 2, generator=generator) * 0.5
+    gt = torch.cat([corner, corner + 0.2 + 0.2 * torch.rand(2, 3, 2, generator=generator)], 2)
+    labels = torch.randint(0, 2, (2, 3), generator=generator)
+    labels[1], gt[1] = -1, -1  # a picture without objects
+    for matcher in MATCHERS:
+        more = {"loss.localization": localization, "matching.matcher": matcher, "loss.negative_overlap": 1.0}
+        config = resolve("tinyssd", changes=settings(classification, **more))
+        model = build_model(config, 2).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        losses = []
+        for _ in range(5):
+            outputs = model(images)
+            anchors = make_anchors(config.anchors, outputs.feature_shapes, (64, 64))
+            targets = make_targets(
+                anchors, gt, labels, config.matching, config.model, outputs, anchors_per_cell(config)
+            )
+            parts = multibox_loss(outputs, targets, config.loss, config.model)
+            optimizer.zero_grad()
+            parts.total.backward()
+            assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters()), matcher
+            optimizer.step()
+            losses.append(parts.total.item())
+            assert parts.positives > 0, matcher
+        assert min(losses) < losses[0], (matcher, losses)
+
+
+@pytest.mark.parametrize("classification", ["cross_entropy", "sigmoid_cross_entropy"])
+def test_hard_examples_demote_easy_positives(classification):
+    config = resolve("tinyssd", changes=settings(classification, **{"loss.hard_examples": 2}))
+    model = build_model(config, 2).eval()
+    outputs = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    anchors = make_anchors(config.anchors, outputs.feature_shapes, (64, 64))
+    gt = torch.tensor([[[0.2, 0.2, 0.6, 0.7]]])
+    targets = make_targets(anchors, gt, torch.tensor([[1]]), config.matching, config.model)
+    assert len(targets.anchor) > 2
+    parts = multibox_loss(outputs, targets, config.loss, config.model)
+    assert parts.selected.sum() == 2
+    assert parts.positives <= 2
+
+
+def test_a_loss_that_does_not_fit_the_scores_is_refused():
+    with pytest.raises(ConfigError, match=r"loss.classification=varifocal needs model.score=sigmoid, got softmax"):
+        resolve("tinyssd", changes={"loss.classification": "varifocal"})
+    with pytest.raises(ConfigError, match=r"needs model.score=softmax"):
+        resolve("ssd300-mobilenetv1", changes={"loss.classification": "cross_entropy"})
