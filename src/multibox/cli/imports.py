@@ -7,10 +7,12 @@ import typer
 
 
 def import_weights(
-    kind: Annotated[str, typer.Argument(help="Where the file comes from: mxnet.")],
-    file: Annotated[Path, typer.Argument(help="The weights, such as ssd.params.")],
+    kind: Annotated[str, typer.Argument(help="Where the file comes from; see `multibox list importers`.")],
+    file: Annotated[Path, typer.Argument(help="The weights, such as ssd.params or model.tflite.")],
     out: Annotated[Path, typer.Option(help="The checkpoint to write, .safetensors.")],
-    names: Annotated[str, typer.Option(help="Class names, separated by commas; default class0, class1 ...")] = "",
+    names: Annotated[
+        str, typer.Option(help="Class names, separated by commas; default VOC's, COCO's or class0 ...")
+    ] = "",
     license: Annotated[str, typer.Option(help="Licence of the weights, kept in the checkpoint.")] = "",
 ) -> None:
     """Bring weights of another code base over into a multibox checkpoint, without that code base."""

@@ -57,10 +57,11 @@ def _presets() -> None:
         config = resolve(name, changes={"anchors.fit": 0})
         size = measure(config, CLASSES)
         height, width = config.model.input_size
-        figures = (f"{size.parameters / 1e6:.2f}", f"{size.multiply_adds / 1e9:.2f}", f"{size.anchors:,}")
+        billions = size.multiply_adds / 1e9
+        figures = (f"{size.parameters / 1e6:.2f}", f"{billions:.2f}", f"{2 * billions:.2f}", f"{size.anchors:,}")
         rows.append((name, f"{width}x{height}", *figures, config.model.backbone, preset.lineage))
-    columns = ["preset", ">input", ">M parameters", ">GMACs", ">anchors", "backbone", "lineage"]
-    _print(columns, rows, f"for {CLASSES} classes; GMACs: 10^9 multiply-adds for one picture, half its FLOPs")
+    columns = ["preset", ">input", ">M parameters", ">GMACs", ">GFLOPs", ">anchors", "backbone", "lineage"]
+    _print(columns, rows, f"for {CLASSES} classes and one picture; a multiply-add (MAC) is two FLOPs")
 
 
 CLASSES = 20
