@@ -132,6 +132,9 @@ def test_list_and_diff(run):
     out = run("list", "recipes", "--diff", "d2l", "d2l-focal")[1]
     assert ["loss.classification", "cross_entropy", "focal"] in [line.split() for line in out.splitlines()]
     assert "train.lr" not in out
+    across = run("list", "recipes", "--diff", "nvidia", "d2l")[1]
+    assert "nvidia (ssd300-resnet50)" in across
+    assert "did you mean 'caffe'" in run("list", "recipes", "--diff", "cafe", "d2l")[2]
     importers = run("list", "importers")[1]
     assert "mxnet" in importers
     assert "onnxruntime" in next(line for line in importers.splitlines() if line.startswith("linzaer"))

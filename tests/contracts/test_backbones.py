@@ -6,6 +6,7 @@ import torch
 from multibox.errors import ConfigError
 from multibox.models.backbones import BACKBONES, WITH_WIDTH, make_backbone
 from multibox.models.build import build_model
+from multibox.models.weights import load_weights
 from multibox.presets import resolve
 from multibox.tensors import HeadOutputs
 
@@ -66,6 +67,16 @@ def test_bodies_of_timm_grow_as_many_maps_as_the_anchors_describe(model):
         assert outputs.logits.shape[1] == outputs.offsets.shape[1]
         assert outputs.feature_shapes[0] == (16, 16)
         assert len(outputs.feature_shapes) == len(config.anchors.sizes)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "regnetx_004", "mobilenetv3_small_050", "efficientnet_lite0"])
+def test_weights_of_timm_fit_bodies_of_timm(model, tmp_path):
+    timm = pytest.importorskip("timm", reason="timm is an extra: pip install 'multibox[timm]'")
+    config = resolve("tinyssd", changes={"model.backbone": f"timm:{model}", "anchors.fit": 0})
+    network = build_model(config, 1)
+    torch.save(timm.create_model(model, pretrained=False).state_dict(), tmp_path / "timm.pth")
+    line = load_weights(network, tmp_path / "timm.pth", ("cat",))
+    assert line.endswith(("fresh parts: extras", "fresh parts: none")), line
 
 
 def test_unknown_and_unfit_models_of_timm_are_refused():

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from multibox.cli.lists import show
 from multibox.errors import MultiboxError
 from multibox.importers import IMPORTERS, import_file
+from multibox.importers.common import Importer
 
 
 @pytest.mark.parametrize("kind", IMPORTERS)
@@ -22,10 +24,12 @@ def test_a_foreign_file_gets_one_sentence_and_leaves_nothing(kind, content, tmp_
     assert not out.exists()
 
 
-@pytest.mark.parametrize("kind", IMPORTERS)
-def test_it_says_what_it_reads_and_what_verified_it(kind):
-    assert IMPORTERS[kind].what
-    assert isinstance(IMPORTERS[kind].verified, str)
+def test_the_list_says_which_ones_no_foreign_number_verified(monkeypatch, capsys):
+    monkeypatch.setitem(IMPORTERS, "attic", Importer(IMPORTERS["mxnet"].read, "weights from the attic", ""))
+    show("importers")
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert [kind for kind in IMPORTERS if "UNVERIFIED" in lines[kind]] == ["attic"]
+    assert "weights from the attic" in lines["attic"]
 
 
 def test_wrong_use_is_named(tmp_path):

@@ -8,6 +8,9 @@ import typer
 if TYPE_CHECKING:
     from multibox.config import Config
 
+CLASSES = 20
+"""As many as PASCAL VOC has."""
+
 
 def show(
     what: Annotated[str, typer.Argument(help="presets, recipes, backbones, formats or importers.")],
@@ -64,20 +67,22 @@ def _presets() -> None:
     _print(columns, rows, f"for {CLASSES} classes and one picture; a multiply-add (MAC) is two FLOPs")
 
 
-CLASSES = 20
-"""As many as PASCAL VOC has."""
-
-
 def _recipes(diff: tuple[str, str] | None) -> None:
+    from multibox.errors import ConfigError, did_you_mean
     from multibox.presets import RECIPES, fitting, resolve
 
     if diff is None:
         rows = [(name, ", ".join(recipe.fits) or "every preset") for name, recipe in RECIPES.items()]
         return _print(["recipe", "fits"], rows)
-    fits = [fitting(name) if name in RECIPES else [] for name in diff]
-    shared = [preset for preset in fits[0] if preset in fits[1]] or ["tinyssd"]
-    first, second = (resolve(shared[0], name) for name in diff)
-    _print(["setting", *diff], _differences(first, second))
+    for name in diff:
+        if name not in RECIPES:
+            raise ConfigError(f"unknown recipe {name!r}{did_you_mean(name, RECIPES)}; known: {', '.join(RECIPES)}")
+    fits = [fitting(name) for name in diff]
+    # On a preset that both fit, or else each on its own, so that the networks differ as well
+    shared = next(([preset, preset] for preset in fits[0] if preset in fits[1]), [fits[0][0], fits[1][0]])
+    first, second = (resolve(preset, name) for preset, name in zip(shared, diff, strict=True))
+    titles = (f"{name} ({preset})" for name, preset in zip(diff, shared, strict=True))
+    _print(["setting", *titles], _differences(first, second))
 
 
 def _differences(first: "Config", second: "Config") -> list[tuple[str, ...]]:

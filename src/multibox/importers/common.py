@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.models.detection import SSD300_VGG16_Weights
 
 from multibox.config import Config
 from multibox.errors import WeightsError
@@ -36,6 +37,15 @@ VOC = [
     "tvmonitor",
 ]
 """The classes of PASCAL VOC, in the order that everyone uses."""
+
+
+def coco_names(gaps: bool = False) -> list[str]:
+    """Return the names of COCO's 80 classes, or of its 90 numbers: those that it dropped get a name of their own."""
+    listed: Sequence[str] = SSD300_VGG16_Weights.COCO_V1.meta["categories"][1:]
+    if not gaps:
+        return [name for name in listed if name != "N/A"]
+    return [f"unused {index}" if name == "N/A" else name for index, name in enumerate(listed, 1)]
+
 
 Rules = Sequence[tuple[str, str]]
 """Regular expressions and what they become, tried in order on a whole name; the first that fits counts."""

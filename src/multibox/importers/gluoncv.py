@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.models.detection import SSD300_VGG16_Weights
 
 from multibox.config import Config
 from multibox.errors import WeightsError
-from multibox.importers.common import VOC, Rules, class_names, finish, rename, require
+from multibox.importers.common import VOC, Rules, class_names, coco_names, finish, rename, require
 from multibox.models.anchors import make_anchors
+from multibox.models.backbones.vgg import CONVS
 from multibox.models.checkpoint import Checkpoint
 from multibox.presets import resolve
 
@@ -35,7 +35,6 @@ CLOSE = 1e-5
 """How far anchors may be from the file's, as a fraction of the input."""
 
 # GluonCV counts afresh in every stage of VGG, torchvision (and we) through pools and ReLUs
-CONVS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 PLACES = tuple((f"{stage}.{2 * i}", ours) for stage, listed in enumerate(CONVS) for i, ours in enumerate(listed))
 
 RULES: Rules = (
@@ -101,7 +100,7 @@ def read(file: Path, params: Mapping[str, NDArray[Any]], names: list[str]) -> Ch
     )
     _check_anchors(file, maps, config)
     logits = len(require(state, "class_predictors.0.predictor.bias", file, WHAT)) // FIRST_PER_CELL
-    known = class_names(file, logits - 1, names, (VOC, _coco()))
+    known = class_names(file, logits - 1, names, (VOC, coco_names()))
     return finish(file, config, known, _ours(state), f"GluonCV ssd_{side}_vgg16_atrous, {file.name}")
 
 
@@ -110,11 +109,6 @@ def _predicted(state: Mapping[str, Tensor]) -> Iterator[int]:
     for name in state:
         if match := re.match(r"(?:class|box)_predictors\.(\d+)\.", name):
             yield int(match[1])
-
-
-def _coco() -> list[str]:
-    """Return COCO's 80 names without the numbers that it dropped."""
-    return [name for name in SSD300_VGG16_Weights.COCO_V1.meta["categories"] if name not in ("__background__", "N/A")]
 
 
 def _ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

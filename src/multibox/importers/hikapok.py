@@ -15,17 +15,15 @@ from torch import Tensor
 
 from multibox.errors import WeightsError
 from multibox.importers.common import VOC, Rules, class_names, finish, rename
+from multibox.models.backbones.vgg import CONVS
 from multibox.models.checkpoint import Checkpoint
 from multibox.presets import resolve
-
-CONVS = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14), 4: (17, 19, 21), 5: (24, 26, 28)}
-"""Places among our `features` of the convolutions of each of VGG's blocks."""
 
 RULES: Rules = (
     (r"conv4_3_scale/weights", "backbone.norm.scale"),
     *(
         (rf"conv{block}/conv{block}_{number}/(.*)", rf"backbone.features.{place}.\1")
-        for block, places in CONVS.items()
+        for block, places in enumerate(CONVS, 1)
         for number, place in enumerate(places, 1)
     ),
     (r"(fc[67])/(.*)", r"backbone.\1.\2"),
@@ -46,17 +44,6 @@ SCOPE = "ssd300/"
 TRAINING_STATE = re.compile(r"(.*/)?(Momentum|ExponentialMovingAverage|global_step)")
 PARTS = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
 """Ends of the files of one checkpoint."""
-
-FEW, MANY = (1.0, 2.0, 0.5), (1.0, 2.0, 3.0, 0.5, 0.3333)
-SSD300 = {
-    "model.backbone": "vgg16-300-same",
-    "model.mean": (123.68, 116.78, 103.94),
-    "anchors.style": "hikapok",
-    "anchors.sizes": ((0.1414, 0.1), (0.2739, 0.2), (0.4541, 0.375), (0.6315, 0.55), (0.8078, 0.725), (0.9836, 0.9)),
-    "anchors.ratios": (FEW, MANY, MANY, MANY, FEW, FEW),
-    # It also drops boxes narrower or lower than 3 % of the picture, and its 200 best are those of each class
-    "post.clip": "before_nms",
-}
 
 
 def read(file: Path, names: list[str]) -> Checkpoint:
@@ -106,7 +93,8 @@ def convert(file: Path, variables: Mapping[str, Any], names: list[str]) -> Check
             )
     logits, coordinates = (len(variables[scope + name]) for name in NEEDED[1:])
     known = class_names(file, 4 * logits // coordinates - 1, names, (VOC,))
-    config = resolve("ssd300-vgg16", changes=SSD300)
+    # It also drops boxes narrower or lower than 3 % of the picture, and its 200 best are those of each class
+    config = resolve("ssd300-vgg16", "hikapok")
     return finish(file, config, known, state_dict(variables), f"HiKapok's SSD.TensorFlow, {file.name}")
 
 

@@ -4,11 +4,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from multibox.importers.common import VOC, Rules, class_names, finish, rename, require
-from multibox.importers.ssd_pytorch import COCO_SIZES, VGG_RULES, coco_names
+from multibox.importers.common import VOC, Rules, class_names, coco_names, finish, rename, require
+from multibox.importers.ssd_pytorch import VGG_RULES
 from multibox.models.checkpoint import Checkpoint
 from multibox.models.foreign import read_state
 from multibox.presets import resolve
+from multibox.presets.preset import COCO300_SIZES
 
 RULES: Rules = (
     (r"backbone\.l2_norm\.weight", "backbone.norm.scale"),
@@ -41,4 +42,4 @@ def _sizes(large: bool, logits: int) -> dict[str, Any]:
     if large:
         edges = _EDGES_512_COCO if logits == COCO_LOGITS else _EDGES_512_VOC
         return {"anchors.sizes": tuple(pairwise(edges))}
-    return {"anchors.sizes": COCO_SIZES} if logits == COCO_LOGITS else {}
+    return {"anchors.sizes": COCO300_SIZES} if logits == COCO_LOGITS else {}

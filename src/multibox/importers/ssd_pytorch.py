@@ -3,16 +3,14 @@
 The network sees RGB: its transforms subtract Caffe's means in BGR order and swap the channels afterwards.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torchvision.models.detection import SSD300_VGG16_Weights
-
-from multibox.importers.common import VOC, Rules, class_names, finish, rename, require
+from multibox.importers.common import VOC, Rules, class_names, coco_names, finish, rename, require
 from multibox.models.checkpoint import Checkpoint
 from multibox.models.foreign import read_state
 from multibox.presets import resolve
+from multibox.presets.preset import COCO300_SIZES
 
 VGG_RULES: Rules = (
     (r"vgg\.31\.(.*)", r"backbone.fc6.\1"),
@@ -31,16 +29,9 @@ RULES: Rules = (
 )
 
 SETTINGS: dict[str, Any] = {"anchors.clip_shapes": True, "anchors.clip_centers": True, "post.pre_nms_topk": 200}
-COCO_SIZES = ((21, 45), (45, 99), (99, 153), (153, 207), (207, 261), (261, 315))
 COCO_MOST = 201
 """Logits of the original's config for COCO; those behind the 81st mean nothing. Older versions said 81."""
 VOC_LOGITS = 21
-
-
-def coco_names() -> list[str]:
-    """Return COCO's 80 names, without the gaps of its own numbering."""
-    listed: Sequence[str] = SSD300_VGG16_Weights.COCO_V1.meta["categories"][1:]
-    return [name for name in listed if name != "N/A"]
 
 
 def read(file: Path, names: list[str]) -> Checkpoint:
@@ -56,6 +47,6 @@ def read(file: Path, names: list[str]) -> Checkpoint:
     coco = coco_names()
     spare = [f"unused {index}" for index in range(len(coco) + 1, COCO_MOST)]
     known = class_names(file, logits - 1, names, (VOC, coco, coco + spare))
-    sizes = {} if logits == VOC_LOGITS else {"anchors.sizes": COCO_SIZES}
+    sizes = {} if logits == VOC_LOGITS else {"anchors.sizes": COCO300_SIZES}
     config = resolve("ssd300-vgg16", changes=SETTINGS | sizes)
     return finish(file, config, known, rename(state, RULES), f"ssd.pytorch, {file.name}")

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from multibox.errors import MissingExtraError, WeightsError
-from multibox.importers.common import class_names, finish
-from multibox.importers.torchvision import coco_names
+from multibox.importers.common import class_names, coco_names, finish
 from multibox.models.anchors import make_anchors
 from multibox.models.backbones.mobilenetv1 import BLOCKS
 from multibox.models.checkpoint import Checkpoint
@@ -95,7 +94,7 @@ def read(file: Path, names: list[str]) -> Checkpoint:
     state = _state(layers, file)
     # TensorFlow's heads have a background column that a sigmoid does not need
     classes = len(state["heads.classification.1.bias"]) // 6
-    known = class_names(file, classes, names, (coco_names(),))
+    known = class_names(file, classes, names, (coco_names(gaps=True),))
     deviation = 1 / graph.input_scale
     changes = {
         "model.width": stem.weights.shape[0] / 32,

@@ -1,12 +1,10 @@
 """torchvision's two SSDs, `ssd300_vgg16` and `ssdlite320_mobilenet_v3_large`, as state dicts."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
-from torchvision.models.detection import SSD300_VGG16_Weights
 
-from multibox.importers.common import Rules, class_names, finish, rename, require
+from multibox.importers.common import Rules, class_names, coco_names, finish, rename, require
 from multibox.models.checkpoint import Checkpoint
 from multibox.models.foreign import read_state
 from multibox.presets import resolve
@@ -42,20 +40,6 @@ SSDLITE_RULES: Rules = (
     *HEADS,
 )
 
-SSD300 = {
-    # torchvision multiplies its means by 255 in a rounded form
-    "model.mean": (0.48235 * 255, 0.45882 * 255, 0.40784 * 255),
-    "anchors.sizes": ((21, 45), (45, 99), (99, 153), (153, 207), (207, 261), (261, 315)),
-    "anchors.clip_shapes": True,
-    "post.clip": "before_nms",
-}
-
-
-def coco_names() -> list[str]:
-    """Return the 90 names of COCO's numbering; numbers that COCO dropped get a name of their own."""
-    listed: Sequence[str] = SSD300_VGG16_Weights.COCO_V1.meta["categories"][1:]
-    return [f"unused {index}" if name == "N/A" else name for index, name in enumerate(listed, 1)]
-
 
 def read(file: Path, names: list[str]) -> Checkpoint:
     """Read either network; which one is told by its layers."""
@@ -65,18 +49,18 @@ def read(file: Path, names: list[str]) -> Checkpoint:
 
 def _ssd300(file: Path, state: dict[str, Tensor], names: list[str]) -> Checkpoint:
     logits = len(require(state, "head.classification_head.module_list.0.bias", file, "torchvision's SSD300")) // 4
-    known = class_names(file, logits - 1, names, (coco_names(),))
-    config = resolve("ssd300-vgg16", changes=SSD300)
+    known = class_names(file, logits - 1, names, (coco_names(gaps=True),))
+    config = resolve("ssd300-vgg16", "torchvision-ssd")
     return finish(file, config, known, rename(state, VGG_RULES), f"torchvision ssd300_vgg16, {file.name}")
 
 
 def _ssdlite(file: Path, state: dict[str, Tensor], names: list[str]) -> Checkpoint:
     first = "head.classification_head.module_list.0.1.bias"
     logits = len(require(state, first, file, "a torchvision SSD300 or SSDLite320")) // 6
-    known = class_names(file, logits - 1, names, (coco_names(),))
+    known = class_names(file, logits - 1, names, (coco_names(gaps=True),))
     renamed = rename(state, SSDLITE_RULES)
     # Fine-tuned from ImageNet, torchvision keeps the body's last stage whole
     last = renamed.get("backbone.features.16.0.weight")
     full = {"model.backbone": "mobilenetv3-full"} if last is not None and len(last) == FULL_TAIL else {}
-    config = resolve("ssdlite320-mobilenetv3", changes=full)
+    config = resolve("ssdlite320-mobilenetv3", "torchvision-ssdlite", full)
     return finish(file, config, known, renamed, f"torchvision ssdlite320_mobilenet_v3_large, {file.name}")

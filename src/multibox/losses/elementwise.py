@@ -78,7 +78,7 @@ def focal_loss(
     directly. The gradient is finite at p = 1 for gamma below 1, too.
     """
     nll = cross_entropy(logits, labels)
-    loss = _modulate(-torch.expm1(-nll), gamma) * nll
+    loss = modulate(-torch.expm1(-nll), gamma) * nll
     if isinstance(alpha, int | float):
         return loss * alpha
     per_class = torch.as_tensor(alpha, dtype=loss.dtype, device=loss.device)
@@ -95,10 +95,11 @@ def sigmoid_focal(
     sign = 2 * at_least_float32(targets) - 1
     wrong = -sign * at_least_float32(logits)
     alpha_t = sign * (alpha - 0.5) + 0.5
-    return alpha_t * _modulate(torch.sigmoid(wrong), gamma) * functional.softplus(wrong)
+    return alpha_t * modulate(torch.sigmoid(wrong), gamma) * functional.softplus(wrong)
 
 
-def _modulate(miss: Float[Tensor, "*shape"], gamma: Number) -> Float[Tensor, "*shape"]:
+def modulate(miss: Float[Tensor, "*shape"], gamma: Number) -> Float[Tensor, "*shape"]:
+    """Return miss^gamma, 0 to 1: how far an element is from being right, as the weight of its loss."""
     # Below 1, the derivative of miss^gamma is infinite at 0, and infinity times a loss of 0 is NaN.
     return (miss.clamp(min=_SMALLEST) if gamma < 1 else miss) ** gamma
 

@@ -38,17 +38,18 @@ def multibox_loss(
         selected = _hard_examples(per_anchor, distances, targets, config.hard_examples)
         # A positive that is not among them counts in neither loss
         distances = distances * selected[targets.image, targets.anchor, None]
-        positives = (selected & (targets.labels > BACKGROUND)).sum()
     else:
         selected = select_anchors(logits, targets, config)
-        positives = (targets.labels > BACKGROUND).sum()
+    per_picture = (selected & (targets.labels > BACKGROUND)).sum(1)
+    positives = per_picture.sum()
     several = positives.clamp(min=1)
     localization = distances.sum()
     chosen = torch.where(selected, per_anchor, 0.0)
     if config.normalizer == "positives":
         classification, localization = chosen.sum() / several, localization / several
     elif config.normalizer == "pictures":
-        shares = _picture_shares(targets)
+        # A picture without objects takes no part, but counts among the pictures
+        shares = (per_picture > 0) / (per_picture.clamp(min=1) * len(per_picture))
         classification = (chosen.sum(1) * shares).sum()
         localization = (distances.sum(1) * shares[targets.image]).sum()
     elif config.normalizer == "selected":
@@ -69,12 +70,6 @@ def _hard_examples(
     loss = per_anchor.detach().clone()
     loss[targets.image, targets.anchor] += distances.detach().sum(1)
     return mine_ohem(loss, targets.labels > BACKGROUND, targets.labels == BACKGROUND, keep)
-
-
-def _picture_shares(targets: Targets) -> Float[Tensor, " b"]:
-    """Return 1 / (positives x pictures) of each picture; one without objects takes no part."""
-    positives = (targets.labels > BACKGROUND).sum(1)
-    return (positives > 0) / (positives.clamp(min=1) * len(positives))
 
 
 def select_anchors(logits: Float[Tensor, "b a k"], targets: Targets, config: LossConfig) -> Bool[Tensor, "b a"]:

@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from multibox.losses.elementwise import modulate
 from multibox.ops.boxes import Number, at_least_float32
-
-_SMALLEST = 1e-12
 
 
 def quality_focal(
@@ -24,7 +23,7 @@ def quality_focal(
     """
     logits, quality = at_least_float32(logits), at_least_float32(quality).detach()
     gap = (quality - torch.sigmoid(logits)).abs()
-    return _power(gap, beta) * _binary_cross_entropy(logits, quality)
+    return modulate(gap, beta) * _binary_cross_entropy(logits, quality)
 
 
 def varifocal(
@@ -38,15 +37,10 @@ def varifocal(
     positive of quality 0 is a negative here.
     """
     logits, quality = at_least_float32(logits), at_least_float32(quality).detach()
-    weight = torch.where(quality > 0, quality, alpha * _power(torch.sigmoid(logits), gamma))
+    weight = torch.where(quality > 0, quality, alpha * modulate(torch.sigmoid(logits), gamma))
     return weight * _binary_cross_entropy(logits, quality)
 
 
 def _binary_cross_entropy(logits: Float[Tensor, "*shape"], quality: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     # Not torch's: that takes (1 - q) * logit from a logarithm, and loses digits of large logits in float32.
     return -(quality * functional.logsigmoid(logits) + (1 - quality) * functional.logsigmoid(-logits))
-
-
-def _power(base: Float[Tensor, "*shape"], exponent: Number) -> Float[Tensor, "*shape"]:
-    # Below 1, the derivative at 0 is infinite, and infinity times a loss of 0 is NaN.
-    return (base.clamp(min=_SMALLEST) if exponent < 1 else base) ** exponent

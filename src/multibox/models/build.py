@@ -8,7 +8,7 @@ from torch import nn
 
 from multibox.config import Config, ModelConfig
 from multibox.errors import ConfigError
-from multibox.models.anchors import cell_shapes
+from multibox.models.anchors import anchors_per_cell
 from multibox.models.backbones import make_backbone
 from multibox.models.heads import Heads
 from multibox.models.ssd import SSD
@@ -18,7 +18,7 @@ def build_model(config: Config, classes: int, seed: int = 0) -> SSD:
     """Make a network with fresh weights for `classes` classes; the same seed gives the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        per_cell = [len(shapes) for shapes in cell_shapes(config.anchors, config.model.input_size)]
+        per_cell = anchors_per_cell(config)
         backbone = make_backbone(config.model.backbone, config.model.width, len(per_cell))
         channels = cast("tuple[int, ...]", backbone.channels)
         if len(per_cell) != len(channels):

@@ -49,6 +49,22 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_bytes_whole(path, save(tensors, {"multibox": json.dumps(metadata)}))
 
 
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """Return what a file of ours says of itself, without reading its weights; None for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get("multibox")
+    except (SafetensorError, OSError):
+        return None
+    return None if metadata is None else json.loads(metadata)
+
+
+def load_config(path: Path) -> Config | None:
+    """Return the config in a file of ours, None for any other file."""
+    values = read_metadata(path)
+    return None if values is None else _parse(path, values, {}).config
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint that `save_checkpoint` wrote.
 

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from multibox.errors import WeightsError
+from multibox.models.backbones.vgg import CONVS
 
 State = dict[str, Tensor]
 
@@ -91,25 +92,23 @@ def _vgg_thinned(state: State) -> State:
     return fitted
 
 
-def _vgg_reduced(state: State) -> State:
-    """Rename VGG_ILSVRC_16_layers_fc_reduced: numbered as ssd.pytorch has it, or with Caffe's layer names."""
-    return dict(
-        _renamed(state, {f"{index}": f"features.{index}" for index in VGG_CONVS} | {"31": "fc6", "33": "fc7"})
-    ) or dict(
-        _renamed(
-            state,
-            dict(zip(CAFFE_CONVS, (f"features.{i}" for i in VGG_CONVS), strict=True)) | {"fc6": "fc6", "fc7": "fc7"},
-        )
-    )
+def _vgg_numbered(state: State) -> State:
+    """Rename VGG_ILSVRC_16_layers_fc_reduced as ssd.pytorch numbers it."""
+    layers = {f"{index}": f"features.{index}" for index in VGG_CONVS}
+    return _renamed(state, layers | {"31": "fc6", "33": "fc7"})
 
 
-def _renamed(state: State, layers: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
-    for name, value in state.items():
-        layer, _, kind = name.rpartition(".")
-        if layer in layers:
-            yield f"backbone.{layers[layer]}.{kind}", value
+def _vgg_caffe(state: State) -> State:
+    """Rename VGG_ILSVRC_16_layers_fc_reduced from Caffe's layer names."""
+    layers = {name: f"features.{index}" for name, index in zip(CAFFE_CONVS, VGG_CONVS, strict=True)}
+    return _renamed(state, layers | {"fc6": "fc6", "fc7": "fc7"})
 
 
-VGG_CONVS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-CAFFE_CONVS = [f"conv{stage}_{i}" for stage, count in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, count + 1)]
-LAYOUTS: tuple[Callable[[State], State], ...] = (_same, _body, _timm_body, _vgg_thinned, _vgg_reduced)
+def _renamed(state: State, layers: Mapping[str, str]) -> State:
+    split = ((name.rpartition("."), value) for name, value in state.items())
+    return {f"backbone.{layers[layer]}.{kind}": value for (layer, _, kind), value in split if layer in layers}
+
+
+VGG_CONVS = [place for block in CONVS for place in block]
+CAFFE_CONVS = [f"conv{block}_{i}" for block, places in enumerate(CONVS, 1) for i in range(1, len(places) + 1)]
+LAYOUTS: tuple[Callable[[State], State], ...] = (_same, _body, _timm_body, _vgg_thinned, _vgg_numbered, _vgg_caffe)

@@ -6,7 +6,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from multibox.config import Config
-from multibox.models.anchors import cell_shapes
 from multibox.models.build import build_model
 
 
@@ -28,7 +27,5 @@ def measure(config: Config, classes: int) -> Size:
         picture = torch.zeros(1, 3, height, width, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         outputs = model(picture)
-    per_cell = [len(shapes) for shapes in cell_shapes(config.anchors, config.model.input_size)]
-    anchors = sum(r * c * n for (r, c), n in zip(outputs.feature_shapes, per_cell, strict=True))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Size(parameters, counter.get_total_flops() // 2, anchors, outputs.feature_shapes)
+    return Size(parameters, counter.get_total_flops() // 2, outputs.logits.shape[1], outputs.feature_shapes)

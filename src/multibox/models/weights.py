@@ -5,24 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from multibox.errors import WeightsError
-from multibox.models.checkpoint import Checkpoint, load_checkpoint
+from multibox.models.checkpoint import Checkpoint, load_checkpoint, load_config, read_metadata
 from multibox.models.foreign import fit_backbone, read_state
 from multibox.models.ssd import SSD
 
 DEFAULT_PRESET = "tinyssd"
-
-
-def is_detector(path: Path) -> bool:
-    """Tell whether a file is a detector of ours; a missing or broken one is none."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return "multibox" in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
 
 
 def choose_network(path: Path | None, preset: str | None) -> tuple[str, dict[str, Any]]:
@@ -35,9 +25,9 @@ def choose_network(path: Path | None, preset: str | None) -> tuple[str, dict[str
         path: weights to start from, if any.
         preset: what was asked for; None takes the detector's, and TinySSD without one.
     """
-    if path is None or not is_detector(path):
+    config = None if path is None else load_config(path)
+    if config is None:
         return preset or DEFAULT_PRESET, {}
-    config = load_checkpoint(path).config
     if preset not in (None, config.preset):
         return str(preset), {}
     settings = config.to_dict()
@@ -53,7 +43,7 @@ def load_weights(model: SSD, path: Path, names: tuple[str, ...]) -> str:
     """
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; expected a detector (.safetensors) or a body's weights")
-    if is_detector(path):
+    if read_metadata(path) is not None:
         return _load_detector(model, path, load_checkpoint(path), names)
     return _load_body(model, path)
 

@@ -69,8 +69,8 @@ def match_bipartite(
     Returns:
         The assignment; every anchor that took no object is NEGATIVE.
     """
-    if _is_empty(anchors_xyxy, gt_xyxy):
-        return _all_negative(anchors_xyxy, gt_xyxy)
+    if is_empty(anchors_xyxy, gt_xyxy):
+        return all_negative(anchors_xyxy, gt_xyxy)
     overlaps = anchor_overlaps(anchors_xyxy, gt_xyxy, gt_valid)
     overlap = overlaps.amax(dim=1)
     gt_index = torch.full_like(overlap, NEGATIVE, dtype=torch.long)
@@ -115,8 +115,8 @@ def match_dual_max(
     Returns:
         The assignment.
     """
-    if _is_empty(anchors_xyxy, gt_xyxy):
-        return _all_negative(anchors_xyxy, gt_xyxy)
+    if is_empty(anchors_xyxy, gt_xyxy):
+        return all_negative(anchors_xyxy, gt_xyxy)
     overlaps = anchor_overlaps(anchors_xyxy, gt_xyxy, gt_valid)
     overlap = overlaps.amax(dim=1)
     below, between = (NEGATIVE, IGNORED) if ignore_between else (IGNORED, NEGATIVE)
@@ -132,11 +132,13 @@ def match_dual_max(
     return _hard(gt_index, overlap)
 
 
-def _is_empty(anchors_xyxy: Tensor, gt_xyxy: Tensor) -> bool:
+def is_empty(anchors_xyxy: Float[Tensor, "a 4"], gt_xyxy: Float[Tensor, "b g 4"]) -> bool:
+    """Return whether there is nothing to match, padding included."""
     return len(anchors_xyxy) == 0 or gt_xyxy.shape[1] == 0
 
 
-def _all_negative(anchors_xyxy: Tensor, gt_xyxy: Tensor) -> Assignment:
+def all_negative(anchors_xyxy: Float[Tensor, "a 4"], gt_xyxy: Float[Tensor, "b g 4"]) -> Assignment:
+    """Return the assignment where there is nothing to match."""
     overlap = torch.zeros((len(gt_xyxy), len(anchors_xyxy)), device=anchors_xyxy.device)
     return _hard(torch.full_like(overlap, NEGATIVE, dtype=torch.long), overlap)
 

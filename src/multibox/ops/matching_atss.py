@@ -6,13 +6,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from multibox.ops.matching import Assignment, MatchInputs
+from multibox.ops.matching import Assignment, MatchInputs, all_negative, is_empty
 from multibox.ops.matching_dynamic import (
-    all_negative,
     anchor_centers,
     best_anchors,
     check_levels,
-    is_empty,
     lies_inside,
     mark_pairs,
     settle,

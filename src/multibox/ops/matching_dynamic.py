@@ -18,7 +18,7 @@ from torch import Tensor
 from multibox.errors import ConfigError
 from multibox.ops.bipartite import greedy_bipartite
 from multibox.ops.boxes import Number, pairwise_iou
-from multibox.ops.matching import NEGATIVE, Assignment, MatchInputs
+from multibox.ops.matching import NEGATIVE, Assignment, MatchInputs, all_negative, is_empty
 from multibox.ops.overlaps import anchor_overlaps
 from multibox.ops.ranking import best_first
 
@@ -129,17 +129,6 @@ def check_levels(level_sizes: Sequence[int], count: int) -> None:
             f"level_sizes {list(level_sizes)} add up to {sum(level_sizes)}, expected the number of anchors, {count}; "
             "give height * width * anchors per cell of every feature map"
         )
-
-
-def is_empty(anchors_xyxy: Float[Tensor, "a 4"], gt_xyxy: Float[Tensor, "b g 4"]) -> bool:
-    """Return whether there is nothing to match, padding included."""
-    return len(anchors_xyxy) == 0 or gt_xyxy.shape[1] == 0
-
-
-def all_negative(anchors_xyxy: Float[Tensor, "a 4"], gt_xyxy: Float[Tensor, "b g 4"]) -> Assignment:
-    """Return the assignment where there is nothing to match."""
-    overlap = torch.zeros((len(gt_xyxy), len(anchors_xyxy)), device=anchors_xyxy.device)
-    return Assignment(torch.full_like(overlap, NEGATIVE, dtype=torch.long), overlap, overlap + 1, overlap + 1)
 
 
 def without_padding(gt_xyxy: Float[Tensor, "b g 4"], gt_valid: Bool[Tensor, "b g"]) -> Float[Tensor, "b g 4"]:

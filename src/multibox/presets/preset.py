@@ -6,6 +6,9 @@ from typing import Any
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
+COCO300_SIZES = ((21, 45), (45, 99), (99, 153), (153, 207), (207, 261), (261, 315))
+"""Caffe's anchors for COCO at 300 pixels, (min, max) of each map; torchvision, NVIDIA and others took them over."""
+
 
 @dataclass(frozen=True)
 class Preset:

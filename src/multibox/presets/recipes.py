@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from multibox.presets.preset import COCO300_SIZES
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -131,7 +133,7 @@ RECIPES: dict[str, Recipe] = {
             **_TORCHVISION,
             "model.init": "xavier",
             "model.mean": (0.48235 * 255, 0.45882 * 255, 0.40784 * 255),
-            "anchors.sizes": ((21, 45), (45, 99), (99, 153), (153, 207), (207, 261), (261, 315)),
+            "anchors.sizes": COCO300_SIZES,
             "anchors.clip_shapes": True,
             "train.epochs": 120,
             "train.steps": 120,

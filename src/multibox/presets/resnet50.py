@@ -1,6 +1,6 @@
 """NVIDIA's SSD300 over ResNet50, the reference of MLPerf."""
 
-from multibox.presets.preset import IMAGENET_MEAN, IMAGENET_STD, Preset
+from multibox.presets.preset import COCO300_SIZES, IMAGENET_MEAN, IMAGENET_STD, Preset
 
 SSD300_RESNET50 = Preset(
     "NVIDIA DeepLearningExamples, MLPerf; COCO anchors",
@@ -11,7 +11,7 @@ SSD300_RESNET50 = Preset(
         "model.std": IMAGENET_STD,
         "model.init": "torch",
         "anchors.style": "caffe",
-        "anchors.sizes": ((21, 45), (45, 99), (99, 153), (153, 207), (207, 261), (261, 315)),
+        "anchors.sizes": COCO300_SIZES,
         "anchors.ratios": ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
         "anchors.design_size": 300,
         "anchors.steps": (8, 16, 32, 64, 100, 300),

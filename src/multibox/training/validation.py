@@ -27,6 +27,7 @@ class Validation:
         self.config = config
         self.device = device
         self.precision = precision
+        self.per_cell = anchors_per_cell(config)
         self.pictures = AugmentedPictures(dataset, config.model.input_size, ())
 
     @torch.inference_mode()
@@ -50,7 +51,7 @@ class Validation:
                 self.config.matching,
                 self.config.model,
                 outputs,
-                anchors_per_cell(self.config),
+                self.per_cell,
             )
             parts = multibox_loss(outputs, targets, self.config.loss, self.config.model)
             losses.append(parts.total * len(batch.names))

@@ -19,13 +19,13 @@ class RoomyConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Map [b, in, h, w] to at least one cell."""
         height, width = input.shape[2:]
-        if min(height, width) >= max(self.kernel_size):
+        reach = [dilation * (kernel - 1) + 1 for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True)]
+        if min(height, width) >= max(reach):
             return super().forward(input)
         top, left = (int(pad) for pad in self.padding)
-        bottom = top + max(0, self.kernel_size[0] - 2 * top - height)
-        right = left + max(0, self.kernel_size[1] - 2 * left - width)
+        bottom, right = (max(p, r - p - s) for p, r, s in zip((top, left), reach, (height, width), strict=True))
         padded = functional.pad(input, (left, right, top, bottom))
-        return functional.conv2d(padded, self.weight, self.bias, self.stride, groups=self.groups)
+        return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def depthwise_norm_act(
@@ -34,6 +34,21 @@ def depthwise_norm_act(
     """Make a depthwise 3x3 convolution with batch norm and activation, named as torchvision names its own."""
     conv = RoomyConv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
     return nn.Sequential(conv, norm(channels), act(inplace=True))
+
+
+def extra_block(channels: int, narrow: int, wide: int, stride: int = 2) -> nn.Sequential:
+    """Make an extra map's layers with batch norm and ReLU: a 1x1 convolution that narrows, a 3x3 one that shrinks.
+
+    With stride 1 the latter is not padded, as in the paper's last two: it shrinks the map by its border.
+    """
+    return nn.Sequential(
+        nn.Conv2d(channels, narrow, 1, bias=False),
+        nn.BatchNorm2d(narrow),
+        nn.ReLU(inplace=True),
+        RoomyConv2d(narrow, wide, 3, stride, padding=stride - 1, bias=False),
+        nn.BatchNorm2d(wide),
+        nn.ReLU(inplace=True),
+    )
 
 
 class SameConv2d(nn.Conv2d):

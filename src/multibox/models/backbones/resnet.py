@@ -3,9 +3,10 @@
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from multibox.models.backbones.layers import RoomyConv2d
+from multibox.models.backbones.layers import extra_block
 
 NARROW_WIDE_STRIDE = ((256, 512, 2), (256, 512, 2), (128, 256, 2), (128, 256, 1), (128, 256, 1))
+"""Of the extra layers: 38, 19, 10, 5, 3, 1 cells at 300 pixels."""
 
 
 class ResNet50Body(nn.Module):
@@ -23,7 +24,7 @@ class ResNet50Body(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 layer.stride = (1, 1)
         self.extras = nn.ModuleList(
-            _extra(channels, *extra) for channels, extra in zip(self.channels, NARROW_WIDE_STRIDE, strict=False)
+            extra_block(channels, *extra) for channels, extra in zip(self.channels, NARROW_WIDE_STRIDE, strict=False)
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -33,15 +34,3 @@ class ResNet50Body(nn.Module):
         for extra in self.extras:
             maps.append(extra(maps[-1]))
         return maps
-
-
-def _extra(channels: int, narrow: int, wide: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, narrow, 1, bias=False),
-        nn.BatchNorm2d(narrow),
-        nn.ReLU(inplace=True),
-        # Padded where it strides, unpadded where it does not: 38, 19, 10, 5, 3, 1 at 300 pixels
-        RoomyConv2d(narrow, wide, 3, stride, padding=stride - 1, bias=False),
-        nn.BatchNorm2d(wide),
-        nn.ReLU(inplace=True),
-    )

@@ -5,7 +5,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from multibox.errors import ConfigError, MissingExtraError, did_you_mean
-from multibox.models.backbones.layers import RoomyConv2d
+from multibox.models.backbones.layers import extra_block
 
 FINEST = 8
 """Smallest stride that is used: finer maps cost most and hold too many anchors."""
@@ -31,7 +31,7 @@ class TimmBody(nn.Module):
         self.extras = nn.ModuleList()
         while len(channels) < levels:
             wide = max(128, channels[-1] // 2)
-            self.extras.append(_extra(channels[-1], wide))
+            self.extras.append(extra_block(channels[-1], wide // 2, wide))
             channels.append(wide)
         self.channels = tuple(channels)
 
@@ -56,15 +56,3 @@ def _create(name: str) -> nn.Module:
         return timm.create_model(name, pretrained=False, features_only=True)
     except (RuntimeError, AssertionError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"timm's {name} gives no feature maps ({error}); choose a convolutional model") from None
-
-
-def _extra(channels: int, wide: int) -> nn.Sequential:
-    narrow = wide // 2
-    return nn.Sequential(
-        nn.Conv2d(channels, narrow, 1, bias=False),
-        nn.BatchNorm2d(narrow),
-        nn.ReLU(inplace=True),
-        RoomyConv2d(narrow, wide, 3, 2, 1, bias=False),
-        nn.BatchNorm2d(wide),
-        nn.ReLU(inplace=True),
-    )

@@ -11,6 +11,8 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from multibox.models.backbones.layers import L2Norm, RoomyConv2d, SameConv2d
 
+CONVS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+"""Places of the convolutions among `features`, block by block."""
 CONV4_3 = 23
 """How many layers of `features` lead to the ReLU after conv4_3."""
 
