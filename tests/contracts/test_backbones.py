@@ -5,6 +5,7 @@ import torch
 
 from multibox.errors import ConfigError
 from multibox.models.backbones import BACKBONES, WITH_WIDTH, make_backbone
+from multibox.models.backbones.layers import RoomyConv2d, SameConv2d
 from multibox.models.build import build_model
 from multibox.models.weights import load_weights
 from multibox.presets import resolve
@@ -38,6 +39,37 @@ def test_gradients_are_finite_in_bfloat16_on_the_smallest_maps(name):
         for name_, parameter in body.named_parameters():
             assert parameter.grad is not None, name_
             assert parameter.grad.abs().max() < 1e6, name_
+
+
+@pytest.mark.parametrize("conv", [SameConv2d, RoomyConv2d])
+def test_strided_depthwise_convolutions_train_as_in_float32(conv):
+    # In bfloat16 they take float32's road (see `_convolve`): same result, gradients rounded once
+    layer = conv(16, 16, 3, 2, groups=16, bias=False)
+    image = torch.rand(2, 16, 21, 21).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(image)
+    found.square().sum().backward()
+    assert found.dtype == torch.bfloat16
+    exact = image.detach().float().requires_grad_()
+    gradient, layer.weight.grad = layer.weight.grad, None
+    expected = layer(exact)
+    torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=1e-3)
+    expected.backward(2 * found.detach().float())
+    torch.testing.assert_close(gradient, layer.weight.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(image.grad.float(), exact.grad, rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv1-tf", "mobilenetv2", "mobilenetv3", "timm:mobilenetv3_small_050"])
+def test_no_strided_depthwise_convolution_is_left_to_bfloat16(name):
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    strided = [
+        module
+        for module in make_backbone(name, 1.0, 6).modules()
+        if isinstance(module, torch.nn.Conv2d) and module.groups == module.in_channels > 1 and max(module.stride) > 1
+    ]
+    assert strided
+    assert all(isinstance(module, RoomyConv2d | SameConv2d) for module in strided)
 
 
 @pytest.mark.parametrize("name", WITH_WIDTH)

@@ -6,9 +6,10 @@ from functools import partial
 from torch import nn
 
 from multibox.errors import ConfigError, did_you_mean
+from multibox.models.backbones.layers import replace_strided_depthwise
 from multibox.models.backbones.mobilenet import mobilenetv2_body, mobilenetv3_body
 from multibox.models.backbones.mobilenetv1 import MobileNetV1Body
-from multibox.models.backbones.pyramid import RegNetPyramidBody
+from multibox.models.backbones.pyramid import MobileNetV1PyramidBody, RegNetPyramidBody
 from multibox.models.backbones.resnet import ResNet50Body
 from multibox.models.backbones.rfb import RFBBody
 from multibox.models.backbones.timm_body import TimmBody
@@ -27,6 +28,7 @@ FIXED: dict[str, Callable[[], nn.Module]] = {
 
 WITH_WIDTH: dict[str, Callable[[float], nn.Module]] = {
     "mobilenetv1-tf": MobileNetV1Body,
+    "mobilenetv1-pyramid": MobileNetV1PyramidBody,
     "mobilenetv1": partial(MobileNetV1Body, tensorflow=False),
     "mobilenetv2": mobilenetv2_body,
     "mobilenetv3": mobilenetv3_body,
@@ -50,13 +52,13 @@ def make_backbone(name: str, width: float, levels: int) -> nn.Module:
         ConfigError: an unknown name, or a width for a body that has none.
     """
     if name in WITH_WIDTH:
-        return WITH_WIDTH[name](width)
+        return replace_strided_depthwise(WITH_WIDTH[name](width))
     if width != 1:
         raise ConfigError(
             f"model.width={width}: backbone {name} has one width; those with many: {', '.join(WITH_WIDTH)}"
         )
     if name.startswith(TIMM):
-        return TimmBody(name.removeprefix(TIMM), levels)
+        return replace_strided_depthwise(TimmBody(name.removeprefix(TIMM), levels))
     if name not in FIXED:
         raise ConfigError(
             f"unknown backbone {name!r}{did_you_mean(name, BACKBONES)}; known: {', '.join(BACKBONES)}, timm:NAME"

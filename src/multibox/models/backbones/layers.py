@@ -1,6 +1,7 @@
 """Layers that several bodies share: convolutions with TensorFlow's padding, or roomy enough for any map."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,36 @@ class RoomyConv2d(nn.Conv2d):
         height, width = input.shape[2:]
         reach = [dilation * (kernel - 1) + 1 for dilation, kernel in zip(self.dilation, self.kernel_size, strict=True)]
         if min(height, width) >= max(reach):
-            return super().forward(input)
+            return _convolve(self, input, cast(tuple[int, int], self.padding))
         top, left = (int(pad) for pad in self.padding)
         bottom, right = (max(p, r - p - s) for p, r, s in zip((top, left), reach, (height, width), strict=True))
-        padded = functional.pad(input, (left, right, top, bottom))
-        return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return _convolve(self, functional.pad(input, (left, right, top, bottom)), (0, 0))
+
+
+def _is_strided_depthwise(conv: nn.Conv2d) -> bool:
+    return conv.groups == conv.in_channels > 1 and max(conv.stride) > 1
+
+
+def _convolve(conv: nn.Conv2d, input: Tensor, padding: Sequence[int]) -> Tensor:
+    """Convolve; a strided depthwise one in float32 where a CPU would train it in bfloat16.
+
+    oneDNN (3.13) has no fast backward pass for those: 4 to 12 times slower than float32, half of a MobileNetV1's step.
+    """
+    options = (conv.stride, padding, conv.dilation, conv.groups)
+    low_precision = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+    if low_precision and input.is_cpu and _is_strided_depthwise(conv):
+        with torch.autocast("cpu", enabled=False):
+            return functional.conv2d(input.float(), conv.weight, conv.bias, *options).to(input.dtype)
+    return functional.conv2d(input, conv.weight, conv.bias, *options)
+
+
+def replace_strided_depthwise(body: nn.Module) -> nn.Module:
+    """Make a `RoomyConv2d` of every plain strided depthwise convolution of a body that a library built; return it."""
+    for module in body.modules():
+        if type(module) is nn.Conv2d and _is_strided_depthwise(module):
+            # It differs in what it does, not in what it holds
+            module.__class__ = RoomyConv2d
+    return body
 
 
 def depthwise_norm_act(
@@ -72,7 +98,7 @@ class SameConv2d(nn.Conv2d):
                 for size, kernel, stride in zip(input.shape[2:], self.kernel_size, self.stride, strict=True)
             )
             input = functional.pad(input, (left, right, top, bottom))
-        return super().forward(input)
+        return _convolve(self, input, cast(tuple[int, int], self.padding))
 
 
 def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:

@@ -27,25 +27,13 @@ class MobileNetV1Body(nn.Module):
 
     def __init__(self, width: float = 1.0, tensorflow: bool = True) -> None:
         super().__init__()
-
-        def scaled(channels: int) -> int:
-            return max(SMALLEST, int(channels * width))
-
-        conv: Callable[..., nn.Conv2d] = SameConv2d if tensorflow else _symmetric
-        # TensorFlow's slim keeps 0.9997 of the old statistics, too slow for short trainings: PyTorch's 0.9 here
-        norm = partial(nn.BatchNorm2d, eps=1e-3 if tensorflow else 1e-5)
-        act = nn.ReLU6 if tensorflow else nn.ReLU
-        self.layers = nn.ModuleList([_norm_act(conv(3, scaled(32), 3, 2, bias=False), norm, act)])
-        channels = scaled(32)
-        for wide, stride in BLOCKS:
-            depthwise = _norm_act(conv(channels, channels, 3, stride, groups=channels, bias=False), norm, act)
-            pointwise = _norm_act(conv(channels, scaled(wide), 1, bias=False), norm, act)
-            self.layers.append(nn.Sequential(*depthwise, *pointwise))
-            channels = scaled(wide)
+        conv, norm, act = _styles(tensorflow)
+        self.layers = trunk_layers(width, tensorflow)
+        channels = scaled(1024, width)
         wides = EXTRAS_TF if tensorflow else EXTRAS
-        self.channels = (scaled(512), channels, *map(scaled, wides))
+        self.channels = (scaled(512, width), channels, *(scaled(wide, width) for wide in wides))
         self.extras = nn.ModuleList()
-        for wide in map(scaled, wides):
+        for wide in self.channels[2:]:
             narrow = wide // 2
             if tensorflow:
                 layers = (*_norm_act(conv(channels, narrow, 1, bias=False), norm, act),)
@@ -65,6 +53,35 @@ class MobileNetV1Body(nn.Module):
         for extra in self.extras:
             maps.append(extra(maps[-1]))
         return maps
+
+
+def scaled(channels: int, width: float) -> int:
+    """Return how many of `channels` (at width 1) a layer has."""
+    return max(SMALLEST, int(channels * width))
+
+
+def trunk_layers(width: float, tensorflow: bool = True) -> nn.ModuleList:
+    """Make the stem and the blocks; they are named alike in every body, so that weights fit all of them."""
+    conv, norm, act = _styles(tensorflow)
+    channels = scaled(32, width)
+    layers = nn.ModuleList([_norm_act(conv(3, channels, 3, 2, bias=False), norm, act)])
+    for wide, stride in BLOCKS:
+        depthwise = _norm_act(conv(channels, channels, 3, stride, groups=channels, bias=False), norm, act)
+        pointwise = _norm_act(conv(channels, scaled(wide, width), 1, bias=False), norm, act)
+        layers.append(nn.Sequential(*depthwise, *pointwise))
+        channels = scaled(wide, width)
+    return layers
+
+
+def _styles(
+    tensorflow: bool,
+) -> tuple[Callable[..., nn.Conv2d], Callable[[int], nn.BatchNorm2d], Callable[..., nn.Module]]:
+    """Return what makes convolutions, batch norms and activations.
+
+    TensorFlow's slim keeps 0.9997 of the old statistics, too slow for short trainings: PyTorch's 0.9 here.
+    """
+    norm = partial(nn.BatchNorm2d, eps=1e-3 if tensorflow else 1e-5)
+    return (SameConv2d, norm, nn.ReLU6) if tensorflow else (_symmetric, norm, nn.ReLU)
 
 
 def _symmetric(in_channels: int, out_channels: int, kernel: int, stride: int = 1, **options: bool | int) -> nn.Conv2d:

@@ -1,7 +1,7 @@
-"""The body of multibox-s: RegNetX-400MF and a small feature pyramid (Lin et al. 2017) over its three coarser maps.
+"""Light trunks under a small feature pyramid (Lin et al. 2017): RegNetX-400MF (multibox-s) and MobileNetV1.
 
-Chosen by measurement (`docs/decisions.md`): grouped convolutions on few, wide maps train faster on a CPU than the
-depthwise ones of MobileNets, whose time goes into memory and batch norms rather than into arithmetic.
+Chosen by measurement (`docs/decisions.md`): grouped convolutions on few, wide maps train fastest on a CPU; for
+MobileNetV1 there are weights to start from, those of the COCO SSD.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,12 @@ from torch.nn import functional
 from torchvision.models.regnet import BlockParams, RegNet
 
 from multibox.models.backbones.layers import depthwise_norm_act
+from multibox.models.backbones.mobilenetv1 import scaled, trunk_layers
 
 DEPTHS, WIDTHS, GROUP = [1, 2, 7, 12], [32, 64, 160, 400], 16
 """Blocks and channels of RegNetX-400MF at strides 4, 8, 16 and 32, and channels of a group."""
+ENDS = (5, 11, 13)
+"""MobileNetV1's last layers at strides 8, 16 and 32."""
 WIDTH = 96
 """Channels of every map of the pyramid."""
 
@@ -38,6 +41,26 @@ class RegNetPyramidBody(nn.Module):
             features = block(features)
             maps.append(features)
         return self.pyramid(maps[1:])
+
+
+class MobileNetV1PyramidBody(nn.Module):
+    """The same maps over MobileNetV1 as TensorFlow has it; the trunk is named as in `MobileNetV1Body`."""
+
+    channels = (WIDTH,) * 4
+
+    def __init__(self, width: float = 1.0) -> None:
+        super().__init__()
+        self.layers = trunk_layers(width)
+        self.pyramid = Pyramid([scaled(channels, width) for channels in (256, 512, 1024)], WIDTH)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map [b, 3, h, w] to four feature maps, finest first."""
+        maps: list[Tensor] = []
+        for index, layer in enumerate(self.layers):
+            images = layer(images)
+            if index in ENDS:
+                maps.append(images)
+        return self.pyramid(maps)
 
 
 class Pyramid(nn.Module):
