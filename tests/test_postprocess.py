@@ -86,6 +86,26 @@ def test_an_iou_of_the_nms_threshold_stays():
     anchors = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0]])
     assert postprocess(heads(logits), anchors, score="sigmoid", nms_threshold=0.5).counts.tolist() == [2]
     assert postprocess(heads(logits), anchors, score="sigmoid", nms_threshold=0.49).counts.tolist() == [1]
+    both = postprocess(heads(logits), anchors, score="sigmoid", nms_threshold=0.5, nms_inclusive=True)
+    assert both.counts.tolist() == [1]
+
+
+@pytest.mark.parametrize(("clip", "kept"), [("before_nms", [0.9]), ("after_nms", [0.9, 0.7]), ("never", [0.9, 0.7])])
+def test_small_boxes_are_dropped_before_anything_else(clip, kept):
+    """Widths of 1, 0.25 and 0.5, the last 0.25 once it is cut to the picture."""
+    anchors = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.25, 0.0, 0.5, 1.0], [0.75, 0.0, 1.25, 1.0]])
+    logits = torch.tensor([[[0.9], [0.8], [0.7]]]).logit()
+    settings = {"score": "sigmoid", "nms_threshold": 1.0, "clip": clip}
+    found = postprocess(heads(logits), anchors, **settings, min_size=0.25)
+    assert found.scores[0].tolist() == pytest.approx(kept)
+    # Small ones of higher score take no place among the best
+    found = postprocess(heads(logits.flip(1)), anchors, **settings, min_size=0.5, pre_nms_topk=1)
+    assert found.scores[0].tolist() == pytest.approx([0.7])
+
+
+def test_a_cap_for_each_class():
+    found = postprocess(heads(LOGITS), BOXES, **SETTINGS, max_per_class=1)
+    assert rows(found) == expected((0, 0.9, 0), (1, 0.7, 3))
 
 
 def test_boxes_are_decoded_and_clipped_in_the_end():
@@ -133,7 +153,7 @@ def iou(one, other):
     return shared / ((one[2] - one[0]) * (one[3] - one[1]) + (other[2] - other[0]) * (other[3] - other[1]) - shared)
 
 
-def reference(scores, boxes, threshold, nms_threshold, topk, most, agnostic):
+def reference(scores, boxes, threshold, nms_threshold, topk, most, agnostic, per_class):
     """One picture, box after box; scores [a][c]."""
     picked = []
     for label in range(len(scores[0])):
@@ -147,7 +167,8 @@ def reference(scores, boxes, threshold, nms_threshold, topk, most, agnostic):
         if all(iou(boxes[a], boxes[b]) <= nms_threshold for b in rivals):
             kept.append((label, a))
     kept.sort(key=lambda pair: -scores[pair[1]][pair[0]])
-    return kept[:most]
+    places = [sum(other[0] == label for other in kept[:i]) for i, (label, _) in enumerate(kept)]
+    return [pair for pair, place in zip(kept, places, strict=True) if not per_class or place < per_class][:most]
 
 
 @given(
@@ -158,9 +179,10 @@ def reference(scores, boxes, threshold, nms_threshold, topk, most, agnostic):
     st.sampled_from([4, 200]),
     st.booleans(),
     st.booleans(),
+    st.sampled_from([0, 1, 3]),
 )
 @settings(max_examples=60, deadline=None)
-def test_against_the_reference(seed, batch, count, topk, most, agnostic, ties):
+def test_against_the_reference(seed, batch, count, topk, most, agnostic, ties, per_class):
     generator = torch.Generator().manual_seed(seed)
     anchors = torch.rand((count, 4), generator=generator) * 0.5
     anchors[:, 2:] += anchors[:, :2] + 0.05
@@ -174,12 +196,14 @@ def test_against_the_reference(seed, batch, count, topk, most, agnostic, ties):
         score_threshold=0.2,
         pre_nms_topk=topk,
         max_detections=most,
+        max_per_class=per_class,
         class_agnostic=agnostic,
         clip="never",
     )
     boxes = decode(offsets, anchors)
     for i in range(batch):
-        pairs = reference(logits[i].sigmoid().tolist(), boxes[i].double().tolist(), 0.2, 0.45, topk, most, agnostic)
+        scores, corners = logits[i].sigmoid().tolist(), boxes[i].double().tolist()
+        pairs = reference(scores, corners, 0.2, 0.45, topk, most, agnostic, per_class)
         n = int(found.counts[i])
         assert found.labels[i, :n].tolist() == [label for label, _ in pairs]
         assert torch.equal(found.boxes_xyxy[i, :n], boxes[i, [a for _, a in pairs]])

@@ -4,23 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from multibox.data.checking import check_pictures
 from multibox.data.formats import open_dataset
 from multibox.data.formats.common import OnBad
-from multibox.data.loading import AugmentedPictures, choose_workers, in_order, load_batches
 from multibox.evaluation.report import Figures
 from multibox.evaluation.report import evaluate as measure
-from multibox.inference.detect import detect
+from multibox.inference.datasets import find_all
 from multibox.inference.detector import Detector, load
 from multibox.models.build import build_model
 from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve
-from multibox.structures import Dataset, Detections
+from multibox.structures import Dataset
 from multibox.training.run import RunOptions, prepare
-
-BATCH = 16
 
 
 def create(
@@ -79,6 +74,7 @@ def evaluate(
     max_detections: int = 100,
     format: str | None = None,
     on_bad: OnBad = "stop",
+    bootstrap: int = 0,
 ) -> Figures:
     """Score a detector on a split: VOC 2007, VOC 2012 and COCO figures, also per class; what `eval --json` writes.
 
@@ -90,12 +86,14 @@ def evaluate(
         max_detections: detections kept per picture, best first.
         format: the data set's format, where it cannot be told.
         on_bad: "stop" at a broken file, or "skip" it.
+        bootstrap: resamples of the pictures for 95 % intervals; 0 leaves them out.
 
     Raises:
         DataError: data that cannot be read, or a class the detector does not know.
     """
     dataset = open_for(detector, data, split=split, rename=rename, format=format, on_bad=on_bad)
-    return measure(find_all(detector, dataset, max_detections), dataset, detector.names, max_detections=max_detections)
+    found = find_all(detector, dataset, max_detections)
+    return measure(found, dataset, detector.names, max_detections=max_detections, bootstrap=bootstrap)
 
 
 def open_for(
@@ -111,14 +109,3 @@ def open_for(
     dataset = open_dataset(data, split, format=format, class_names=detector.names, on_bad=on_bad, rename=rename)
     # To stop at a bad picture, meeting it is soon enough
     return check_pictures(dataset, on_bad) if on_bad == "skip" else dataset
-
-
-@torch.inference_mode()
-def find_all(detector: Detector, dataset: Dataset, max_detections: int = 100) -> list[Detections]:
-    """Return the detections in every picture of `dataset`, in order, down to the config's lowest score."""
-    pictures = AugmentedPictures(dataset, detector.config.model.input_size, (), cache_bytes=0)
-    found: list[Detections] = []
-    for batch in load_batches(pictures, in_order(len(dataset), BATCH), choose_workers(-1), pin=False):
-        outputs = detector.model(batch.images.to(detector.device))
-        found += detect(outputs, batch.sizes, detector.config, detector.names)
-    return [each[:max_detections] for each in found]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self, cast
 
 from multibox.errors import ConfigError
-from multibox.settings import replace_setting
+from multibox.settings import AutoFloat, AutoInt, replace_setting
 
 Variances = tuple[float, float, float, float]
 SizesPerLevel = tuple[tuple[float, ...], ...]
@@ -140,9 +140,10 @@ class TrainConfig:
     """Passes over the training split; 0 takes as many as `steps` needs."""
     steps: int = 0
     """Optimiser steps when `epochs` is 0."""
-    batch_size: int = 32
-    lr: float = 0.2
-    """Peak learning rate."""
+    batch_size: AutoInt = 32
+    """Pictures a step; auto (0) takes as many as fit into memory, a power of two up to 32 (CPU) or 128 (GPU)."""
+    lr: AutoFloat = 0.2
+    """Peak learning rate; auto (0) finds it by a range test of at most 60 steps before the run."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.0
     weight_decay: float = 5e-4
@@ -156,6 +157,8 @@ class TrainConfig:
     """Learning-rate multiplier of the heads."""
     freeze: tuple[str, ...] = ()
     """Patterns of parameter names that do not learn, such as backbone.*; frozen batch norms keep their statistics."""
+    freeze_until: float = 1.0
+    """Share of the run during which `freeze` holds; afterwards everything learns."""
     bias_lr: float = 1.0
     """Learning-rate multiplier of biases; Caffe uses 2."""
     schedule: Literal["constant", "cosine", "steps"] = "constant"
@@ -168,6 +171,8 @@ class TrainConfig:
     """steps: the learning rate never falls below."""
     warmup: float = 0.0
     """Share of all steps in which the learning rate rises linearly."""
+    warmup_steps: int = 0
+    """Most steps of the warm-up, however long the run is; 0 sets no limit."""
     final_lr: float = 0.0
     """Where cosine ends, as a share of the peak."""
     clip_norm: float = 0.0
@@ -176,12 +181,21 @@ class TrainConfig:
     """Decay of the running average of the weights; 0 keeps none."""
     augmentation: str = "none"
     """Name of an augmentation recipe."""
+    mix_until: float = 0.85
+    """Share of the run's epochs in which recipes that mix pictures do so; the last epochs see pictures as they are."""
+    scales: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest scale of the input while training; each step draws one, rounded to 32 pixels."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """uniform: each picture once an epoch; balanced: those of rare classes more often, in as many steps."""
     difficult: Literal["keep", "drop"] = "keep"
     """Whether objects marked difficult are learnt (Caffe on VOC) or left out (HiKapok, Caffe on COCO)."""
     report: Literal["d2l", "default"] = "default"
     """What an epoch prints: d2l prints post B's line every 5 epochs beside it."""
     validate_every: int = 0
     """Epochs between validations; 0 chooses about 20 validations a run."""
+    patience: int = 0
+    """Validations without a better mAP@0.5 after which the run ends; 0 never ends it early. The schedule is not
+    shortened, so such a run ends before its learning rate has fallen."""
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the forward pass; auto takes bfloat16 where the machine multiplies it in hardware."""
@@ -195,16 +209,28 @@ class PostConfig:
 
     score_threshold: float = 0.01
     """Scores at or below this are dropped before suppression."""
+    thresholds: tuple[float, ...] = ()
+    """For each class the lowest score that `predict` reports unless told; validation during training finds them, where
+    F1 is best, and saves them with the weights. Empty is 0.3 for every class."""
     nms_threshold: float = 0.45
     """Of two boxes of one class that overlap more than this, the better stays."""
+    nms_inclusive: bool = False
+    """Whether an overlap that equals `nms_threshold` is enough (MXNet, NVIDIA) or not (Caffe)."""
     pre_nms_topk: int = 400
     """Best boxes per class that enter suppression."""
     max_detections: int = 200
     """Best detections kept per picture."""
+    max_per_class: int = 0
+    """Best detections of each class kept per picture, before `max_detections` (HiKapok); 0 sets no limit."""
+    min_size: float = 0.0
+    """Boxes no wider or no higher than this share of the picture are dropped before suppression (HiKapok)."""
     clip: Literal["before_nms", "after_nms"] = "after_nms"
     """When boxes are cut at the picture's border: before suppression (torchvision, HiKapok) or after it (Caffe)."""
     multi_label: bool = True
     """Whether an anchor may answer for several classes (Caffe) or only for its best one (MXNet, TF Lite)."""
+    flip: bool = False
+    """Average the answers for a picture and its mirror image, at twice the time (prediction and evaluation; not the
+    validations of a run)."""
 
 
 @dataclass(frozen=True, kw_only=True)

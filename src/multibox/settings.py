@@ -3,11 +3,16 @@
 import dataclasses
 import json
 import typing
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from multibox.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
+
+AUTO = 0
+"""What a setting that may be `auto` holds until a run has found its number."""
+AutoFloat = Annotated[float, "auto"]
+AutoInt = Annotated[int, "auto"]
 
 
 def replace_setting(config: T, key: str, value: Any) -> T:
@@ -31,7 +36,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, str]:
 
 
 def _set(section: T, full_key: str, keys: list[str], value: Any) -> T:
-    hints = typing.get_type_hints(type(section))
+    hints = typing.get_type_hints(type(section), include_extras=True)
     if keys[0] not in hints:
         raise ConfigError(f"unknown setting {full_key!r}{did_you_mean(keys[0], hints)}; known: {', '.join(hints)}")
     current = getattr(section, keys[0])
@@ -50,17 +55,20 @@ def _first(section: Any) -> str:
     return dataclasses.fields(section)[0].name
 
 
-def _convert(key: str, kind: Any, value: Any) -> Any:
+def _convert(key: str, kind: Any, value: Any, other: str = "") -> Any:
     """Turn a string or JSON value into the field's type, or say what was expected."""
+    if typing.get_origin(kind) is Annotated:
+        number = typing.get_args(kind)[0]
+        return number(AUTO) if value == "auto" else _convert(key, number, value, ", or auto")
     if kind == tuple[str, ...] and isinstance(value, str) and not value.startswith("["):
         value = [part.strip() for part in value.split(",") if part.strip()]
     elif isinstance(value, str) and kind is not str and typing.get_origin(kind) is not Literal:
         try:
             value = json.loads(value)
         except json.JSONDecodeError:
-            raise ConfigError(f"{key}={value}: expected {_describe(kind)}") from None
+            raise ConfigError(f"{key}={value}: expected {_describe(kind)}{other}") from None
     if not _fits(kind, value):
-        raise ConfigError(f"{key}={json.dumps(value)}: expected {_describe(kind)}")
+        raise ConfigError(f"{key}={json.dumps(value)}: expected {_describe(kind)}{other}")
     return _freeze(float(value) if kind is float else value)
 
 

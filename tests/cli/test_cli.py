@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from multibox.cli.main import main
+from multibox.training import ablation
 
 SMALL = ["--set", "model.input_size=[64,64]", "--set", "train.batch_size=4", "--set", "train.workers=0"]
 
@@ -50,7 +51,9 @@ def test_train_eval_predict(run, squares, trained, tmp_path):
     assert "VOC07 AP" in out
     figures = json.loads((tmp_path / "f.json").read_text())
     assert figures["pictures"] == 4
-    assert set(figures) == {"pictures", "coco", "voc07", "voc12"}
+    assert set(figures) == {"pictures", "coco", "voc07", "voc12", "thresholds"}
+    assert "precision" in out
+    assert "95 %" not in out
     assert set(figures["voc07"]["per_class"]) == {"red", "blue"}
     assert (tmp_path / "pr.png").is_file()
     code, out, _ = run(
@@ -78,6 +81,8 @@ def test_train_eval_predict(run, squares, trained, tmp_path):
         (["train", "DATA", "--set", "train.lrr=1"], ["did you mean 'lr'"]),
         (["train", "DATA", "--set", "train.lr"], ["section.key=value"]),
         (["train", "DATA", "--train-split", "trian"], ["trian", "train"]),
+        (["train", "DATA", "--seeds", "2"], ["--out"]),
+        (["train", "DATA", "--ablate", "loss,mathcer"], ["did you mean 'matcher'", "localization"]),
         (["eval", "NOWHERE", "DATA"], ["NOWHERE", "does not exist"]),
         (["predict", "NOWHERE", "DATA"], ["no picture"]),
         (["import", "mxnets", "x", "--out", "y"], ["did you mean 'mxnet'"]),
@@ -97,6 +102,36 @@ def test_a_mistake_is_one_sentence_and_exit_2(run, squares, tmp_path, monkeypatc
     assert err.count("\n") == 1
     assert all(word in err for word in words), err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["squares"]
+
+
+def test_intervals_and_the_models_thresholds(run, squares, trained, tmp_path):
+    code, out, _ = run(
+        "eval", trained, squares, "--split", "val", "--bootstrap", 50, "--json", tmp_path / "f.json"
+    )  # fmt: skip
+    assert code == 0
+    assert "with 95 % intervals of 50 resamples of the pictures: VOC12 mAP " in out
+    assert set(json.loads((tmp_path / "f.json").read_text())["intervals"]["coco"]) == {"AP", "AP50", "AP75"}
+    picture = squares / "JPEGImages" / "000.png"
+    assert "the model's thresholds are reported: blue " in run("predict", trained, picture, "--out", tmp_path / "d")[1]
+    asked = run("predict", trained, picture, "--threshold", 0.4, "--out", tmp_path / "d")[1]
+    assert "scores above 0.4 are reported" in asked
+    code, _, err = run("train", squares, "--out", tmp_path / "bare", "--epochs", 1, "--val-split", "none", *SMALL)
+    assert code == 0, err
+    assert "scores from 0.3 are reported" in run("predict", tmp_path / "bare", picture, "--out", tmp_path / "d")[1]
+
+
+def test_seeds_and_ablations_end_in_a_table(run, squares, tmp_path, monkeypatch):
+    few = ("train", squares, "--epochs", 1, *SMALL)
+    code, out, err = run(*few, "--out", tmp_path / "seeds", "--seeds", 2)
+    assert code == 0, err
+    for words in ("run 2 of 2", "standard deviation", "95 % of the mean", "seeds.csv"):
+        assert words in out
+    monkeypatch.setitem(ablation.AXES, "matcher", {"atss": ablation.AXES["matcher"]["atss"]})
+    code, out, err = run(*few, "--out", tmp_path / "grid", "--ablate", "matcher")
+    assert code == 0, err
+    assert (tmp_path / "grid" / "atss" / "seed-0" / "last.safetensors").is_file()
+    assert "combination 1 of 1: atss" in out
+    assert "ablation.md" in out
 
 
 def test_a_class_that_changed_its_name_is_named(run, squares, trained):

@@ -6,13 +6,14 @@ import typing
 import pytest
 import torch
 
-from multibox.config import SIGMOID_LOSSES, LossConfig, MatchingConfig
+from multibox.config import LossConfig, MatchingConfig
 from multibox.errors import ConfigError
 from multibox.losses.multibox import multibox_loss
 from multibox.losses.targets import make_targets
 from multibox.models.anchors import anchors_per_cell, make_anchors
 from multibox.models.build import build_model
 from multibox.presets import resolve
+from multibox.training.ablation import loss_settings, matcher_settings
 
 
 def choices(section, field):
@@ -25,16 +26,7 @@ MATCHERS = choices(MatchingConfig, "matcher")
 
 
 def settings(classification, **more):
-    score = "sigmoid" if classification in SIGMOID_LOSSES else "softmax"
-    mined = 3.0 if "cross_entropy" in classification else 0.0
-    return {
-        "anchors.fit": 0,
-        "model.input_size": [64, 64],
-        "model.score": score,
-        "loss.classification": classification,
-        "loss.negative_ratio": mined,
-        **more,
-    }
+    return {"anchors.fit": 0, "model.input_size": [64, 64], **loss_settings(classification), **more}
 
 
 @pytest.mark.parametrize(("classification", "localization"), list(itertools.product(CLASSIFICATION, LOCALIZATION)))
@@ -46,7 +38,7 @@ def test_every_combination_learns(classification, localization):
     labels = torch.randint(0, 2, (2, 3), generator=generator)
     labels[1], gt[1] = -1, -1  # a picture without objects
     for matcher in MATCHERS:
-        more = {"loss.localization": localization, "matching.matcher": matcher, "loss.negative_overlap": 1.0}
+        more = {"loss.localization": localization, **matcher_settings(matcher)}
         config = resolve("tinyssd", changes=settings(classification, **more))
         model = build_model(config, 2).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

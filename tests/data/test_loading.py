@@ -4,7 +4,8 @@ import torch
 
 from multibox.data.augmentation import AUGMENTATIONS
 from multibox.data.formats import open_dataset
-from multibox.data.loading import AugmentedPictures, EpochBatches, collate, in_order, load_batches
+from multibox.data.loading import AugmentedPictures, collate, in_order, load_batches
+from multibox.data.sampling import EpochBatches
 from multibox.errors import PictureError
 
 

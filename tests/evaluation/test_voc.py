@@ -74,7 +74,7 @@ def test_the_curve_of_the_reference_vector():
     curve = Curve(recall, np.array([1, 1 / 2, 2 / 3, 3 / 4, 3 / 5]), np.array([0.9, 0.8, 0.7, 0.6, 0.5]), 4)
     assert curve.ap07 == pytest.approx(0.613636, abs=1e-6)
     assert curve.ap12 == pytest.approx(0.625)
-    assert curve.best_f1 == (0.6, pytest.approx(0.75))
+    np.testing.assert_allclose(curve.f1, [2 / 5, 2 / 6, 4 / 7, 6 / 8, 6 / 9])
 
 
 def test_the_reference_vector_from_boxes(build):
@@ -143,7 +143,7 @@ def test_equal_scores_keep_their_order(build):
     assert quick_map([hit, miss], samples, ["thing"]) == 1.0
     assert quick_map([miss, hit], samples[::-1], ["thing"]) == 0.5
     curve = precision_recall([hit, miss], samples, ["thing"])["thing"]
-    assert curve.best_f1 == (0.5, pytest.approx(2 / 3))
+    assert curve.f1.tolist() == [-1, pytest.approx(2 / 3)]
 
 
 def test_numbers_that_are_not_finite_are_false_detections(build):

@@ -66,6 +66,26 @@ def test_the_threshold_counts(detector):
     assert len(detector.predict(picture, threshold=0.0)) > 1
 
 
+def test_without_a_threshold_each_class_has_its_own():
+    made = multibox.create("tinyssd", ["cat", "dog"], recipe="d2l")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8))
+    everything = made.predict(picture, threshold=0.0)
+    assert len(set(everything.labels.tolist())) == 2
+    least = [float(np.sort(everything.scores[everything.labels == label])[-3]) for label in (0, 1)]
+    made.config = made.config.updated({"post.thresholds": least})
+    found = made.predict(picture)
+    wanted = everything.scores >= np.array(least, np.float64)[everything.labels]
+    assert found == everything[wanted]
+    # The score that was found as the threshold is itself reported
+    assert [float(found.scores[found.labels == label].min()) for label in (0, 1)] == least
+    assert made.predict(picture, threshold=0.0) == everything
+    made.config = made.config.updated({"post.thresholds": ()})
+    assert made.predict(picture) == everything[everything.scores > 0.3]
+    made.config = made.config.updated({"post.thresholds": [0.5]})
+    with pytest.raises(ConfigError, match=r"post.thresholds has 1 values for 2 classes \(cat, dog\)"):
+        made.predict(picture)
+
+
 def test_mistakes(detector, tmp_path):
     with pytest.raises(PictureError, match=r"uint8 RGB \[H, W, 3\], got float64 \[4, 4, 3\]"):
         detector.predict(np.zeros((4, 4, 3)))

@@ -1,5 +1,6 @@
 """Starting from other weights: detectors by class name, bodies by layout, and what is refused."""
 
+import json
 import pickle
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 
 from multibox.api import create
 from multibox.errors import WeightsError
-from multibox.models.checkpoint import Checkpoint, save_checkpoint
+from multibox.models.checkpoint import Checkpoint, load_checkpoint, load_config, read_metadata, save_checkpoint
 from multibox.models.foreign import CAFFE_CONVS, VGG_CONVS
 from multibox.models.weights import choose_network, load_weights
 
@@ -60,6 +61,27 @@ def test_a_detector_brings_its_network_and_says_so(tmp_path):
     new = create("ssd300-mobilenetv1", ["cat", "dog"], weights=path)
     assert new.config.model == old.config.model
     assert new.config.post == old.config.post
+
+
+def test_thresholds_stay_with_their_weights(tmp_path):
+    old = create("tinyssd", ["cat", "dog"])
+    old.config = old.config.updated({"post.thresholds": [0.4, 0.6], "post.nms_threshold": 0.6})
+    path = saved(old, tmp_path / "old.safetensors")
+    assert load_config(path).post.thresholds == (0.4, 0.6)
+    new = create("tinyssd", ["bird"], weights=path)
+    assert (new.config.post.thresholds, new.config.post.nms_threshold) == ((), 0.6)
+
+
+def test_a_checkpoint_from_before_a_setting_still_loads(tmp_path):
+    detector = create("tinyssd", ["cat"])
+    path = saved(detector, tmp_path / "a.safetensors")
+    values = read_metadata(path)
+    assert values["format_version"] == 2
+    del values["config"]["post"]["thresholds"]
+    save_file(load_checkpoint(path).state, tmp_path / "old.safetensors", {"multibox": json.dumps(values)})
+    old = load_checkpoint(tmp_path / "old.safetensors")
+    assert old.config == detector.config
+    assert old.config.post.thresholds == ()
 
 
 def test_vgg16_of_torchvision_is_thinned_out(tmp_path):

@@ -196,6 +196,9 @@ def test_inclusive_decides_at_the_threshold():
     valid = torch.ones((1, 1), dtype=torch.bool)
     assert match_bipartite(anchors, gt, valid).gt_index.tolist() == [[0, 0]]
     assert match_bipartite(anchors, gt, valid, inclusive=False).gt_index.tolist() == [[0, NEGATIVE]]
+    assert match_dual_max(anchors, gt, valid).gt_index.tolist() == [[0, 0]]
+    assert match_dual_max(anchors, gt, valid, inclusive=False).gt_index.tolist() == [[0, NEGATIVE]]
+    assert match_dual_max(anchors, gt, valid, low=0.4, inclusive=False).gt_index.tolist() == [[0, IGNORED]]
 
 
 @pytest.mark.parametrize("matcher", [match_bipartite, match_dual_max])

@@ -9,8 +9,8 @@ from torch import nn
 from multibox.api import create
 from multibox.config import TrainConfig
 from multibox.errors import ConfigError
-from multibox.training.norms import folded_norms, freeze, train_mode, unfold_norms
-from multibox.training.optimizer import make_optimizer
+from multibox.training.norms import folded_norms, freeze, train_mode, unfold_norms, without_norms
+from multibox.training.optimizer import decay_penalty, make_optimizer
 from multibox.training.run import RunOptions, prepare
 
 
@@ -90,3 +90,19 @@ def test_frozen_norms_stay_in_evaluation_mode():
     train_mode(net)
     assert not net[1].training
     assert net[4].training
+
+
+def test_the_penalty_leaves_batch_norms_and_frozen_parts_out():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
+    model[2].weight.requires_grad_(False)
+    assert [name for name, _ in without_norms(model)] == ["0.weight", "0.bias", "2.bias"]
+
+
+def test_the_decay_shown_is_what_the_groups_decay():
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), (3.0, 2.0, 5.0, 7.0), strict=True):
+            parameter.fill_(value)
+    config = TrainConfig(weight_decay=0.1, bias_decay=0.5, norm_decay=0.0)
+    # 0.1 * 9 / 2 for the weight, half as much decay for the bias of 2, none for the batch norm
+    assert decay_penalty(make_optimizer(model, config)) == pytest.approx(0.45 + 0.1)

@@ -1,12 +1,17 @@
 """`multibox data make | convert | show`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from multibox.cli.bars import counting
 from multibox.cli.train import OnBad
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from multibox.structures import Dataset
 
 app = typer.Typer(no_args_is_help=True, help="Make, convert and look at data sets.")
 
@@ -64,8 +69,8 @@ def show(
     data: Annotated[Path, typer.Argument(help="Data set to look at.")],
     split: Annotated[str | None, typer.Option(help="Split; default the first one.")] = None,
     format: Annotated[str | None, typer.Option(help="The data set's format, where it cannot be told.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Pictures on the sheet.")] = 16,
-    augmentation: Annotated[str | None, typer.Option(help="Show them as this augmentation recipe gives them.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures, or draws, on the sheet.")] = 16,
+    augmentation: Annotated[str | None, typer.Option(help="Show draws of this augmentation recipe.")] = None,
     seed: Annotated[int, typer.Option(help="Which pictures are drawn.")] = 0,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("sheet.png"),
 ) -> None:
@@ -73,7 +78,8 @@ def show(
     import numpy as np
 
     from multibox.data.formats import find_splits, open_dataset
-    from multibox.plots.detections import contact_sheet
+    from multibox.data.samples import load_picture
+    from multibox.plots.detections import contact_sheet, draw_sample
 
     splits = find_splits(data, format)
     dataset = open_dataset(data, split or splits[0], format=format)
@@ -83,32 +89,34 @@ def show(
         typer.echo(f"  {name}: {number} boxes")
     for note in dataset.notes:
         typer.echo(note)
-    chosen = np.random.default_rng(seed).permutation(len(dataset))[:count]
-    tiles = [_tile(dataset, int(index), augmentation, seed) for index in sorted(chosen)]
-    sheet = contact_sheet(tiles, captions=[dataset.names[int(index)] for index in sorted(chosen)])
+    chosen = np.random.default_rng(seed).permutation(len(dataset))
+    if augmentation is None:
+        chosen = np.sort(chosen[:count])
+        tiles = [draw_sample(load_picture(dataset[i]), dataset[i], dataset.class_names) for i in chosen.tolist()]
+    else:
+        chosen = np.sort(np.resize(chosen, count))
+        tiles = _draws(dataset, chosen.tolist(), augmentation, seed)
+    sheet = contact_sheet(tiles, captions=[dataset.names[i] for i in chosen.tolist()])
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(out)
     typer.echo(f"wrote {out}")
 
 
-def _tile(dataset, index: int, augmentation: str | None, seed: int):
-    """Return one labelled picture, as it is or as training would see it."""
-    import dataclasses
-
+def _draws(dataset: "Dataset", indices: list[int], augmentation: str, seed: int) -> list["Image.Image"]:
+    """Return the pictures as training would see them, each draw in an epoch of its own: one picture may come often."""
     import numpy as np
     from PIL import Image
 
-    from multibox.data.augmentation import find_augmentation, plan, project, render
-    from multibox.data.samples import load_picture
+    from multibox.data.augmentation import find_augmentation
+    from multibox.data.loading import AugmentedPictures
     from multibox.plots.detections import draw_sample
+    from multibox.structures import Sample
 
-    sample = dataset[index]
-    picture = load_picture(sample)
-    if augmentation is not None:
-        rng = np.random.default_rng((seed, 0, index))
-        view = plan(find_augmentation(augmentation), picture.size, sample.boxes_xyxy, rng)
-        picture = Image.fromarray(np.ascontiguousarray(render(picture, view, (256, 256), (124, 116, 104))))
-        kept = view.kept()
-        columns = {name: getattr(sample, name)[kept] for name in ("labels", "difficult", "crowd")}
-        sample = dataclasses.replace(sample, boxes_xyxy=project(view, sample.boxes_xyxy[kept]) * 256, **columns)
-    return draw_sample(picture, sample, dataset.class_names)
+    pictures = AugmentedPictures(dataset, (256, 256), find_augmentation(augmentation), seed=seed)
+    tiles: list[Image.Image] = []
+    for epoch, index in enumerate(indices):
+        pixels, boxes, labels, name, _ = pictures[epoch, index]
+        none = np.zeros(len(labels), np.bool_)
+        sample = Sample(name, dataset.root, boxes * 256, labels, difficult=none, crowd=none)
+        tiles.append(draw_sample(Image.fromarray(np.ascontiguousarray(pixels)), sample, dataset.class_names))
+    return tiles

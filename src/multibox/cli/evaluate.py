@@ -22,6 +22,10 @@ def evaluate(
     format: Annotated[str | None, typer.Option(help="The data set's format, where it cannot be told.")] = None,
     on_bad: Annotated[OnBad, typer.Option(help="A broken file: stop, or skip it and count.")] = OnBad.stop,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    flip: Annotated[bool, typer.Option("--flip", help="Average over mirror images too; takes twice as long.")] = False,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Resamples of the pictures for 95 % intervals, such as 300; 0 for none.")
+    ] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw precision over recall, per class, to this PNG.")] = None,
 ) -> None:
@@ -32,14 +36,16 @@ def evaluate(
     from multibox.files import write_text_whole
     from multibox.inference.detector import load
 
-    detector = load(model, device=device)
+    detector = load(model, device=device, flip=flip)
     names = read_rename(rename)
     dataset = api.open_for(detector, data, split=split, rename=names, format=format, on_bad=on_bad.value)
     found = api.find_all(detector, dataset, max_detections)
-    figures = api.measure(found, dataset, detector.names, max_detections=max_detections)
+    figures = api.measure(found, dataset, detector.names, max_detections=max_detections, bootstrap=bootstrap)
     for note in dataset.notes:
         typer.echo(note)
     print_figures(figures, f"{model} on {data} ({dataset.split})")
+    if "intervals" in figures:
+        typer.echo(describe_intervals(figures, bootstrap))
     if json_file is not None:
         write_text_whole(json_file, json.dumps(figures, indent=1) + "\n")
     if plot is not None:
@@ -69,26 +75,41 @@ def read_rename(path: Path | None) -> dict[str, str] | None:
 
 def print_figures(figures: "Figures", title: str) -> None:
     """Print a table of classes and the means below it."""
-    from rich.console import Console
     from rich.table import Table
+
+    from multibox.cli.tables import table_console
 
     coco, voc07, voc12 = figures["coco"], figures["voc07"], figures["voc12"]
     table = Table()
     table.add_column("class")
-    for column in ("VOC07 AP", "VOC12 AP", "COCO AP", "COCO AP50"):
-        table.add_column(column, justify="right")
+    for column in ("VOC07 AP", "VOC12 AP", "COCO AP", "COCO AP50", "best F1 from", "precision", "recall"):
+        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
     for name in voc07["per_class"]:
         mine = coco["per_class"].get(name, {})
+        best = figures["thresholds"].get(name) or {}
         cells = (voc07["per_class"][name], voc12["per_class"][name], mine.get("AP"), mine.get("AP50"))
-        table.add_row(name, *map(_figure, cells))
+        there = (best.get(key) for key in ("threshold", "precision", "recall"))
+        table.add_row(name, *map(_figure, (*cells, *there)))
     table.add_section()
     table.add_row("mean", *map(_figure, (voc07["mAP"], voc12["mAP"], coco["AP"], coco["AP50"])), style="bold")
-    console = Console()
+    console = table_console()
     console.print(f"{title}, {figures['pictures']} pictures", highlight=False, soft_wrap=True)
     console.print(table)
     twelve = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
     line = "  ".join(f"{name} {_figure(coco[name])}" for name in twelve)
     console.print(f"COCO: {line}", highlight=False, soft_wrap=True)
+
+
+def describe_intervals(figures: "Figures", resamples: int) -> str:
+    """Return a line with each figure and the ends of its interval."""
+    found = figures.get("intervals", {"coco": {}, "voc12": {}})
+    named = {"VOC12 mAP": found["voc12"]["mAP"], **{f"COCO {name}": ends for name, ends in found["coco"].items()}}
+    values = (figures["voc12"]["mAP"], figures["coco"]["AP"], figures["coco"]["AP50"], figures["coco"]["AP75"])
+    each = (
+        f"{name} {_figure(value)}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else "")
+        for (name, ends), value in zip(named.items(), values, strict=True)
+    )
+    return f"with 95 % intervals of {resamples} resamples of the pictures: " + "  ".join(each)
 
 
 def _figure(value: float | None) -> str:

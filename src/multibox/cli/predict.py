@@ -1,15 +1,21 @@
 """`multibox predict`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from multibox.config import Config
 
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A .safetensors file or a run folder.")],
     sources: Annotated[list[str], typer.Argument(help="Picture files, folders or glob patterns.")],
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Lowest score to report.")] = 0.3,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Lowest score to report. Default: the model's for each class, or 0.3."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the pictures with boxes.")] = Path("predictions"),
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all detections here.")] = None,
     coco: Annotated[Path | None, typer.Option(help="Write COCO's results JSON here.")] = None,
@@ -17,6 +23,7 @@ def predict(
     voc: Annotated[Path | None, typer.Option(help="Folder for VOC's comp4_det_test_CLASS.txt files.")] = None,
     on_bad: Annotated[str, typer.Option(help="A picture that cannot be read: stop or skip.")] = "stop",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    flip: Annotated[bool, typer.Option("--flip", help="Average over mirror images too; takes twice as long.")] = False,
 ) -> None:
     """Find objects in pictures; draws them and, where asked, writes result files in pixels of the originals."""
     from multibox.data.pictures import list_pictures, read_picture
@@ -28,7 +35,8 @@ def predict(
     if on_bad not in ("stop", "skip"):
         raise ConfigError(f"--on-bad {on_bad}: expected stop or skip")
     paths = list(dict.fromkeys(path for source in sources for path in list_pictures(source)))
-    detector = load(model, device=device)
+    detector = load(model, device=device, flip=flip)
+    typer.echo(describe_thresholds(detector.config, detector.names, threshold))
     out.mkdir(parents=True, exist_ok=True)
     names = distinct_names(path.stem for path in paths)
     rows: list[PictureResult] = []
@@ -48,3 +56,16 @@ def predict(
         typer.echo(f"{path}: {kinds or 'nothing'}")
     write_results(rows, json_file=json_file, coco=coco, yolo=yolo, voc=voc)
     typer.echo(f"{len(rows)} pictures with boxes are in {out}")
+
+
+def describe_thresholds(config: "Config", names: tuple[str, ...], threshold: float | None) -> str:
+    """Return a line that says which scores are reported."""
+    from multibox.inference.detect import class_thresholds
+
+    if threshold is not None:
+        return f"scores above {threshold:g} are reported"
+    found = class_thresholds(config, names)
+    if not config.post.thresholds:
+        return f"scores from {found[0]:g} are reported; the model has no thresholds of its own"
+    each = ", ".join(f"{name} {value:.3f}" for name, value in zip(names, found, strict=True))
+    return f"scores from the model's thresholds are reported: {each}"

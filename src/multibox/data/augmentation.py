@@ -23,6 +23,7 @@ from multibox.data.augmentation_windows import (
     RandomInterpolation,
     TorchvisionIoUCrop,
 )
+from multibox.data.mixing import CopyPaste, Mixing, MixUp, Mosaic
 from multibox.data.pictures import resize_picture
 from multibox.errors import ConfigError, did_you_mean
 from multibox.structures import Boxes
@@ -158,18 +159,25 @@ Operation = (
     | TorchvisionIoUCrop
     | NvidiaCrop
     | RandomInterpolation
+    | Mixing
 )
+
+_DEFAULT = (ScaleJitter(), Flip(), ColourJitter())
 
 AUGMENTATIONS: dict[str, tuple[Operation, ...]] = {
     "none": (),
     "d2l": (CoveringCrop(),),
-    "default": (ScaleJitter(), Flip(), ColourJitter()),
+    "default": _DEFAULT,
     "any-way-up": (ScaleJitter(), Flip(), FlipVertical(), ColourJitter()),
     "caffe": (CaffeDistort(), Expand(), CaffePatch(), RandomInterpolation(), Flip()),
     "hikapok": (HikapokDistort(), HikapokPatch(), Flip()),
     "torchvision-ssd": (TorchvisionDistort(), Expand(), TorchvisionIoUCrop(), Flip()),
     "torchvision-ssdlite": (TorchvisionIoUCrop(), Flip()),
     "nvidia": (NvidiaCrop(), Flip(), NvidiaJitter()),
+    "mosaic": (*_DEFAULT, Mosaic()),
+    "mixup": (*_DEFAULT, MixUp()),
+    "copy-paste": (*_DEFAULT, CopyPaste()),
+    "strong": (*_DEFAULT, Mosaic(0.4), MixUp(0.15), CopyPaste(0.3)),
 }
 
 
@@ -182,10 +190,14 @@ def find_augmentation(name: str) -> tuple[Operation, ...]:
 
 
 def plan(operations: Sequence[Operation], size: tuple[int, int], boxes_xyxy: Boxes, rng: np.random.Generator) -> View:
-    """Draw all random numbers of one picture: `size` is (width, height), boxes are in its pixels."""
+    """Draw all random numbers of one picture: `size` is (width, height), boxes are in its pixels.
+
+    Operations that mix pictures are passed over: they take what `render` returned.
+    """
     view = View(*size, boxes_xyxy)
     for operation in operations:
-        operation(view, rng)
+        if not isinstance(operation, Mixing):
+            operation(view, rng)
     return view
 
 

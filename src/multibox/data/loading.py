@@ -1,5 +1,6 @@
 """From a `Dataset` to batches on the way to the device: decode, augment, collate, in worker processes."""
 
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from multibox.data.augmentation import Operation, plan, project, render
+from multibox.data.mixing import Mixing, Scene, mix, narrow
 from multibox.data.samples import load_picture
+from multibox.data.sampling import EpochBatches
 from multibox.errors import PictureError
 from multibox.structures import Dataset, Sample
 from multibox.tensors import Batch
@@ -37,10 +40,14 @@ class AugmentedPictures(TorchDataset[Item]):
         seed: int = 0,
         fill: tuple[int, int, int] = (124, 116, 104),
         cache_bytes: int = CACHE_BYTES,
+        mixing_epochs: float = math.inf,
     ) -> None:
         self.dataset = dataset
         self.size = size
         self.operations = operations
+        self.mixing = [operation for operation in operations if isinstance(operation, Mixing)]
+        # From this epoch on every picture stays by itself
+        self.mixing_epochs = mixing_epochs
         self.seed = seed
         self.fill = fill
         self.cache: dict[int, NDArray[np.uint8]] = {}
@@ -49,19 +56,32 @@ class AugmentedPictures(TorchDataset[Item]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> Item:
+    def __getitem__(self, key: tuple[int, ...]) -> Item:
         """Return pixels [h, w, 3], boxes [N, 4] as fractions, labels [N], name and (width, height) of the original."""
-        epoch, index = key
+        # A picture that comes several times an epoch has a third number, so that each copy is another one
+        epoch, index, *copy = key
         sample = self.dataset[index]
         picture = self._picture(index, sample)
-        rng = np.random.default_rng((self.seed, epoch, index))
+        rng = np.random.default_rng((self.seed, epoch, index, *copy))
+        own, other = partial(self._scene, sample, picture, rng), partial(self._other, rng)
+        scene = mix(self.mixing if epoch < self.mixing_epochs else (), own, other, self.size, rng)
+        return scene.pixels, scene.boxes_xyxy, scene.labels, sample.name, picture.size
+
+    def _other(self, rng: np.random.Generator, size: tuple[int, int]) -> Scene:
+        index = int(rng.integers(len(self)))
+        sample = self.dataset[index]
+        return self._scene(sample, self._picture(index, sample), rng, size)
+
+    def _scene(self, sample: Sample, picture: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Scene:
         # A crowd is a region of many objects: no single box to learn
         keep = ~sample.crowd
         boxes, labels = sample.boxes_xyxy[keep], sample.labels[keep]
         view = plan(self.operations, picture.size, boxes, rng)
-        pixels = render(picture, view, self.size, self.fill)
+        if size != self.size:
+            narrow(view, size[1] / self.size[1], size[0] / self.size[0], rng)
+        pixels = render(picture, view, size, self.fill)
         kept = view.kept()
-        return pixels, project(view, boxes[kept]), labels[kept], sample.name, picture.size
+        return Scene(pixels, project(view, boxes[kept]), labels[kept])
 
     def _picture(self, index: int, sample: Sample) -> Image.Image:
         if index in self.cache:
@@ -72,34 +92,6 @@ class AugmentedPictures(TorchDataset[Item]):
             self.cache[index] = pixels
             self.cache_left -= pixels.nbytes
         return picture
-
-
-class EpochBatches:
-    """The order of the pictures of a whole run: batches of (epoch, index), each epoch shuffled by (seed, epoch).
-
-    It can start anywhere, so a resumed run sees exactly the pictures that the interrupted one had left.
-    """
-
-    def __init__(self, pictures: int, batch_size: int, epochs: int, *, seed: int = 0, start_step: int = 0) -> None:
-        self.pictures = pictures
-        self.batch_size = min(batch_size, pictures)
-        self.epochs = epochs
-        self.seed = seed
-        self.start_step = start_step
-        # The last, smaller batch is left out: its pictures come in other epochs, and every step has one shape
-        self.steps_per_epoch = pictures // self.batch_size
-
-    def __len__(self) -> int:
-        return self.epochs * self.steps_per_epoch - self.start_step
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        first, skip = divmod(self.start_step, self.steps_per_epoch)
-        for epoch in range(first, self.epochs):
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.pictures)
-            for batch in range(skip, self.steps_per_epoch):
-                chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-                yield [(epoch, int(index)) for index in chosen]
-            skip = 0
 
 
 def collate(items: Sequence[Item]) -> Batch:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox.errors import MissingExtraError
-from multibox.evaluation.pairing import Columns
-from multibox.structures import Boxes, Flags
+from multibox.evaluation.pairing import Columns, ranks
+from multibox.structures import Boxes
 
 
 class ClassFigures(TypedDict):
@@ -56,7 +56,7 @@ def coco_figures(table: Columns, *, max_detections: int = 100, areas: NDArray[np
     Raises:
         MissingExtraError: If faster-coco-eval is not installed.
     """
-    precision, recall = _accumulate(table, max_detections, _box_areas(table.gt_xyxy) if areas is None else areas)
+    precision, recall = _accumulate(table, max_detections, box_areas(table.gt_xyxy) if areas is None else areas)
     return {
         "AP": _mean(precision[:, :, :, 0]),
         "AP50": _mean(precision[0, :, :, 0]),
@@ -90,12 +90,12 @@ def _accumulate(
         raise MissingExtraError("Computing COCO figures", "train") from missing
     images = [{"id": number} for number in range(1, table.pictures + 1)]
     categories = [{"id": number, "name": name} for number, name in enumerate(table.class_names, start=1)]
-    keep = _best(table, max_detections)
+    keep = ranks(table) < max_detections
     objects = _annotations(table.gt_picture, table.gt_labels, table.gt_xyxy, np.where(table.gt_difficult, -1.0, areas))
     for annotation, crowd in zip(objects, table.gt_crowd.tolist(), strict=True):
         annotation["iscrowd"] = int(crowd)
     boxes = table.boxes_xyxy[keep]
-    found = _annotations(table.picture[keep], table.labels[keep], boxes, _box_areas(boxes))
+    found = _annotations(table.picture[keep], table.labels[keep], boxes, box_areas(boxes))
     for annotation, score in zip(found, table.scores[keep].tolist(), strict=True):
         annotation["score"] = score
     evaluation = library.COCOeval_faster(
@@ -122,17 +122,7 @@ def _annotations(
     ]
 
 
-def _best(table: Columns, limit: int) -> Flags:
-    """Return which detections are among the `limit` best of their picture and class."""
-    order = np.lexsort((-table.scores, table.labels, table.picture))
-    group = (table.picture * len(table.class_names) + table.labels)[order]
-    rank = np.arange(len(order)) - np.searchsorted(group, group, side="left")
-    keep = np.zeros(len(order), np.bool_)
-    keep[order[rank < limit]] = True
-    return keep
-
-
-def _box_areas(boxes_xyxy: Boxes) -> NDArray[np.float64]:
+def box_areas(boxes_xyxy: Boxes) -> NDArray[np.float64]:
     """Return width times height."""
     return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1)
 

@@ -113,25 +113,43 @@ def overlaps(table: Columns, *, plus_one: bool = True) -> Overlaps:
         table: Detections and objects.
         plus_one: Widths are x2 - x1 + 1, as the VOC development kit has them.
     """
-    classes = max(1, len(table.class_names))
-    det_key = table.picture * classes + table.labels
-    gt_key = table.gt_picture * classes + table.gt_labels
-    order = np.argsort(gt_key, kind="stable")
-    first = np.searchsorted(gt_key[order], det_key, side="left")
-    counts = np.searchsorted(gt_key[order], det_key, side="right") - first
-    best_gt = np.full(len(det_key), -1, np.int64)
-    best_iou = np.zeros(len(det_key))
-    for rows in _chunks(np.flatnonzero(counts), counts):
-        many = counts[rows]
+    best_gt = np.full(len(table.labels), -1, np.int64)
+    best_iou = np.zeros(len(table.labels))
+    for rows, many, gt in pairs_in_parts(table):
         starts = np.cumsum(many) - many
-        within = np.arange(int(many.sum())) - np.repeat(starts, many)
-        gt = order[np.repeat(first[rows], many) + within]
         iou = _iou(np.repeat(table.boxes_xyxy[rows], many, axis=0), table.gt_xyxy[gt], 1.0 if plus_one else 0.0)
         best = np.maximum.reduceat(iou, starts)
         place = np.where(iou == np.repeat(best, many), np.arange(len(iou)), len(iou))
         best_iou[rows] = best
         best_gt[rows] = gt[np.minimum.reduceat(place, starts)]
     return Overlaps(gt=best_gt, iou=best_iou)
+
+
+def pairs_in_parts(table: Columns) -> Iterator[tuple[Labels, Labels, Labels]]:
+    """Yield every detection with each object of its picture and class, about PAIRS_AT_ONCE pairs at a time.
+
+    Yields:
+        Detections [R] that have such objects, how many each has [R], and those objects, one after the other [sum].
+    """
+    classes = max(1, len(table.class_names))
+    det_key = table.picture * classes + table.labels
+    gt_key = table.gt_picture * classes + table.gt_labels
+    order = np.argsort(gt_key, kind="stable")
+    first = np.searchsorted(gt_key[order], det_key, side="left")
+    counts = np.searchsorted(gt_key[order], det_key, side="right") - first
+    for rows in _chunks(np.flatnonzero(counts), counts):
+        many = counts[rows]
+        within = np.arange(int(many.sum())) - np.repeat(np.cumsum(many) - many, many)
+        yield rows, many, order[np.repeat(first[rows], many) + within]
+
+
+def ranks(table: Columns) -> Labels:
+    """Return each detection's place, [N], among those of its picture and class: 0 is the best, equal ones in order."""
+    order = np.lexsort((-table.scores, table.labels, table.picture))
+    group = (table.picture * len(table.class_names) + table.labels)[order]
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - np.searchsorted(group, group, side="left")
+    return rank
 
 
 def _chunks(rows: Labels, counts: Labels) -> Iterator[Labels]:

@@ -1,11 +1,13 @@
 """All figures of a detector on a data set, as `multibox eval --json` writes them."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
+from multibox.evaluation.bootstrap import Intervals, intervals
 from multibox.evaluation.coco import CocoFigures, coco_figures
-from multibox.evaluation.pairing import columns
-from multibox.evaluation.voc import VocFigures, voc_figures
+from multibox.evaluation.pairing import columns, overlaps
+from multibox.evaluation.thresholds import BestThreshold, best_thresholds
+from multibox.evaluation.voc import VocFigures, curves, voc07, voc12
 from multibox.structures import Dataset, Detections, Sample
 
 
@@ -18,6 +20,10 @@ class Figures(TypedDict):
     """Eleven-point average precision at IoU .5."""
     voc12: VocFigures
     """Area below the curve at IoU .5."""
+    thresholds: dict[str, BestThreshold | None]
+    """Where each class's F1 at IoU .5 is best."""
+    intervals: NotRequired[Intervals]
+    """Where 95 % of resamples of the pictures lie; only where it was asked for."""
 
 
 def evaluate(
@@ -27,6 +33,7 @@ def evaluate(
     *,
     max_detections: int = 100,
     plus_one: bool = True,
+    bootstrap: int = 0,
 ) -> Figures:
     """Measure detections against labels.
 
@@ -37,6 +44,7 @@ def evaluate(
         class_names: The data set's classes; a detector's other order is matched by name.
         max_detections: COCO's limit a picture and class; the VOC figures have none.
         plus_one: Widths of the VOC figures as the VOC development kit has them; see `multibox.evaluation.voc`.
+        bootstrap: Resamples of the pictures for intervals; 0 leaves them out.
 
     Raises:
         ValueError: If there are not as many detections as samples.
@@ -44,6 +52,14 @@ def evaluate(
         MissingExtraError: If faster-coco-eval is not installed.
     """
     table = columns(detections, samples, class_names)
-    voc = voc_figures(table, plus_one=plus_one)
-    coco = coco_figures(table, max_detections=max_detections)
-    return {"pictures": table.pictures, "coco": coco, "voc07": voc["voc07"], "voc12": voc["voc12"]}
+    found = curves(table, overlaps(table, plus_one=plus_one))
+    figures: Figures = {
+        "pictures": table.pictures,
+        "coco": coco_figures(table, max_detections=max_detections),
+        "voc07": voc07(found),
+        "voc12": voc12(found),
+        "thresholds": best_thresholds(found),
+    }
+    if bootstrap:
+        figures["intervals"] = intervals(table, bootstrap, max_detections=max_detections, plus_one=plus_one)
+    return figures

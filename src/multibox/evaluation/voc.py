@@ -6,7 +6,7 @@ so and are read as written, and to be comparable with published figures is what 
 measures x2 - x1, as the COCO figures do, for corners that are places (or VOC labels read with `voc.one_based`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -55,14 +55,13 @@ class Curve:
         return float(np.diff(self.recall, prepend=0.0) @ _envelope(self.precision))
 
     @property
-    def best_f1(self) -> tuple[float, float] | None:
-        """Return the threshold whose detections (score >= threshold) have the best F1, and that F1."""
-        if not self.objects or not len(self.scores):
-            return None
-        f1 = 2 * self.precision * self.recall / np.maximum(self.precision + self.recall, np.finfo(float).tiny)
+    def f1(self) -> NDArray[np.float64]:
+        """Return F1 of the detections down to each score, [N]; -1 where the next one has the same score."""
+        # 2 tp / (detections + objects): equal fractions give equal numbers, products of rounded ones would not
+        true = np.rint(self.recall * self.objects)
+        f1 = 2 * true / (np.arange(1, len(true) + 1) + self.objects)
         f1[:-1][self.scores[:-1] == self.scores[1:]] = -1.0
-        best = int(f1.argmax())
-        return float(self.scores[best]), float(f1[best])
+        return f1
 
 
 def voc_figures(
@@ -77,10 +76,17 @@ def voc_figures(
         plus_one: Widths as the VOC development kit has them; see the module.
     """
     found = curves(table, overlaps(table, plus_one=plus_one), iou=iou, inclusive=inclusive)
-    return {
-        "voc07": _figures({name: curve.ap07 for name, curve in found.items()}),
-        "voc12": _figures({name: curve.ap12 for name, curve in found.items()}),
-    }
+    return {"voc07": voc07(found), "voc12": voc12(found)}
+
+
+def voc07(found: Mapping[str, Curve]) -> VocFigures:
+    """Return the eleven-point figures of these curves."""
+    return _figures({name: curve.ap07 for name, curve in found.items()})
+
+
+def voc12(found: Mapping[str, Curve]) -> VocFigures:
+    """Return the areas below these curves."""
+    return _figures({name: curve.ap12 for name, curve in found.items()})
 
 
 def precision_recall(

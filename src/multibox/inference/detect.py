@@ -6,10 +6,14 @@ import numpy as np
 import torch
 
 from multibox.config import Config
+from multibox.errors import ConfigError
 from multibox.models.anchors import make_anchors
 from multibox.postprocess import postprocess
 from multibox.structures import Detections
 from multibox.tensors import HeadOutputs
+
+DEFAULT_THRESHOLD = 0.3
+"""Lowest score reported where nobody knows better: post B's."""
 
 
 def detect(
@@ -17,9 +21,22 @@ def detect(
     sizes: Sequence[tuple[int, int]],
     config: Config,
     names: tuple[str, ...],
-    threshold: float | None = None,
+    threshold: float | Sequence[float] | None = None,
 ) -> list[Detections]:
-    """Post-process a batch; `sizes` are (width, height) of the original pictures, `threshold` replaces the config's."""
+    """Post-process a batch.
+
+    Args:
+        outputs: the network's answers.
+        sizes: (width, height) of the original pictures.
+        config: of the network.
+        names: of the classes.
+        threshold: scores lie above it (None: the config's); one for each class are the lowest scores reported.
+    """
+    lowest = config.post.score_threshold if threshold is None else threshold
+    least = None
+    if isinstance(lowest, Sequence):
+        least = np.array(lowest, np.float64)
+        lowest = _just_below(least.min())
     device = str(outputs.offsets.device)
     anchors = make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size, device)
     found = postprocess(
@@ -28,10 +45,13 @@ def detect(
         score=config.model.score,
         variances=config.model.variances,
         code=config.model.coder,
-        score_threshold=config.post.score_threshold if threshold is None else threshold,
+        score_threshold=lowest,
         nms_threshold=config.post.nms_threshold,
+        nms_inclusive=config.post.nms_inclusive,
         pre_nms_topk=config.post.pre_nms_topk,
         max_detections=config.post.max_detections,
+        max_per_class=config.post.max_per_class,
+        min_size=config.post.min_size,
         multi_label=config.post.multi_label,
         clip=config.post.clip,
     )
@@ -40,7 +60,29 @@ def detect(
     scores, labels, counts = found.scores.cpu().numpy(), found.labels.cpu().numpy(), found.counts.cpu().tolist()
     # A box wholly beyond the picture's border is clipped to nothing: no answer to anyone
     real = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+    if least is not None:
+        real &= scores >= least[labels]
     return [
         Detections(boxes[i, :n].astype(np.float32), scores[i, :n], labels[i, :n].astype(np.int64), names)[real[i, :n]]
         for i, n in enumerate(counts)
     ]
+
+
+def _just_below(score: float) -> float:
+    """Return a threshold above which exactly the float32 scores from `score` on lie."""
+    return float(np.nextafter(np.float32(score), np.float32(0)))
+
+
+def class_thresholds(config: Config, names: tuple[str, ...]) -> tuple[float, ...]:
+    """Return for each class the lowest score that is reported unless told otherwise.
+
+    Raises:
+        ConfigError: the model has thresholds for another number of classes.
+    """
+    found = config.post.thresholds or (DEFAULT_THRESHOLD,) * len(names)
+    if len(found) != len(names):
+        raise ConfigError(
+            f"post.thresholds has {len(found)} values for {len(names)} classes ({', '.join(names)}); "
+            "give one for each class, or none"
+        )
+    return found

@@ -8,15 +8,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from multibox.config import Config
 from multibox.data.pictures import read_picture, resize_picture, upright_rgb
 from multibox.errors import PictureError, WeightsError
-from multibox.inference.detect import detect
+from multibox.inference.detect import class_thresholds, detect
 from multibox.models.build import build_model
 from multibox.models.checkpoint import load_checkpoint
+from multibox.models.flip import answer_both_ways
 from multibox.models.ssd import SSD
 from multibox.structures import Detections
+from multibox.tensors import HeadOutputs
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 BATCH = 16
@@ -32,15 +35,18 @@ class Detector:
         self.device = device
 
     @overload
-    def predict(self, picture: Picture, threshold: float = 0.3) -> Detections: ...
+    def predict(self, picture: Picture, threshold: float | None = None) -> Detections: ...
     @overload
-    def predict(self, picture: Sequence[Picture], threshold: float = 0.3) -> list[Detections]: ...
-    def predict(self, picture: Picture | Sequence[Picture], threshold: float = 0.3) -> Detections | list[Detections]:
+    def predict(self, picture: Sequence[Picture], threshold: float | None = None) -> list[Detections]: ...
+    def predict(
+        self, picture: Picture | Sequence[Picture], threshold: float | None = None
+    ) -> Detections | list[Detections]:
         """Find objects in one picture or in a list of them.
 
         Args:
             picture: a path, a PIL picture or a uint8 RGB array [H, W, 3]; a list gives a list.
-            threshold: detections with lower scores are left out.
+            threshold: detections with lower scores are left out; None takes the model's threshold of each class, which
+                training with validation found, and 0.3 where there are none.
 
         Raises:
             PictureError: a file that is missing, truncated or no picture, or an array of another shape or type.
@@ -52,12 +58,17 @@ class Detector:
             found += self._predict(picture[start : start + BATCH], threshold)
         return found
 
+    def answer(self, images: Tensor) -> HeadOutputs:
+        """Return the network's answer for pictures of its input size, on its device; both ways with `post.flip`."""
+        return answer_both_ways(self.model, images, self.config) if self.config.post.flip else self.model(images)
+
     @torch.inference_mode()
-    def _predict(self, pictures: Sequence[Picture], threshold: float) -> list[Detections]:
+    def _predict(self, pictures: Sequence[Picture], threshold: float | None) -> list[Detections]:
+        lowest = class_thresholds(self.config, self.names) if threshold is None else threshold
         opened = [open_picture(picture) for picture in pictures]
         pixels = np.stack([np.asarray(resize_picture(p, self.config.model.input_size)) for p in opened])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
-        return detect(self.model(images), [p.size for p in opened], self.config, self.names, threshold)
+        return detect(self.answer(images), [p.size for p in opened], self.config, self.names, lowest)
 
 
 def open_picture(picture: Picture) -> Image.Image:
@@ -73,13 +84,14 @@ def open_picture(picture: Picture) -> Image.Image:
     return read_picture(picture)
 
 
-def load(path: str | Path, *, device: str = "cpu", threads: int | None = None) -> Detector:
+def load(path: str | Path, *, device: str = "cpu", threads: int | None = None, flip: bool = False) -> Detector:
     """Open a checkpoint or a run folder (its `best.safetensors`, or `last` where there is no best).
 
     Args:
         path: a `.safetensors` file or a run folder.
         device: where to run, such as "cpu" or "cuda".
         threads: CPU threads to use; None leaves PyTorch's setting.
+        flip: average over every picture and its mirror image, at twice the time.
 
     Raises:
         WeightsError: the file is missing, broken, foreign or of a newer version.
@@ -89,7 +101,8 @@ def load(path: str | Path, *, device: str = "cpu", threads: int | None = None) -
     checkpoint = load_checkpoint(find_weights(Path(path)))
     model = build_model(checkpoint.config, len(checkpoint.names))
     model.load_state_dict(dict(checkpoint.state))
-    return Detector(model, checkpoint.config, checkpoint.names, device)
+    config = checkpoint.config.updated({"post.flip": True}) if flip else checkpoint.config
+    return Detector(model, config, checkpoint.names, device)
 
 
 def find_weights(path: Path) -> Path:

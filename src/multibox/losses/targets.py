@@ -94,7 +94,9 @@ def _match(
     if matching.matcher == "bipartite":
         return match_bipartite(anchors_xyxy, gt_xyxy, valid, threshold=matching.threshold, inclusive=matching.inclusive)
     if matching.matcher == "dual_max":
-        return match_dual_max(anchors_xyxy, gt_xyxy, valid, low=matching.low, high=matching.threshold)
+        return match_dual_max(
+            anchors_xyxy, gt_xyxy, valid, low=matching.low, high=matching.threshold, inclusive=matching.inclusive
+        )
     if outputs is None:
         raise ConfigError(f"matching.matcher={matching.matcher} needs the network's outputs")
     shapes = outputs.feature_shapes

@@ -19,7 +19,8 @@ def choose_network(path: Path | None, preset: str | None) -> tuple[str, dict[str
     """Return the preset to use with these weights, and the settings that belong to them.
 
     A detector of the same preset brings its network, anchors and post-processing: width, input size, mean and fitted
-    shapes of its own are what its weights were trained for. Other weights bring nothing.
+    shapes of its own are what its weights were trained for. Its thresholds stay behind: they are those of its weights
+    and classes, and training finds new ones. Other weights bring nothing.
 
     Args:
         path: weights to start from, if any.
@@ -32,7 +33,7 @@ def choose_network(path: Path | None, preset: str | None) -> tuple[str, dict[str
         return str(preset), {}
     settings = config.to_dict()
     changes = {f"{part}.{key}": value for part in ("model", "anchors", "post") for key, value in settings[part].items()}
-    return config.preset, changes | {"loss.classification": config.loss.classification}
+    return config.preset, changes | {"post.thresholds": (), "loss.classification": config.loss.classification}
 
 
 def load_weights(model: SSD, path: Path, names: tuple[str, ...]) -> str:

@@ -90,6 +90,7 @@ def match_dual_max(
     *,
     low: Number = 0.5,
     high: Number = 0.5,
+    inclusive: bool = True,
     ignore_between: bool = True,
     gt_max_first: bool = True,
     minimum_iou: Number = 1e-6,
@@ -106,11 +107,11 @@ def match_dual_max(
         outputs: not used.
         low: anchors whose largest IoU is below it are background.
         high: anchors whose largest IoU reaches it take that object.
+        inclusive: whether an IoU of exactly `high` or `low` counts as above (HiKapok) or as below it (NVIDIA).
         ignore_between: anchors from `low` to `high` are IGNORED; False swaps the meaning of the two zones.
         gt_max_first: objects claim their best anchor whatever it took before; False lets only objects that no anchor
             took claim theirs.
-        minimum_iou: a claim must lie above it. HiKapok has no such rule: there, an object that touches no anchor claims
-            anchor 0.
+        minimum_iou: a claim must lie above it; in HiKapok's code an object that touches no anchor claims anchor 0.
 
     Returns:
         The assignment.
@@ -120,8 +121,9 @@ def match_dual_max(
     overlaps = anchor_overlaps(anchors_xyxy, gt_xyxy, gt_valid)
     overlap = overlaps.amax(dim=1)
     below, between = (NEGATIVE, IGNORED) if ignore_between else (IGNORED, NEGATIVE)
-    gt_index = torch.full_like(overlap, between, dtype=torch.long).masked_fill_(overlap < low, below)
-    _take_best(gt_index, overlaps, (overlap >= high) & (overlap > 0))
+    under, over = (overlap < low, overlap >= high) if inclusive else (overlap <= low, overlap > high)
+    gt_index = torch.full_like(overlap, between, dtype=torch.long).masked_fill_(under, below)
+    _take_best(gt_index, overlaps, over & (overlap > 0))
     gt_index.masked_fill_(~gt_valid.any(dim=1, keepdim=True), NEGATIVE)
     claimed = _claims(overlaps, gt_valid, minimum_iou)
     if not gt_max_first:

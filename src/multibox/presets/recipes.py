@@ -32,12 +32,17 @@ _D2L: dict[str, Any] = {
     "train.augmentation": "d2l",
     "train.report": "d2l",
     "post.nms_threshold": 0.5,
+    "post.nms_inclusive": True,
+    # MXNet's nms_topk = -1: all 5444 anchors may enter suppression, and come out
+    "post.pre_nms_topk": 5444,
+    "post.max_detections": 5444,
+    "post.clip": "before_nms",
     "post.multi_label": False,
 }
 
 _VGG = ("ssd300-vgg16", "ssd512-vgg16")
 
-_CAFFE: dict[str, Any] = {
+_STEPS: dict[str, Any] = {
     "model.init": "xavier",
     "loss.localization": "smooth_l1",
     "loss.normalizer": "positives",
@@ -47,10 +52,14 @@ _CAFFE: dict[str, Any] = {
     "train.batch_size": 32,
     "train.lr": 1e-3,
     "train.momentum": 0.9,
+    "train.schedule": "steps",
+}
+
+_CAFFE: dict[str, Any] = {
+    **_STEPS,
     "train.weight_decay": 5e-4,
     "train.bias_decay": 0.0,
     "train.bias_lr": 2.0,
-    "train.schedule": "steps",
     "train.boundaries": (80_000, 100_000),
     "train.factors": (1.0, 0.1, 0.01),
     "train.augmentation": "caffe",
@@ -65,6 +74,8 @@ _TORCHVISION: dict[str, Any] = {
     "loss.negative_overlap": 2.0,
     "train.batch_size": 32,
     "train.momentum": 0.9,
+    # 1000 steps, and never beyond the first epoch (warmup, a share of all steps, says so for each recipe)
+    "train.warmup_steps": 1000,
     "post.clip": "before_nms",
 }
 
@@ -95,7 +106,7 @@ RECIPES: dict[str, Recipe] = {
     "hikapok": Recipe(
         ("ssd300-vgg16",),
         {
-            **_CAFFE,
+            **_STEPS,
             "model.backbone": "vgg16-300-same",
             "model.mean": (123.68, 116.78, 103.94),
             "anchors.style": "hikapok",
@@ -117,7 +128,6 @@ RECIPES: dict[str, Recipe] = {
             # The decay is a term of the loss, and the optimiser's is off
             "loss.l2_penalty": 5e-4,
             "train.weight_decay": 0.0,
-            "train.bias_lr": 1.0,
             "train.boundaries": (501, 80_001, 100_001),
             "train.factors": (0.1, 1.0, 0.1, 0.01),
             "train.minimum_lr": 1e-6,
@@ -125,6 +135,10 @@ RECIPES: dict[str, Recipe] = {
             "train.difficult": "drop",
             "train.seed": 20180503,
             "post.clip": "before_nms",
+            "post.min_size": 0.03,
+            "post.max_per_class": 200,
+            # No limit over all classes: of VOC's 20, 200 each
+            "post.max_detections": 4000,
         },
     ),
     "torchvision-ssd": Recipe(
@@ -163,7 +177,13 @@ RECIPES: dict[str, Recipe] = {
     "nvidia": Recipe(
         ("ssd300-resnet50",),
         {
+            # Its own layers only; the body comes with ImageNet's weights
+            "model.init": "xavier",
+            "anchors.clip_shapes": True,
+            "anchors.clip_centers": True,
             "matching.matcher": "dual_max",
+            # Overlaps of exactly a half are not enough
+            "matching.inclusive": False,
             "loss.localization": "smooth_l1",
             "loss.normalizer": "pictures",
             "loss.negative_ratio": 3.0,
@@ -180,8 +200,12 @@ RECIPES: dict[str, Recipe] = {
             # In epochs of a run of 65
             "train.boundaries": (43, 54),
             "train.factors": (1.0, 0.1, 0.01),
+            # 300 steps; a run whose epochs are shorter warms up for one epoch
+            "train.warmup": 1 / 65,
+            "train.warmup_steps": 300,
             "train.augmentation": "nvidia",
             "post.nms_threshold": 0.5,
+            "post.nms_inclusive": True,
             "post.pre_nms_topk": 200,
             "post.score_threshold": 0.05,
         },

@@ -30,12 +30,25 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
     return frozen
 
 
+def thaw(model: nn.Module, names: Iterable[str]) -> None:
+    """Let the parameters of these names learn again."""
+    parameters = dict(model.named_parameters())
+    for name in names:
+        parameters[name].requires_grad_(True)
+
+
 def train_mode(model: nn.Module) -> None:
     """Set training mode, except for batch norms that are frozen: they go on with the statistics they have."""
     model.train()
     for norm in _norms(model):
         if not norm.weight.requires_grad:
             norm.eval()
+
+
+def without_norms(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the learning parameters with their names, but for those of batch norms."""
+    norms = {id(parameter) for norm in _norms(model) for parameter in norm.parameters()}
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in norms)
 
 
 def folded_norms(model: nn.Module) -> list[nn.BatchNorm2d]:

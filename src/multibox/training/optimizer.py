@@ -42,9 +42,21 @@ def _decays(model: nn.Module, config: TrainConfig) -> dict[str, float]:
     return decays
 
 
+def decay_penalty(optimizer: torch.optim.Optimizer) -> float:
+    """Return the penalty whose gradient is SGD's weight decay: half of decay * sum of squares."""
+    terms = [
+        parameter.detach().float().square().sum() * (group["weight_decay"] * 0.5)
+        for group in optimizer.param_groups
+        if group["weight_decay"]
+        for parameter in group["params"]
+    ]
+    return torch.stack(terms).sum().item() if terms else 0.0
+
+
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     """Return the learning rate of `step` (from 0) in a run of `steps`: linear warm-up, then what the schedule says."""
     warm = round(config.warmup * steps)
+    warm = min(warm, config.warmup_steps) if config.warmup_steps else warm
     if step < warm:
         return config.lr * (step + 1) / warm
     if config.schedule == "constant":

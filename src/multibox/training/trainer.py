@@ -5,16 +5,14 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-
-import torch
 
 from multibox.config import Config
 from multibox.data.augmentation import find_augmentation
-from multibox.data.loading import AugmentedPictures, EpochBatches, choose_workers, load_batches
+from multibox.data.loading import AugmentedPictures, choose_workers, load_batches
+from multibox.data.sampling import EpochBatches, repeat_factors
 from multibox.errors import ConfigError, MultiboxError
-from multibox.losses.penalty import l2_penalty
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset
@@ -23,6 +21,7 @@ from multibox.training.interrupt import Interrupt
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import learning_rate, set_learning_rate
 from multibox.training.records import Means, Records, Row
+from multibox.training.scales import check_scales, draw_size, resize_batch
 from multibox.training.state import load_state, save_state
 from multibox.training.step import Stepper
 from multibox.training.validation import Validation
@@ -47,21 +46,24 @@ class Trainer:
         source: str = "",
         watch: Callable[["Trainer", LossParts], None] = lambda trainer, parts: None,
         say: Callable[[Row], None] = lambda row: None,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
+        check_scales(config)
         self.config = config
         self.folder = folder
         self.device = device
         self.source = source
         self.watch = watch
         self.say = say
+        self.tell = tell
         self.names = training.class_names
         self.stepper = Stepper(model, config, device=device, precision=precision)
         self.validation = Validation(validation, config, device, precision) if validation is not None else None
         self.training = training
-        self.batches = EpochBatches(len(training), config.train.batch_size, epochs=1, seed=config.train.seed)
-        self.batches.epochs = count_epochs(config, self.batches.steps_per_epoch)
+        self.batches = order_pictures(training, config)
         self.steps = self.batches.epochs * self.batches.steps_per_epoch
         self.step = 0
+        self.validated = -1
         self.best = -1.0
         self.seconds = 0.0
         self.saved = 0.0
@@ -79,52 +81,52 @@ class Trainer:
         self.step, self.best = notes["step"], notes["best"]
         self.seconds = notes["seconds"]
         self.records.rows = notes["rows"]
+        if self.finished:
+            self.tell(f"{self.folder} is finished, nothing is left to train; --weights starts another run from it")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step is done, or patience has run out."""
+        return self.step >= self.steps or out_of_patience(self.records.rows, self.config.train.patience)
 
     def fit(self) -> None:
-        """Train to the end. Ctrl-C (KeyboardInterrupt) saves the state after the current step and is raised again."""
+        """Train to the end, or until patience runs out.
+
+        Ctrl-C (KeyboardInterrupt) saves the state after the current step and is raised again.
+        """
         self.batches.start_step = self.step
         started = time.monotonic()
         train_mode(self.stepper.model)
         with Interrupt() as interrupt, contextlib.closing(self.records):
-            for batch in self._loader():
+            if self.finished:
+                return
+            for batch in load_training(self.training, self.config, self.batches, self.device):
+                if self.step >= round(self.config.train.freeze_until * self.steps):
+                    self.stepper.thaw()
                 rate = learning_rate(self.step, self.steps, self.config.train)
                 set_learning_rate(self.stepper.optimizer, rate)
-                parts = self.stepper.step(batch.to(self.device))
+                parts = self.stepper.step(resize_batch(batch.to(self.device), draw_size(self.config, self.step)))
                 self.step += 1
                 self.watch(self, parts)
                 if self.step % self.batches.steps_per_epoch == 0:
                     now = time.monotonic()
                     self.seconds, started = self.seconds + now - started, now
                     self._end_epoch(rate, batch)
+                    if self.finished and self.step < self.steps:
+                        self.tell(self._impatience())
+                        return
                 if interrupt.asked and self.step < self.steps:
                     self.seconds += time.monotonic() - started
                     self.save()
                     raise KeyboardInterrupt
 
-    def _loader(self) -> Iterable[Batch]:
-        train = self.config.train
-        fill = tuple(round(v) for v in self.config.model.mean)
-        pictures = AugmentedPictures(
-            self.training,
-            self.config.model.input_size,
-            find_augmentation(train.augmentation),
-            seed=train.seed,
-            fill=(fill[0], fill[1], fill[2]),
-        )
-        return load_batches(pictures, self.batches, choose_workers(train.workers), pin=self.device != "cpu")
-
     def _end_epoch(self, rate: float, batch: Batch) -> None:
         epoch = self.step // self.batches.steps_per_epoch
-        # AdamW shrinks weights apart from the loss: nothing of it is a penalty
-        config = self.config
-        decay = config.loss.l2_penalty or (config.train.weight_decay if config.train.optimizer == "sgd" else 0.0)
-        with torch.no_grad():
-            penalty = l2_penalty(self.stepper.model.named_parameters(), decay).item()
         row: Row = {
             "epoch": epoch,
             "step": self.step,
             "learning_rate": rate,
-            "l2_loss": penalty,
+            "l2_loss": self.stepper.penalty(),
             **self.stepper.means.row(),
         }
         if not math.isfinite(row["total_loss"] or 0.0):
@@ -138,11 +140,25 @@ class Trainer:
         every = validation_interval(self.config, self.batches.epochs)
         if self.validation is not None and (epoch % every == 0 or epoch == self.batches.epochs):
             row |= self.validation.score(self.stepper.weights())
+            self.validated = self.step
             train_mode(self.stepper.model)
         self.records.add(row)
         if "val_map50" in row or epoch == self.batches.epochs or time.monotonic() - self.saved > SAVE_EVERY:
             self.save()
         self.say(row)
+
+    def _impatience(self) -> str:
+        return (
+            f"ended after epoch {self.step // self.batches.steps_per_epoch} of {self.batches.epochs}: "
+            f"{self.config.train.patience} validations in a row were no better than mAP@0.5 {self.best:.3f}, whose "
+            "weights are best.safetensors (train.patience); the learning rate's schedule was not shortened"
+        )
+
+    def _shipped(self) -> Config:
+        """Return the config with the thresholds of these very weights, where they were validated."""
+        if self.validation is None or self.validated != self.step:
+            return self.config
+        return self.config.updated({"post.thresholds": self.validation.thresholds})
 
     def save(self) -> None:
         """Write last and best checkpoint, metrics and state."""
@@ -150,7 +166,7 @@ class Trainer:
         metrics = {name: value for name, value in last.items() if name.startswith("val_")}
         state = self.stepper.weights().state_dict()
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        checkpoint = Checkpoint(state, self.config, self.names, {**metrics, "command": command}, self.source)
+        checkpoint = Checkpoint(state, self._shipped(), self.names, {**metrics, "command": command}, self.source)
         save_checkpoint(self.folder / "last.safetensors", checkpoint)
         score = last.get("val_map50")
         if score is not None and score > self.best:
@@ -169,11 +185,42 @@ class Trainer:
         self.saved = time.monotonic()
 
 
+def order_pictures(training: Dataset, config: Config) -> EpochBatches:
+    """Return which pictures each step of the run sees."""
+    train = config.train
+    repeats = repeat_factors(training) if train.sampling == "balanced" else None
+    batches = EpochBatches(len(training), train.batch_size, epochs=1, seed=train.seed, repeats=repeats)
+    batches.epochs = count_epochs(config, batches.steps_per_epoch)
+    return batches
+
+
+def load_training(training: Dataset, config: Config, batches: EpochBatches, device: str) -> Iterator[Batch]:
+    """Yield `batches` of pictures, augmented and in memory from where `device` takes them."""
+    train = config.train
+    fill = tuple(round(v) for v in config.model.mean)
+    pictures = AugmentedPictures(
+        training,
+        config.model.input_size,
+        find_augmentation(train.augmentation),
+        seed=train.seed,
+        fill=(fill[0], fill[1], fill[2]),
+        # Rounded down: a run of one epoch ends unmixed as well
+        mixing_epochs=int(train.mix_until * batches.epochs),
+    )
+    return load_batches(pictures, batches, choose_workers(train.workers), pin=device != "cpu")
+
+
 def count_epochs(config: Config, steps_per_epoch: int) -> int:
     """Return the epochs of a run: as set, or as many as `train.steps` needs."""
     if config.train.epochs > 0:
         return config.train.epochs
     return max(1, -(-config.train.steps // steps_per_epoch))
+
+
+def out_of_patience(rows: Sequence[Row], patience: int) -> bool:
+    """Return whether the last `patience` validations were no better than the best before them; 0 has no end."""
+    scores = [score for row in rows if (score := row.get("val_map50")) is not None]
+    return 0 < patience < len(scores) and max(scores[-patience:]) <= max(scores[:-patience])
 
 
 def validation_interval(config: Config, epochs: int) -> int:

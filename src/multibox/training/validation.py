@@ -6,8 +6,9 @@ import torch
 
 from multibox.config import Config
 from multibox.data.loading import AugmentedPictures, in_order, load_batches
-from multibox.evaluation.voc import quick_map
-from multibox.inference.detect import detect
+from multibox.evaluation.thresholds import best_threshold
+from multibox.evaluation.voc import mean, precision_recall
+from multibox.inference.detect import DEFAULT_THRESHOLD, detect
 from multibox.losses.multibox import multibox_loss
 from multibox.losses.targets import make_targets
 from multibox.models.anchors import anchors_per_cell, make_anchors
@@ -29,10 +30,15 @@ class Validation:
         self.precision = precision
         self.per_cell = anchors_per_cell(config)
         self.pictures = AugmentedPictures(dataset, config.model.input_size, ())
+        self.thresholds: tuple[float, ...] = ()
+        """Of the weights scored last: for each class the score from which F1 at IoU .5 is best."""
 
     @torch.inference_mode()
     def score(self, model: SSD) -> "Row":
-        """Return validation loss and mAP@0.5; the network is put into evaluation mode and left there."""
+        """Return validation loss and mAP@0.5 and keep the thresholds of best F1.
+
+        The network is put into evaluation mode and left there.
+        """
         model.eval()
         batches = in_order(len(self.dataset), self.config.train.batch_size)
         found: list[Detections] = []
@@ -57,4 +63,7 @@ class Validation:
             losses.append(parts.total * len(batch.names))
             found += detect(outputs, batch.sizes, self.config, self.dataset.class_names)
         loss = torch.stack(losses).sum().item() / len(self.dataset)
-        return {"val_loss": loss, "val_map50": quick_map(found, self.dataset, self.dataset.class_names)}
+        curves = precision_recall(found, self.dataset, self.dataset.class_names)
+        best = [best_threshold(curve) for curve in curves.values()]
+        self.thresholds = tuple(DEFAULT_THRESHOLD if one is None else one["threshold"] for one in best)
+        return {"val_loss": loss, "val_map50": mean(curve.ap12 for curve in curves.values())}

@@ -1,0 +1,236 @@
+"""Operations that mix pictures: four in one, two blended, objects of one pasted into another.
+
+They stand in a recipe beside the others, which every picture goes through before it is mixed. Partners are drawn by the
+item's own generator, with repetition and the picture itself among them, so a data set of one picture has partners too.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from multibox.data.augmentation_view import MINIMUM_VISIBLE, Fractions, View
+from multibox.data.pictures import resize_picture
+from multibox.structures import Boxes, Labels
+
+
+class Scene(NamedTuple):
+    """A rendered picture and what is in it."""
+
+    pixels: NDArray[np.uint8]
+    """[h, w, 3], RGB; may be read-only."""
+    boxes_xyxy: Boxes
+    """[N, 4] as fractions of the picture; every box has an area."""
+    labels: Labels
+    """[N]"""
+
+
+Draw = Callable[[tuple[int, int]], Scene]
+"""Render a picture at (height, width) through the recipe's other operations; see `narrow` for other shapes."""
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Four pictures around a random centre, the item's own at the top left (YOLOv4).
+
+    Each covers its quarter at one scale and is cut there, so no picture is squeezed; it is rendered at that size, so
+    nothing is resampled twice. Objects come out at about half their size. Must be the first of the mixing operations.
+    """
+
+    probability: float = 0.5
+    centre: tuple[float, float] = (0.3, 0.7)
+    """Range of the centre, as shares of the width and of the height."""
+
+    def __call__(self, own: Draw, other: Draw, size: tuple[int, int], rng: np.random.Generator) -> Scene:
+        """Return the mosaic, of `size` (height, width)."""
+        height, width = size
+        x, y = (round(side * rng.uniform(*self.centre)) for side in (width, height))
+        places = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
+        pixels = np.empty((height, width, 3), np.uint8)
+        boxes, labels = [], []
+        for draw, (x1, y1, x2, y2) in zip((own, other, other, other), places, strict=True):
+            quarter = draw((y2 - y1, x2 - x1))
+            pixels[y1:y2, x1:x2] = quarter.pixels
+            boxes.append((quarter.boxes_xyxy * _sides(x2 - x1, y2 - y1) + (x1, y1, x1, y1)) / _sides(width, height))
+            labels.append(quarter.labels)
+        return Scene(pixels, np.concatenate(boxes), np.concatenate(labels))
+
+
+@dataclass(frozen=True)
+class MixUp:
+    """Two pictures blended, the objects of both asked for in full (Zhang et al. 2019; YOLOX).
+
+    No weights are kept on labels, as YOLOX keeps none. So the ratio stays near one half (Beta distributed, with a
+    concentration as in YOLOv5): an object that can hardly be seen would be a wrong label.
+    """
+
+    probability: float = 0.5
+    concentration: float = 32.0
+    """Both parameters of the Beta distribution; its standard deviation is 1 / sqrt(8 concentration + 4)."""
+
+    def __call__(self, own: Draw, other: Draw, size: tuple[int, int], rng: np.random.Generator) -> Scene:
+        """Return the blended picture, of `size` (height, width)."""
+        first, second = own(size), other(size)
+        part = round(256 * rng.beta(self.concentration, self.concentration))
+        mixed = np.multiply(first.pixels, part, dtype=np.uint16)
+        mixed += np.multiply(second.pixels, 256 - part, dtype=np.uint16)
+        mixed += 128  # the largest sum, 256 * 255 + 128, fits
+        boxes = np.concatenate([first.boxes_xyxy, second.boxes_xyxy])
+        return Scene((mixed >> 8).astype(np.uint8), boxes, np.concatenate([first.labels, second.labels]))
+
+
+@dataclass(frozen=True)
+class CopyPaste:
+    """Rectangles around objects of another picture, pasted where they hide little (after Ghiasi et al. 2021).
+
+    We have boxes, not outlines, so a rectangle brings some surroundings along: a margin of random width. Without it the
+    seam would be the box, and a network would learn to find seams. Over the margin the patch fades in, so that the seam
+    is weak while the object keeps its own pixels. Other objects of which the rectangle shows enough come along with
+    their labels, as they would otherwise be objects that nobody asked for.
+    """
+
+    probability: float = 0.5
+    objects: int = 3
+    """Most objects pasted; their number is drawn evenly from 1 up."""
+    scale: tuple[float, float] = (0.7, 1.4)
+    """Size of a patch in relation to the picture it comes from, log-uniform; never larger than the picture."""
+    margin: float = 0.25
+    """Widest margin on each side, as a share of the object's width or height."""
+    covered: float = 0.3
+    """Largest share of an object that may be hidden, unless it is hidden so far that it is dropped."""
+    tries: int = 30
+    """Places drawn, of which the one that hides least is taken; a patch that finds none is left out."""
+
+    def __call__(self, own: Draw, other: Draw, size: tuple[int, int], rng: np.random.Generator) -> Scene:
+        """Return the picture with the patches, of `size` (height, width)."""
+        scene, source = own(size), other(size)
+        pixels, extent = np.array(scene.pixels), _sides(size[1], size[0])
+        boxes, labels = scene.boxes_xyxy * extent, scene.labels
+        hidden = np.zeros(len(labels))
+        count = int(rng.integers(1, self.objects + 1))
+        # Half an object belongs to the border that cuts it, not into the middle of a picture
+        whole = np.flatnonzero(((source.boxes_xyxy > 0) & (source.boxes_xyxy < 1)).all(axis=1))
+        for chosen in rng.permutation(whole)[:count]:
+            rectangle = self._rectangle(source, int(chosen), rng)
+            shape = self._shape(rectangle, size, rng)
+            place = self._place(shape, size, boxes, hidden, rng)
+            if place is None:
+                continue
+            x, y = place
+            patch, inner = _cut(source, rectangle, int(chosen))
+            _paste(pixels, patch.pixels, shape, inner, x, y)
+            hidden = hidden + _shares(np.array([[x, y, x + shape[1], y + shape[0]]]), boxes)[0]
+            boxes = np.concatenate([boxes, patch.boxes_xyxy * _sides(shape[1], shape[0]) + (x, y, x, y)])
+            labels = np.concatenate([labels, patch.labels])
+            hidden = np.concatenate([hidden, np.zeros(len(patch.labels))])
+        shown = hidden <= 1 - MINIMUM_VISIBLE
+        return Scene(pixels, boxes[shown] / extent, labels[shown])
+
+    def _rectangle(self, source: Scene, chosen: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Return the box with its margin, in whole pixels of the source picture."""
+        height, width = source.pixels.shape[:2]
+        x1, y1, x2, y2 = source.boxes_xyxy[chosen] * _sides(width, height)
+        margin = rng.uniform(0, self.margin)
+        across, down = margin * (x2 - x1), margin * (y2 - y1)
+        left, top = max(0, math.floor(x1 - across)), max(0, math.floor(y1 - down))
+        return left, top, min(width, math.ceil(x2 + across)), min(height, math.ceil(y2 + down))
+
+    def _shape(
+        self, rectangle: tuple[int, int, int, int], size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[int, int]:
+        """Return height and width of the patch when pasted."""
+        scale = math.exp(rng.uniform(*np.log(self.scale)))
+        width, height = rectangle[2] - rectangle[0], rectangle[3] - rectangle[1]
+        scale = min(scale, size[0] / height, size[1] / width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def _place(
+        self, shape: tuple[int, int], size: tuple[int, int], boxes: Boxes, hidden: Fractions, rng: np.random.Generator
+    ) -> tuple[int, int] | None:
+        """Return left and top of the place that hides least; None where each leaves an object half hidden."""
+        room = (size[1] - shape[1] + 1, size[0] - shape[0] + 1)
+        corners = rng.integers(0, room, (self.tries, 2))
+        shares = _shares(np.hstack([corners, corners + np.array([shape[1], shape[0]])]), boxes)
+        after = hidden + shares
+        half = (shares > 0) & (after > self.covered) & (after <= 1 - MINIMUM_VISIBLE)
+        fits = np.flatnonzero(~half.any(axis=1))
+        if not len(fits):
+            return None
+        x, y = corners[fits[shares[fits].sum(axis=1).argmin()]].tolist()
+        return x, y
+
+
+Mixing = Mosaic | MixUp | CopyPaste
+
+
+def mix(operations: Sequence[Mixing], own: Draw, other: Draw, size: tuple[int, int], rng: np.random.Generator) -> Scene:
+    """Return the own picture, of `size` (height, width), after those operations that take place, in order.
+
+    `own` draws the item's picture, `other` another one every time; both draw their random numbers from `rng`.
+    """
+    for operation in operations:
+        if rng.random() < operation.probability:
+            scene = operation(own, other, size, rng)
+            own = lambda _, scene=scene: scene  # noqa: E731 - drawn once; what follows takes it as it is
+    return own(size)
+
+
+def narrow(view: View, across: float, down: float, rng: np.random.Generator) -> None:
+    """Cut the view's window, at a random place, to the shape of `across` x `down`, shares of 1: nothing is squeezed.
+
+    The larger of the two says how much the picture is scaled; along that side all of the window stays.
+    """
+    x1, y1, x2, y2 = view.window
+    scale = max(across, down)
+    width, height = (x2 - x1) * across / scale, (y2 - y1) * down / scale
+    x, y = x1 + rng.random() * (x2 - x1 - width), y1 + rng.random() * (y2 - y1 - height)
+    view.window = (x, y, x + width, y + height)
+    if view.keep is not None:
+        # The rule of the recipe was asked before this cut
+        view.keep = view.keep & (view.visible() >= MINIMUM_VISIBLE)
+
+
+def _sides(width: int, height: int) -> Fractions:
+    return np.array([width, height, width, height], np.float64)
+
+
+def _cut(source: Scene, rectangle: tuple[int, int, int, int], chosen: int) -> tuple[Scene, Fractions]:
+    """Return what a rectangle of the source shows, and the chosen box, [4], as fractions of it."""
+    height, width = source.pixels.shape[:2]
+    x1, y1, x2, y2 = rectangle
+    boxes = source.boxes_xyxy * _sides(width, height)
+    inside = np.clip(boxes, (x1, y1, x1, y1), (x2, y2, x2, y2))
+    shown = _shares(np.array([rectangle]), boxes)[0] >= MINIMUM_VISIBLE
+    fractions = (inside - (x1, y1, x1, y1)) / _sides(x2 - x1, y2 - y1)
+    return Scene(source.pixels[y1:y2, x1:x2], fractions[shown], source.labels[shown]), fractions[chosen]
+
+
+def _paste(
+    pixels: NDArray[np.uint8], patch: NDArray[np.uint8], shape: tuple[int, int], inner: Fractions, x: int, y: int
+) -> None:
+    """Scale a patch to `shape` and lay it over `pixels` in place, fading in from its border to the `inner` box."""
+    scaled = np.asarray(resize_picture(Image.fromarray(np.ascontiguousarray(patch)), shape), np.float32)
+    height, width = shape
+    x1, y1, x2, y2 = inner * _sides(width, height)
+    cover = np.outer(_ramp(height, y1, height - y2), _ramp(width, x1, width - x2))[..., None]
+    under = pixels[y : y + height, x : x + width]
+    under[...] = np.rint(under + cover * (scaled - under))
+
+
+def _ramp(count: int, before: float, after: float) -> NDArray[np.float32]:
+    """Return weights, [count]: rising to 1 over the first `before` pixels, falling over the last `after`."""
+    centres = np.arange(count) + 0.5
+    rising, falling = centres / max(before, 1e-9), (count - centres) / max(after, 1e-9)
+    return np.minimum(np.minimum(rising, falling), 1).astype(np.float32)
+
+
+def _shares(rectangles: NDArray[np.integer], boxes_xyxy: Boxes) -> Fractions:
+    """Return which share of each box, [N, 4], lies in each rectangle, [M, 4]: [M, N]."""
+    start = np.maximum(rectangles[:, None, :2], boxes_xyxy[:, :2])
+    end = np.minimum(rectangles[:, None, 2:], boxes_xyxy[:, 2:])
+    area = np.prod(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], axis=1)
+    return np.prod(np.maximum(end - start, 0), axis=2) / np.maximum(area, 1e-12)

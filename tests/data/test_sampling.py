@@ -1,0 +1,85 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from multibox.data.augmentation import AUGMENTATIONS
+from multibox.data.formats import open_dataset
+from multibox.data.loading import AugmentedPictures
+from multibox.data.sampling import EpochBatches, repeat_factors
+from multibox.structures import Sample, pack
+
+
+def labelled(pictures, crowd=()):
+    """Pack pictures given as lists of labels; those of `crowd` hold crowds only."""
+    samples = [
+        Sample(
+            str(i),
+            Path(str(i)),
+            np.tile([0.0, 0, 1, 1], (len(labels), 1)),
+            np.array(labels, int),
+            np.zeros(len(labels), bool),
+            np.full(len(labels), i in crowd),
+        )
+        for i, labels in enumerate(pictures)
+    ]
+    return pack(samples, root=Path(), format="voc", split="train", class_names=["a", "b", "c"])
+
+
+def test_the_uniform_order_is_what_it_always_was():
+    expected = [[(0, 1), (0, 4), (0, 2)], [(0, 3), (0, 6), (0, 5)], [(1, 4), (1, 2), (1, 0)], [(1, 6), (1, 5), (1, 3)]]
+    assert list(EpochBatches(7, 3, 2, seed=5)) == expected
+    text = repr(list(EpochBatches(205, 32, 3, seed=0)))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "89b6907a79a0d650"
+
+
+def test_a_rare_class_raises_its_pictures():
+    # Shares: a 8 of 8, b 4 of 8, c 1 of 8; the middle one is b's
+    pictures = [[0, 1]] * 4 + [[0]] * 3 + [[0, 2]]
+    assert repeat_factors(labelled(pictures)).tolist() == [1.0] * 7 + [2.0]
+
+
+def test_equal_shares_empty_pictures_and_crowds_repeat_nothing():
+    assert repeat_factors(labelled([[0], [1], [2], []])).tolist() == [1.0] * 4
+    assert repeat_factors(labelled([[], []])).tolist() == [1.0] * 2
+    # A class that occurs in crowds only is not learnt, so its picture is not called for
+    assert repeat_factors(labelled([[0], [0], [0], [1]], crowd={3})).tolist() == [1.0] * 4
+
+
+@given(
+    repeats=st.lists(st.floats(1, 4), min_size=3, max_size=20),
+    size=st.integers(1, 6),
+    start=st.integers(0, 4),
+    seed=st.integers(0, 99),
+)
+def test_balanced_keeps_the_length_resumes_and_bounds_the_copies(repeats, size, start, seed):
+    count = len(repeats)
+    whole = list(EpochBatches(count, size, 4, seed=seed, repeats=np.array(repeats)))
+    steps = count // min(size, count)
+    assert len(whole) == 4 * steps
+    assert {len(batch) for batch in whole} == {min(size, count)}
+    assert [key[0] for batch in whole for key in batch] == sorted(key[0] for batch in whole for key in batch)
+    tail = list(EpochBatches(count, size, 4, seed=seed, start_step=start, repeats=np.array(repeats)))
+    assert tail == whole[start:]
+    keys = [key for batch in whole for key in batch]
+    assert len(set(keys)) == len(keys)
+    assert all(copy < np.ceil(repeats[index]) for _, index, copy in (key for key in keys if len(key) == 3))
+
+
+def test_balanced_shows_pictures_in_proportion():
+    repeats = np.ones(20)
+    repeats[3] = 2.5
+    keys = [key for batch in EpochBatches(20, 4, 4000, seed=1, repeats=repeats) for key in batch]
+    counts = np.bincount([key[1] for key in keys], minlength=20)
+    assert counts[3] / np.delete(counts, 3).mean() == pytest.approx(2.5, rel=0.03)
+
+
+def test_a_second_copy_is_augmented_in_another_way(squares):
+    dataset = open_dataset(squares, "train")
+    pictures = AugmentedPictures(dataset, (64, 64), AUGMENTATIONS["default"], seed=3)
+    first, again, copy = pictures[(2, 1)], pictures[(2, 1)], pictures[(2, 1, 1)]
+    assert np.array_equal(first[0], again[0])
+    assert not np.array_equal(first[0], copy[0])

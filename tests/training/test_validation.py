@@ -1,0 +1,58 @@
+"""The thresholds that validation finds, and the files that carry them."""
+
+import numpy as np
+import pytest
+import torch
+
+from multibox.config import Config
+from multibox.evaluation.thresholds import best_threshold
+from multibox.evaluation.voc import precision_recall
+from multibox.inference.datasets import find_all
+from multibox.inference.detector import load
+from multibox.models.checkpoint import load_config
+from multibox.training.run import RunOptions, prepare
+
+SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def run(squares, out, **more):
+    changes = {**SMALL, "train.lr": 0.004, "train.ema": 0.9, **more.pop("changes", {})}
+    return prepare(squares, RunOptions(epochs=more.pop("epochs", 12), out=out, changes=changes, **more))
+
+
+def test_a_run_writes_the_thresholds_of_its_weights(squares, tmp_path):
+    trainer = run(squares, tmp_path / "run", changes={"train.validate_every": 6})
+    trainer.fit()
+    for name in ("best", "last"):
+        detector = load(tmp_path / "run" / f"{name}.safetensors")
+        dataset = trainer.validation.dataset
+        curves = precision_recall(find_all(detector, dataset, 200), dataset, dataset.class_names)
+        best = [best_threshold(curve) for curve in curves.values()]
+        # Float32 in other batches: the last digits of a score may differ
+        expected = [0.3 if one is None else one["threshold"] for one in best]
+        np.testing.assert_allclose(detector.config.post.thresholds, expected, atol=1e-4)
+    assert any(value != 0.3 for value in load_config(tmp_path / "run" / "last.safetensors").post.thresholds)
+    assert Config.from_toml((tmp_path / "run" / "config.toml").read_text()) == trainer.config
+    assert trainer.config.post.thresholds == ()
+
+
+def test_weights_that_were_not_validated_have_none(squares, tmp_path):
+    trainer = run(squares, tmp_path / "run", epochs=2, changes={"train.validate_every": 1})
+
+    def save(trainer, parts):
+        if trainer.step == 4:  # one step into the second epoch
+            trainer.save()
+            assert load_config(tmp_path / "run" / "last.safetensors").post.thresholds == ()
+
+    trainer.watch = save
+    trainer.fit()
+    assert len(load_config(tmp_path / "run" / "best.safetensors").post.thresholds) == 2
+    resumed = prepare(squares, RunOptions(out=tmp_path / "run", resume=True))
+    assert resumed.config == trainer.config
+    run(squares, tmp_path / "none", epochs=1, val_split="none").fit()
+    assert load_config(tmp_path / "none" / "last.safetensors").post.thresholds == ()
