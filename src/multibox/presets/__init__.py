@@ -9,6 +9,7 @@ from typing import Any
 from multibox.config import SIGMOID_LOSSES, Config
 from multibox.errors import ConfigError, did_you_mean
 from multibox.presets.mobilenetv1 import SSD300_MOBILENETV1
+from multibox.presets.multibox_coco import MULTIBOX_COCO
 from multibox.presets.multibox_s import MULTIBOX_S
 from multibox.presets.preset import Preset
 from multibox.presets.recipes import RECIPES
@@ -21,6 +22,7 @@ from multibox.presets.vgg16 import SSD300_VGG16, SSD512_VGG16
 PRESETS: dict[str, Preset] = {
     "tinyssd": TINYSSD,
     "multibox-s": MULTIBOX_S,
+    "multibox-coco": MULTIBOX_COCO,
     "ssd300-vgg16": SSD300_VGG16,
     "ssd512-vgg16": SSD512_VGG16,
     "ssd300-resnet50": SSD300_RESNET50,
@@ -46,8 +48,10 @@ def resolve(preset: str, recipe: str = "default", changes: dict[str, Any] | None
     _check("recipe", recipe, RECIPES)
     if preset not in fitting(recipe):
         raise ConfigError(f"recipe {recipe!r} was made for {', '.join(fitting(recipe))}, not for preset {preset!r}")
-    base = Config().updated({"preset": preset, "recipe": recipe})
-    config = base.updated(PRESETS[preset].settings).updated(RECIPES[recipe].settings).updated(changes or {})
+    config = Config().updated({"preset": preset, "recipe": recipe})
+    tuned = PRESETS[preset].default if recipe == "default" else {}
+    for settings in (PRESETS[preset].settings, RECIPES[recipe].settings, tuned, changes or {}):
+        config = config.updated(settings)
     needed = "sigmoid" if config.loss.classification in SIGMOID_LOSSES else "softmax"
     if config.model.score != needed:
         raise ConfigError(

@@ -1,0 +1,26 @@
+"""multibox-coco: the pyramid of multibox-s over the trunk of TensorFlow's COCO SSD, to be started from its weights."""
+
+from multibox.presets.multibox_s import MULTIBOX_S
+from multibox.presets.preset import Preset
+
+MULTIBOX_COCO = Preset(
+    "our own: MobileNetV1 trunk of the COCO SSD (TF Lite), feature pyramid",
+    {
+        **MULTIBOX_S.settings,
+        "model.backbone": "mobilenetv1-pyramid",
+        # What the published file has, and how it takes its pictures
+        "model.width": 0.75,
+        "model.mean": (127.5, 127.5, 127.5),
+        "model.std": (127.5, 127.5, 127.5),
+    },
+    default={
+        "model.score": "sigmoid",
+        "matching.matcher": "task_aligned",
+        "loss.classification": "varifocal",
+        "loss.localization": "giou",
+        "loss.localization_weight": 2.0,
+        "loss.negative_ratio": 0.0,
+        "train.steps": 600,
+        "train.batch_size": 16,
+    },
+)
