@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multibox import losses, ops
-    from multibox.api import create, evaluate, train
+    from multibox.api import create, evaluate, export, train
     from multibox.config import Config
     from multibox.errors import MultiboxError
-    from multibox.inference.detector import Detector, load
+    from multibox.inference.detector import Detector
+    from multibox.inference.loading import load
     from multibox.structures import Dataset, Detections, Sample
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "Sample",
     "create",
     "evaluate",
+    "export",
     "load",
     "losses",
     "ops",
@@ -37,7 +39,8 @@ _HOMES = {
     "Sample": "multibox.structures",
     "create": "multibox.api",
     "evaluate": "multibox.api",
-    "load": "multibox.inference.detector",
+    "export": "multibox.api",
+    "load": "multibox.inference.loading",
     "losses": "multibox.losses",
     "ops": "multibox.ops",
     "train": "multibox.api",

@@ -11,6 +11,7 @@ from multibox.evaluation.report import Figures
 from multibox.evaluation.report import evaluate as measure
 from multibox.inference.datasets import find_all
 from multibox.inference.detector import Detector, load
+from multibox.inference.exported import ExportedDetector
 from multibox.models.build import build_model
 from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve
@@ -66,7 +67,7 @@ def train(data: str | Path, *, preset: str | None = None, recipe: str = "default
 
 
 def evaluate(
-    detector: Detector,
+    detector: Detector | ExportedDetector,
     data: str | Path,
     *,
     split: str | None = None,
@@ -97,7 +98,7 @@ def evaluate(
 
 
 def open_for(
-    detector: Detector,
+    detector: Detector | ExportedDetector,
     data: str | Path,
     *,
     split: str | None = None,
@@ -109,3 +110,25 @@ def open_for(
     dataset = open_dataset(data, split, format=format, class_names=detector.names, on_bad=on_bad, rename=rename)
     # To stop at a bad picture, meeting it is soon enough
     return check_pictures(dataset, on_bad) if on_bad == "skip" else dataset
+
+
+def export(detector: Detector, out: str | Path, **options: Any) -> dict[str, Any]:
+    """Write a detector as one file that runs without PyTorch, and return the report of its verification.
+
+    Args:
+        detector: the detector.
+        out: a name that ends in .onnx, or in .xml for OpenVINO.
+        options: `dialect`, `half`, `int8`, `calibrate`, `data`, `split`, `license`, `source`, as
+            `multibox.exporting.ExportOptions` has them.
+
+    Raises:
+        MissingExtraError: the packages of the extra `export` are not installed.
+        VerificationError: the file would compute something else; nothing is written.
+    """
+    from multibox.exporting import ExportOptions
+    from multibox.exporting import export as write
+
+    for name in ("calibrate", "data"):
+        if options.get(name) is not None:
+            options[name] = Path(options[name])
+    return write(detector, Path(out), ExportOptions(**options))

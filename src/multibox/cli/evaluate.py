@@ -34,7 +34,7 @@ def evaluate(
 
     from multibox import api
     from multibox.files import write_text_whole
-    from multibox.inference.detector import load
+    from multibox.inference.loading import load
 
     detector = load(model, device=device, flip=flip)
     names = read_rename(rename)

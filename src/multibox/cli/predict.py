@@ -1,16 +1,13 @@
 """`multibox predict`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from multibox.config import Config
-
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A .safetensors file or a run folder.")],
+    model: Annotated[Path, typer.Argument(help="A .safetensors, .onnx or .xml file, or a run folder.")],
     sources: Annotated[list[str], typer.Argument(help="Picture files, folders or glob patterns.")],
     threshold: Annotated[
         float | None,
@@ -28,7 +25,7 @@ def predict(
     """Find objects in pictures; draws them and, where asked, writes result files in pixels of the originals."""
     from multibox.data.pictures import list_pictures, read_picture
     from multibox.errors import ConfigError, PictureError
-    from multibox.inference.detector import load
+    from multibox.inference.loading import load
     from multibox.inference.results import PictureResult, distinct_names, write_results
     from multibox.plots.detections import draw_detections
 
@@ -36,7 +33,7 @@ def predict(
         raise ConfigError(f"--on-bad {on_bad}: expected stop or skip")
     paths = list(dict.fromkeys(path for source in sources for path in list_pictures(source)))
     detector = load(model, device=device, flip=flip)
-    typer.echo(describe_thresholds(detector.config, detector.names, threshold))
+    typer.echo(describe_thresholds(detector.thresholds, detector.names, threshold))
     out.mkdir(parents=True, exist_ok=True)
     names = distinct_names(path.stem for path in paths)
     rows: list[PictureResult] = []
@@ -58,14 +55,14 @@ def predict(
     typer.echo(f"{len(rows)} pictures with boxes are in {out}")
 
 
-def describe_thresholds(config: "Config", names: tuple[str, ...], threshold: float | None) -> str:
+def describe_thresholds(own: tuple[float, ...], names: tuple[str, ...], threshold: float | None) -> str:
     """Return a line that says which scores are reported."""
-    from multibox.inference.detect import class_thresholds
+    from multibox.inference.thresholds import class_thresholds
 
     if threshold is not None:
         return f"scores above {threshold:g} are reported"
-    found = class_thresholds(config, names)
-    if not config.post.thresholds:
+    found = class_thresholds(own, names)
+    if not own:
         return f"scores from {found[0]:g} are reported; the model has no thresholds of its own"
     each = ", ".join(f"{name} {value:.3f}" for name, value in zip(names, found, strict=True))
     return f"scores from the model's thresholds are reported: {each}"

@@ -6,14 +6,11 @@ import numpy as np
 import torch
 
 from multibox.config import Config
-from multibox.errors import ConfigError
+from multibox.inference.thresholds import just_below
 from multibox.models.anchors import make_anchors
 from multibox.postprocess import postprocess
 from multibox.structures import Detections
 from multibox.tensors import HeadOutputs
-
-DEFAULT_THRESHOLD = 0.3
-"""Lowest score reported where nobody knows better: post B's."""
 
 
 def detect(
@@ -36,7 +33,7 @@ def detect(
     least = None
     if isinstance(lowest, Sequence):
         least = np.array(lowest, np.float64)
-        lowest = _just_below(least.min())
+        lowest = just_below(least.min())
     device = str(outputs.offsets.device)
     anchors = make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size, device)
     found = postprocess(
@@ -66,23 +63,3 @@ def detect(
         Detections(boxes[i, :n].astype(np.float32), scores[i, :n], labels[i, :n].astype(np.int64), names)[real[i, :n]]
         for i, n in enumerate(counts)
     ]
-
-
-def _just_below(score: float) -> float:
-    """Return a threshold above which exactly the float32 scores from `score` on lie."""
-    return float(np.nextafter(np.float32(score), np.float32(0)))
-
-
-def class_thresholds(config: Config, names: tuple[str, ...]) -> tuple[float, ...]:
-    """Return for each class the lowest score that is reported unless told otherwise.
-
-    Raises:
-        ConfigError: the model has thresholds for another number of classes.
-    """
-    found = config.post.thresholds or (DEFAULT_THRESHOLD,) * len(names)
-    if len(found) != len(names):
-        raise ConfigError(
-            f"post.thresholds has {len(found)} values for {len(names)} classes ({', '.join(names)}); "
-            "give one for each class, or none"
-        )
-    return found

@@ -6,23 +6,21 @@ from typing import overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from multibox.config import Config
-from multibox.data.pictures import read_picture, resize_picture, upright_rgb
-from multibox.errors import PictureError, WeightsError
-from multibox.inference.detect import class_thresholds, detect
+from multibox.data.pictures import resize_picture
+from multibox.errors import WeightsError
+from multibox.inference.detect import detect
+from multibox.inference.inputs import BATCH, Picture, open_picture
+from multibox.inference.thresholds import class_thresholds
 from multibox.models.build import build_model
 from multibox.models.checkpoint import load_checkpoint
 from multibox.models.flip import answer_both_ways
 from multibox.models.ssd import SSD
 from multibox.structures import Detections
 from multibox.tensors import HeadOutputs
-
-Picture = str | Path | Image.Image | NDArray[np.uint8]
-BATCH = 16
 
 
 class Detector:
@@ -33,6 +31,11 @@ class Detector:
         self.config = config
         self.names = names
         self.device = device
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The model's own lowest scores to report, one a class; empty where it has none."""
+        return self.config.post.thresholds
 
     @overload
     def predict(self, picture: Picture, threshold: float | None = None) -> Detections: ...
@@ -64,24 +67,11 @@ class Detector:
 
     @torch.inference_mode()
     def _predict(self, pictures: Sequence[Picture], threshold: float | None) -> list[Detections]:
-        lowest = class_thresholds(self.config, self.names) if threshold is None else threshold
+        lowest = class_thresholds(self.thresholds, self.names) if threshold is None else threshold
         opened = [open_picture(picture) for picture in pictures]
         pixels = np.stack([np.asarray(resize_picture(p, self.config.model.input_size)) for p in opened])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
         return detect(self.answer(images), [p.size for p in opened], self.config, self.names, lowest)
-
-
-def open_picture(picture: Picture) -> Image.Image:
-    """Return any accepted form of a picture as RGB."""
-    if isinstance(picture, Image.Image):
-        return upright_rgb(picture)
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise PictureError(
-                f"a picture given as an array must be uint8 RGB [H, W, 3], got {picture.dtype} {list(picture.shape)}"
-            )
-        return Image.fromarray(picture)
-    return read_picture(picture)
 
 
 def load(path: str | Path, *, device: str = "cpu", threads: int | None = None, flip: bool = False) -> Detector:

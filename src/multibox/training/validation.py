@@ -8,7 +8,8 @@ from multibox.config import Config
 from multibox.data.loading import AugmentedPictures, in_order, load_batches
 from multibox.evaluation.thresholds import best_threshold
 from multibox.evaluation.voc import mean, precision_recall
-from multibox.inference.detect import DEFAULT_THRESHOLD, detect
+from multibox.inference.detect import detect
+from multibox.inference.thresholds import DEFAULT_THRESHOLD
 from multibox.losses.multibox import multibox_loss
 from multibox.losses.targets import make_targets
 from multibox.models.anchors import anchors_per_cell, make_anchors

@@ -1,0 +1,14 @@
+"""Detectors as files that run without PyTorch, each proven to be the same detector before it is written."""
+
+from multibox.errors import MissingExtraError
+
+try:
+    import onnx_ir as _onnx_ir  # noqa: F401
+    import onnxscript as _onnxscript  # noqa: F401
+except ModuleNotFoundError:
+    raise MissingExtraError("Export", "export") from None
+
+from multibox.exporting.compare import VerificationError
+from multibox.exporting.run import ExportOptions, export
+
+__all__ = ["ExportOptions", "VerificationError", "export"]

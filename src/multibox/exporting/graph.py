@@ -1,0 +1,154 @@
+"""The whole exported graph: resize, network and post-processing in one ONNX model, in the dialect asked for."""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnxscript import GraphBuilder
+
+from multibox.config import Config
+from multibox.exporting.network import OPSET, trace
+from multibox.exporting.post import FLOAT, INT, Found, Limits, class_scores, decode, decoding_table, find
+from multibox.exporting.resize import resize
+from multibox.inference.detector import Detector
+from multibox.models.anchors import make_anchors
+
+Dialect = Literal["plain", "raw", "ultralytics", "jetson"]
+DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
+
+IR_VERSION = 10
+"""Read by onnxruntime from 1.18 on."""
+ULTRALYTICS_ROWS = 300
+
+
+class _Parts(NamedTuple):
+    """What the dialects are made of."""
+
+    builder: GraphBuilder
+    network: ir.Graph
+    table: np.ndarray
+    config: Config
+    classes: int
+
+
+def build_onnx(detector: Detector, dialect: Dialect = "plain", metadata: Mapping[str, str] | None = None) -> ir.Model:
+    """Return the detector as one ONNX model.
+
+    Inputs and outputs:
+
+    * plain: `images` uint8 [batch, height, width, 3] RGB of any size; optional scalars `score_threshold`,
+      `nms_threshold`, `max_detections` -> `boxes` [batch, n, 4] xyxy in pixels of the pictures, `scores` [batch, n],
+      `labels` int64 [batch, n] (-1 pads), `counts` int64 [batch].
+    * raw: `images` as above -> `logits` [batch, anchors, k], `offsets` [batch, anchors, 4].
+    * ultralytics: as plain, but one output `output0` [batch, 300, 6]: x1, y1, x2, y2, score, label; zeros pad.
+    * jetson (jetson-inference's detectNet): `input_0` [batch, 3, height, width] of the network's size, RGB scaled to
+      -1 .. 1 -> `scores` [batch, anchors, 1 + classes] with background first, `boxes` [batch, anchors, 4] xyxy as
+      fractions of the picture.
+
+    In all but jetson the values `resized`, `logits` and `offsets` can be looked at inside the graph.
+    """
+    size = detector.config.model.input_size
+    network = trace(detector.model, size)
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="multibox")
+    parts = _Parts(GraphBuilder(graph), network, _table(detector), detector.config, len(detector.names))
+    write = {"plain": _plain, "raw": _raw, "ultralytics": _ultralytics, "jetson": _jetson}
+    for name, value in write[dialect](parts).items():
+        _output(parts.builder, value, name)
+    for node in graph:
+        node.metadata_props.clear()
+    return ir.Model(graph, ir_version=IR_VERSION, producer_name="multibox", metadata_props=dict(metadata or {}))
+
+
+def _table(detector: Detector) -> np.ndarray:
+    model = detector.config.model
+    with torch.inference_mode():
+        blank = torch.zeros(1, 3, *model.input_size, device=detector.device)
+        shapes = detector.model(blank).feature_shapes
+    anchors = make_anchors(detector.config.anchors, shapes, model.input_size)
+    return decoding_table(anchors.numpy(), model.variances, model.coder)
+
+
+def _plain(parts: _Parts) -> dict[str, ir.Value]:
+    post = parts.config.post
+    return _found(parts, _limits(parts, post.max_detections))._asdict()
+
+
+def _raw(parts: _Parts) -> dict[str, ir.Value]:
+    _, logits, offsets = _outputs(parts)
+    return {"logits": logits, "offsets": offsets}
+
+
+def _ultralytics(parts: _Parts) -> dict[str, ir.Value]:
+    op = parts.builder.op
+    found = _found(parts, _limits(parts, ULTRALYTICS_ROWS))
+    labels = op.Unsqueeze(op.Cast(op.Max(found.labels, 0), to=FLOAT), [2])
+    rows = op.Concat(found.boxes, op.Unsqueeze(found.scores, [2]), labels, axis=2)
+    rows = op.Slice(rows, [0], [ULTRALYTICS_ROWS], [1])
+    missing = op.Sub([ULTRALYTICS_ROWS], op.Shape(rows, start=1, end=2))
+    padded = op.Pad(rows, op.Concat([0, 0, 0, 0], missing, [0], axis=0), 0.0)
+    return {"output0": op.Reshape(padded, [-1, ULTRALYTICS_ROWS, 6])}
+
+
+def _jetson(parts: _Parts) -> dict[str, ir.Value]:
+    op, model = parts.builder.op, parts.config.model
+    images = parts.builder.input("input_0", FLOAT, ["batch", 3, *model.input_size])
+    logits, offsets = _splice(parts, op.Mul(op.Add(images, 1.0), 127.5))
+    scores = class_scores(op, logits, model)
+    if model.score == "sigmoid":
+        background = op.Sub(1.0, op.ReduceMax(scores, [2], keepdims=1))
+        scores = op.Concat(background, scores, axis=2)
+    else:
+        scores = op.Softmax(logits, axis=-1)
+    table = op.Constant(value=ir.tensor(parts.table))
+    return {"scores": scores, "boxes": op.Clip(decode(op, offsets, table, model.coder), 0.0, 1.0)}
+
+
+def _found(parts: _Parts, limits: Limits) -> Found:
+    op = parts.builder.op
+    images, logits, offsets = _outputs(parts)
+    sides = op.Cast(op.Gather(op.Shape(images), [2, 1, 2, 1]), to=FLOAT)
+    return find(op, (logits, offsets), sides, limits, parts.table, parts.config, parts.classes)
+
+
+def _outputs(parts: _Parts) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Add pictures, resize and network; return pictures, logits and offsets."""
+    images = parts.builder.input("images", ir.DataType.UINT8, ["batch", "height", "width", 3])
+    resized = resize(parts.builder.op, images, parts.config.model.input_size)
+    resized.name = "resized"
+    return images, *_splice(parts, resized)
+
+
+def _limits(parts: _Parts, max_detections: int) -> Limits:
+    """Add the optional inputs, as initialisers that a caller may replace."""
+    post = parts.config.post
+    values = (("score_threshold", np.float32(post.score_threshold)), ("nms_threshold", np.float32(post.nms_threshold)))
+    values = (*values, ("max_detections", np.int64(max_detections)))
+    tensors = [ir.tensor(np.array(value), name=name) for name, value in values]
+    return Limits(*(parts.builder.input(str(tensor.name), const_value=tensor) for tensor in tensors))
+
+
+def _splice(parts: _Parts, resized: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Move the network's nodes behind `resized`; return logits and offsets."""
+    network, graph = parts.network, parts.builder.graph
+    ir.convenience.replace_all_uses_with(network.inputs[0], resized)
+    logits, offsets = network.outputs
+    nodes = list(network)
+    for value in list(network.initializers.values()):
+        network.initializers.pop(str(value.name))
+        value.name = f"network.{value.name}"
+        graph.register_initializer(value)
+    network.outputs.clear()
+    network.remove(nodes)
+    graph.extend(nodes)
+    return logits, offsets
+
+
+def _output(builder: GraphBuilder, value: ir.Value, name: str) -> None:
+    """Name a value and make it an output; its type follows from its name."""
+    value.dtype = INT if name in ("labels", "counts") else FLOAT
+    rank = {"scores": 2, "labels": 2, "counts": 1}.get(name, 3)
+    if value.shape is None or len(value.shape) != rank:
+        value.shape = ir.Shape([*("batch", "detections")[:rank], *([4] if rank == 3 else [])])
+    builder.add_output(value, name)

@@ -1,0 +1,123 @@
+"""One export from start to end: build, verify, write."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from multibox.errors import ConfigError
+from multibox.exporting.accuracy import measure_loss
+from multibox.exporting.graph import Dialect, build_onnx
+from multibox.exporting.metadata import as_text, describe
+from multibox.exporting.openvino_ir import as_stored, quantize, save_openvino, to_openvino
+from multibox.exporting.runtimes import run_onnx, run_openvino
+from multibox.exporting.sources import labelled, spread_pictures, training_split
+from multibox.exporting.verify import Pixels, Report, sample_pictures, verify
+from multibox.files import write_bytes_whole
+from multibox.inference.detector import Detector
+from multibox.inference.engines import KEY
+
+Target = Literal["onnx", "openvino"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
+PICTURES, CALIBRATION_PICTURES = 8, 300
+"""Taken of the data given, evenly spread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What to write."""
+
+    dialect: Dialect = "plain"
+    """Which inputs and outputs; see `graph.build_onnx`."""
+    half: bool = False
+    """OpenVINO: weights as float16; the file is half as large."""
+    int8: bool = False
+    """OpenVINO: the network in INT8, calibrated on `calibrate`."""
+    calibrate: Path | None = None
+    """Data set or folder of pictures like those that the detector will see; the split train where there is one."""
+    data: Path | None = None
+    """Data set or folder of pictures to verify on; None takes synthetic ones."""
+    split: str | None = None
+    """Split of `data`."""
+    license: str = ""
+    """Of the weights; kept in the metadata, as is the source."""
+    source: str = ""
+
+
+def export(detector: Detector, out: Path, options: ExportOptions | None = None) -> dict[str, Any]:
+    """Write the detector to `out` (.onnx, or .xml with a .bin beside it) and return the verification's report.
+
+    Nothing is written unless the file, run by its own runtime, computes what the detector computes.
+
+    Raises:
+        ConfigError: options that do not go together.
+        DataError: pictures that cannot be read.
+        VerificationError: the file computes something else.
+    """
+    options = options or ExportOptions()
+    target = _check(detector, out, options)
+    pictures = _pictures(options)
+    precision = "int8" if options.int8 else "fp16" if options.half else "fp32"
+    about = describe(detector, options.dialect, license=options.license, source=options.source, precision=precision)
+    model = build_onnx(detector, options.dialect)
+    write = _onnx if target == "onnx" else _openvino
+    return write(model, detector, out, options, pictures, about)
+
+
+def _onnx(model: Any, detector: Detector, out: Path, options: ExportOptions, pictures: list[Pixels],
+          about: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    import onnx_ir as ir
+
+    data = ir.to_proto(model).SerializeToString()
+    report = verify(run_onnx(data, options.dialect != "jetson"), detector, options.dialect, pictures)
+    about["verification"] = _written(report, "onnxruntime", options)
+    model.metadata_props[KEY] = as_text(about)
+    write_bytes_whole(out, ir.to_proto(model).SerializeToString())
+    return about["verification"]
+
+
+def _openvino(model: Any, detector: Detector, out: Path, options: ExportOptions, pictures: list[Pixels],
+              about: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    converted = to_openvino(model)
+    stages = options.dialect != "jetson"
+    half = options.half and not options.int8
+    report = verify(run_openvino(as_stored(converted, half), stages), detector, options.dialect, pictures, half)
+    about["verification"] = _written(report, "openvino", options)
+    if options.int8:
+        assert options.calibrate is not None
+        split = training_split(options.calibrate)
+        seen = spread_pictures(options.calibrate, split, CALIBRATION_PICTURES)
+        converted = quantize(converted, seen, detector.config.model.input_size)
+        data = labelled(options.data, options.split, detector.names) if options.data is not None else None
+        if data is not None:
+            about["verification"]["int8"] = measure_loss(run_openvino(converted), detector, data)
+    save_openvino(converted, out, as_text(about), options.half or options.int8)
+    return about["verification"]
+
+
+def _check(detector: Detector, out: Path, options: ExportOptions) -> Target:
+    if detector.config.post.flip:
+        raise ConfigError("a detector that averages over mirror images (post.flip) is not exported; load it without")
+    target = next((name for name, suffix in SUFFIXES.items() if out.suffix == suffix), None)
+    if target is None:
+        raise ConfigError(f"{out}: expected a file name that ends in .onnx or .xml (OpenVINO)")
+    if target == "onnx" and (options.int8 or options.half):
+        raise ConfigError(f"{out}: FP16 and INT8 are written for OpenVINO; give a name that ends in .xml")
+    if options.int8 and options.calibrate is None:
+        raise ConfigError("INT8 needs pictures to measure the network's numbers on: give --calibrate DATA")
+    if options.int8 and options.dialect != "plain":
+        raise ConfigError(f"INT8 is written in the dialect plain, got {options.dialect}")
+    return "onnx" if target == "onnx" else "openvino"
+
+
+def _written(report: Report, runtime: str, options: ExportOptions) -> dict[str, Any]:
+    where = str(options.data) if options.data is not None else "synthetic"
+    return {"runtime": f"{runtime} {version(runtime)}", "data": where, **report._asdict()}
+
+
+def _pictures(options: ExportOptions) -> list[Pixels]:
+    if options.data is None:
+        return sample_pictures()
+    return [np.asarray(picture) for picture in spread_pictures(options.data, options.split, PICTURES)]

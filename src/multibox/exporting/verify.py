@@ -1,0 +1,187 @@
+"""Proof that an exported file is the same detector: its stages against eager, one by one, in the file's own runtime.
+
+The resize is compared with Pillow's, the network with eager on the graph's own resized pictures, decoding and
+suppression with eager on the graph's own logits. So a difference is named where it arises.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from multibox.config import Config
+from multibox.data.pictures import resize_picture
+from multibox.data.sprites import render
+from multibox.exporting.compare import VerificationError, largest_difference, match
+from multibox.exporting.graph import ULTRALYTICS_ROWS, Dialect
+from multibox.exporting.runtimes import Arrays, Run
+from multibox.inference.detect import detect
+from multibox.inference.detector import Detector
+from multibox.models.anchors import make_anchors
+from multibox.ops.coding import decode
+from multibox.structures import Detections
+from multibox.tensors import HeadOutputs
+
+Pixels = NDArray[np.uint8]
+
+GREY_LEVELS = 1.001
+RAW, RAW_HALF = 1e-3, 5e-2
+"""Largest difference of logits and offsets (as a share of those above 1); with weights in float16."""
+UNMATCHED = 0.01
+"""Share of detections that may differ: overlaps or scores that lie on a threshold to the last bit."""
+WANTED = 50
+"""Detections a picture to compare; the score threshold is lowered until there are about so many."""
+
+
+class Report(NamedTuple):
+    """Largest differences over all pictures; those of stages that a dialect does not have are 0."""
+
+    pictures: int = 0
+    resize: float = 0.0
+    """Grey levels."""
+    logits: float = 0.0
+    """Share of max(1, value); so are the offsets."""
+    offsets: float = 0.0
+    detections: int = 0
+    """Of eager."""
+    matched: int = 0
+    swapped: int = 0
+    """Not matched because scores that differ by less than 1e-4 changed places."""
+    score: float = 0.0
+    """Of matched pairs, as is the box."""
+    box: float = 0.0
+    """Share of the picture's longer side."""
+
+
+def sample_pictures() -> list[Pixels]:
+    """Return pictures to try where none are given: sprites, and noise of odd sizes.
+
+    None is one pixel high or wide: such a picture gives whole rows of equal scores, whose order means nothing.
+    """
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((9, 37), (61, 12), (233, 317))]
+    return [render(index, seed=5, classes=3, objects=(2, 4), size=192)[0] for index in range(2)] + noise
+
+
+@torch.inference_mode()
+def verify(run: Run, detector: Detector, dialect: Dialect, pictures: Sequence[Pixels], half: bool = False) -> Report:
+    """Compare a file with eager; each picture also stands in one batch with itself turned round.
+
+    Args:
+        run: the file, with `STAGES` among its outputs but for the dialect jetson.
+        detector: what was exported.
+        dialect: which outputs the file has.
+        pictures: uint8 RGB [h, w, 3], of any sizes.
+        half: the file's weights are float16.
+
+    Raises:
+        VerificationError: they differ; the sentence names the stage.
+    """
+    check = _check_jetson if dialect == "jetson" else _check
+    raw = RAW_HALF if half else RAW
+    # A copy, for `Detector` moves the network
+    eager = Detector(copy.deepcopy(detector.model), detector.config, detector.names, "cpu")
+    return _worst(check(run, eager, dialect, np.stack([each, each[::-1, ::-1]]), raw) for each in pictures)
+
+
+def _check(run: Run, detector: Detector, dialect: Dialect, batch: Pixels, raw: float) -> Report:
+    config, size = _config(detector, dialect), (batch.shape[2], batch.shape[1])
+    resized = _resized(batch, detector)
+    config = _lowered(detector.model(torch.from_numpy(resized)), config)
+    answer = run({"images": batch} if dialect == "raw" else {"images": batch, **_limits(config)})
+    levels = largest_difference("resize", answer["resized"], resized, GREY_LEVELS, relative=False)
+    outputs = detector.model(torch.from_numpy(answer["resized"]))
+    logits = largest_difference("network (logits)", answer["logits"], outputs.logits.numpy(), raw)
+    offsets = largest_difference("network (offsets)", answer["offsets"], outputs.offsets.numpy(), raw)
+    report = Report(len(batch), levels, logits, offsets)
+    if dialect == "raw":
+        return report
+    shown = HeadOutputs(torch.from_numpy(answer["logits"]), torch.from_numpy(answer["offsets"]), outputs.feature_shapes)
+    found = _detections(answer, detector.names)
+    wanted = detect(shown, [size] * len(batch), config, detector.names)
+    pairs = [match(a, b, max(size)) for a, b in zip(found, wanted, strict=True)]
+    report = report._replace(
+        detections=sum(map(len, wanted)),
+        matched=sum(pair.matched for pair in pairs),
+        swapped=sum(pair.swapped for pair in pairs),
+        score=max(pair.score for pair in pairs),
+        box=max(pair.box for pair in pairs),
+    )
+    total = sum(map(len, found))
+    known = _known(found, shown, config, size)
+    alike = report.matched + report.swapped
+    if known < total * (1 - UNMATCHED) - 1:
+        raise VerificationError(f"decode differs: {total - known} of {total} detections are none of eager's boxes")
+    if max(report.detections, total) - alike > UNMATCHED * report.detections + 1:
+        raise VerificationError(
+            f"NMS differs: {alike} of eager's {report.detections} detections are among the file's {total}"
+        )
+    return report
+
+
+def _check_jetson(run: Run, detector: Detector, dialect: Dialect, batch: Pixels, raw: float) -> Report:
+    resized, model = _resized(batch, detector), detector.config.model
+    answer = run({"input_0": resized / np.float32(127.5) - np.float32(1)})
+    outputs = detector.model(torch.from_numpy(resized))
+    scores = outputs.logits.softmax(2)[..., 1:] if model.score == "softmax" else outputs.logits.sigmoid()
+    anchors = make_anchors(detector.config.anchors, outputs.feature_shapes, model.input_size)
+    boxes = decode(outputs.offsets, anchors, model.variances, model.coder).clamp(0, 1)
+    score = largest_difference("network (scores)", answer["scores"][..., 1:], scores.numpy(), raw)
+    box = largest_difference("network or decode (boxes)", answer["boxes"], boxes.numpy(), raw)
+    return Report(len(batch), score=score, box=box)
+
+
+def _config(detector: Detector, dialect: Dialect) -> Config:
+    most = {"post.max_detections": ULTRALYTICS_ROWS} if dialect == "ultralytics" else {}
+    return detector.config.updated(most)
+
+
+def _lowered(outputs: HeadOutputs, config: Config) -> Config:
+    """Return the config with a score threshold that leaves something to compare."""
+    scores = outputs.logits.softmax(2)[..., 1:] if config.model.score == "softmax" else outputs.logits.sigmoid()
+    best = scores.flatten(1)
+    low = float(best.topk(min(WANTED, best.shape[1])).values[:, -1].min())
+    return config.updated({"post.score_threshold": float(np.float32(min(config.post.score_threshold, low)))})
+
+
+def _limits(config: Config) -> Arrays:
+    return {
+        "score_threshold": np.array(config.post.score_threshold, np.float32),
+        "nms_threshold": np.array(config.post.nms_threshold, np.float32),
+        "max_detections": np.array(config.post.max_detections, np.int64),
+    }
+
+
+def _resized(batch: Pixels, detector: Detector) -> NDArray[np.float32]:
+    size = detector.config.model.input_size
+    pixels = np.stack([np.asarray(resize_picture(Image.fromarray(each), size)) for each in batch])
+    return pixels.transpose(0, 3, 1, 2).astype(np.float32)
+
+
+def _detections(answer: Arrays, names: tuple[str, ...]) -> list[Detections]:
+    """Return what a file of dialect plain or ultralytics found."""
+    if "output0" in answer:
+        rows = answer["output0"]
+        answer = {"boxes": rows[..., :4], "scores": rows[..., 4], "labels": rows[..., 5].astype(np.int64)}
+        answer["counts"] = (rows[..., 2] > rows[..., 0]).sum(1)
+    columns = (answer[name] for name in ("boxes", "scores", "labels", "counts"))
+    return [Detections(b[:n], s[:n], k[:n], names) for b, s, k, n in zip(*columns, strict=True)]
+
+
+def _known(found: list[Detections], outputs: HeadOutputs, config: Config, size: tuple[int, int]) -> int:
+    """Count the detections that are among eager's boxes before suppression."""
+    all_boxes = {"post.nms_threshold": 1.0, "post.nms_inclusive": False, "post.max_per_class": 0}
+    config = config.updated({**all_boxes, "post.max_detections": 1_000_000})
+    candidates = detect(outputs, [size] * len(found), config, found[0].names)
+    return sum(match(a, b, max(size)).matched for a, b in zip(candidates, found, strict=True))
+
+
+def _worst(reports: Iterable[Report]) -> Report:
+    """Add up what is counted and take the worst of what is measured."""
+    counted = {"pictures", "detections", "matched", "swapped"}
+    columns = zip(*reports, strict=True)
+    return Report(*(sum(c) if f in counted else max(c) for f, c in zip(Report._fields, columns, strict=True)))

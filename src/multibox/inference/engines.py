@@ -1,0 +1,152 @@
+"""Exported files opened by what runs them: onnxruntime or OpenVINO. No torch here."""
+
+import json
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multibox.errors import ConfigError, MissingExtraError, WeightsError
+
+KEY = "multibox"
+"""Under which an exported file says of itself, as JSON, what it is."""
+FORMAT_VERSION = 1
+LIMITS = ("score_threshold", "nms_threshold", "max_detections")
+"""Inputs beside the pictures; they have defaults in ONNX, in OpenVINO every call gives them."""
+SUFFIXES = (".onnx", ".xml")
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+"""Ours by OpenVINO's names."""
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+class Engine(NamedTuple):
+    """An opened file."""
+
+    run: Callable[[Feeds], dict[str, NDArray[Any]]]
+    """`images` uint8 [b, h, w, 3] and `LIMITS` -> `boxes`, `scores`, `labels`, `counts`."""
+    about: dict[str, Any]
+    """What the file says of itself."""
+    name: str
+    """Of the runtime."""
+
+
+def open_engine(path: Path, threads: int | None = None, precision: str | None = None) -> Engine:
+    """Open a .onnx or .xml file, in OpenVINO where it is installed.
+
+    Args:
+        path: the file.
+        threads: of the processor to use; None leaves it to the runtime.
+        precision: "float32" or "bfloat16"; None takes bfloat16 in OpenVINO on processors that multiply it in hardware.
+
+    Raises:
+        WeightsError: the file is missing, broken, no model of ours, or of a newer version.
+        MissingExtraError: .xml, and OpenVINO is not installed.
+        ConfigError: an unknown precision, or bfloat16 without OpenVINO.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist; expected a .safetensors, .onnx or .xml file, or a run folder")
+    if precision not in (None, *PRECISIONS):
+        raise ConfigError(f"precision={precision!r}: expected {' or '.join(PRECISIONS)}")
+    fast = find_spec("openvino") is not None
+    if precision == "bfloat16" and not fast:
+        raise ConfigError("precision='bfloat16' needs OpenVINO (pip install openvino); onnxruntime computes in float32")
+    if path.suffix == ".xml" and not fast:
+        raise MissingExtraError(str(path), "export")
+    try:
+        return _openvino(path, threads, precision) if fast else _onnxruntime(path, threads)
+    except RuntimeError as error:
+        raise _unreadable(path, error) from None
+
+
+def _onnxruntime(path: Path, threads: int | None) -> Engine:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of every input that has a default
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # Its exceptions have no common base but this
+    except Exception as error:
+        raise _unreadable(path, error) from None
+    names = [output.name for output in session.get_outputs()]
+    about = _about(path, session.get_modelmeta().custom_metadata_map.get(KEY))
+    return Engine(lambda feeds: dict(zip(names, session.run(None, dict(feeds)), strict=True)), about, "onnxruntime")
+
+
+def _openvino(path: Path, threads: int | None, precision: str | None) -> Engine:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    about = _about(path, _rt_info(model))
+    adapt(model)
+    # A person waits for one answer at a time
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if precision is not None:
+        settings["INFERENCE_PRECISION_HINT"] = PRECISIONS[precision]
+    compiled = core.compile_model(model, "CPU", settings)
+    names = [_known_name(output.get_names()) for output in compiled.outputs]
+
+    def run(feeds: Feeds) -> dict[str, NDArray[Any]]:
+        answer = compiled(dict(feeds))
+        return {name: np.array(value) for name, value in zip(names, answer.values(), strict=True)}
+
+    return Engine(run, about, "OpenVINO")
+
+
+def adapt(model: Any) -> None:
+    """Make inputs of what OpenVINO took for constants, in place: ONNX inputs that have a default."""
+    import openvino
+
+    for operation in model.get_ordered_ops():
+        name = operation.get_friendly_name()
+        if operation.get_type_name() == "Constant" and name in LIMITS:
+            parameter = openvino.opset13.parameter([], operation.get_element_type(), name)
+            parameter.output(0).get_tensor().set_names({name})
+            for target in operation.output(0).get_target_inputs():
+                target.replace_source_output(parameter.output(0))
+            model.add_parameters([parameter])
+    model.validate_nodes_and_infer_types()
+
+
+def _rt_info(model: Any) -> str | None:
+    for place in ([KEY], ["framework", KEY]):
+        if model.has_rt_info(place):
+            return str(model.get_rt_info(place).astype(str))
+    return None
+
+
+def _known_name(names: set[str]) -> str:
+    return next(iter(names & {"boxes", "scores", "labels", "counts"}), "") or min(names)
+
+
+def _about(path: Path, text: str | None) -> dict[str, Any]:
+    if text is None:
+        raise WeightsError(
+            f"{path} says nothing of multibox, so it is someone else's model; `multibox export` makes ours"
+        )
+    about: dict[str, Any] = json.loads(text)
+    if about.get("format_version") != FORMAT_VERSION:
+        raise WeightsError(
+            f"{path} has format version {about.get('format_version')}, this multibox reads {FORMAT_VERSION}; update "
+            "multibox to open it"
+        )
+    if about.get("dialect") != "plain":
+        raise WeightsError(
+            f"{path} was exported for other software (dialect {about.get('dialect')!r}); export without --dialect and "
+            "--raw to open it here"
+        )
+    return about
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return WeightsError(f"{path} is no readable model ({lines[-1] if lines else error!r}); was it copied whole?")

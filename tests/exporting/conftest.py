@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("onnxscript", reason="needs multibox[export]")
+
+import onnx_ir as ir
+from onnxscript import GraphBuilder
+
+from multibox import api
+from multibox.exporting import graph, network
+from multibox.exporting.network import OPSET
+from multibox.exporting.runtimes import run_onnx, run_openvino
+from multibox.inference.engines import adapt
+
+RUNTIMES = ("onnxruntime", "openvino")
+
+
+def build(add):
+    """Make an ONNX model of what `add(builder)` returns: outputs by name."""
+    builder = GraphBuilder(ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="test"))
+    for name, value in add(builder).items():
+        builder.add_output(value, name)
+    proto = ir.to_proto(ir.Model(builder.graph, ir_version=10))
+    onnx = pytest.importorskip("onnx")
+    onnx.checker.check_model(proto)
+    return proto.SerializeToString()
+
+
+def open_in(runtime, data, tmp_path):
+    if runtime == "onnxruntime":
+        return run_onnx(data)
+    import openvino
+
+    path = tmp_path / "test.onnx"
+    path.write_bytes(data)
+    model = openvino.Core().read_model(path)
+    adapt(model)
+    return run_openvino(model)
+
+
+def make_detector(preset, size, names=("a", "b", "c"), **changes):
+    """Make a detector whose untrained answers differ enough to be told apart."""
+    detector = api.create(preset, list(names))
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    detector.config = detector.config.updated({"model.input_size": (size, size), **changes})
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _, layer in detector.model.heads.class_layers():
+            layer.weight.normal_(0, 0.3, generator=generator)
+            layer.bias.zero_()
+        pictures = torch.randint(0, 256, (2, 3, size, size), generator=generator).float()
+        spread = detector.model(pictures).logits.std()
+        for _, layer in detector.model.heads.class_layers():
+            layer.weight.mul_(2 / spread)
+    return detector
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _each_network_is_traced_once():
+    """Tracing takes seconds, and the files of one detector share it."""
+    traced = {}
+
+    def once(model, size):
+        if id(model) not in traced:
+            traced[id(model)] = model, network.trace(model, size)
+        return traced[id(model)][1].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "trace", once)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return make_detector("tinyssd", 64)
+
+
+@pytest.fixture(scope="session")
+def lite():
+    return make_detector("ssdlite320-mobilenetv3", 96)
+
+
+@pytest.fixture
+def noise():
+    rng = np.random.default_rng(0)
+    return lambda *size: rng.integers(0, 256, (*size, 3), np.uint8)

@@ -1,0 +1,265 @@
+"""Whole files: written, opened by their runtimes, equal to eager, and refused when they are not."""
+
+import hashlib
+import json
+
+import numpy as np
+import openvino
+import pytest
+import torch
+from PIL import Image
+
+import multibox
+from multibox.data.pictures import resize_picture
+from multibox.errors import ConfigError, DataError
+from multibox.exporting import ExportOptions, VerificationError, export
+from multibox.exporting.compare import match
+from multibox.exporting.runtimes import run_onnx, run_openvino
+from multibox.exporting.verify import verify
+from multibox.inference.detect import detect
+from multibox.inference.engines import FORMAT_VERSION
+from multibox.presets import PRESETS
+from multibox.structures import Detections
+
+from .conftest import make_detector
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def files(tiny, lite, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    for name, detector in (("tiny", tiny), ("lite", lite)):
+        for suffix in (".onnx", ".xml"):
+            export(detector, folder / f"{name}{suffix}", ExportOptions(license="CC0-1.0", source="nowhere"))
+    return folder
+
+
+def open_file(path):
+    if path.suffix == ".onnx":
+        return run_onnx(path.read_bytes())
+    return run_openvino(openvino.Core().read_model(path))
+
+
+def limits(config, **changed):
+    values = {name: getattr(config.post, name) for name in ("score_threshold", "nms_threshold", "max_detections")}
+    values |= changed
+    return {name: np.array(v, np.int64 if name == "max_detections" else np.float32) for name, v in values.items()}
+
+
+@torch.inference_mode()
+def eager(detector, batch, **changed):
+    config = detector.config.updated({f"post.{name}": value for name, value in changed.items()})
+    size = config.model.input_size
+    pixels = np.stack([np.asarray(resize_picture(Image.fromarray(each), size)) for each in batch])
+    outputs = detector.model(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    return detect(outputs, [(batch.shape[2], batch.shape[1])] * len(batch), config, detector.names)
+
+
+def found_in(answer, names):
+    columns = zip(*(answer[name] for name in ("boxes", "scores", "labels", "counts")), strict=True)
+    return [Detections(b[:n], s[:n], k[:n], names) for b, s, k, n in columns]
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+@pytest.mark.parametrize("name", ["tiny", "lite"])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_pictures_of_the_input_size_give_eagers_detections(files, tiny, lite, name, suffix, count, noise):
+    detector = {"tiny": tiny, "lite": lite}[name]
+    batch = noise(count, *detector.config.model.input_size)
+    answer = open_file(files / f"{name}{suffix}")({"images": batch, **limits(detector.config)})
+    for got, want in zip(found_in(answer, detector.names), eager(detector, batch), strict=True):
+        assert len(want) > 50
+        assert match(got, want, batch.shape[1]).matched >= len(want) * 0.98
+        assert len(got) == len(want)
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (1, 9), (3, 8000)])
+def test_runtimes_agree_on_any_size(files, tiny, shape, noise):
+    batch = noise(2, *shape)
+    answers = [open_file(files / f"tiny{s}")({"images": batch, **limits(tiny.config)}) for s in (".onnx", ".xml")]
+    for a, b in zip(*(found_in(answer, tiny.names) for answer in answers), strict=True):
+        assert len(a) > 50
+        assert match(a, b, max(shape)).matched >= len(a) * 0.98
+        assert a.boxes.max() <= max(shape)
+        assert np.all(a.boxes[:, 3] <= shape[0])
+
+
+def test_limits_have_defaults_in_onnxruntime_and_are_inputs_in_openvino(files, tiny, noise):
+    batch = noise(1, 64, 64)
+    run = open_file(files / "tiny.onnx")
+    usual, few = run({"images": batch}), run({"images": batch, "max_detections": np.array(5)})
+    assert usual["counts"][0] == len(eager(tiny, batch)[0])
+    assert few["boxes"].shape == (1, 5, 4)
+    high = run({"images": batch, "score_threshold": np.array(0.9, np.float32)})
+    assert np.all(high["scores"] > 0.9)
+    assert high["counts"][0] < usual["counts"][0]
+    model = openvino.Core().read_model(files / "tiny.xml")
+    assert {i.get_any_name() for i in model.inputs} == {"images", *limits(tiny.config)}
+    answer = open_file(files / "tiny.xml")({"images": batch, **limits(tiny.config, max_detections=5)})
+    assert answer["boxes"].shape == (1, 5, 4)
+
+
+def test_many_detections_and_none(files, tiny, noise):
+    run, batch = open_file(files / "tiny.onnx"), noise(2, 64, 64)
+    more = {"score_threshold": 0.0, "nms_threshold": 0.9, "max_detections": 900}
+    found = found_in(run({"images": batch, **limits(tiny.config, **more)}), tiny.names)
+    wanted = eager(tiny, batch, **more)
+    for got, want in zip(found, wanted, strict=True):
+        assert len(want) > 200
+        assert match(got, want, 64).matched >= len(want) * 0.99
+    none = run({"images": batch, "score_threshold": np.array(1, np.float32)})
+    assert none["boxes"].shape == (2, 0, 4)
+    assert none["counts"].tolist() == [0, 0]
+
+
+def test_metadata(files, tiny):
+    session = onnxruntime.InferenceSession(files / "tiny.onnx", _quiet(), providers=["CPUExecutionProvider"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["multibox"])
+    model = openvino.Core().read_model(files / "tiny.xml")
+    same = json.loads(model.get_rt_info(["multibox"]).astype(str))
+    for values in (about, same):
+        assert values["format_version"] == FORMAT_VERSION
+        assert values["names"] == ["a", "b", "c"]
+        assert values["preset"] == "tinyssd"
+        assert values["input_size"] == [64, 64]
+        assert values["score"] == "softmax"
+        assert values["post"]["nms_threshold"] == tiny.config.post.nms_threshold
+        assert values["license"] == "CC0-1.0"
+        assert values["source"] == "nowhere"
+        assert values["verification"]["matched"] > 0
+    assert about["weights_sha256"] == same["weights_sha256"] == _hash(tiny)
+
+
+def _quiet():
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return options
+
+
+def _hash(detector):
+    digest = hashlib.sha256()
+    for name, tensor in sorted(detector.model.state_dict().items()):
+        values = tensor.numpy(force=True)
+        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode() + values.tobytes())
+    return digest.hexdigest()
+
+
+def _spoil(path, change):
+    model = onnx.load(path)
+    change(model.graph)
+    return model.SerializeToString()
+
+
+def _initializer(graph, wanted):
+    tensor = next(t for t in graph.initializer if wanted(t))
+    return tensor, onnx.numpy_helper.to_array(tensor).copy()
+
+
+def test_a_changed_weight_is_found_in_the_network(files, tiny, noise):
+    def change(graph):
+        tensor, values = _initializer(graph, lambda t: t.name.startswith("network.") and len(t.dims) == 4)
+        values[0, 0, 0, 0] += 0.5
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+    data = _spoil(files / "tiny.onnx", change)
+    with pytest.raises(VerificationError, match="network"):
+        verify(run_onnx(data, stages=True), tiny, "plain", [noise(40, 50)])
+
+
+def test_other_stages_are_named(files, tiny, noise):
+    def replace(kind, value):
+        def change(graph):
+            for node in graph.node:
+                for attribute in node.attribute:
+                    if attribute.name == "value" and list(attribute.t.dims) == kind:
+                        values = onnx.numpy_helper.to_array(attribute.t) * np.float32(value)
+                        attribute.t.CopyFrom(onnx.numpy_helper.from_array(values))
+
+        return change
+
+    def brighter(graph):
+        for node in graph.node:
+            if "resized" in node.output:
+                node.output[0] = "dark"
+                extra = onnx.helper.make_node("Add", ["dark", "const_1.0_f32"], ["resized"])
+                graph.node.insert(list(graph.node).index(node) + 1, extra)
+                return
+
+    def overlap(graph):
+        node = next(n for n in graph.node if n.op_type == "NonMaxSuppression")
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([0.2], np.float32), "wrong"))
+        node.input[3] = "wrong"
+
+    anchors = [344, 8]
+    for stage, change in (("resize", brighter), ("decode", replace(anchors, 1.1)), ("NMS", overlap)):
+        data = _spoil(files / "tiny.onnx", change)
+        with pytest.raises(VerificationError, match=stage):
+            verify(run_onnx(data, stages=True), tiny, "plain", [noise(40, 50)])
+
+
+def test_a_failed_verification_leaves_no_file(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("multibox.exporting.verify.RAW", 0.0)
+    with pytest.raises(VerificationError, match="network"):
+        export(tiny, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dialect", ["raw", "ultralytics", "jetson"])
+def test_dialects(tiny, dialect, tmp_path, noise):
+    report = export(tiny, tmp_path / "model.onnx", ExportOptions(dialect=dialect))
+    assert report["pictures"] > 0
+    run = open_file(tmp_path / "model.onnx")
+    batch = noise(2, 64, 64)
+    if dialect == "jetson":
+        answer = run({"input_0": np.zeros((2, 3, 64, 64), np.float32)})
+        assert answer["scores"].shape == (2, 344, 4)
+        assert answer["scores"].sum(2) == pytest.approx(1, abs=1e-5)
+        assert answer["boxes"].shape == (2, 344, 4)
+    elif dialect == "raw":
+        answer = run({"images": noise(2, 30, 40)})
+        assert answer["logits"].shape == (2, 344, 4)
+        assert answer["offsets"].shape == (2, 344, 4)
+    else:
+        rows = run({"images": batch})["output0"]
+        assert rows.shape == (2, 300, 6)
+        wanted = eager(tiny, batch, max_detections=300)
+        np.testing.assert_allclose(rows[0, : len(wanted[0]), 4], wanted[0].scores, atol=1e-5)
+        assert np.all(rows[0, len(wanted[0]) :] == 0)
+
+
+@pytest.mark.slow
+def test_half_and_int8(tiny, tmp_path, squares):
+    report = export(tiny, tmp_path / "half.xml", ExportOptions(half=True))
+    assert 1e-6 < report["logits"] < 0.05
+    tiny_squares = make_detector("tinyssd", 64, ("red", "blue"))
+    options = ExportOptions(int8=True, calibrate=squares, data=squares, split="val")
+    report = export(tiny_squares, tmp_path / "small.xml", options)
+    assert set(report["int8"]) >= {"AP", "AP_eager", "pictures"}
+    small, half = ((tmp_path / f"{name}.bin").stat().st_size for name in ("small", "half"))
+    assert small < half
+    model = openvino.Core().read_model(tmp_path / "small.xml")
+    assert sum(node.get_type_name() == "FakeQuantize" for node in model.get_ops()) > 5
+    assert {o.get_any_name() for o in model.outputs} == {"boxes", "scores", "labels", "counts"}
+
+
+def test_wrong_use(tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"model\.pt.*\.onnx or \.xml"):
+        export(tiny, tmp_path / "model.pt")
+    with pytest.raises(ConfigError, match="OpenVINO"):
+        export(tiny, tmp_path / "model.onnx", ExportOptions(int8=True))
+    with pytest.raises(ConfigError, match="--calibrate"):
+        export(tiny, tmp_path / "model.xml", ExportOptions(int8=True))
+    with pytest.raises(DataError, match="does not exist"):
+        multibox.export(tiny, tmp_path / "model.onnx", data=tmp_path / "nothing")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset(preset, tmp_path):
+    detector = make_detector(preset, 128)
+    for name in ("model.onnx", "model.xml"):
+        report = export(detector, tmp_path / name)
+        assert report["matched"] + report["swapped"] >= report["detections"] * 0.99 > 0
+        assert report["swapped"] <= report["detections"] * 0.2

@@ -1,0 +1,163 @@
+"""Exported files opened by `multibox.load`: the detector's answers without torch, and refusals in a sentence."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import multibox
+from multibox.api import evaluate, find_all, open_for
+from multibox.errors import ConfigError, MissingExtraError, PictureError, WeightsError
+from multibox.exporting import ExportOptions, export
+from multibox.exporting.compare import match
+from multibox.inference.detector import Detector
+from multibox.inference.engines import KEY
+
+onnx = pytest.importorskip("onnx")
+THRESHOLD = 0.2
+
+
+@pytest.fixture(scope="module")
+def files(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runtime")
+    for name in ("model.onnx", "model.xml"):
+        export(tiny, folder / name)
+    return folder
+
+
+@pytest.fixture(params=["onnxruntime", "OpenVINO", "OpenVINO of ONNX"])
+def exported(request, files, monkeypatch):
+    if request.param == "onnxruntime":
+        monkeypatch.setattr("multibox.inference.engines.find_spec", lambda name: None)
+    path = files / ("model.xml" if request.param == "OpenVINO" else "model.onnx")
+    found = multibox.load(path, threads=1, precision="float32")
+    assert found.engine.name == request.param.partition(" ")[0]
+    return found
+
+
+def agree(found, wanted, side):
+    assert len(wanted) > 20
+    assert len(found) == len(wanted)
+    assert match(found, wanted, side).matched >= len(wanted) * 0.98
+
+
+def test_it_answers_what_the_detector_answers(exported, tiny, noise):
+    # Of the network's size, so that rounding in the resize plays no part
+    picture = noise(64, 64)
+    agree(exported.predict(picture, THRESHOLD), tiny.predict(picture, THRESHOLD), 64)
+    assert exported.names == tiny.names
+
+
+def test_a_list_keeps_its_order_whatever_the_sizes(exported, noise):
+    pictures = [noise(64, 64) for _ in range(20)]
+    pictures[3:3] = [noise(40, 90)]
+    one_by_one = [exported.predict(picture, THRESHOLD) for picture in pictures]
+    for found, alone, picture in zip(exported.predict(pictures, THRESHOLD), one_by_one, pictures, strict=True):
+        agree(found, alone, max(picture.shape))
+    assert exported.predict([]) == []
+
+
+def test_thresholds_of_the_classes_travel_along(tiny, noise, tmp_path):
+    least = (0.1, 0.9, 0.5)
+    detector = Detector(tiny.model, tiny.config.updated({"post.thresholds": least}), tiny.names)
+    export(detector, tmp_path / "model.onnx")
+    picture = noise(64, 64)
+    found = multibox.load(tmp_path / "model.onnx", precision="float32").predict(picture)
+    agree(found, detector.predict(picture), 64)
+    assert (found.scores >= np.array(least)[found.labels]).all()
+    assert {0, 2} <= set(found.labels.tolist())
+
+
+def test_a_data_set_is_seen_as_the_detector_sees_it(exported, tiny, squares):
+    renamed = {"red": "a", "blue": "b"}
+    dataset = open_for(tiny, squares, split="train", rename=renamed)
+    counts = [sum(map(len, find_all(each, dataset))) for each in (tiny, exported)]
+    # The network's input may differ by a grey level
+    assert counts[1] == pytest.approx(counts[0], rel=0.05)
+    figures = evaluate(exported, squares, split="train", rename=renamed)
+    assert figures["pictures"] == 12
+    assert set(figures["coco"]["per_class"]) <= {"a", "b", "c"}
+
+
+def test_it_needs_no_torch(files, noise, tmp_path):
+    np.save(tmp_path / "picture.npy", noise(50, 70))
+    code = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "torchvision", "jaxtyping"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import multibox
+import numpy as np
+found = multibox.load(sys.argv[1]).predict(np.load(sys.argv[2]), 0.2)
+assert len(found) > 0
+assert "torch" not in sys.modules
+print("fine")
+"""
+    for name in ("model.onnx", "model.xml"):
+        arguments = [sys.executable, "-c", code, str(files / name), str(tmp_path / "picture.npy")]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert done.stdout == "fine\n", done.stderr
+
+
+def rewritten(files, tmp_path, change):
+    proto = onnx.load(files / "model.onnx")
+    (entry,) = (p for p in proto.metadata_props if p.key == KEY)
+    values = json.loads(entry.value)
+    change(values)
+    entry.value = json.dumps(values)
+    path = tmp_path / "changed.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "OpenVINO"])
+def test_what_is_no_model_of_ours_is_refused_in_a_sentence(files, tiny, tmp_path, monkeypatch, runtime):
+    if runtime == "onnxruntime":
+        monkeypatch.setattr("multibox.inference.engines.find_spec", lambda name: None)
+    with pytest.raises(WeightsError, match=r"nowhere.onnx does not exist"):
+        multibox.load(tmp_path / "nowhere.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"no model at all")
+    with pytest.raises(WeightsError, match=r"broken.onnx is no readable model .*was it copied whole\?"):
+        multibox.load(tmp_path / "broken.onnx")
+    newer = rewritten(files, tmp_path, lambda values: values.update(format_version=99))
+    with pytest.raises(WeightsError, match=r"format version 99, this multibox reads 1; update"):
+        multibox.load(newer)
+    proto = onnx.load(files / "model.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "foreign.onnx")
+    with pytest.raises(WeightsError, match=r"foreign.onnx says nothing of multibox"):
+        multibox.load(tmp_path / "foreign.onnx")
+    export(tiny, tmp_path / "raw.onnx", ExportOptions(dialect="raw"))
+    with pytest.raises(WeightsError, match=r"exported for other software \(dialect 'raw'\)"):
+        multibox.load(tmp_path / "raw.onnx")
+
+
+def test_openvinos_file_needs_openvino(files, monkeypatch):
+    monkeypatch.setattr("multibox.inference.engines.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"model.xml needs packages .*multibox\[export\]"):
+        multibox.load(files / "model.xml")
+
+
+def test_pictures_that_are_none(exported):
+    for wrong in (np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 3)), np.zeros((5, 5), np.uint8)):
+        with pytest.raises(PictureError, match=r"must be uint8 RGB \[H, W, 3\]"):
+            exported.predict(wrong)
+
+
+def test_precisions(files, monkeypatch):
+    with pytest.raises(ConfigError, match=r"precision='half': expected float32 or bfloat16"):
+        multibox.load(files / "model.onnx", precision="half")
+    monkeypatch.setattr("multibox.inference.engines.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"precision='bfloat16' needs OpenVINO"):
+        multibox.load(files / "model.onnx", precision="bfloat16")
+
+
+def test_mirror_images_are_for_checkpoints(files):
+    with pytest.raises(ConfigError, match="averaging over mirror images is for checkpoints"):
+        multibox.load(files / "model.onnx", flip=True)
