@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from multibox.presets import RECIPES, fitting, resolve
+from multibox.presets import PRESETS, RECIPES, fitting, resolve
 
 VGG_STEPS: dict[str, Any] = {
     "model.init": "xavier",  # 1.1: Glorot's rule, biases 0
@@ -294,18 +294,30 @@ def lines(table):
     return [(recipe, setting) for recipe, settings in table.items() for setting in settings]
 
 
+def fitting_plainly(recipe, setting):
+    """Return the presets that a recipe was made for, without those that have a `default` of their own in `setting`."""
+    return [name for name in fitting(recipe) if recipe != "default" or setting not in PRESETS[name].default]
+
+
+def test_a_presets_own_default_is_for_that_recipe_alone():
+    for name, preset in PRESETS.items():
+        for setting, wanted in preset.default.items():
+            assert value_of(resolve(name), setting) == wanted
+    assert resolve("multibox-coco", changes={"train.steps": 7}).train.steps == 7
+
+
 @pytest.mark.parametrize(("recipe", "setting"), lines(EXPECTED))
 def test_a_recipe_says_what_its_original_does(recipe, setting):
     wanted = EXPECTED[recipe][setting]
     assert RECIPES[recipe].settings[setting] == wanted
-    assert all(value_of(resolve(preset, recipe), setting) == wanted for preset in fitting(recipe))
+    assert all(value_of(resolve(preset, recipe), setting) == wanted for preset in fitting_plainly(recipe, setting))
 
 
 @pytest.mark.parametrize(("recipe", "setting"), lines(INHERITED))
 def test_what_a_recipe_takes_over_is_right_too(recipe, setting):
     assert setting not in RECIPES[recipe].settings
     wanted = INHERITED[recipe][setting]
-    assert all(value_of(resolve(preset, recipe), setting) == wanted for preset in fitting(recipe))
+    assert all(value_of(resolve(preset, recipe), setting) == wanted for preset in fitting_plainly(recipe, setting))
 
 
 def test_no_line_is_without_its_second_writing():

@@ -78,7 +78,7 @@ def test_commands_with_weights_from_elsewhere_run(squares, tmp_path, monkeypatch
     file = shared / "weights/ssd_mobilenet_v1_coco/coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite"
     (tmp_path / "ssd_mobilenet_v1.tflite").symlink_to(file)
     lines = [line for name in ("README.md", "docs/weights.md") for line in commands(name) if "coco.safetensors" in line]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         arguments = shlex.split(line, comments=True)[1:]
         run(monkeypatch, *arguments, *(QUICK if arguments[0] == "train" else []))
