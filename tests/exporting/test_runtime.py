@@ -43,6 +43,31 @@ def agree(found, wanted, side):
     assert match(found, wanted, side).matched >= len(wanted) * 0.98
 
 
+def test_it_needs_no_torch(files, noise, tmp_path):
+    # First of all: see the Makefile
+    np.save(tmp_path / "picture.npy", noise(50, 70))
+    code = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "torchvision", "jaxtyping"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import multibox
+import numpy as np
+found = multibox.load(sys.argv[1]).predict(np.load(sys.argv[2]), 0.2)
+assert len(found) > 0
+assert "torch" not in sys.modules
+print("fine")
+"""
+    for name in ("model.onnx", "model.xml"):
+        arguments = [sys.executable, "-c", code, str(files / name), str(tmp_path / "picture.npy")]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert done.stdout == "fine\n", done.stderr
+
+
 def test_it_answers_what_the_detector_answers(exported, tiny, noise):
     # Of the network's size, so that rounding in the resize plays no part
     picture = noise(64, 64)
@@ -79,30 +104,6 @@ def test_a_data_set_is_seen_as_the_detector_sees_it(exported, tiny, squares):
     figures = evaluate(exported, squares, split="train", rename=renamed)
     assert figures["pictures"] == 12
     assert set(figures["coco"]["per_class"]) <= {"a", "b", "c"}
-
-
-def test_it_needs_no_torch(files, noise, tmp_path):
-    np.save(tmp_path / "picture.npy", noise(50, 70))
-    code = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "torchvision", "jaxtyping"}:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
-import multibox
-import numpy as np
-found = multibox.load(sys.argv[1]).predict(np.load(sys.argv[2]), 0.2)
-assert len(found) > 0
-assert "torch" not in sys.modules
-print("fine")
-"""
-    for name in ("model.onnx", "model.xml"):
-        arguments = [sys.executable, "-c", code, str(files / name), str(tmp_path / "picture.npy")]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-        assert done.stdout == "fine\n", done.stderr
 
 
 def rewritten(files, tmp_path, change):
