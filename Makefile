@@ -8,16 +8,11 @@ STAMP := .venv/.installed
 demo: $(STAMP)
 	$(BIN)/multibox demo --out demo
 
-# A process that has opened exported files in OpenVINO may end without a word when it starts another one, so those tests
-# have a process of their own (docs/decisions.md)
-RUNTIME := tests/exporting/test_runtime.py
-
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist worksteal --ignore $(RUNTIME)
-	$(BIN)/python -m pytest $(RUNTIME)
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 quick: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" --ignore $(RUNTIME)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from multibox import api
 from multibox.exporting import graph, network
 from multibox.exporting.network import OPSET
 from multibox.exporting.runtimes import run_onnx, run_openvino
-from multibox.inference.engines import adapt
+from multibox.inference.engines import adapt, openvino_core
 
 RUNTIMES = ("onnxruntime", "openvino")
 
@@ -30,11 +30,9 @@ def build(add):
 def open_in(runtime, data, tmp_path):
     if runtime == "onnxruntime":
         return run_onnx(data)
-    import openvino
-
     path = tmp_path / "test.onnx"
     path.write_bytes(data)
-    model = openvino.Core().read_model(path)
+    model = openvino_core().read_model(path)
     adapt(model)
     return run_openvino(model)
 

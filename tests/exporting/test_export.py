@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +19,7 @@ from multibox.exporting.compare import match
 from multibox.exporting.runtimes import run_onnx, run_openvino
 from multibox.exporting.verify import verify
 from multibox.inference.detect import detect
-from multibox.inference.engines import FORMAT_VERSION
+from multibox.inference.engines import FORMAT_VERSION, openvino_core
 from multibox.presets import PRESETS
 from multibox.structures import Detections
 
@@ -42,7 +41,7 @@ def files(tiny, lite, tmp_path_factory):
 def open_file(path):
     if path.suffix == ".onnx":
         return run_onnx(path.read_bytes())
-    return run_openvino(openvino.Core().read_model(path))
+    return run_openvino(openvino_core().read_model(path))
 
 
 def limits(config, **changed):
@@ -98,7 +97,7 @@ def test_limits_have_defaults_in_onnxruntime_and_are_inputs_in_openvino(files, t
     high = run({"images": batch, "score_threshold": np.array(0.9, np.float32)})
     assert np.all(high["scores"] > 0.9)
     assert high["counts"][0] < usual["counts"][0]
-    model = openvino.Core().read_model(files / "tiny.xml")
+    model = openvino_core().read_model(files / "tiny.xml")
     assert {i.get_any_name() for i in model.inputs} == {"images", *limits(tiny.config)}
     answer = open_file(files / "tiny.xml")({"images": batch, **limits(tiny.config, max_detections=5)})
     assert answer["boxes"].shape == (1, 5, 4)
@@ -120,7 +119,7 @@ def test_many_detections_and_none(files, tiny, noise):
 def test_metadata(files, tiny):
     session = onnxruntime.InferenceSession(files / "tiny.onnx", _quiet(), providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["multibox"])
-    model = openvino.Core().read_model(files / "tiny.xml")
+    model = openvino_core().read_model(files / "tiny.xml")
     same = json.loads(model.get_rt_info(["multibox"]).astype(str))
     for values in (about, same):
         assert values["format_version"] == FORMAT_VERSION
@@ -242,7 +241,7 @@ def test_half_and_int8(tiny, tmp_path, squares):
     assert set(report["int8"]) >= {"AP", "AP_eager", "pictures"}
     small, half = ((tmp_path / f"{name}.bin").stat().st_size for name in ("small", "half"))
     assert small < half
-    model = openvino.Core().read_model(tmp_path / "small.xml")
+    model = openvino_core().read_model(tmp_path / "small.xml")
     assert sum(node.get_type_name() == "FakeQuantize" for node in model.get_ops()) > 5
     assert {o.get_any_name() for o in model.outputs} == {"boxes", "scores", "labels", "counts"}
 

@@ -44,7 +44,6 @@ def agree(found, wanted, side):
 
 
 def test_it_needs_no_torch(files, noise, tmp_path):
-    # First of all: see the Makefile
     np.save(tmp_path / "picture.npy", noise(50, 70))
     code = """
 import sys
@@ -66,6 +65,27 @@ print("fine")
         arguments = [sys.executable, "-c", code, str(files / name), str(tmp_path / "picture.npy")]
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
         assert done.stdout == "fine\n", done.stderr
+
+
+def test_signals_are_safe_after_files_were_closed(files):
+    """Closed in the order of opening, OpenVINO's cores left a freed signal stack behind: death without a word."""
+    code = """
+import faulthandler, signal, subprocess, sys
+from pathlib import Path
+from multibox.inference.engines import open_engine
+
+faulthandler.enable()  # its signal stack is the one that OpenVINO replaces
+signal.signal(signal.SIGCHLD, lambda *_: None)
+opened = [open_engine(Path(sys.argv[1]), 1) for _ in range(2)]
+del opened[0]
+del opened[0]
+subprocess.run([sys.executable, "-c", ""], check=True)
+print("fine")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(files / "model.xml")], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "fine\n", done.returncode
 
 
 def test_it_answers_what_the_detector_answers(exported, tiny, noise):

@@ -11,17 +11,15 @@ from PIL import Image
 
 from multibox.data.pictures import resize_picture
 from multibox.files import write_bytes_whole
-from multibox.inference.engines import KEY, adapt
+from multibox.inference.engines import KEY, adapt, openvino_core
 
 
 def to_openvino(model: ir.Model) -> Any:
     """Return the openvino.Model of an ONNX model of ours."""
-    import openvino
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(ir.to_proto(model).SerializeToString())
-        found = openvino.Core().read_model(path)
+        found = openvino_core().read_model(path)
         adapt(found)
         return found
 
@@ -64,7 +62,7 @@ def as_stored(model: Any, half: bool) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         openvino.save_model(model, path, compress_to_fp16=half)
-        return openvino.Core().read_model(path)
+        return openvino_core().read_model(path)
 
 
 def save_openvino(model: Any, path: Path, metadata: str, half: bool) -> None:

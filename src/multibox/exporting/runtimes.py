@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from multibox.inference.engines import openvino_core
+
 Arrays = dict[str, NDArray[Any]]
 Run = Callable[[Mapping[str, NDArray[Any]]], Arrays]
 STAGES = ("resized", "logits", "offsets")
@@ -57,9 +59,7 @@ def _both(opened: Run, whole: Run) -> Run:
 
 
 def _compile(model: Any) -> Run:
-    import openvino
-
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = [_name(output) for output in compiled.outputs]
     inputs = {name for port in compiled.inputs for name in port.get_names()}
 

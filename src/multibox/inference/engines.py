@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,10 +80,21 @@ def _onnxruntime(path: Path, threads: int | None) -> Engine:
     return Engine(lambda feeds: dict(zip(names, session.run(None, dict(feeds)), strict=True)), about, "onnxruntime")
 
 
-def _openvino(path: Path, threads: int | None, precision: str | None) -> Engine:
+@cache
+def openvino_core() -> Any:
+    """Return OpenVINO's one core of this process.
+
+    On AMX machines each core lays an alternate signal stack and, when it goes, puts back the one that it found. Of two
+    that go in the order of their coming, the second puts back the first one's, which is unmapped by then: the next
+    signal that Python handles, such as that of a child's end, kills the process without a word (OpenVINO 2026.4).
+    """
     import openvino
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def _openvino(path: Path, threads: int | None, precision: str | None) -> Engine:
+    core = openvino_core()
     model = core.read_model(path)
     about = _about(path, _rt_info(model))
     adapt(model)
