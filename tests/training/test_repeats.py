@@ -17,7 +17,7 @@ from multibox.inference.datasets import find_all
 from multibox.inference.detector import load
 from multibox.models.checkpoint import load_config
 from multibox.presets import resolve
-from multibox.training import ablation, repeats
+from multibox.training import repeats
 from multibox.training.ablation import AXES, CellRuns, ablate, ablation_markdown, make_grid, parse_axes, ranked
 from multibox.training.repeats import Run, repeat, spread, student_t
 from multibox.training.run import RunOptions, prepare
@@ -135,10 +135,10 @@ def test_axes_hold_combinations_that_fit():
     assert list(AXES["loss"]) == ["cross_entropy", "ohem", "focal", "sigmoid_focal", "quality_focal", "varifocal"]
     assert len(AXES["localization"]) == 6
     assert list(AXES["matcher"]) == ["bipartite", "dual_max", "atss", "simota", "task_aligned"]
-    assert len({cell.name for cell in make_grid(tuple(AXES))}) == 6 * 6 * 5
+    assert len({cell.name for cell in make_grid(parse_axes(",".join(AXES)))}) == 6 * 6 * 5
     assert all(resolve("tinyssd", changes=s).loss.localization == name for name, s in AXES["localization"].items())
     for preset in ("tinyssd", "ssd300-mobilenetv1"):
-        for cell in make_grid(("loss", "matcher")):
+        for cell in make_grid(parse_axes("loss,matcher")):
             config = resolve(preset, changes=cell.settings)
             assert bool(config.loss.negative_ratio) == (cell.values["loss"] == "cross_entropy")
             assert bool(config.loss.hard_examples) == (cell.values["loss"] == "ohem")
@@ -146,21 +146,22 @@ def test_axes_hold_combinations_that_fit():
 
 
 def test_an_unknown_axis_names_its_neighbours():
-    assert parse_axes("loss, matcher") == ("loss", "matcher")
+    assert parse_axes("matcher, loss=focal/ohem") == {"matcher": tuple(AXES["matcher"]), "loss": ("focal", "ohem")}
     with pytest.raises(ConfigError, match=r"'mathcer', did you mean 'matcher'\?; known: loss, localization, matcher"):
         parse_axes("loss,mathcer")
-    for text in ("", "loss,loss"):
-        with pytest.raises(ConfigError, match="each axis once"):
+    with pytest.raises(ConfigError, match=r"loss has no 'focl', did you mean 'focal'\?; known: cross_entropy, ohem"):
+        parse_axes("loss=ohem/focl")
+    for text in ("loss,loss", "loss=focal/focal"):
+        with pytest.raises(ConfigError, match="axis and value once"):
             parse_axes(text)
+    with pytest.raises(ConfigError, match="name an axis"):
+        parse_axes(" ,")
 
 
-@pytest.fixture
-def two_by_two(monkeypatch):
-    few = {"loss": ("cross_entropy", "sigmoid_focal"), "matcher": ("bipartite", "atss")}
-    monkeypatch.setattr(ablation, "AXES", {axis: {n: AXES[axis][n] for n in names} for axis, names in few.items()})
+FEW = parse_axes("loss=cross_entropy/sigmoid_focal,matcher=bipartite/atss")
 
 
-def test_a_grid_is_trained_and_a_failed_run_is_a_row(squares, tmp_path, two_by_two):
+def test_a_grid_is_trained_and_a_failed_run_is_a_row(squares, tmp_path):
     def train(data, options):
         if options.out.parts[-2:] == ("sigmoid_focal-bipartite", "seed-0"):
             options = dataclasses.replace(
@@ -168,7 +169,7 @@ def test_a_grid_is_trained_and_a_failed_run_is_a_row(squares, tmp_path, two_by_t
             )
         return fit(data, options)
 
-    found = ablate(squares, options(tmp_path / "grid"), ("loss", "matcher"), 1, train=train, say=print)
+    found = ablate(squares, options(tmp_path / "grid"), FEW, 1, train=train, say=print)
     assert [one.cell.name for one in found] == [
         "cross_entropy-bipartite", "cross_entropy-atss", "sigmoid_focal-bipartite", "sigmoid_focal-atss",
     ]  # fmt: skip
@@ -183,18 +184,25 @@ def test_a_grid_is_trained_and_a_failed_run_is_a_row(squares, tmp_path, two_by_t
     text = (tmp_path / "grid" / "ablation.md").read_text()
     assert "1 failed: the loss became" in text
     again = Recorder()
-    assert ablate(squares, options(tmp_path / "grid"), ("loss", "matcher"), 1, train=again, say=print) == found
+    assert ablate(squares, options(tmp_path / "grid"), FEW, 1, train=again, say=print) == found
     assert not again.asked
 
 
 def test_a_mistake_stops_the_grid_before_it_starts(squares, tmp_path):
     with pytest.raises(ConfigError, match=r"sets loss.negative_ratio itself; leave --set loss.negative_ratio away"):
-        ablate(squares, options(tmp_path / "g", **{"loss.negative_ratio": 2.0}), ("loss",), 1, train=fit, say=print)
+        ablate(
+            squares,
+            options(tmp_path / "g", **{"loss.negative_ratio": 2.0}),
+            parse_axes("loss"),
+            1,
+            train=fit,
+            say=print,
+        )
     with pytest.raises(ConfigError, match="needs --out"):
-        ablate(squares, RunOptions(), ("loss",), 1, train=fit, say=print)
+        ablate(squares, RunOptions(), parse_axes("loss"), 1, train=fit, say=print)
     with pytest.raises(ConfigError, match="was made for tinyssd"):
         wrong = RunOptions(preset="multibox-s", recipe="d2l", out=tmp_path / "g")
-        ablate(squares, wrong, ("loss",), 1, train=fit, say=print)
+        ablate(squares, wrong, parse_axes("loss"), 1, train=fit, say=print)
     assert not (tmp_path / "g").exists()
 
 
@@ -213,7 +221,7 @@ def test_only_a_run_that_went_wrong_is_a_result(squares, tmp_path):
 
 
 def test_the_table_is_sorted_and_its_best_is_bold():
-    cells = make_grid(("loss",))
+    cells = make_grid(parse_axes("loss"))
     results = {"cross_entropy": [0.2, 0.4], "focal": [0.5, 0.7], "ohem": [None]}
 
     def run(seed, value):

@@ -30,7 +30,8 @@ Seeds = Annotated[
     int | None, typer.Option(min=1, help="So many runs with train.seed 0, 1 ... in OUT/seed-0 ..., and their spread.")
 ]
 Ablate = Annotated[
-    str | None, typer.Option(help="A run for every combination of loss, localization, matcher; such as loss,matcher.")
+    str | None,
+    typer.Option(help="A run for every combination of loss, localization, matcher; such as loss=focal/ohem,matcher."),
 ]
 
 
@@ -104,9 +105,9 @@ def _ablate(data: Path, options: "RunOptions", names: str, seeds: int) -> None:
     from multibox.training.ablation import ablate, ablation_rows, parse_axes
     from multibox.training.repeats import FIGURES
 
-    axes = parse_axes(names)
-    found = ablate(data, options, axes, seeds, train=_train_one, say=typer.echo)
-    table = Table(*axes, *FIGURES, "runs")
+    grid = parse_axes(names)
+    found = ablate(data, options, grid, seeds, train=_train_one, say=typer.echo)
+    table = Table(*grid, *FIGURES, "runs")
     for values, figures, runs in ablation_rows(found, ("[bold]", "[/bold]")):
         table.add_row(*values, *figures, runs)
     table_console().print(table, highlight=False)

@@ -19,6 +19,8 @@ from multibox.training.run import RunOptions
 EVERY_NEGATIVE = 2.0
 """A `loss.negative_overlap` that no overlap reaches: every unmatched anchor may be mined."""
 Settings = dict[str, Any]
+Grid = dict[str, tuple[str, ...]]
+"""The values to combine, by axis."""
 
 
 def loss_settings(classification: str) -> Settings:
@@ -85,36 +87,45 @@ class CellRuns:
         return spread([run.figures.get(figure) for run in self.runs])
 
 
-def parse_axes(text: str) -> tuple[str, ...]:
-    """Split names such as "loss,matcher".
+def parse_axes(text: str) -> Grid:
+    """Read axes and, after "=", which of their values: "loss,matcher" or "loss=focal/varifocal,matcher".
 
     Raises:
-        ConfigError: an unknown axis, or one named twice.
+        ConfigError: an unknown axis or value, or one named twice.
     """
-    axes = tuple(part.strip() for part in text.split(",") if part.strip())
-    for axis in axes:
+    grid: Grid = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        axis, _, chosen = (piece.strip() for piece in part.partition("="))
         if axis not in AXES:
             raise ConfigError(
                 f"--ablate {text}: unknown axis {axis!r}{did_you_mean(axis, AXES)}; known: {', '.join(AXES)}"
             )
-    if not axes or len(set(axes)) < len(axes):
-        raise ConfigError(f"--ablate {text}: name each axis once, such as loss,matcher; known: {', '.join(AXES)}")
-    return axes
+        values = tuple(chosen.split("/")) if chosen else tuple(AXES[axis])
+        for value in values:
+            if value not in AXES[axis]:
+                raise ConfigError(
+                    f"--ablate {text}: {axis} has no {value!r}{did_you_mean(value, AXES[axis])}; known: "
+                    f"{', '.join(AXES[axis])}"
+                )
+        if axis in grid or len(set(values)) < len(values):
+            raise ConfigError(f"--ablate {text}: name each axis and value once, such as loss=focal/varifocal,matcher")
+        grid[axis] = values
+    if not grid:
+        raise ConfigError(f"--ablate {text}: name an axis, such as loss,matcher; known: {', '.join(AXES)}")
+    return grid
 
 
-def make_grid(axes: Sequence[str]) -> list[Cell]:
+def make_grid(grid: Grid) -> list[Cell]:
     """Return every combination of the axes' values."""
     cells: list[Cell] = []
-    for values in itertools.product(*(AXES[axis] for axis in axes)):
-        named = dict(zip(axes, values, strict=True))
+    for values in itertools.product(*grid.values()):
+        named = dict(zip(grid, values, strict=True))
         settings = {key: value for axis, name in named.items() for key, value in AXES[axis][name].items()}
         cells.append(Cell(named, settings))
     return cells
 
 
-def ablate(
-    data: Path, options: RunOptions, axes: Sequence[str], seeds: int, *, train: Train, say: Say
-) -> list[CellRuns]:
+def ablate(data: Path, options: RunOptions, grid: Grid, seeds: int, *, train: Train, say: Say) -> list[CellRuns]:
     """Train every combination with every seed in OUT/VALUE-VALUE/seed-k; keep ablation.csv and .md in OUT up to date.
 
     As with `repeat`, the same call goes on where it was stopped, and a run that fails is a result.
@@ -122,7 +133,7 @@ def ablate(
     Args:
         data: the data set.
         options: of every run; `out` is the folder for all of them.
-        axes: names in AXES.
+        grid: from `parse_axes`.
         seeds: runs a combination.
         train: does one run.
         say: gets a line for each combination and each run.
@@ -130,7 +141,7 @@ def ablate(
     Raises:
         ConfigError: settings that do not go together, or that an axis sets itself.
     """
-    cells = make_grid(axes)
+    cells, axes = make_grid(grid), tuple(grid)
     _check(options, cells, axes)
     out = options.out
     if out is None:
