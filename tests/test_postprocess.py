@@ -209,6 +209,60 @@ def test_against_the_reference(seed, batch, count, topk, most, agnostic, ties, p
         assert torch.equal(found.boxes_xyxy[i, :n], boxes[i, [a for _, a in pairs]])
 
 
+@pytest.mark.parametrize(("spread", "alike"), [(0.3, 0.0), (0.3, 1.0), (0.02, 0.0)])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_looking_at_the_best_first_changes_nothing(spread, alike, agnostic):
+    """More candidates than a first look takes: many survive; hardly any; and a second look settles it."""
+    generator = torch.Generator().manual_seed(11)
+    low = torch.rand((120, 2), generator=generator) * spread
+    anchors = torch.cat([low, low + 0.02 + 0.3 * alike], dim=1)
+    logits = torch.randn((2, 120, 3), generator=generator)
+    logits[1, :100] -= 9
+    found = postprocess(
+        heads(logits), anchors, score="sigmoid", max_detections=5, class_agnostic=agnostic, clip="never"
+    )
+    boxes = decode(torch.zeros_like(anchors), anchors).double().tolist()
+    for i in range(2):
+        pairs = reference(logits[i].sigmoid().tolist(), boxes, 0.01, 0.45, 400, 5, agnostic, 0)
+        assert found.labels[i, : int(found.counts[i])].tolist() == [label for label, _ in pairs]
+        scores = torch.tensor([logits[i, a, label] for label, a in pairs]).sigmoid()
+        torch.testing.assert_close(found.scores[i, : len(pairs)], scores)
+
+
+def test_a_second_look_is_needed_and_taken():
+    """Forty equal boxes of high scores fall to one; the next best stand beyond the first look of four."""
+    anchors = torch.tensor([[0.0, 0.0, 0.2, 0.2]]).repeat(42, 1)
+    anchors[40:] += torch.tensor([[0.3], [0.6]])
+    logits = torch.cat([torch.linspace(4, 3, 40), torch.tensor([1.0, 2.0])])[None, :, None]
+    found = postprocess(heads(logits), anchors, score="sigmoid", max_detections=3)
+    assert found.scores[0].tolist() == pytest.approx(torch.tensor([4.0, 2.0, 1.0]).sigmoid().tolist())
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("threshold", [0.0, 1e-6, 0.01, 0.5, 0.995, 0.99999])
+def test_no_anchor_above_the_threshold_is_passed_over(score, threshold):
+    generator = torch.Generator().manual_seed(12)
+    logits = torch.randn((1, 4000, 3), generator=generator) * 8
+    corner = torch.rand((4000, 2), generator=generator) * 0.8
+    found = postprocess(
+        heads(logits),
+        torch.cat([corner, corner + 0.1], dim=1),
+        score=score,
+        score_threshold=threshold,
+        nms_threshold=1.0,
+        pre_nms_topk=4000,
+        max_detections=20_000,
+    )
+    scores = logits.softmax(2)[..., 1:] if score == "softmax" else logits.sigmoid()
+    assert int(found.counts[0]) == int((scores > threshold).sum())
+
+
+def test_a_class_that_is_no_number_hides_no_other():
+    logits = torch.tensor([[[float("nan"), 2.0], [-9.0, -9.0]]])
+    found = postprocess(heads(logits), BOXES[:2], score="sigmoid")
+    assert found.labels.tolist() == [[1]]
+
+
 @pytest.mark.parametrize("code", ["center_size", "corner", "corner_size"])
 def test_every_code(code):
     gt = torch.tensor([[[0.2, 0.3, 0.7, 0.8]]])

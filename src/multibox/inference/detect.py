@@ -36,7 +36,7 @@ def detect(
         lowest = just_below(least.min())
     device = str(outputs.offsets.device)
     anchors = make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size, device)
-    found = postprocess(
+    answer = postprocess(
         outputs,
         anchors,
         score=config.model.score,
@@ -52,14 +52,11 @@ def detect(
         multi_label=config.post.multi_label,
         clip=config.post.clip,
     )
-    scale = torch.tensor([(w, h, w, h) for w, h in sizes], device=found.boxes_xyxy.device)
-    boxes = (found.boxes_xyxy * scale[:, None]).cpu().numpy()
-    scores, labels, counts = found.scores.cpu().numpy(), found.labels.cpu().numpy(), found.counts.cpu().tolist()
-    # A box wholly beyond the picture's border is clipped to nothing: no answer to anyone
-    real = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
-    if least is not None:
-        real &= scores >= least[labels]
-    return [
-        Detections(boxes[i, :n].astype(np.float32), scores[i, :n], labels[i, :n].astype(np.int64), names)[real[i, :n]]
+    scale = torch.tensor([(w, h, w, h) for w, h in sizes], device=answer.boxes_xyxy.device)
+    boxes = (answer.boxes_xyxy * scale[:, None]).cpu().numpy()
+    scores, labels, counts = answer.scores.cpu().numpy(), answer.labels.cpu().numpy(), answer.counts.cpu().tolist()
+    found = [
+        Detections(boxes[i, :n].astype(np.float32), scores[i, :n], labels[i, :n].astype(np.int64), names)
         for i, n in enumerate(counts)
     ]
+    return found if least is None else [one[one.scores >= least[one.labels]] for one in found]

