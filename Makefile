@@ -25,6 +25,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/ops.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/runtime_start.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
@@ -66,3 +67,21 @@ def test_names_of_the_chapter(monkeypatch):
     for ours, theirs in names.items():
         assert script.chapter_name(ours) == theirs
         assert script.our_name(theirs) == ours
+
+
+@pytest.mark.slow
+def test_latency_where_the_sides_agree():
+    report = run("latency.py", "--small", "--rounds", "1", "--only", "ssdlite")
+    assert "DIFFERENT" not in report
+    assert report.count(" matched (scores within ") == 4
+    assert re.search(r"^ours, exported, OpenVINO +\d", report, re.MULTILINE)
+    assert len(re.findall(r"(reached|MISSED): ours, exported, OpenVINO takes", report)) == 2
+
+
+def test_bars_of_latency(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("latency")
+    times = {"one": script.Spread(2.0, 1.0, 3.0), "other": script.Spread(4.0, 4.0, 4.0)}
+    assert script.judge(script.Bar("one", "other", 0.5), times)["reached"]
+    assert not script.judge(script.Bar("one", "other", 0.49), times)["reached"]
+    assert set(script.BARS) == {"ssd300", "ssd300x8", "ssdlite", "post, sparse", "post, dense"}

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from multibox import __version__
-from multibox.cli import data, demo, evaluate, export, imports, lists, plot, predict, train
+from multibox.cli import bench, data, demo, evaluate, export, imports, lists, plot, predict, train
 from multibox.errors import MissingExtraError, MultiboxError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
+app.command("bench")(bench.bench)
 app.command("import")(imports.import_weights)
 app.command("list")(lists.show)
 app.command("plot")(plot.plot)

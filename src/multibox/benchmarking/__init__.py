@@ -1,0 +1,1 @@
+"""How fast a detector is on this machine, part by part and beside others."""

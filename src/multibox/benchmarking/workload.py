@@ -1,0 +1,115 @@
+"""What is shown to detectors to time them: pictures, and outputs of a network with few or many candidates."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from multibox.data.pictures import list_pictures, read_picture
+
+Pixels = NDArray[np.uint8]
+Pictures = Sequence[Pixels]
+"""uint8 RGB [h, w, 3] each."""
+SIZE = (500, 375)
+"""Width and height, as most of VOC's pictures have."""
+QUALITY = 90
+SPARSE = 300
+"""Candidates a picture at sparse load."""
+
+Load = Literal["sparse", "dense"]
+LOADS: tuple[Load, ...] = ("sparse", "dense")
+
+
+class Outputs(NamedTuple):
+    """Answers of a network."""
+
+    logits: NDArray[np.float32]
+    """[b, a, k]"""
+    offsets: NDArray[np.float32]
+    """[b, a, 4]"""
+
+
+def synthetic_pictures(count: int, size: tuple[int, int] = SIZE) -> list[Pixels]:
+    """Return pictures of soft noise with shapes on it; `size` is width and height."""
+    rng = np.random.default_rng(0)
+    return [_draw(rng, size) for _ in range(count)]
+
+
+def _draw(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
+    width, height = size
+    picture = np.zeros((height, width, 3))
+    for share, cells in ((0.5, 4), (0.3, 16), (0.2, 64)):
+        noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
+        picture += share * np.asarray(noise.resize(size, Image.Resampling.BILINEAR))
+    image = Image.fromarray(picture.astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for _ in range(6):
+        extent = rng.uniform(0.1, 0.5, 2) * size
+        corner = rng.uniform(0, 1, 2) * (size - extent)
+        shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
+        shape([*corner, *(corner + extent)], fill=tuple(int(value) for value in rng.integers(0, 256, 3)))
+    return np.asarray(image)
+
+
+def folder_pictures(folder: Path, count: int) -> list[Pixels]:
+    """Return `count` pictures of a folder, all in the size of the first, for batches have one size; few are repeated.
+
+    Raises:
+        PictureError: there are none, or one cannot be read.
+    """
+    found = [read_picture(path) for path in list_pictures(folder)[:count]]
+    size = found[0].size
+    pixels = [np.asarray(picture.resize(size, Image.Resampling.BILINEAR)) for picture in found]
+    return [pixels[index % len(pixels)] for index in range(count)]
+
+
+def as_jpeg(picture: Pixels) -> bytes:
+    """Return a picture as the bytes of a JPEG file."""
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "JPEG", quality=QUALITY)
+    return data.getvalue()
+
+
+def synthetic_outputs(
+    load: Load, shape: tuple[int, int, int], score: Literal["softmax", "sigmoid"], threshold: float
+) -> Outputs:
+    """Return outputs [b, a, k] of which 300 scores of each picture are above `threshold`, or as many as can be.
+
+    Args:
+        load: "sparse" or "dense".
+        shape: pictures, anchors, logits.
+        score: what makes scores of logits; a softmax counts the background first.
+        threshold: scores above it are candidates.
+    """
+    rng = np.random.default_rng(1)
+    batch, anchors, width = shape
+    first = int(score == "softmax")
+    offsets = rng.normal(0, 0.5, (batch, anchors, 4)).astype(np.float32)
+    if load == "dense":
+        # Nearly alike, so that all shares of a softmax lie above the threshold; background nowhere
+        logits = rng.normal(0, 0.1, shape)
+        logits[..., :first] = -20
+        return Outputs(logits.astype(np.float32), offsets)
+    logits = np.full(shape, -20.0)
+    logits[..., :first] = 0
+    some = min(SPARSE, anchors)
+    where = np.argsort(rng.random((batch, anchors)), axis=1)[:, :some]
+    label = rng.integers(first, width, (batch, some))
+    least = np.log(threshold / (1 - threshold)) + 0.1
+    logits[np.arange(batch)[:, None], where, label] = rng.uniform(least, 4, (batch, some))
+    return Outputs(logits.astype(np.float32), offsets)
+
+
+def count_candidates(outputs: Outputs, score: Literal["softmax", "sigmoid"], threshold: float) -> float:
+    """Return the mean number of scores a picture above the threshold, background aside."""
+    logits = outputs.logits.astype(np.float64)
+    if score == "softmax":
+        powers = np.exp(logits - logits.max(2, keepdims=True))
+        scores = (powers / powers.sum(2, keepdims=True))[..., 1:]
+    else:
+        scores = 1 / (1 + np.exp(-logits))
+    return float((scores > threshold).sum() / len(scores))

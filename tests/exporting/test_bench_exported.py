@@ -1,0 +1,126 @@
+"""Exported files as `multibox bench` and the benchmarks see them, and the example without multibox."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("onnxscript", reason="needs multibox[export]")
+
+from multibox.benchmarking import clock, exported
+from multibox.benchmarking.agreement import EXACT, agree
+from multibox.benchmarking.clock import WHOLE
+from multibox.benchmarking.eager import eager_subject
+from multibox.benchmarking.exported import exported_subject
+from multibox.benchmarking.parts import openvino_network
+from multibox.benchmarking.run import bench
+from multibox.benchmarking.subject import PARTS
+from multibox.benchmarking.workload import LOADS, synthetic_outputs, synthetic_pictures
+from multibox.exporting import export
+from multibox.models.measure import measure
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def file(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "model.onnx"
+    export(tiny, path)
+    return path
+
+
+@pytest.fixture(params=["OpenVINO", "onnxruntime"])
+def subject(request, file, monkeypatch):
+    if request.param == "onnxruntime":
+        monkeypatch.setattr("multibox.inference.engines.find_spec", lambda name: None)
+    found = exported_subject(file, 1, "float32")
+    assert request.param in found.name and found.exact
+    return found
+
+
+def test_the_parts_are_the_whole(subject, tiny):
+    eager = eager_subject(tiny, "float32")
+    assert subject.flops == eager.flops == 2 * measure(tiny.config, 3).multiply_adds
+    assert subject.outputs == eager.outputs
+    pictures = synthetic_pictures(3, (64, 64))
+    assert agree("both", eager.predict(pictures), subject.predict(pictures), EXACT).detections > 100
+    times = subject.run(synthetic_pictures(2, (50, 40)))
+    assert set(times) == {*PARTS, WHOLE} and all(value > 0 for value in times.values())
+    for load in LOADS:
+        outputs = synthetic_outputs(load, (2, *eager.outputs), "softmax", eager.threshold)
+        wanted, found = (each.post(outputs, (50, 40))() for each in (eager, subject))
+        assert agree(load, wanted, found, EXACT).detections > 200
+
+
+def test_the_network_alone_answers_like_the_network(file, tiny):
+    import torch
+
+    images = np.random.default_rng(0).uniform(0, 255, (2, 3, 64, 64)).astype(np.float32)
+    logits, offsets = openvino_network(file, 2, (64, 64), 1, "float32")({"resized": images})
+    with torch.inference_mode():
+        wanted = tiny.model(torch.from_numpy(images))
+    np.testing.assert_allclose(logits, wanted.logits, atol=1e-3)
+    np.testing.assert_allclose(offsets, wanted.offsets, atol=1e-3)
+
+
+def test_without_onnx_only_the_whole_is_timed(file, monkeypatch):
+    for module in ("multibox.inference.engines", "multibox.benchmarking.exported"):
+        monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
+    found = exported_subject(file, 1)
+    assert found.how == exported.UNCUT and found.post is None
+    assert set(found.run(synthetic_pictures(1, (50, 40)))) == {WHOLE}
+
+
+def test_a_report_of_a_file(file, monkeypatch):
+    monkeypatch.setattr(clock, "TURN", 0.0)
+    monkeypatch.setattr("multibox.benchmarking.machine.SIDE", 64)
+    report = bench(file, rounds=1, threads=1)
+    parts = [(row.part, row.batch) for row in report.rows]
+    every = [(part, batch) for batch in (1, 8) for part in (*PARTS, WHOLE)]
+    assert parts == [("decode", 1), *every, ("post-process, sparse", 1), ("post-process, dense", 1)]
+    assert all(len(row.times) == 1 and row.times[0].median > 0 for row in report.rows)
+    notes = "\n".join(report.notes)
+    for words in ("sparse load: 300 candidates", "dense load:", "the graph cut in three", "ceiling", "MB", "Python"):
+        assert words in notes
+    assert re.search(r"network, batch 8: \d+\.\d+ TFLOP/s, \d+% of it", notes)
+
+
+def test_the_example_needs_neither_torch_nor_multibox(file, tiny, noise, tmp_path):
+    script = (ROOT / "examples/minimal_runtime.py").read_text(encoding="utf-8")
+    assert len(script.splitlines()) <= 40
+    Image.fromarray(noise(64, 64)).save(tmp_path / "photo.png")
+    code = """
+import runpy, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "torchvision", "multibox", "onnx", "openvino"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+script, *sys.argv[1:] = sys.argv[1:]
+runpy.run_path(script, run_name="__main__")
+"""
+    example = str(ROOT / "examples/minimal_runtime.py")
+    command = [sys.executable, "-c", code, example, str(file), str(tmp_path / "photo.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    wanted = tiny.predict(tmp_path / "photo.png")
+    assert len(wanted) > 5
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == [wanted.names[label] for label in wanted.labels]
+    np.testing.assert_allclose([[float(value) for value in line[1:]] for line in lines],
+                               np.column_stack([wanted.scores, wanted.boxes]), atol=0.06)  # fmt: skip
+
+
+def test_a_fresh_process_without_torch_starts(file, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    script = importlib.import_module("runtime_start")
+    Image.new("RGB", (50, 40)).save(tmp_path / "picture.jpg")
+    for engine in ("openvino", "onnxruntime"):
+        found = script.start(file, engine, tmp_path / "picture.jpg")
+        assert found["engine"].lower() == engine
+        assert len(found["seconds"]) == len(script.PARTS) and 20 < found["megabytes"] < 2000
