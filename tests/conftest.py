@@ -50,7 +50,7 @@ def draw_squares(folder: Path, count: int, *, classes: int = 2, size: int = 96, 
     return folder
 
 
-@pytest.fixture(name="draw_squares")
+@pytest.fixture(scope="session", name="draw_squares")
 def _draw_squares():
     return draw_squares
 

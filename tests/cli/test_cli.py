@@ -1,9 +1,10 @@
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from multibox.cli.main import main
@@ -16,29 +17,33 @@ def width(path):
         return picture.width
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `multibox ARGUMENTS` and return exit code, stdout, stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["multibox", *map(str, arguments)])
+def call(*arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["multibox", *map(str, arguments)])
         try:
             main()
-            code = 0
         except SystemExit as stop:
-            code = stop.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+            return stop.code or 0
+    return 0
 
 
 @pytest.fixture
-def trained(run, squares, tmp_path):
-    torch.set_num_threads(1)
-    code, _, err = run("train", squares, "--out", tmp_path / "run", "--epochs", 2, *SMALL)
-    assert code == 0, err
-    return tmp_path / "run"
+def run(capsys):
+    """Run `multibox ARGUMENTS` and return exit code, stdout, stderr."""
+    return lambda *arguments: (call(*arguments), *capsys.readouterr())
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory, draw_squares):
+    """A run on pictures like those of `squares`."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert call("train", draw_squares(folder / "squares", 16), "--out", folder / "run", "--epochs", 2, *SMALL) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def trained(once, tmp_path):
+    return shutil.copytree(once, tmp_path / "run")
 
 
 def test_train_eval_predict(run, squares, trained, tmp_path):
@@ -193,6 +198,16 @@ def test_data_make_show_convert(run, tmp_path):
     assert run("data", "convert", tmp_path / "s", tmp_path / "y", "--to", "yolo")[0] == 0
     assert run("data", "show", tmp_path / "y", "--out", tmp_path / "sheet2.png")[0] == 0
     assert run("data", "convert", tmp_path / "s", tmp_path / "y", "--to", "yolo")[0] == 2
+
+
+def test_a_stopped_run_goes_on_by_the_command_that_it_names():
+    from multibox.cli.progress import resume_command
+    from multibox.training.run import RunOptions
+
+    options = RunOptions(val_split="none", on_bad="skip", epochs=3, changes={"train.lr": "0.1"})
+    assert resume_command(Path("my data"), options, Path("runs/tinyssd-1")) == (
+        "multibox train 'my data' --val-split none --on-bad skip --out runs/tinyssd-1 --resume"
+    )
 
 
 def test_version_and_help(run):

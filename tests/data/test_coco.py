@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multibox.data.formats import find_splits, open_dataset
+from multibox.data.formats import find_splits, open_dataset, split_for
 from multibox.errors import DataError, PictureError
 
 Picture = Callable[..., Path]
@@ -51,6 +51,7 @@ def box(**changes: Any) -> dict[str, Any]:
 def test_reads_gaps_in_ids_crowds_and_negatives(tree: Path) -> None:
     (tree / "annotations" / "captions_train2017.json").write_text(json.dumps({"images": [], "annotations": []}))
     assert find_splits(tree) == ["train2017", "val2017"]
+    assert [split_for(find_splits(tree), word) for word in ("train", "val", "test")] == ["train2017", "val2017", None]
     held = open_dataset(tree, "train")
     assert held.names == ["a.jpg", "b.jpg"] and held.class_names == ("bicycle", "toothbrush")
     assert held.paths[0] == tree / "train2017" / "a.jpg" and open_dataset(tree, "val").paths[0].parent.name == "val2017"

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from multibox.data import loading
 from multibox.data.augmentation import AUGMENTATIONS
 from multibox.data.formats import open_dataset
-from multibox.data.loading import AugmentedPictures, collate, in_order, load_batches
+from multibox.data.loading import AugmentedPictures, choose_workers, collate, in_order, load_batches
 from multibox.data.sampling import EpochBatches
 from multibox.errors import PictureError
 
@@ -81,3 +82,10 @@ def test_crowds_are_not_asked_for(squares):
     pictures = AugmentedPictures(dataset, (64, 64), ())
     assert len(pictures[(0, 0)][2]) == 0
     assert len(pictures[(0, 1)][2]) == 1
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (3, 2), (64, 8)])
+def test_workers_are_the_cores_that_this_process_may_use(monkeypatch, cores, workers):
+    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert choose_workers(-1) == workers
+    assert choose_workers(0) == 0

@@ -1,3 +1,5 @@
+from weakref import WeakKeyDictionary
+
 import numpy as np
 import pytest
 import torch
@@ -57,12 +59,12 @@ def make_detector(preset, size, names=("a", "b", "c"), **changes):
 @pytest.fixture(scope="session", autouse=True)
 def _each_network_is_traced_once():
     """Tracing takes seconds, and the files of one detector share it."""
-    traced = {}
+    traced = WeakKeyDictionary()
 
     def once(model, size):
-        if id(model) not in traced:
-            traced[id(model)] = model, network.trace(model, size)
-        return traced[id(model)][1].clone()
+        if model not in traced:
+            traced[model] = network.trace(model, size)
+        return traced[model].clone()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graph, "trace", once)

@@ -63,6 +63,20 @@ def test_a_detector_brings_its_network_and_says_so(tmp_path):
     assert new.config.post == old.config.post
 
 
+def test_the_loss_is_the_recipe_s_unless_it_does_not_fit_the_scores(tmp_path):
+    path = saved(create("tinyssd", ["cat"], recipe="d2l"), tmp_path / "softmax.safetensors")
+    assert create("tinyssd", ["cat"], recipe="d2l-focal", weights=path).config.loss.classification == "focal"
+    old = create("tinyssd", ["cat"])
+    sigmoid = {"model.score": "sigmoid", "loss.classification": "varifocal"}
+    old.config = old.config.updated(sigmoid)
+    from multibox.models.build import build_model
+
+    old.model = build_model(old.config, 1)
+    path = saved(old, tmp_path / "sigmoid.safetensors")
+    new = create("tinyssd", ["cat"], weights=path).config
+    assert (new.model.score, new.loss.classification) == ("sigmoid", "varifocal")
+
+
 def test_thresholds_stay_with_their_weights(tmp_path):
     old = create("tinyssd", ["cat", "dog"])
     old.config = old.config.updated({"post.thresholds": [0.4, 0.6], "post.nms_threshold": 0.6})
@@ -94,7 +108,8 @@ def test_vgg16_of_torchvision_is_thinned_out(tmp_path):
     ):
         state[f"features.{index}.weight"] = torch.randn(*channels, 3, 3, generator=gen)
         state[f"features.{index}.bias"] = torch.randn(channels[0], generator=gen)
-    state["classifier.0.weight"] = torch.randn(4096, 25088, generator=gen)
+    # Rows that overlap in memory: numbers of their own would make a file of 400 MB
+    state["classifier.0.weight"] = torch.randn(4096 * 7 + 25088, generator=gen).as_strided((4096, 25088), (7, 1))
     state["classifier.3.weight"] = torch.randn(4096, 4096, generator=gen)
     state |= {f"classifier.{i}.bias": torch.randn(4096, generator=gen) for i in (0, 3)}
     path = tmp_path / "vgg16.pth"

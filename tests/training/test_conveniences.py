@@ -23,14 +23,6 @@ from multibox.training.trainer import out_of_patience
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def options(out, epochs=3, **changes):
     return RunOptions(epochs=epochs, out=out, changes={**SMALL, **changes})
 
@@ -62,14 +54,15 @@ def test_resumed_equals_uninterrupted(squares, tmp_path, changes):
     whole.fit()
     assert whole.steps == 6
     # The body wakes at step 3
+    trainer = prepare(squares, options(tmp_path / "parts", epochs=2, **changes))
     for stop in (2, 3, 4):
-        first = prepare(squares, options(tmp_path / f"{stop}", epochs=2, **changes))
-        first.watch = stopped_at(stop)
+        trainer.watch = stopped_at(stop)
         with pytest.raises(KeyboardInterrupt):
-            first.fit()
-        second = prepare(squares, RunOptions(out=tmp_path / f"{stop}", resume=True))
-        second.fit()
-        assert_equal_ends(whole.stepper, second.stepper)
+            trainer.fit()
+        assert trainer.step == stop
+        trainer = prepare(squares, RunOptions(out=tmp_path / "parts", resume=True))
+    trainer.fit()
+    assert_equal_ends(whole.stepper, trainer.stepper)
 
 
 def test_frozen_parts_wake_at_their_share_of_the_run(squares, tmp_path):

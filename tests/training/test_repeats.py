@@ -2,12 +2,12 @@
 
 import csv
 import dataclasses
+import json
 import math
 import signal
 import statistics
 
 import pytest
-import torch
 
 from multibox.api import open_for
 from multibox.config import Config
@@ -96,6 +96,10 @@ def test_seeds_are_trained_scored_and_not_repeated(squares, tmp_path):
     assert [asked.out for asked in again.asked] == [out / "seed-2"]
     with pytest.raises(ConfigError, match="made with epochs = 1, now it is 2"):
         repeat(squares, options(out, epochs=2), 3, train=fit, say=lines.append)
+    asked = json.loads((out / repeats.ASKED).read_text())
+    (out / repeats.ASKED).write_text(json.dumps({**asked, "later": 1}))
+    with pytest.raises(ConfigError, match="made with later = 1, now it is null"):
+        repeat(squares, options(out), 3, train=fit, say=lines.append)
 
 
 def test_an_interrupted_run_is_resumed(squares, tmp_path):
@@ -119,6 +123,8 @@ def test_mistakes_leave_nothing(squares, tmp_path):
         ({"val_split": "none"}, "another --val-split"),
         ({"changes": {"train.seed": 3}}, "leave --set train.seed away"),
         ({"preset": "tinysd"}, "did you mean 'tinyssd'"),
+        # Found when the run's folder is there
+        ({"changes": {**SMALL, "train.freeze": "bakbone.*"}}, "fits no parameter"),
     ):
         with pytest.raises(ConfigError, match=words):
             repeat(squares, dataclasses.replace(base, **changed), 2, train=fit, say=print)
@@ -236,8 +242,3 @@ def test_the_table_is_sorted_and_its_best_is_bold():
     assert lines[2].startswith("| focal | **0.600 (-0.671 to 1.871)** |")
     assert lines[3].startswith("| cross_entropy | 0.300 (-0.971 to 1.571) |")
     assert lines[4] == "| ohem | - | - | - | - | 1, 1 failed: nan |"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)

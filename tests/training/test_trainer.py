@@ -18,16 +18,11 @@ from multibox.training.run import RunOptions, drop_difficult, held_out, prepare
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
 
 
+OTHER = "<object><name>red</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
+
+
 def options(out, **changes):
     return RunOptions(epochs=changes.pop("epochs", 3), out=out, changes={**SMALL, **changes})
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_run_leaves_everything_it_promises(squares, tmp_path):
@@ -47,22 +42,22 @@ def test_a_run_leaves_everything_it_promises(squares, tmp_path):
     assert load(tmp_path / "run").names == ("blue", "red")
 
 
-@pytest.mark.parametrize("stop", [1, 4])
-def test_resumed_equals_uninterrupted(squares, tmp_path, stop):
+def test_resumed_equals_uninterrupted(squares, tmp_path):
     whole = prepare(squares, options(tmp_path / "whole"))
     whole.fit()
-    first = prepare(squares, options(tmp_path / "parts"))
+    second = prepare(squares, options(tmp_path / "parts"))
 
     def interrupt(trainer, parts):
         if trainer.step == stop:
             signal.raise_signal(signal.SIGINT)
 
-    first.watch = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        first.fit()
-    assert first.step == stop
-    second = prepare(squares, RunOptions(out=tmp_path / "parts", resume=True))
-    assert second.step == stop
+    for stop in (1, 4):
+        second.watch = interrupt
+        with pytest.raises(KeyboardInterrupt):
+            second.fit()
+        assert second.step == stop
+        second = prepare(squares, RunOptions(out=tmp_path / "parts", resume=True))
+        assert second.step == stop
     second.fit()
     for one, other in (
         (whole.stepper.model, second.stepper.model),
@@ -83,8 +78,20 @@ def test_resuming_with_other_data_is_refused(squares, tmp_path):
         prepare(squares, RunOptions(out=tmp_path / "run", resume=True))
 
 
+def test_a_resumed_run_leaves_out_the_difficult_objects_that_it_left_out_before(squares, tmp_path):
+    for path in (squares / "Annotations").iterdir():
+        text = path.read_text().replace("<object>", "<object><difficult>1</difficult>")
+        path.write_text(text.replace("</annotation>", OTHER + "</annotation>"))
+    first = prepare(squares, options(tmp_path / "run", **{"train.difficult": "drop"}))
+    assert first.training.crowd.sum() == 12
+    first.save()
+    resumed = prepare(squares, RunOptions(out=tmp_path / "run", resume=True))
+    np.testing.assert_array_equal(resumed.training.crowd, first.training.crowd)
+
+
 def test_it_learns(squares, tmp_path):
-    trainer = prepare(squares, options(tmp_path / "run", epochs=12, **{"train.lr": 0.004, "train.ema": 0.9}))
+    changes = {"train.lr": 0.004, "train.ema": 0.9, "train.validate_every": 12}
+    trainer = prepare(squares, options(tmp_path / "run", epochs=12, **changes))
     trainer.fit()
     losses = [row["total_loss"] for row in trainer.records.rows]
     assert losses[-1] < 0.6 * losses[0]
@@ -101,6 +108,13 @@ def test_mistakes_are_refused_before_anything_is_written(squares, tmp_path):
         prepare(squares, RunOptions(resume=True))
     with pytest.raises(ConfigError, match="own settings"):
         prepare(squares, RunOptions(out=tmp_path / "full", resume=True, epochs=3))
+    for key, value, words in (
+        ("train.schedule", "steps", "one factor more than boundaries, got 0 and 0"),
+        ("train.lr", -1, "train.lr=-1: expected a number above 0"),
+        ("model.input_size", [0, 64], r"model.input_size=\[0, 64\]: expected height and width"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            prepare(squares, options(tmp_path / "run", **{key: value}))
     prepare(squares, options(tmp_path / "run"))
     with pytest.raises(WeightsError, match="nothing to resume"):
         prepare(squares, RunOptions(out=tmp_path / "run", resume=True))
@@ -145,6 +159,18 @@ def test_a_split_without_objects_is_refused(squares, tmp_path):
             path.write_text("<annotation><filename>" + path.stem + ".png</filename></annotation>")
     with pytest.raises(DataError, match="nothing to learn"):
         prepare(squares, options(tmp_path / "run"))
+
+
+def test_a_held_out_picture_with_the_only_object_is_refused(draw_squares, tmp_path):
+    data = draw_squares(tmp_path / "data", 2)
+    (data / "ImageSets" / "Main" / "val.txt").unlink()
+    (data / "ImageSets" / "Main" / "train.txt").write_text("000\n001\n")
+    (held,) = prepare(data, options(tmp_path / "run")).validation.dataset.names
+    for path in (data / "Annotations").iterdir():
+        if path.stem not in held:
+            path.write_text("<annotation><filename>" + path.stem + ".png</filename></annotation>")
+    with pytest.raises(DataError, match="nothing to learn"):
+        prepare(data, options(tmp_path / "other"))
 
 
 def test_val_split_none_trains_without_validation(squares, tmp_path):
@@ -211,8 +237,14 @@ def test_the_total_of_hikapok_starts_higher_by_the_scale(squares, tmp_path):
     run = RunOptions(preset="ssd300-vgg16", recipe="hikapok", epochs=1, out=tmp_path / "run", changes=changes)
     trainer = prepare(squares, run)
     seen = []
-    trainer.watch = lambda trainer, parts: seen.append(parts)
-    trainer.fit()
+
+    def see(trainer, parts):
+        seen.append(parts)
+        raise StopIteration
+
+    trainer.watch = see
+    with pytest.raises(StopIteration):
+        trainer.fit()
     # Only the scale learns here, so only it is counted: 5e-4 * 0.1 * 0.5 * 512 * 400
     assert seen[0].l2.item() == pytest.approx(5.12, abs=1e-4)
     assert seen[0].total.item() == pytest.approx(
