@@ -36,7 +36,7 @@ def create(
         WeightsError: weights that do not fit.
     """
     path = Path(weights) if weights is not None else None
-    _, network = choose_network(path, preset)
+    _, network = choose_network(path, preset, recipe)
     config = resolve(preset, recipe, {"anchors.fit": 0} | network)
     model = build_model(config, len(names), seed)
     if path is not None:

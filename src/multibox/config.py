@@ -115,9 +115,9 @@ class LossConfig:
     sigma: float = 1.0
     """smooth_l1: quadratic below 1 / sigma^2."""
     alpha: float = 0.25
-    """focal: weight of every class; sigmoid_focal: weight of the object class."""
+    """focal: weight of every class; sigmoid_focal: weight of the object class. varifocal keeps its paper's 0.75."""
     gamma: float = 2.0
-    """focal: how strongly easy anchors are played down."""
+    """Both focal losses, quality_focal and varifocal: how strongly easy anchors are played down."""
     classification_weight: float = 1.0
     localization_weight: float = 1.0
     negative_ratio: float = 0.0
@@ -141,12 +141,15 @@ class TrainConfig:
     steps: int = 0
     """Optimiser steps when `epochs` is 0."""
     batch_size: AutoInt = 32
-    """Pictures a step; auto (0) takes as many as fit into memory, a power of two up to 32 (CPU) or 128 (GPU)."""
+    """Pictures a step; auto (0) takes as many as fit into memory: a power of two, at most 32 (CPU) or 128 (GPU) and at
+    most a quarter of the training pictures."""
     lr: AutoFloat = 0.2
     """Peak learning rate; auto (0) finds it by a range test of at most 60 steps before the run."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.0
+    """Of sgd."""
     weight_decay: float = 5e-4
+    """Through the gradient in sgd, apart from it in adamw."""
     bias_decay: float = 1.0
     """Multiplier of the weight decay for the convolutions' biases; Gluon decays them in full, Caffe not at all."""
     norm_decay: float = 1.0
@@ -197,6 +200,7 @@ class TrainConfig:
     """Validations without a better mAP@0.5 after which the run ends; 0 never ends it early. The schedule is not
     shortened, so such a run ends before its learning rate has fallen."""
     seed: int = 0
+    """Of the initial weights, the order of the pictures, their augmentation and the sizes of `scales`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the forward pass; auto takes bfloat16 where the machine multiplies it in hardware."""
     workers: int = -1

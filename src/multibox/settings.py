@@ -101,5 +101,13 @@ def _describe(kind: Any) -> str:
     if kind == tuple[str, ...]:
         return "texts separated by commas"
     if origin is tuple:
-        return f"a list such as {'[[0.2, 0.27], [0.37, 0.45]]' if typing.get_origin(arguments[0]) else '[256, 256]'}"
+        return f"a list such as {json.dumps(_example(kind))}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
+
+
+def _example(kind: Any) -> Any:
+    """Return numbers nested as a field of this type has them."""
+    arguments = typing.get_args(kind)
+    if not arguments:
+        return 256 if kind is int else 0.5
+    return [_example(item) for item in (arguments[:1] * 2 if arguments[-1] is Ellipsis else arguments)]

@@ -8,7 +8,7 @@ import pytest
 
 from multibox.evaluation import pairing
 from multibox.evaluation.pairing import columns, overlaps
-from multibox.evaluation.voc import Curve, curves, precision_recall, quick_map, voc_figures
+from multibox.evaluation.voc import Curve, curves, precision_recall, voc_figures
 
 FAR = [500, 500, 510, 510]
 
@@ -134,14 +134,14 @@ def test_classes_without_objects_do_not_count_and_classes_without_detections_are
         figures = figures_of([sample], [found], names)[key]
         assert figures == {"mAP": pytest.approx(0.5), "per_class": {"found": 1.0, "missed": 0.0, "absent": None}}
     assert figures_of([build.sample([])], [build.detections([], [], names=names)], names)["voc12"]["mAP"] is None
-    assert quick_map([], [], names) is None
+    assert figures_of([], [], names)["voc12"]["mAP"] is None
 
 
 def test_equal_scores_keep_their_order(build):
     samples = [build.sample([[0, 0, 20, 20]]), build.sample([])]
     hit, miss = build.detections([[0, 0, 20, 20]], [0.5]), build.detections([FAR], [0.5])
-    assert quick_map([hit, miss], samples, ["thing"]) == 1.0
-    assert quick_map([miss, hit], samples[::-1], ["thing"]) == 0.5
+    assert figures_of(samples, [hit, miss], ["thing"])["voc12"]["mAP"] == 1.0
+    assert figures_of(samples[::-1], [miss, hit], ["thing"])["voc12"]["mAP"] == 0.5
     curve = precision_recall([hit, miss], samples, ["thing"])["thing"]
     assert curve.f1.tolist() == [-1, pytest.approx(2 / 3)]
 
@@ -166,7 +166,6 @@ def test_equals_a_plain_recomputation(build, monkeypatch, seed, inclusive, extra
         assert figures["voc07"]["per_class"][name] == (None if eleven is None else pytest.approx(eleven, abs=1e-12))
         assert figures["voc12"]["per_class"][name] == (None if area is None else pytest.approx(area, abs=1e-12))
     assert figures["voc12"]["per_class"][names[-1]] is None
-    assert quick_map(found, samples, names) == figures_of(samples, found, names)["voc12"]["mAP"]
 
 
 def read_table(path, kind=float):

@@ -1,5 +1,6 @@
 """A training run on the console: a bar with losses, pictures a second and the time left; a line per validation."""
 
+import shlex
 import time
 from pathlib import Path
 
@@ -34,14 +35,22 @@ def train_with_progress(data: Path, options: RunOptions) -> Trainer:
             _watch(trainer, bar)
             trainer.fit()
     except KeyboardInterrupt:
-        typer.echo(
-            f"stopped after step {trainer.step} of {trainer.steps}; go on with: multibox train {data} "
-            f"--preset {options.preset} --recipe {options.recipe} --out {trainer.folder} --resume",
-            err=True,
-        )
+        command = resume_command(data, options, trainer.folder)
+        typer.echo(f"stopped after step {trainer.step} of {trainer.steps}; go on with: {command}", err=True)
         raise typer.Exit(130) from None
     _draw_curves(trainer)
     return trainer
+
+
+def resume_command(data: Path, options: RunOptions, folder: Path) -> str:
+    """Return the command that goes on with a run: the same data; its settings stand in its folder."""
+    words = ["multibox", "train", str(data)]
+    for name in ("train_split", "val_split", "format"):
+        if value := getattr(options, name):
+            words += [f"--{name.replace('_', '-')}", value]
+    if options.on_bad != "stop":
+        words += ["--on-bad", options.on_bad]
+    return shlex.join([*words, "--out", str(folder), "--resume"])
 
 
 def _watch(trainer: Trainer, bar: Progress) -> None:

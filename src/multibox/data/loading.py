@@ -122,7 +122,7 @@ def load_batches(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
-        worker_init_fn=partial(_start_worker) if workers else None,
+        worker_init_fn=_start_worker if workers else None,
         prefetch_factor=4 if workers else None,
     )
     try:
@@ -133,8 +133,12 @@ def load_batches(
 
 
 def choose_workers(asked: int) -> int:
-    """Return how many worker processes to use: all cores but one, at most 8, when -1 is asked for."""
-    return asked if asked >= 0 else min(8, max(1, (os.cpu_count() or 1) - 1))
+    """Return how many worker processes to use: this process's cores but one, 1 to 8, when -1 is asked for."""
+    if asked >= 0:
+        return asked
+    # A container or a cluster's job may have fewer cores than the machine; only Linux tells
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores - 1))
 
 
 def in_order(pictures: int, batch_size: int) -> list[list[tuple[int, int]]]:

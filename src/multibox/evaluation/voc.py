@@ -103,17 +103,6 @@ def precision_recall(
     return curves(table, overlaps(table, plus_one=plus_one), iou=iou, inclusive=inclusive)
 
 
-def quick_map(
-    detections: Sequence[Detections],
-    samples: Sequence[Sample] | Dataset,
-    class_names: Sequence[str],
-    iou: float = 0.5,
-) -> float | None:
-    """Return VOC 2012's mAP alone, for training's validation; None when there are no objects to find."""
-    found = precision_recall(detections, samples, class_names, iou=iou)
-    return mean(curve.ap12 for curve in found.values())
-
-
 def curves(table: Columns, pairs: Overlaps, *, iou: float = 0.5, inclusive: bool = False) -> dict[str, Curve]:
     """Return each class's curve.
 

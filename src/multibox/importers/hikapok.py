@@ -93,7 +93,6 @@ def convert(file: Path, variables: Mapping[str, Any], names: list[str]) -> Check
             )
     logits, coordinates = (len(variables[scope + name]) for name in NEEDED[1:])
     known = class_names(file, 4 * logits // coordinates - 1, names, (VOC,))
-    # It also drops boxes narrower or lower than 3 % of the picture, and its 200 best are those of each class
     config = resolve("ssd300-vgg16", "hikapok")
     return finish(file, config, known, state_dict(variables), f"HiKapok's SSD.TensorFlow, {file.name}")
 

@@ -15,7 +15,13 @@ from multibox.models.ssd import SSD
 
 
 def build_model(config: Config, classes: int, seed: int = 0) -> SSD:
-    """Make a network with fresh weights for `classes` classes; the same seed gives the same weights."""
+    """Make a network with fresh weights for `classes` classes; the same seed gives the same weights.
+
+    Raises:
+        ConfigError: an input without pixels, an unknown body, or anchors of another number of maps.
+    """
+    if min(config.model.input_size) < 1:
+        raise ConfigError(f"model.input_size={list(config.model.input_size)}: expected height and width in pixels")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         per_cell = anchors_per_cell(config)

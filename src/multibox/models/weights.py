@@ -11,20 +11,23 @@ from multibox.errors import WeightsError
 from multibox.models.checkpoint import Checkpoint, load_checkpoint, load_config, read_metadata
 from multibox.models.foreign import fit_backbone, read_state
 from multibox.models.ssd import SSD
+from multibox.presets import resolve
 
 DEFAULT_PRESET = "tinyssd"
 
 
-def choose_network(path: Path | None, preset: str | None) -> tuple[str, dict[str, Any]]:
+def choose_network(path: Path | None, preset: str | None, recipe: str = "default") -> tuple[str, dict[str, Any]]:
     """Return the preset to use with these weights, and the settings that belong to them.
 
     A detector of the same preset brings its network, anchors and post-processing: width, input size, mean and fitted
     shapes of its own are what its weights were trained for. Its thresholds stay behind: they are those of its weights
-    and classes, and training finds new ones. Other weights bring nothing.
+    and classes, and training finds new ones. Its classification loss comes along only where the recipe's would not fit
+    its scores. Other weights bring nothing.
 
     Args:
         path: weights to start from, if any.
         preset: what was asked for; None takes the detector's, and TinySSD without one.
+        recipe: what it will be trained by.
     """
     config = None if path is None else load_config(path)
     if config is None:
@@ -33,7 +36,9 @@ def choose_network(path: Path | None, preset: str | None) -> tuple[str, dict[str
         return str(preset), {}
     settings = config.to_dict()
     changes = {f"{part}.{key}": value for part in ("model", "anchors", "post") for key, value in settings[part].items()}
-    return config.preset, changes | {"post.thresholds": (), "loss.classification": config.loss.classification}
+    if resolve(config.preset, recipe).model.score != config.model.score:
+        changes["loss.classification"] = config.loss.classification
+    return config.preset, changes | {"post.thresholds": ()}
 
 
 def load_weights(model: SSD, path: Path, names: tuple[str, ...]) -> str:

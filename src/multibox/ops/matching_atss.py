@@ -14,9 +14,8 @@ from multibox.ops.matching_dynamic import (
     lies_inside,
     mark_pairs,
     settle,
-    without_padding,
 )
-from multibox.ops.overlaps import anchor_overlaps
+from multibox.ops.overlaps import anchor_overlaps, without_padding
 
 
 def match_atss(

@@ -19,7 +19,7 @@ from multibox.errors import ConfigError
 from multibox.ops.bipartite import greedy_bipartite
 from multibox.ops.boxes import Number, pairwise_iou
 from multibox.ops.matching import NEGATIVE, Assignment, MatchInputs, all_negative, is_empty
-from multibox.ops.overlaps import anchor_overlaps
+from multibox.ops.overlaps import anchor_overlaps, without_padding
 from multibox.ops.ranking import best_first
 
 _EPSILON = 1e-7
@@ -129,11 +129,6 @@ def check_levels(level_sizes: Sequence[int], count: int) -> None:
             f"level_sizes {list(level_sizes)} add up to {sum(level_sizes)}, expected the number of anchors, {count}; "
             "give height * width * anchors per cell of every feature map"
         )
-
-
-def without_padding(gt_xyxy: Float[Tensor, "b g 4"], gt_valid: Bool[Tensor, "b g"]) -> Float[Tensor, "b g 4"]:
-    """Return the objects in float32, with boxes that have no area, and so match nothing, in place of padding."""
-    return gt_xyxy.float().masked_fill(~gt_valid[..., None], 0)
 
 
 def anchor_centers(anchors_xyxy: Float[Tensor, "a 4"]) -> tuple[Float[Tensor, " a"], Float[Tensor, " a"]]:

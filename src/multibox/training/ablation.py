@@ -187,10 +187,11 @@ def ablation_rows(
     found: Sequence[CellRuns], bold: tuple[str, str] = ("**", "**")
 ) -> list[tuple[list[str], list[str], str]]:
     """Return for each combination, best first: its values, its figures as text, and how many runs they are of."""
-    spreads = [{name: one.spread(name) for name in FIGURES} for one in ranked(found)]
+    found = ranked(found)
+    spreads = [{name: one.spread(name) for name in FIGURES} for one in found]
     best = {name: max((one.mean for s in spreads if (one := s[name])), default=None) for name in FIGURES}
     rows: list[tuple[list[str], list[str], str]] = []
-    for one, mine in zip(ranked(found), spreads, strict=True):
+    for one, mine in zip(found, spreads, strict=True):
         texts = []
         for name, figure in mine.items():
             text = describe(figure)
@@ -213,6 +214,6 @@ def _check(options: RunOptions, cells: Sequence[Cell], axes: Sequence[str]) -> N
     taken = sorted({key for cell in cells for key in cell.settings} & options.changes.keys())
     if taken:
         raise ConfigError(f"--ablate {','.join(axes)} sets {taken[0]} itself; leave --set {taken[0]} away")
-    preset, network = choose_network(options.weights, options.preset)
+    preset, network = choose_network(options.weights, options.preset, options.recipe)
     for cell in cells:
         resolve(preset, options.recipe, network | options.changes | cell.settings)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from multibox.config import TrainConfig
+from multibox.errors import ConfigError
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -51,6 +52,21 @@ def decay_penalty(optimizer: torch.optim.Optimizer) -> float:
         for parameter in group["params"]
     ]
     return torch.stack(terms).sum().item() if terms else 0.0
+
+
+def check_schedule(config: TrainConfig) -> None:
+    """Refuse a learning rate and a schedule that say nothing.
+
+    Raises:
+        ConfigError: a rate below 0, or another number of factors than one more than boundaries.
+    """
+    if config.lr < 0:
+        raise ConfigError(f"train.lr={config.lr:g}: expected a number above 0, or auto")
+    if config.schedule == "steps" and len(config.factors) != len(config.boundaries) + 1:
+        raise ConfigError(
+            f"train.schedule=steps needs one factor more than boundaries, got {len(config.factors)} and "
+            f"{len(config.boundaries)}; set both, such as train.boundaries=[80,110] and train.factors=[1,0.1,0.01]"
+        )
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from multibox.config import Config
 from multibox.errors import ConfigError, MultiboxError
 from multibox.evaluation.report import evaluate
 from multibox.files import write_text_whole
@@ -143,7 +142,7 @@ def _checked(options: RunOptions) -> tuple[Path, RunOptions]:
         raise ConfigError("several runs are compared by their validation figures; give another --val-split than none")
     if "train.seed" in options.changes:
         raise ConfigError("several runs count train.seed up from 0; leave --set train.seed away")
-    preset, network = choose_network(options.weights, options.preset)
+    preset, network = choose_network(options.weights, options.preset, options.recipe)
     resolve(preset, options.recipe, network | options.changes)
     return options.out, dataclasses.replace(options, preset=preset)
 
@@ -161,19 +160,21 @@ def _remember(out: Path, data: Path, options: RunOptions) -> None:
     if not path.is_file() and out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty and holds no runs of this kind; give another --out")
     if path.is_file() and (before := json.loads(path.read_text(encoding="utf-8"))) != asked:
-        key = next(key for key in asked if before.get(key) != asked[key])
+        key = next(key for key in before | asked if before.get(key) != asked.get(key))
         raise ConfigError(
             f"the runs in {out} were made with {key} = {json.dumps(before.get(key))}, "
-            f"now it is {json.dumps(asked[key])}; give another --out"
+            f"now it is {json.dumps(asked.get(key))}; give another --out"
         )
     write_text_whole(path, json.dumps(asked, indent=1) + "\n")
 
 
 def _forget(out: Path) -> None:
     """After a mistake that was found before anything was trained, leave nothing that would forbid to mend it."""
-    if not any(out.glob("seed-*")):
+    folders = list(out.glob("seed-*"))
+    if not any(any(folder.iterdir()) for folder in folders):
         (out / ASKED).unlink()
-        out.rmdir()
+        for folder in (*folders, out):
+            folder.rmdir()
 
 
 def _run(data: Path, options: RunOptions, folder: Path, seed: int, train: Train) -> Run:
@@ -191,10 +192,7 @@ def _run(data: Path, options: RunOptions, folder: Path, seed: int, train: Train)
 def _options(options: RunOptions, folder: Path, seed: int) -> RunOptions:
     """Return one run's options: to begin it, or to go on with it where it has a state."""
     if (folder / "state" / state.FILE).is_file():
-        path = folder / "config.toml"
-        config = Config.from_toml(path.read_text(encoding="utf-8"), str(path))
-        again = {"preset": config.preset, "recipe": config.recipe, "epochs": None, "weights": None, "changes": {}}
-        return dataclasses.replace(options, out=folder, resume=True, **again)
+        return dataclasses.replace(options, out=folder, resume=True, epochs=None, weights=None, changes={})
     for path in folder.glob("*"):
         # All that a run leaves that was stopped before it saved anything
         if path.name == "config.toml" or path.name.startswith("events.out.tfevents"):

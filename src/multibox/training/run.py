@@ -15,7 +15,7 @@ from multibox import __version__
 from multibox.analysis.anchors import box_shapes, fit_shapes
 from multibox.config import Config
 from multibox.data.checking import check_pictures
-from multibox.data.formats import find_splits, open_dataset
+from multibox.data.formats import find_splits, open_dataset, split_for
 from multibox.data.formats.common import OnBad
 from multibox.data.loading import AugmentedPictures, in_order, load_batches
 from multibox.errors import ConfigError, DataError
@@ -67,32 +67,28 @@ def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambd
         options: what was asked for.
         tell: gets the sentences a user should read, one by one.
     """
-    if options.resume and (options.changes or options.epochs is not None or options.weights is not None):
-        raise ConfigError("--resume goes on with the run's own settings; leave --epochs, --set and --weights away")
-    changes = dict(options.changes)
-    if options.epochs is not None:
-        changes["train.epochs"] = options.epochs
-    preset, network = choose_network(options.weights, options.preset)
-    config = resolve(preset, options.recipe, network | changes)
+    folder, config = _reopen(options) if options.resume else (None, _settings(options))
     training, validation = open_splits(data, options)
+    if training.crowd.all():
+        raise DataError(
+            f"{data}: no picture to train on (split {training.split}) has an object; there is nothing to learn"
+        )
     if config.train.difficult == "drop":
         training = drop_difficult(training)
     for note in dict.fromkeys((*training.notes, *(validation.notes if validation else ()))):
         tell(note)
-    if options.resume:
-        folder, config = _reopen(options, config)
-    else:
-        folder = _new_folder(options, preset)
+    if folder is None:
+        folder = _new_folder(options, config.preset)
         config = fit_anchors(config, training)
     device = choose_device(options.device)
     if device == "cpu":
         keep_freed_memory()
     else:
-        # Every step has one shape: let cuDNN try its kernels once and keep the fastest
+        # Steps have one shape, or few (train.scales): let cuDNN try its kernels for each and keep the fastest
         torch.backends.cudnn.benchmark = True
     precision = choose_precision(config.train, device)
     model = build_model(config, len(training.class_names), config.train.seed)
-    if options.weights is not None and not options.resume:
+    if options.weights is not None:
         tell(load_weights(model, options.weights, training.class_names))
         if unfold_norms(model, _some_pictures(training, config)):
             tell("batch norms that were folded into these weights got the statistics of training pictures")
@@ -110,21 +106,28 @@ def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambd
     return trainer
 
 
+def _settings(options: RunOptions) -> Config:
+    """Return the config that was asked for."""
+    changes = dict(options.changes)
+    if options.epochs is not None:
+        changes["train.epochs"] = options.epochs
+    preset, network = choose_network(options.weights, options.preset, options.recipe)
+    return resolve(preset, options.recipe, network | changes)
+
+
 def open_splits(data: Path, options: RunOptions) -> tuple[Dataset, Dataset | None]:
     """Return the training split, and the validation split or a part held out of the training split."""
     splits = find_splits(data, options.format)
-    train_split = options.train_split or ("train" if "train" in splits else None)
+    train_split = options.train_split or split_for(splits, "train")
 
     def read(split: str | None, names: tuple[str, ...] | None = None) -> Dataset:
         dataset = open_dataset(data, split, format=options.format, class_names=names, on_bad=options.on_bad)
         return check_pictures(dataset, options.on_bad)
 
     training = read(train_split)
-    if not len(training.labels):
-        raise DataError(f"{data}: no picture of split {training.split} has an object; there is nothing to learn")
     if options.val_split == "none":
         return training, None
-    val_split = options.val_split or next((s for s in ("val", "valid", "val2017", "validation") if s in splits), None)
+    val_split = options.val_split or split_for(splits, "val")
     if val_split is not None and val_split != training.split:
         return training, read(val_split, training.class_names)
     if len(training) < 2:
@@ -198,7 +201,10 @@ def _new_folder(options: RunOptions, preset: str) -> Path:
     return folder
 
 
-def _reopen(options: RunOptions, config: Config) -> tuple[Path, Config]:
+def _reopen(options: RunOptions) -> tuple[Path, Config]:
+    """Return the folder of the run to go on with, and its config: all that the run was asked for stands there."""
+    if options.changes or options.epochs is not None or options.weights is not None:
+        raise ConfigError("--resume goes on with the run's own settings; leave --epochs, --set and --weights away")
     if options.out is None:
         raise ConfigError("--resume needs --out, the run folder to go on with")
     path = options.out / "config.toml"

@@ -19,7 +19,7 @@ from multibox.structures import Dataset
 from multibox.tensors import Batch, LossParts
 from multibox.training.interrupt import Interrupt
 from multibox.training.norms import train_mode
-from multibox.training.optimizer import learning_rate, set_learning_rate
+from multibox.training.optimizer import check_schedule, learning_rate, set_learning_rate
 from multibox.training.records import Means, Records, Row
 from multibox.training.scales import check_scales, draw_size, resize_batch
 from multibox.training.state import load_state, save_state
@@ -49,6 +49,7 @@ class Trainer:
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         check_scales(config)
+        check_schedule(config.train)
         self.config = config
         self.folder = folder
         self.device = device
@@ -162,7 +163,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write last and best checkpoint, metrics and state."""
-        last = self.records.rows[-1] if self.records.rows else {}
+        # A row of an earlier step says nothing of these weights
+        last = self.records.rows[-1] if self.records.rows and self.records.rows[-1]["step"] == self.step else {}
         metrics = {name: value for name, value in last.items() if name.startswith("val_")}
         state = self.stepper.weights().state_dict()
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

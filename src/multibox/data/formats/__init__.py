@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from multibox.data.formats.common import OnBad, ReadOptions, pick_split
+from multibox.data.formats.common import OnBad, ReadOptions, pick_split, split_for
 from multibox.data.formats.detect import FORMATS, locate
 from multibox.data.formats.recordio import read_record_picture
 from multibox.data.formats.writing import write_dataset
 from multibox.errors import ConfigError
 from multibox.structures import Dataset
 
-__all__ = ["FORMATS", "find_splits", "locate", "open_dataset", "read_record_picture", "write_dataset"]
+__all__ = ["FORMATS", "find_splits", "locate", "open_dataset", "read_record_picture", "split_for", "write_dataset"]
 
 
 def open_dataset(

@@ -74,6 +74,11 @@ def canonical(split: str) -> str:
     return _CANONICAL.get(match[1], match[1]) if match else split
 
 
+def split_for(splits: Iterable[str], purpose: str) -> str | None:
+    """Return the first of the splits that is called by its purpose ("train", "val"), `train2017` too; None without."""
+    return next((split for split in splits if canonical(split) == purpose), None)
+
+
 def pick_split(available: Sequence[str], wanted: str | None, where: Path) -> str:
     """Return the one of the `available` splits that is meant.
 
