@@ -58,7 +58,11 @@ def test_resumed_equals_uninterrupted(squares, tmp_path):
         assert second.step == stop
         second = prepare(squares, RunOptions(out=tmp_path / "parts", resume=True))
         assert second.step == stop
-    second.fit()
+    stop = second.steps
+    second.watch = interrupt
+    assert not second.interrupted
+    second.fit()  # nothing is left to stop, but a loop over runs must hear of it
+    assert second.interrupted
     for one, other in (
         (whole.stepper.model, second.stepper.model),
         (whole.stepper.weights(), second.stepper.weights()),

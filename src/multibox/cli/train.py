@@ -118,9 +118,12 @@ def _train_one(data: Path, options: "RunOptions") -> "Trainer":
     from multibox.cli.progress import train_with_progress
 
     try:
-        return train_with_progress(data, options)
+        trainer = train_with_progress(data, options)
+        if trainer.interrupted:
+            raise typer.Exit(130)
+        return trainer
     except typer.Exit:
-        typer.echo("or give the same command again: it goes on with all runs", err=True)
+        typer.echo("stopped; give the same command again, and it goes on with all runs", err=True)
         raise
 
 

@@ -1,7 +1,7 @@
 """An exported detector: pictures in, `Detections` out, without PyTorch."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 from typing import overload
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multibox.inference.engines import Engine, open_engine
-from multibox.inference.inputs import BATCH, Picture, open_picture
+from multibox.inference.inputs import BATCH, Picture, checked_array, open_picture
 from multibox.inference.thresholds import class_thresholds, just_below
 from multibox.structures import Detections
 
@@ -79,15 +79,26 @@ def open_exported(path: Path, threads: int | None = None, precision: str | None 
 
 
 def _pixels(picture: Picture) -> Pixels:
-    return np.asarray(open_picture(picture))
+    return checked_array(picture) if isinstance(picture, np.ndarray) else np.asarray(open_picture(picture))
 
 
 def _batches(pictures: Sequence[Picture]) -> Iterator[Pixels]:
-    """Yield neighbours of one size as [b, h, w, 3], decoding ahead in threads."""
+    """Yield neighbours of one size as [b, h, w, 3]."""
+    for decoded in _decoded(pictures):
+        for _, neighbours in groupby(decoded, key=np.shape):
+            alike = list(neighbours)
+            yield np.stack(alike) if len(alike) > 1 else alike[0][None]
+
+
+def _decoded(pictures: Sequence[Picture]) -> Iterator[list[Pixels]]:
+    """Yield up to BATCH pictures at a time; files are decoded ahead in threads, which cost more than they save else."""
+    parts = [pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH)]
+    if not any(isinstance(picture, str | Path) for picture in pictures):
+        yield from ([_pixels(picture) for picture in part] for part in parts)
+        return
     with ThreadPoolExecutor(2) as pool:
-        ahead = [pool.submit(_pixels, picture) for picture in pictures[:BATCH]]
-        for start in range(0, len(pictures), BATCH):
-            decoded = [future.result() for future in ahead]
-            ahead = [pool.submit(_pixels, picture) for picture in pictures[start + BATCH : start + 2 * BATCH]]
-            for _, alike in groupby(decoded, key=np.shape):
-                yield np.stack(list(alike))
+        ahead: list[Future[Pixels]] = []
+        for coming in (*parts, ()):
+            ready, ahead = ahead, [pool.submit(_pixels, picture) for picture in coming]
+            if ready:
+                yield [future.result() for future in ready]

@@ -24,9 +24,18 @@ def open_picture(picture: Picture) -> Image.Image:
     if isinstance(picture, Image.Image):
         return upright_rgb(picture)
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-            raise PictureError(
-                f"a picture given as an array must be uint8 RGB [H, W, 3], got {picture.dtype} {list(picture.shape)}"
-            )
-        return Image.fromarray(picture)
+        return Image.fromarray(checked_array(picture))
     return read_picture(picture)
+
+
+def checked_array(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the array itself.
+
+    Raises:
+        PictureError: it is no picture.
+    """
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise PictureError(
+            f"a picture given as an array must be uint8 RGB [H, W, 3], got {picture.dtype} {list(picture.shape)}"
+        )
+    return picture

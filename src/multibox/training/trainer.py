@@ -68,6 +68,8 @@ class Trainer:
         self.best = -1.0
         self.seconds = 0.0
         self.saved = 0.0
+        self.interrupted = False
+        """Whether Ctrl-C came in the last step, when nothing was left to stop but what would follow."""
         self.records = Records(folder, [])
 
     def resume(self) -> None:
@@ -120,6 +122,7 @@ class Trainer:
                     self.seconds += time.monotonic() - started
                     self.save()
                     raise KeyboardInterrupt
+            self.interrupted = interrupt.asked
 
     def _end_epoch(self, rate: float, batch: Batch) -> None:
         epoch = self.step // self.batches.steps_per_epoch
