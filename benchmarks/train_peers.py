@@ -71,7 +71,7 @@ def train_ssdlite(data: Dataset, minutes: float, folder: Path) -> Find:
             group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16):
             losses = model(images, targets)
-        loss = sum(losses.values())
+        loss = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
