@@ -31,7 +31,7 @@ Find = Callable[[Any], Detections]
 
 def train_yolo(data: Dataset, minutes: float, folder: Path) -> Find:
     """Train YOLO11n from its yaml, without weights, by its own defaults for so long."""
-    from ultralytics import YOLO
+    from ultralytics import YOLO  # pyright: ignore[reportMissingImports]
 
     write_dataset({"train": data, "val": data}, folder / "data", "yolo")
     model = YOLO("yolo11n.yaml")
