@@ -2,7 +2,7 @@
 
 `python benchmarks/train_peers.py DATA yolo|ssdlite --minutes 20 --train trainval --test test` trains YOLO11n of
 ultralytics by its default settings at 320 pixels, or torchvision's ssdlite320_mobilenet_v3_large by its own loss, with
-the transforms of its reference recipe. The last (averaged) weights are scored, once, at the end.
+the transforms of its reference recipe. The last weights (YOLO's are averages) are scored, once, at the end.
 """
 
 import argparse
@@ -58,9 +58,6 @@ def train_ssdlite(data: Dataset, minutes: float, folder: Path) -> Find:
     model.score_thresh = LOW
     groups = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=4e-5)
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99), use_buffers=True
-    )
     started, steps = time.monotonic(), 0
     for images, targets in _batches(data, 16):
         share = (time.monotonic() - started) / (60 * minutes)
@@ -75,17 +72,16 @@ def train_ssdlite(data: Dataset, minutes: float, folder: Path) -> Find:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        average.update_parameters(model)
         steps += 1
         if steps % 20 == 0:
             print(f"step {steps}, {share:.0%} of the time: loss {loss.item():.3f}", flush=True)
     print(f"{steps} steps of 16 pictures")
-    trained = average.module.eval()
+    model.eval()
 
     def find(picture: Any) -> Detections:
         with torch.inference_mode():
             pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
-            (found,) = trained([pixels])
+            (found,) = model([pixels])
         return Detections(found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy() - 1, names)
 
     return find

@@ -29,7 +29,7 @@ def main(model: str, photo: str) -> None:
 
     for box, score, label in list(zip(boxes[0], scores[0], labels[0], strict=True))[: counts[0]]:
         if score >= least[label]:
-            print(about["names"][label], f"{score:.2f}", *box.round(1).tolist())
+            print(about["names"][label], f"{score:.2f}", *(f"{side:.1f}" for side in box))
 
 
 if __name__ == "__main__":
