@@ -18,6 +18,7 @@ from multibox.data.formats import open_dataset, write_dataset
 from multibox.data.samples import load_picture
 from multibox.evaluation.report import evaluate
 from multibox.inference.detector import load
+from multibox.settings import parse_assignments
 from multibox.structures import Detections
 
 LOW = 0.01
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--set", nargs="*", default=[], help="settings, such as train.lr=1e-4")
     parser.add_argument("--rename", nargs="*", default=[], help="class names of DATA, such as sofa=couch")
     asked = parser.parse_args(arguments)
     data = open_dataset(asked.data, rename=dict(pair.split("=") for pair in asked.rename), on_bad="skip")
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             held = order[fold :: asked.folds].tolist()
             folder, run = Path(scratch) / f"data-{fold}", Path(scratch) / f"run-{fold}"
             write_dataset({"train": data.subset(int(row) for row in order if row not in held)}, folder, "voc")
-            changes = {"train.steps": asked.steps, "train.epochs": 0, "train.batch_size": asked.batch}
+            changes = {"train.steps": asked.steps, "train.epochs": 0, "train.batch_size": 16}
+            changes |= parse_assignments(asked.set)
             options = {"out": run, "val_split": "none", "weights": asked.weights, "changes": changes}
             api.train(folder, preset=asked.preset, **options)
             detector = load(run / "last.safetensors")
