@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -86,6 +87,16 @@ print("fine")
         [sys.executable, "-c", code, str(files / "model.xml")], capture_output=True, text=True, check=False
     )
     assert done.stdout == "fine\n", done.returncode
+
+
+def test_threads_get_their_own_answers(exported, noise):
+    pictures = [noise(40, 60), noise(64, 64)[::-1], noise(90, 30)]
+    wanted = [exported.predict(picture, THRESHOLD) for picture in pictures]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda picture: exported.predict(picture, THRESHOLD), pictures * 8))
+    for one, same in zip(found, wanted * 8, strict=True):
+        assert len(one) == len(same) > 0
+        np.testing.assert_array_equal(one.boxes, same.boxes)
 
 
 def test_it_answers_what_the_detector_answers(exported, tiny, noise):

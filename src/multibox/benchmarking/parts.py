@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from multibox.benchmarking.machine import numpy_ceiling, openvino_ceiling
-from multibox.inference.engines import LIMITS, PRECISIONS, adapt, openvino_core
+from multibox.inference.engines import LIMITS, OUTPUTS, PRECISIONS, adapt, compile_openvino, openvino_core
 
 Run = Callable[[Mapping[str, NDArray[Any]]], Any]
 HEADS = ("logits", "offsets")
-ANSWERS = ("boxes", "scores", "labels", "counts")
 CUTS = {
     "resize": (("images",), ("resized",)),
     "network": (("resized",), HEADS),
-    "post": (("images", *LIMITS, *HEADS), ANSWERS),
+    "post": (("images", *LIMITS, *HEADS), OUTPUTS),
 }
 """Inputs and outputs of the parts; of the pictures, `post` takes the size."""
 
@@ -48,7 +47,7 @@ def openvino_parts(
         threads: as `open_engine` takes them, like the precision.
         precision: of the network.
     """
-    compile_model = partial(_compile, threads=threads, precision=precision)
+    compile_model = partial(compile_openvino, threads=threads, precision=precision)
     resize, network, post = (compile_model(_cut_openvino(path, name)) for name in CUTS)
     one = fixed_network(path, 1, size)
     anchors, logits = one.output(0).get_shape()[1:]
@@ -71,17 +70,7 @@ def fixed_network(path: Path, batch: int, size: tuple[int, int]) -> Any:
 
 def openvino_network(path: Path, batch: int, size: tuple[int, int], threads: int | None, precision: str | None) -> Run:
     """Compile a file's network alone for one batch size."""
-    return _call(_compile(fixed_network(path, batch, size), threads=threads, precision=precision))
-
-
-def _compile(model: Any, threads: int | None, precision: str | None) -> Any:
-    """Compile as `engines.open_engine` does."""
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    if precision is not None:
-        settings["INFERENCE_PRECISION_HINT"] = PRECISIONS[precision]
-    return openvino_core().compile_model(model, "CPU", settings)
+    return _call(compile_openvino(fixed_network(path, batch, size), threads, precision))
 
 
 def _call(compiled: Any) -> Run:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,12 +102,7 @@ def _openvino(path: Path, threads: int | None, precision: str | None) -> Engine:
     model = core.read_model(path)
     about = _about(path, _rt_info(model))
     adapt(model)
-    # A person waits for one answer at a time
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    if precision is not None:
-        settings["INFERENCE_PRECISION_HINT"] = PRECISIONS[precision]
+    turn = Lock()
 
     @cache
     def request_for(alone: bool) -> Any:
@@ -114,17 +110,30 @@ def _openvino(path: Path, threads: int | None, precision: str | None) -> Engine:
         fixed = model.clone()
         if alone:
             fixed.reshape({"images": [1, -1, -1, 3]})
-        return core.compile_model(fixed, "CPU", settings).create_infer_request()
+        return compile_openvino(fixed, threads, precision).create_infer_request()
 
     def run(feeds: Feeds) -> dict[str, NDArray[Any]]:
-        request = request_for(len(feeds["images"]) == 1)
-        for name, value in feeds.items():
-            # The runtime reads the array itself, and takes only what it might write to
-            request.set_tensor(name, openvino.Tensor(np.require(value, requirements=("C", "W")), shared_memory=True))
-        request.infer()
-        return {name: np.array(request.get_tensor(name).data) for name in OUTPUTS}
+        # The runtime reads the arrays themselves, and takes only what it might write to
+        arrays = {name: np.require(value, requirements=("C", "W")) for name, value in feeds.items()}
+        # A request holds one caller's tensors, and callers may be threads
+        with turn:
+            request = request_for(len(arrays["images"]) == 1)
+            for name, array in arrays.items():
+                request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+            request.infer()
+            return {name: np.array(request.get_tensor(name).data) for name in OUTPUTS}
 
     return Engine(run, about, "OpenVINO")
+
+
+def compile_openvino(model: Any, threads: int | None, precision: str | None) -> Any:
+    """Compile an openvino.Model for one caller who waits; arguments are those of `open_engine`."""
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if precision is not None:
+        settings["INFERENCE_PRECISION_HINT"] = PRECISIONS[precision]
+    return openvino_core().compile_model(model, "CPU", settings)
 
 
 def adapt(model: Any) -> None:
