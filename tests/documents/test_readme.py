@@ -106,7 +106,7 @@ def test_links_lead_somewhere(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)", text):
         if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+            assert ((ROOT / document).parent / target).exists(), target
 
 
 def test_paths_that_contributing_names_exist():
