@@ -1,11 +1,8 @@
 """What the benchmarks need of others: the machine's name, d2l, and MXNet, which lives in a venv of its own."""
 
-import datetime
 import importlib
 import importlib.util
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +12,8 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import torch
+
+from multibox.benchmarking.machine import describe
 
 MXNET_VENV = Path("/tmp/mxvenv")
 D2L_HINT = "d2l is left out, for it is not installed: .venv/bin/pip install --no-deps d2l==1.0.3"
@@ -31,17 +30,8 @@ def mxnet_hint(venv: Path) -> str:
 
 def machine() -> str:
     """Return processor, threads, versions and date, as every figure must state them."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    if torch.cuda.is_available():
-        name = f"{torch.cuda.get_device_name()}; {name}"
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (
-        f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{load}; Python {platform.python_version()}, "
-        f"torch {torch.__version__}; {datetime.date.today().isoformat()}"
-    )
+    card = f"{torch.cuda.get_device_name()}; " if torch.cuda.is_available() else ""
+    return f"{card}{torch.get_num_threads()} threads; {describe()}"
 
 
 def import_d2l() -> ModuleType | None:

@@ -7,8 +7,8 @@ import warnings
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from multibox.models.folding import fold_norms
 from multibox.models.ssd import SSD
 
 OPSET = 20
@@ -55,22 +55,8 @@ def _plain(model: SSD) -> SSD:
     channels_last weights leave strides in the trace, and every module in place or norm costs seconds of tracing.
     """
     model = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
-    for parent in list(model.modules()):
-        before: nn.Module | None = None
-        for name, module in list(parent.named_children()):
-            if getattr(module, "inplace", False) is True:
-                module.inplace = False  # pyright: ignore[reportArgumentType]
-            in_line = isinstance(parent, nn.Sequential)
-            if in_line and isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
-                _fold(before, module)
-                setattr(parent, name, nn.Identity())
-            before = module
+    fold_norms(model)
+    for module in model.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # pyright: ignore[reportArgumentType]
     return model
-
-
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    conv.weight, conv.bias = fuse_conv_bn_weights(  # pyright: ignore[reportAttributeAccessIssue]
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from multibox.errors import ConfigError
 from multibox.inference.engines import PRECISIONS
+from multibox.models.folding import fold_norms
 from multibox.models.ssd import SSD
 
 
@@ -23,10 +23,9 @@ def quick_copy(model: SSD, precision: str) -> SSD:
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision={precision!r}: expected {' or '.join(PRECISIONS)}")
-    quick = copy.deepcopy(model).eval().requires_grad_(False)
-    for parent in list(quick.modules()):
-        if isinstance(parent, nn.Sequential):
-            _fold_norms(parent)
+    quick = copy.deepcopy(model).eval()
+    fold_norms(quick)
+    quick.requires_grad_(False)
     if precision == "bfloat16":
         for module in quick.modules():
             if isinstance(module, nn.Conv2d):
@@ -44,14 +43,3 @@ def computing_in(precision: str, device: str) -> AbstractContextManager[None]:
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16)  # pyright: ignore[reportReturnType]
-
-
-def _fold_norms(layers: nn.Sequential) -> None:
-    before: nn.Module | None = None
-    last = ""
-    for name, module in list(layers.named_children()):
-        if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
-            # It makes one more copy, so the folded one takes the convolution's place
-            setattr(layers, last, fuse_conv_bn_eval(before, module))
-            setattr(layers, name, nn.Identity())
-        before, last = module, name
