@@ -263,6 +263,23 @@ def test_a_class_that_is_no_number_hides_no_other():
     assert found.labels.tolist() == [[1]]
 
 
+@pytest.mark.parametrize(("score", "most"), [("softmax", 200), ("sigmoid", 2)])
+def test_a_batch_is_its_pictures_one_by_one(score, most):
+    generator = torch.Generator().manual_seed(13)
+    low = torch.rand((60, 2), generator=generator)
+    anchors = torch.cat([low, low + 0.2], dim=1)
+    # Many candidates, few and none; in halves, so that scores are equal
+    logits = (torch.randn((3, 60, 4), generator=generator) * 2).round() / 2 - torch.tensor([0, 4, 40])[:, None, None]
+    offsets = torch.randn((3, 60, 4), generator=generator)
+    together = postprocess(heads(logits, offsets), anchors, score=score, score_threshold=0.3, max_detections=most)
+    for i in range(3):
+        alone = postprocess(
+            heads(logits[i], offsets[i : i + 1]), anchors, score=score, score_threshold=0.3, max_detections=most
+        )
+        assert rows(together, i) == rows(alone)
+    assert together.counts.shape == (3,) and int(together.counts.max()) == together.scores.shape[1] > 1
+
+
 @pytest.mark.parametrize("code", ["center_size", "corner", "corner_size"])
 def test_every_code(code):
     gt = torch.tensor([[[0.2, 0.3, 0.7, 0.8]]])

@@ -39,9 +39,9 @@ def config_of(variant):
     return Config().updated({"model.input_size": (64, 64), **SIZES, **VARIANTS[variant]})
 
 
-def graph(config, anchors):
+def graph(config, anchors, names=NAMES):
     def add(builder):
-        k = len(NAMES) + (config.model.score == "softmax")
+        k = len(names) + (config.model.score == "softmax")
         inputs = {"logits": [None, len(anchors), k], "offsets": [None, len(anchors), 4], "scale": [4]}
         inputs |= {"score_threshold": [], "nms_threshold": []}
         values = {name: builder.input(name, ir.DataType.FLOAT, shape) for name, shape in inputs.items()}
@@ -49,7 +49,7 @@ def graph(config, anchors):
         limits = Limits(values["score_threshold"], values["nms_threshold"], most)
         table = decoding_table(anchors, config.model.variances, config.model.coder)
         outputs = values["logits"], values["offsets"]
-        return find(builder.op, outputs, values["scale"], limits, table, config, len(NAMES))._asdict()
+        return find(builder.op, outputs, values["scale"], limits, table, config, len(names))._asdict()
 
     return add
 
@@ -63,13 +63,13 @@ def case(request, tmp_path_factory):
     return config, runtime, run, len(anchors)
 
 
-def answers(config, run, logits, offsets):
+def answers(config, run, logits, offsets, names=NAMES):
     feeds = {"logits": logits, "offsets": offsets, "scale": SCALE}
     for name in ("score_threshold", "nms_threshold"):
         feeds[name] = np.array(getattr(config.post, name), np.float32)
     found = run({**feeds, "max_detections": np.array(config.post.max_detections, np.int64)})
     outputs = HeadOutputs(torch.from_numpy(logits), torch.from_numpy(offsets), SHAPES)
-    return found, detect(outputs, [(200, 100)] * len(logits), config, NAMES)
+    return found, detect(outputs, [(200, 100)] * len(logits), config, names)
 
 
 def check(found, wanted):
@@ -79,7 +79,7 @@ def check(found, wanted):
     assert found["counts"].tolist() == [len(each) for each in wanted]
     for index, (want, count) in enumerate(zip(wanted, found["counts"], strict=True)):
         np.testing.assert_allclose(found["scores"][index, :count], want.scores, atol=1e-6)
-        got = Detections(*(found[name][index, :count] for name in ("boxes", "scores", "labels")), NAMES)
+        got = Detections(*(found[name][index, :count] for name in ("boxes", "scores", "labels")), want.names)
         assert match(got, want, 200).matched == count
         assert np.all(found["boxes"][index, count:] == 0)
         assert np.all(found["scores"][index, count:] == 0)
@@ -132,3 +132,18 @@ def test_boxes_clipped_to_nothing_are_dropped(case):
     found, wanted = answers(config, run, logits, offsets)
     check(found, wanted)
     assert np.all(found["boxes"][..., 2] <= 200)
+
+
+@pytest.mark.parametrize("score", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_one_class_and_a_picture_without_detections(runtime, score, tmp_path):
+    config = config_of("plain").updated({"model.score": score})
+    anchors = make_anchors(config.anchors, SHAPES, config.model.input_size).numpy()
+    run = open_in(runtime, build(graph(config, anchors, NAMES[:1])), tmp_path)
+    rng = np.random.default_rng(5)
+    logits = rng.normal(0, 3, (3, len(anchors), 1 + (score == "softmax"))).astype(np.float32)
+    logits[1, :, -1] = -50
+    offsets = rng.normal(0, 1, (3, len(anchors), 4)).astype(np.float32)
+    found, wanted = answers(config, run, logits, offsets, NAMES[:1])
+    assert found["counts"][1] == 0 and found["counts"][0] > 5
+    check(found, wanted)

@@ -68,6 +68,21 @@ def test_both_ways_of_comparing_are_one(monkeypatch, size, few):
     assert nms(boxes, scores, 0.4, groups).tolist() == reference(boxes, scores, 0.4, groups.tolist(), False)
 
 
+@pytest.mark.parametrize(("few", "strip"), [(10_000, 1 << 17), (10_000, 1), (0, 1)])
+def test_what_pads_a_short_group_counts_for_nobody(monkeypatch, few, strip):
+    """Places past a group's end repeat some box of it or of another group."""
+    module = sys.modules["multibox.ops.nms"]
+    monkeypatch.setattr(module, "_FEW", few)
+    monkeypatch.setattr(module, "_STRIP", strip)
+    monkeypatch.setattr(module, "_PAIRS", 1)
+    generator = torch.Generator().manual_seed(9)
+    counts = [1, 40, 0, 3, 17]
+    boxes, scores = random_boxes(sum(counts), 0.6, generator), torch.arange(sum(counts), 0, -1).float()
+    groups = [group for group, count in enumerate(counts) for _ in range(count)]
+    kept = suppress(boxes, torch.tensor(counts), 0.3).nonzero().squeeze(1)
+    assert kept.tolist() == reference(boxes, scores, 0.3, groups, False)
+
+
 @pytest.mark.parametrize("size", [0.02, 0.1, 0.5])
 def test_many_boxes_of_one_group_equal_torchvision(size):
     generator = torch.Generator().manual_seed(3)

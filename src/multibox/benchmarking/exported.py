@@ -62,7 +62,8 @@ def post_of(
     feeds = {"images": images, **_limits(detector), **outputs._asdict()}
 
     def work() -> list[Detections]:
-        boxes, scores, labels, counts = parts.post(feeds)
+        # Copied, as the engine does
+        boxes, scores, labels, counts = map(np.array, parts.post(feeds))
         columns = zip(boxes, scores, labels, counts.tolist(), strict=True)
         return [Detections(b[:n], s[:n], k[:n], detector.names) for b, s, k, n in columns]
 

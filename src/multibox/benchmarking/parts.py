@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from multibox.benchmarking.machine import numpy_ceiling, openvino_ceiling
@@ -48,12 +49,12 @@ def openvino_parts(
         precision: of the network.
     """
     compile_model = partial(compile_openvino, threads=threads, precision=precision)
-    resize, network, post = (compile_model(_cut_openvino(path, name)) for name in CUTS)
+    models = [_cut_openvino(path, name) for name in CUTS]
     one = fixed_network(path, 1, size)
     anchors, logits = one.output(0).get_shape()[1:]
-    hint = network.get_property("INFERENCE_PRECISION_HINT").to_string()
+    hint = compile_model(one).get_property("INFERENCE_PRECISION_HINT").to_string()
     return Parts(
-        *map(_call, (resize, network, post)),
+        *(_of_any_batch(model, compile_model) for model in models),
         flops=_openvino_flops(one),
         outputs=(int(anchors), int(logits)),
         precision=next((name for name, theirs in PRECISIONS.items() if theirs == hint), hint),
@@ -73,9 +74,34 @@ def openvino_network(path: Path, batch: int, size: tuple[int, int], threads: int
     return _call(compile_openvino(fixed_network(path, batch, size), threads, precision))
 
 
+def _of_any_batch(model: Any, compile_model: Callable[[Any], Any]) -> Run:
+    """Compile a part as `open_engine` compiles the whole: for one picture, and for any number of them."""
+
+    @cache
+    def run_for(alone: bool) -> Run:
+        fixed = model.clone()
+        if alone:
+            shapes = {port: port.partial_shape for port in fixed.inputs if len(port.partial_shape)}
+            fixed.reshape({port: [1, *list(shape)[1:]] for port, shape in shapes.items()})
+        return _call(compile_model(fixed))
+
+    return lambda feeds: run_for(all(len(each) == 1 for each in feeds.values() if each.ndim))(feeds)
+
+
 def _call(compiled: Any) -> Run:
-    """Hand arrays over and back without copies."""
-    return lambda feeds: list(compiled(dict(feeds), share_inputs=True, share_outputs=True).values())
+    """Hand arrays over and back without copies, by one request; what comes back holds until the next call."""
+    import openvino
+
+    request = compiled.create_infer_request()
+
+    def run(feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        for name, value in feeds.items():
+            array = np.require(value, requirements=("C", "W"))
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        request.infer()
+        return [request.get_tensor(port).data for port in compiled.outputs]
+
+    return run
 
 
 def _cut_openvino(path: Path, part: str) -> Any:

@@ -57,23 +57,21 @@ def class_scores(op: Any, logits: ir.Value, model: ModelConfig) -> ir.Value:
 def decode(op: Any, offsets: ir.Value, table: ir.Value, code: BoxCode) -> ir.Value:
     """Add the boxes xyxy [..., 4] of offsets [..., 4] and the rows of `decoding_table` [..., 8] beside them."""
     scale, base = op.Split(table, num_outputs=2, axis=-1, _outputs=2)
+    moved = op.Add(op.Mul(offsets, scale), base)
     if code != "center_size":
-        return op.Add(op.Mul(offsets, scale), base)
-    moved, grown = op.Split(offsets, num_outputs=2, axis=-1, _outputs=2)
-    by, exponent = op.Split(scale, num_outputs=2, axis=-1, _outputs=2)
-    center, half = op.Split(base, num_outputs=2, axis=-1, _outputs=2)
-    center = op.Add(op.Mul(moved, by), center)
-    half = op.Mul(op.Exp(op.Mul(grown, exponent)), half)
+        return moved
+    center, half = op.Split(moved, num_outputs=2, axis=-1, _outputs=2)
+    half = op.Exp(half)
     return op.Concat(op.Sub(center, half), op.Add(center, half), axis=-1)
 
 
 def decoding_table(anchors_xyxy: np.ndarray, variances: Variances, code: BoxCode) -> np.ndarray:
-    """Return float32 [a, 8]: what offsets are multiplied by, and what they are added to or grow from."""
+    """Return float32 [a, 8]: what offsets are multiplied by, and what is added; of sizes the logarithm of the half."""
     low, high = anchors_xyxy[:, :2], anchors_xyxy[:, 2:]
     size = np.maximum(high - low, np.float32(1e-8))
     first, second = np.array(variances, np.float32).reshape(2, 2)
     if code == "center_size":
-        columns = [size * first, np.broadcast_to(second, size.shape), (low + high) * np.float32(0.5), size * 0.5]
+        columns = [size * first, np.broadcast_to(second, size.shape), (low + high) / 2, np.log(size / 2)]
     else:
         unit = size if code == "corner_size" else np.ones_like(size)
         columns = [unit * first, unit * second, low, high]
@@ -98,30 +96,35 @@ def find(op: Any, outputs: tuple[ir.Value, ir.Value], scale: ir.Value, limits: L
     if not config.post.multi_label and classes > 1:
         best = op.ArgMax(scores, axis=1, keepdims=1)
         own = op.Equal(best, _constant(op, np.arange(classes).reshape(1, classes, 1)))
-        scores = op.Where(own, scores, -1.0)
+        scores = op.Where(own, scores, 0.0)
     if config.post.min_size:
-        scores = op.Where(op.Unsqueeze(_small(op, candidates.boxes, config), [1]), -1.0, scores)
+        small = _small(op, candidates.boxes, config.post.min_size)
+        scores = op.Where(op.Unsqueeze(small, [1]), 0.0, scores)
     scores = _best_of_each_class(op, scores, candidates.width, config.post.pre_nms_topk)
     candidates = candidates._replace(scores=scores)
     kept = _suppress(op, candidates, limits, config)
-    return _pack(op, candidates, kept, scale, limits, (classes, config.post.clip == "after_nms"))
+    if config.post.clip == "after_nms":
+        candidates = candidates._replace(boxes=op.Clip(candidates.boxes, 0.0, 1.0))
+    return _pack(op, candidates, kept, scale, limits.max_detections)
 
 
-def _likely(op: Any, logits: ir.Value, threshold: ir.Value, model: ModelConfig) -> ir.Value:
+def _likely(op: Any, logits: ir.Value, threshold: ir.Value, width: int, model: ModelConfig) -> ir.Value:
     """Add which anchors [b, a] may have a score above the threshold, without computing scores.
 
-    exp(class - background) is above any class's share of the softmax; so one pass over the logits spares most anchors
-    exponentials, sorting and decoding.
+    exp(class - background) is above any class's share of the softmax; so one pass over the logits, `width` an anchor,
+    spares most anchors exponentials, sorting and decoding.
     """
     if model.score == "sigmoid":
         best = op.ReduceMax(logits, [2], keepdims=0)
-        least = op.Log(op.Div(threshold, op.Sub(1.0, threshold)))
+        bar = op.Log(op.Div(threshold, op.Sub(1.0, threshold)))
     else:
-        best = op.ReduceMax(op.Slice(logits, [1], [np.iinfo(np.int64).max], [2]), [2], keepdims=0)
-        best = op.Sub(best, op.Gather(logits, 0, axis=2))
-        least = op.Log(threshold)
+        # Of two windows, one ends at the background and one begins behind it; slices would cost as much as the maximum
+        pairs = op.MaxPool(logits, kernel_shape=[width], strides=[width], pads=[width - 1, 1])
+        background, best = op.Split(pairs, num_outputs=2, axis=2, _outputs=2)
+        best = op.Squeeze(best, [2])
+        bar = op.Add(op.Squeeze(background, [2]), op.Log(threshold))
     # A little lower, for rounding must not lose anybody
-    return op.Greater(best, op.Sub(least, 1e-3))
+    return op.Greater(best, op.Add(bar, -1e-3))
 
 
 def _candidates(
@@ -129,30 +132,25 @@ def _candidates(
 ) -> _Candidates:
     """Add scores and boxes of as many anchors of each picture as the fullest has that may exceed the threshold."""
     logits, offsets = outputs
-    likely = op.Cast(_likely(op, logits, threshold, config.model), to=FLOAT)
-    fullest = op.ReduceMax(op.ReduceSum(likely, [1], keepdims=0), keepdims=0)
+    columns = classes + (config.model.score == "softmax")
+    likely = op.Cast(_likely(op, logits, threshold, columns, config.model), to=FLOAT)
+    fullest = op.ReduceMax(op.ReduceSum(likely, [1], keepdims=0), keepdims=1)
     # At least one, for runtimes that do not like empty tensors
-    width = op.Reshape(op.Cast(op.Max(fullest, 1.0), to=INT), [1])
+    width = op.Cast(op.Max(fullest, 1.0), to=INT)
     # Ones before zeros, and by ONNX's rule for equals in order of the anchors; OpenVINO leaves that order open
     _, anchor = op.TopK(likely, width, axis=1, largest=1, sorted=1, _outputs=2)
-    row = op.Add(anchor, op.Mul(_pictures(op, logits), len(table)))
-    some = op.Gather(op.Reshape(logits, [-1, classes + (config.model.score == "softmax")]), row, axis=0)
-    near = op.Gather(op.Reshape(offsets, [-1, 4]), row, axis=0)
+    row = op.Unsqueeze(anchor, [2])
+    some, near = (op.GatherND(values, row, batch_dims=1) for values in (logits, offsets))
     scores = op.Transpose(class_scores(op, some, config.model), perm=[0, 2, 1])
     return _Candidates(scores, _decode(op, near, op.Gather(_constant(op, table), anchor, axis=0), config), width)
 
 
-def _pictures(op: Any, batched: ir.Value) -> ir.Value:
-    """Add the numbers [b, 1] of the pictures."""
-    return op.Unsqueeze(op.Range(0, op.Squeeze(op.Shape(batched, start=0, end=1), [0]), 1), [1])
-
-
 def _best_of_each_class(op: Any, scores: ir.Value, width: ir.Value, most: int) -> ir.Value:
-    """Set scores [b, c, width] outside the best `most` of their class to -1; no sorting where there are not so many."""
+    """Set scores [b, c, width] outside the best `most` of their class to 0; no sorting where there are not so many."""
     crowded = op.Greater(width, [most])
     top, _ = op.TopK(scores, op.Where(crowded, [most], [1]), axis=2, largest=1, sorted=1, _outputs=2)
-    floor = op.Where(crowded, op.Slice(top, [-1], [np.iinfo(np.int64).max], [2]), -1.0)
-    return op.Where(op.GreaterOrEqual(scores, floor), scores, -1.0)
+    floor = op.Where(crowded, op.Slice(top, [-1], [np.iinfo(np.int64).max], [2]), 0.0)
+    return op.Where(op.GreaterOrEqual(scores, floor), scores, 0.0)
 
 
 def _decode(op: Any, offsets: ir.Value, table: ir.Value, config: Config) -> ir.Value:
@@ -165,15 +163,10 @@ def _decode(op: Any, offsets: ir.Value, table: ir.Value, config: Config) -> ir.V
     return op.Clip(boxes, 0.0, 1.0) if config.post.clip == "before_nms" else boxes
 
 
-def _small(op: Any, boxes: ir.Value, config: Config) -> ir.Value:
-    """Add which boxes [b, n] are too narrow or too low."""
-    return op.LessOrEqual(_extent(op, boxes), config.post.min_size)
-
-
-def _extent(op: Any, boxes: ir.Value) -> ir.Value:
-    """Add the shorter side [...] of boxes [..., 4]."""
+def _small(op: Any, boxes: ir.Value, least: float) -> ir.Value:
+    """Add which boxes [b, n] of [b, n, 4] are too narrow or too low."""
     low, high = op.Split(boxes, num_outputs=2, axis=-1, _outputs=2)
-    return op.ReduceMin(op.Sub(high, low), [-1], keepdims=0)
+    return op.LessOrEqual(op.ReduceMin(op.Sub(high, low), [-1], keepdims=0), least)
 
 
 def _suppress(op: Any, candidates: _Candidates, limits: Limits, config: Config) -> ir.Value:
@@ -187,37 +180,29 @@ def _suppress(op: Any, candidates: _Candidates, limits: Limits, config: Config) 
         candidates.scores,
         # Not `max_detections`, for what clipping leaves no area takes nobody's place
         [config.post.max_per_class or config.post.pre_nms_topk],
-        op.Reshape(overlap, [1]),
-        op.Reshape(limits.score_threshold, [1]),
+        overlap,
+        limits.score_threshold,
     )
 
 
-def _pack(op: Any, candidates: _Candidates, kept: ir.Value, scale: ir.Value, limits: Limits,
-          how: tuple[int, bool]) -> Found:  # fmt: skip
-    """Add each picture's best detections, in pixels, without boxes that clipping left no area.
-
-    `how` is the number of classes, and whether boxes are clipped here.
-    """
-    classes, clip = how
-    # A row of no picture, for runtimes that do not like empty tensors
-    kept = op.Concat(kept, _constant(op, np.array([[-1, 0, 0]])), axis=0)
-    picture, label, place = (op.Gather(kept, column, axis=1) for column in range(3))
-    first = op.Max(picture, 0)
-    boxes = op.Gather(op.Reshape(candidates.boxes, [-1, 4]), op.Add(op.Mul(first, candidates.width), place), axis=0)
-    boxes = op.Clip(boxes, 0.0, 1.0) if clip else boxes
-    row = op.Add(op.Mul(op.Add(op.Mul(first, classes), label), candidates.width), place)
-    scores = op.Gather(op.Reshape(candidates.scores, [-1]), row, axis=0)
-    own = op.Equal(op.Unsqueeze(picture, [0]), _pictures(op, candidates.boxes))
-    own = op.And(own, op.Greater(_extent(op, boxes), 0.0))
-    counts = op.Min(op.ReduceSum(op.Cast(own, to=INT), [1], keepdims=0), limits.max_detections)
-    longest = op.Reshape(op.ReduceMax(counts, keepdims=0), [1])
-    table = op.Where(own, scores, -1.0)
+def _pack(op: Any, candidates: _Candidates, kept: ir.Value, scale: ir.Value, most: ir.Value) -> Found:
+    """Add each picture's best detections, in pixels, without boxes that clipping left no area."""
+    # First a row of no picture that shows a last box of zeros: it pads, and some runtimes do not like empty tensors
+    kept = op.Concat(_constant(op, np.array([[-1, -1, -1]])), kept, axis=0)
+    picture, label = (op.Gather(kept, column, axis=1) for column in range(2))
+    boxes = op.GatherND(op.Pad(candidates.boxes, [0, 0, 0, 0, 1, 0]), op.Gather(kept, [0, 2], axis=1))
+    left, top, right, bottom = op.Split(boxes, num_outputs=4, axis=1, _outputs=4)
+    large = op.Reshape(op.And(op.Less(left, right), op.Less(top, bottom)), [-1])
+    pictures = op.Range(0, op.Squeeze(op.Shape(candidates.boxes, start=0, end=1), [0]), 1)
+    own = op.And(op.Equal(picture, op.Unsqueeze(pictures, [1])), large)
+    counts = op.Min(op.ReduceSum(op.Cast(own, to=INT), [1], keepdims=0), most)
+    longest = op.ReduceMax(counts, keepdims=1)
+    table = op.Where(own, op.GatherND(candidates.scores, kept), 0.0)
     scores, place = op.TopK(table, op.Max(longest, 1), axis=1, largest=1, sorted=1, _outputs=2)
     scores, place = (op.Slice(values, [0], longest, [1]) for values in (scores, place))
-    real = op.Greater(scores, -0.5)
-    boxes = op.Where(op.Unsqueeze(real, [2]), op.Mul(op.Gather(boxes, place, axis=0), scale), 0.0)
-    labels = op.Where(real, op.Gather(label, place, axis=0), -1)
-    return Found(boxes, op.Where(real, scores, 0.0), labels, counts)
+    place = op.Where(op.Greater(scores, 0.0), place, 0)
+    boxes = op.Mul(op.Gather(boxes, place, axis=0), scale)
+    return Found(boxes, scores, op.Gather(label, place, axis=0), counts)
 
 
 def _constant(op: Any, values: np.ndarray) -> ir.Value:

@@ -1,8 +1,8 @@
 """The resize inside an exported graph: Pillow's antialiased bilinear filter as two products with banded matrices.
 
-An output row is a weighted sum of the few source rows under its triangle. Some 16 neighbouring output rows share one
-window of source rows, gathered as bytes, and one small matrix product; a product with the full matrix would multiply
-mostly zeros (measured in docs/decisions.md). Windows and weights are computed in the graph from the picture's size.
+An output row is a weighted sum of the few source rows under its triangle. Neighbouring output rows share one window of
+source rows, gathered as bytes, and one small matrix product; a product with the full matrix would multiply mostly zeros
+(measured in docs/decisions.md). Windows and weights are computed in the graph from the picture's size.
 """
 
 from typing import Any
@@ -11,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 MIDDLE = 128.0
-"""Grey level that the products see as 0. OpenVINO keeps a product in float32 that takes integers as they are, and with
-the subtraction between multiplies in bfloat16 where that is faster; half the range is half the rounding."""
+"""Grey level that the second product sees as 0: half the range is half the rounding in bfloat16."""
+ROWS, COLUMNS = 16, 32
+"""So many neighbouring outputs share a window, about. Columns in longer runs are quicker put into place."""
 
 
 def resize(op: Any, images: ir.Value, size: tuple[int, int]) -> ir.Value:
@@ -20,12 +21,14 @@ def resize(op: Any, images: ir.Value, size: tuple[int, int]) -> ir.Value:
 
     Pillow rounds to whole levels after each of its two passes; so its answer lies within one level of this exact one.
     """
-    (tall, high), (wide, broad) = (_groups(side) for side in size)
+    (tall, high), (wide, broad) = _groups(size[0], ROWS), _groups(size[1], COLUMNS)
     batch, columns = op.Shape(images, start=0, end=1), op.Shape(images, start=2, end=3)
-    rows = op.Reshape(images, op.Concat(batch, op.Shape(images, start=1, end=2), [-1], axis=0))
-    index, weights = _windows(op, op.Shape(rows, start=1, end=2), size[0], (tall, high))
-    window = op.Sub(op.Cast(op.Gather(rows, index, axis=1), to=ir.DataType.FLOAT), MIDDLE)
-    down = op.Reshape(_product(op, window, weights, 4), op.Concat(batch, [tall], columns, [3 * high], axis=0))
+    index, weights = _windows(op, op.Shape(images, start=1, end=2), size[0], (tall, high))
+    window = op.Cast(op.Gather(images, index, axis=1), to=ir.DataType.FLOAT)
+    # Behind the cast for OpenVINO, which multiplies in float32 what comes from integers directly
+    window = op.Reshape(window, op.Concat(batch, [tall], op.Shape(index, start=1, end=2), [-1], axis=0))
+    down = op.Sub(_product(op, window, weights, 4), MIDDLE)
+    down = op.Reshape(down, op.Concat(batch, [tall], columns, [3 * high], axis=0))
     index, weights = _windows(op, columns, size[1], (wide, broad))
     across = _product(op, op.Gather(down, index, axis=2), weights, 5)
     # From blocks of high x broad outputs to planes
@@ -35,9 +38,10 @@ def resize(op: Any, images: ir.Value, size: tuple[int, int]) -> ir.Value:
     return planes if (tall * high, wide * broad) == size else op.Slice(planes, [0, 0], [*size], [2, 3])
 
 
-def _groups(size: int) -> tuple[int, int]:
-    """Return number and length of the groups of outputs that share a window: about 16, without rest if that can be."""
-    length = next((length for length in (16, 15, 14, 13, 12) if size % length == 0), 16)
+def _groups(size: int, longest: int) -> tuple[int, int]:
+    """Return number and length of the groups of outputs that share a window, without rest if that can be."""
+    lengths = range(longest, longest * 3 // 4 - 1, -1)
+    length = next((length for length in lengths if size % length == 0), longest)
     return -(-size // length), length
 
 

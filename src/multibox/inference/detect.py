@@ -55,8 +55,5 @@ def detect(
     scale = torch.tensor([(w, h, w, h) for w, h in sizes], device=answer.boxes_xyxy.device)
     boxes = (answer.boxes_xyxy * scale[:, None]).cpu().numpy()
     scores, labels, counts = answer.scores.cpu().numpy(), answer.labels.cpu().numpy(), answer.counts.cpu().tolist()
-    found = [
-        Detections(boxes[i, :n].astype(np.float32), scores[i, :n], labels[i, :n].astype(np.int64), names)
-        for i, n in enumerate(counts)
-    ]
+    found = [Detections(boxes[i, :n], scores[i, :n], labels[i, :n], names) for i, n in enumerate(counts)]
     return found if least is None else [one[one.scores >= least[one.labels]] for one in found]

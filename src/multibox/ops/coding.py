@@ -67,10 +67,11 @@ def decode(
     offsets, anchors_xyxy = at_least_float32(offsets), at_least_float32(anchors_xyxy)
     if code != "center_size":
         return offsets * _corner_scale(anchors_xyxy, variances, code) + anchors_xyxy
-    size = _anchor_size(anchors_xyxy)
-    anchor_center = (anchors_xyxy[..., :2] + anchors_xyxy[..., 2:]) * 0.5
-    center = offsets[..., :2] * (size * _columns(size, variances[0], variances[1])) + anchor_center
-    half = torch.exp(offsets[..., 2:] * _columns(size, variances[2], variances[3])) * (size * 0.5)
+    low, high = anchors_xyxy.chunk(2, dim=-1)
+    moved, scaled = offsets.chunk(2, dim=-1)
+    size = (high - low).clamp(min=_SMALLEST)
+    center = moved * (size * _columns(size, variances[0], variances[1])) + (low + high) * 0.5
+    half = torch.exp(scaled * _columns(size, variances[2], variances[3])) * (size * 0.5)
     return torch.cat([center - half, center + half], dim=-1)
 
 

@@ -1,9 +1,10 @@
 """Greedy non-maximum suppression, exact, for many groups (picture and class) of any size at once.
 
-Within a group boxes stand best first. In each round the next boxes of every group, its leaders, are settled among
-themselves; those that stay remove what they overlap from the rest of their group. Boxes of different groups are never
-compared, and within a group the rest is kept in small chunks of neighbours, so that a leader meets only chunks it can
-reach. Rounds are few where boxes crowd, chunks are few where they do not.
+Within a group boxes stand best first. Few boxes are all compared at once. Otherwise, in each round the next boxes of
+every group, its leaders, are settled among themselves; those that stay remove what they overlap from the rest of their
+group. Boxes of different groups are never compared, and within a large group the rest is kept in small chunks of
+neighbours, so that a leader meets only chunks it can reach. Rounds are few where boxes crowd, chunks are few where they
+do not.
 """
 
 import math
@@ -22,6 +23,7 @@ _PAIRS = 1 << 19
 _FEW = 1024
 """Up to so many boxes in a group, comparing all is faster than making chunks."""
 _STRIP = 1 << 17
+"""So many pairs at a time, over all groups, stay in the cache; if there are no more, one step compares all."""
 _CHUNK = 32
 _FAR = 1e30
 _SAFETY = 1 - 1e-4
@@ -96,9 +98,23 @@ def suppress(
     if not 0 <= threshold <= 1 or (inclusive and threshold == 0):
         raise ConfigError(f"nms threshold: expected an IoU from 0 to 1 that some pairs reach, got {threshold}")
     limit = _Limit(threshold, inclusive)
+    if len(boxes_xyxy) == 0:
+        return torch.zeros(0, dtype=torch.bool, device=boxes_xyxy.device)
+    most = int(counts.max())
+    if len(counts) * most * most <= _STRIP:
+        return _at_once(boxes_xyxy, counts, most, limit)
     geometry = _geometry(boxes_xyxy)
-    most = int(counts.max()) if len(boxes_xyxy) > 0 else 0
     return _against_all(geometry, counts, limit) if most <= _FEW else _against_neighbours(geometry, counts, limit)
+
+
+def _at_once(
+    boxes_xyxy: Float[Tensor, "n 4"], counts: Int[Tensor, " g"], most: int, limit: _Limit
+) -> Bool[Tensor, " n"]:
+    """Compare all boxes of each group, `most` at most, with each other."""
+    index, present = _lanes(counts, most)
+    everyone = _geometry(boxes_xyxy.index_select(0, index.view(-1))).view(5, *index.shape)
+    over = limit.exceeded_(_iou(everyone.unsqueeze(3).unbind(), everyone.unsqueeze(2).unbind()))
+    return _settle(over.triu_(1)).masked_select(present) > 0
 
 
 def _against_all(geometry: Float[Tensor, "5 n"], counts: Int[Tensor, " g"], limit: _Limit) -> Bool[Tensor, " n"]:
@@ -115,7 +131,7 @@ def _against_all(geometry: Float[Tensor, "5 n"], counts: Int[Tensor, " g"], limi
         size = min(most, max(16, _STRIP // index.numel()))
         over = _iou(everyone[:, :, :size].unsqueeze(3).unbind(), everyone.unsqueeze(2).unbind())
         limit.exceeded_(over)
-        kept = _settle(over[:, :, :size].triu_(1), present[:, :size])
+        kept = _settle(over[:, :, :size].triu_(1)).mul_(present[:, :size])
         keep.index_fill_(0, index[:, :size].take(kept.view(-1).nonzero().squeeze(1)), True)
         if size == most:
             break
@@ -135,7 +151,7 @@ def _against_neighbours(geometry: Float[Tensor, "5 n"], counts: Int[Tensor, " g"
         active, index, present, rank = _leaders(group.take(waiting))
         index = waiting.take(index)
         leaders = geometry.index_select(1, index.view(-1)).view(5, *index.shape)
-        kept = _settle(_pairs_over(leaders, limit), present) > 0
+        kept = (_settle(_pairs_over(leaders, limit)) > 0) & present
         keep[index[kept]] = True
         waiting = waiting[rank >= index.shape[1]]
         if len(waiting) == 0:
@@ -177,12 +193,14 @@ def _runs(values: Int[Tensor, " n"]) -> tuple[Int[Tensor, " r"], Int[Tensor, " r
     return starts, starts.diff(append=starts.new_tensor([len(values)]))
 
 
-def _settle(beats: Float[Tensor, "r k k"], present: Bool[Tensor, "r k"]) -> Float[Tensor, "r k"]:
-    """Return which leaders survive among themselves, as 0 and 1: repeat until nobody's fate changes."""
-    everyone = present.float().unsqueeze(1)
-    kept = everyone
+def _settle(beats: Float[Tensor, "r k k"]) -> Float[Tensor, "r k"]:
+    """Return which leaders survive among themselves, as 0 and 1: repeat until nobody's fate changes.
+
+    What pads a row stands behind its boxes, so it beats none of them.
+    """
+    kept = beats.new_ones(len(beats), 1, beats.shape[1])
     while True:
-        now = torch.bmm(kept, beats).eq_(0).mul_(everyone)
+        now = torch.bmm(kept, beats).eq_(0)
         if torch.equal(now, kept):
             return kept.squeeze(1)
         kept = now
