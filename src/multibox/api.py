@@ -44,13 +44,13 @@ def create(
     return Detector(model, config, tuple(names))
 
 
-def train(data: str | Path, *, preset: str | None = None, recipe: str = "default", **options: Any) -> Detector:
+def train(data: str | Path, *, preset: str | None = None, recipe: str | None = None, **options: Any) -> Detector:
     """Train a detector and return it with its best weights; the run folder is `out`, or below `runs/`.
 
     Args:
         data: a data set in any known format.
         preset: the network; None takes that of the weights, or TinySSD.
-        recipe: how to train it.
+        recipe: how to train it; None takes `default`, and the run's own where one is resumed.
         options: `epochs`, `out`, `weights`, `train_split`, `val_split`, `on_bad`, `device`, `resume`, and `changes`
             (a dict of dotted settings), as `multibox train` has them.
 

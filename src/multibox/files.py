@@ -20,6 +20,10 @@ def write_bytes_whole(path: str | Path, data: bytes) -> None:
     try:
         part.write_bytes(data)
         os.replace(part, path)  # noqa: PTH105 - named as in the project's rule
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        # Nobody has asked for the scratch file that the system names
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise

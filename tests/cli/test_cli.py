@@ -84,6 +84,10 @@ def test_train_eval_predict(run, squares, trained, tmp_path):
         (["train", "DATA", "--preset", "tinysd"], ["did you mean 'tinyssd'"]),
         (["train", "DATA", "--set", "train.lrr=1"], ["did you mean 'lr'"]),
         (["train", "DATA", "--set", "train.lr"], ["section.key=value"]),
+        (["train", "DATA", "--set", "train.lr=NaN"], ["train.lr=NaN: expected a number"]),
+        # Found when the run's folder was there
+        (["train", "DATA", "--set", "train.freeze=bakbone.*"], ["fits no parameter"]),
+        (["train", "DATA", "--out", "DATA/ImageSets/Main/val.txt"], ["val.txt cannot be made", "another --out"]),
         (["train", "DATA", "--train-split", "trian"], ["trian", "train"]),
         (["train", "DATA", "--seeds", "2"], ["--out"]),
         (["train", "DATA", "--ablate", "loss,mathcer"], ["did you mean 'matcher'", "localization"]),
@@ -100,12 +104,27 @@ def test_train_eval_predict(run, squares, trained, tmp_path):
 )
 def test_a_mistake_is_one_sentence_and_exit_2(run, squares, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(*[str(squares) if a == "DATA" else a for a in arguments])
+    code, _, err = run(*[a.replace("DATA", str(squares)) for a in arguments])
     assert code == 2
     assert err.startswith("multibox: ")
     assert err.count("\n") == 1
     assert all(word in err for word in words), err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["squares"]
+
+
+def test_a_file_that_cannot_be_written_is_named(run, squares, trained, tmp_path):
+    (tmp_path / "file").touch()
+    picture = squares / "JPEGImages" / "000.png"
+    for arguments, named in (
+        (("predict", trained, picture, "--out", tmp_path / "file"), tmp_path / "file"),
+        (("predict", trained, picture, "--out", tmp_path / "d", "--json", squares), squares),
+        (("eval", trained, squares, "--split", "val", "--json", tmp_path / "file" / "f.json"), tmp_path / "file"),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 2
+        assert err.startswith(f"multibox: {named} cannot be read or written ("), err
+        assert err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_intervals_and_the_models_thresholds(run, squares, trained, tmp_path):
@@ -119,8 +138,13 @@ def test_intervals_and_the_models_thresholds(run, squares, trained, tmp_path):
     assert "the model's thresholds are reported: blue " in run("predict", trained, picture, "--out", tmp_path / "d")[1]
     asked = run("predict", trained, picture, "--threshold", 0.4, "--out", tmp_path / "d")[1]
     assert "scores above 0.4 are reported" in asked
-    code, _, err = run("train", squares, "--out", tmp_path / "bare", "--epochs", 1, "--val-split", "none", *SMALL)
+    code, told, err = run("train", squares, "--out", tmp_path / "held", "--epochs", 1, "--val-split", "train", *SMALL)
     assert code == 0, err
+    # Its validation was a tenth of the split it learnt: a score on that split would flatter it
+    assert "next: multibox predict" in told
+    code, told, err = run("train", squares, "--out", tmp_path / "bare", "--epochs", 1, "--val-split", "none", *SMALL)
+    assert code == 0, err
+    assert "next: multibox eval" in told
     assert "scores from 0.3 are reported" in run("predict", tmp_path / "bare", picture, "--out", tmp_path / "d")[1]
 
 

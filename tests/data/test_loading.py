@@ -49,6 +49,8 @@ def test_collate_pads_and_empty_pictures_are_all_padding():
     assert collate(items[1:]).gt_labels.tolist() == [[-1]]
 
 
+# Where this process has one core, torch warns of the second worker
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 def test_items_do_not_depend_on_order_workers_or_cache(squares):
     dataset = open_dataset(squares, "train")
     make = lambda cache: AugmentedPictures(dataset, (64, 64), AUGMENTATIONS["default"], seed=3, cache_bytes=cache)  # noqa: E731

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import signal
 from pathlib import Path
 
@@ -110,18 +111,73 @@ def test_mistakes_are_refused_before_anything_is_written(squares, tmp_path):
         prepare(squares, RunOptions(out=tmp_path / "full", resume=True))
     with pytest.raises(ConfigError, match="needs --out"):
         prepare(squares, RunOptions(resume=True))
-    with pytest.raises(ConfigError, match="own settings"):
-        prepare(squares, RunOptions(out=tmp_path / "full", resume=True, epochs=3))
     for key, value, words in (
         ("train.schedule", "steps", "one factor more than boundaries, got 0 and 0"),
         ("train.lr", -1, "train.lr=-1: expected a number above 0"),
         ("model.input_size", [0, 64], r"model.input_size=\[0, 64\]: expected height and width"),
+        ("model.input_size", [32, 32], r"model.input_size=\[32, 32\] does not fit tinyssd .* give another one"),
+        ("model.variances", [0, 0, 1, 1], r"model.variances=\[0, 0, 1, 1\]: expected numbers above 0"),
+        ("train.ema", 2, "train.ema=2: expected 0 for none"),
+        ("train.freeze", "*", "leaves nothing to learn"),
+        ("train.batch_size", -4, "train.batch_size=-4: expected a whole number above 0"),
+        ("train.freeze", "bakbone.*", "fits no parameter"),
     ):
         with pytest.raises(ConfigError, match=words):
             prepare(squares, options(tmp_path / "run", **{key: value}))
+    for epochs in (0, -3):
+        with pytest.raises(ConfigError, match=f"train.epochs={epochs} and train.steps=0 are no length of a run"):
+            prepare(squares, options(tmp_path / "run", epochs=epochs, **{"train.steps": 0}))
+    with pytest.raises(ConfigError, match=r"--device gpu cannot be used here \(.*give cpu, cuda or auto"):
+        prepare(squares, dataclasses.replace(options(tmp_path / "run"), device="gpu"))
+    (tmp_path / "file").write_text("mine")
+    for weights, words in (("squares", "is a folder; give the file in it"), ("file", "Error: no PyTorch file\\)")):
+        with pytest.raises(WeightsError, match=words):
+            prepare(squares, dataclasses.replace(options(tmp_path / "run"), weights=tmp_path / weights))
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match=r"folder .* cannot be made \(.*give another --out"):
+            prepare(squares, options(out))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full", "squares"]
     prepare(squares, options(tmp_path / "run"))
     with pytest.raises(WeightsError, match="nothing to resume"):
         prepare(squares, RunOptions(out=tmp_path / "run", resume=True))
+
+
+def test_a_resumed_run_keeps_its_settings(squares, tmp_path):
+    prepare(squares, options(tmp_path / "run"))
+
+    def resume(**asked):
+        prepare(squares, RunOptions(out=tmp_path / "run", resume=True, **asked))
+
+    for asked, words in (
+        ({"preset": "multibox-s"}, "run was started with preset=tinyssd, got multibox-s; .* leave --preset away"),
+        ({"recipe": "d2l"}, "with recipe=default, got d2l; .* leave --recipe away"),
+        ({"epochs": 4}, "with train.epochs=3, got 4; .* leave --epochs away"),
+        ({"changes": {"model.input_size": "[9,9]"}}, r"=\[64, 64\], got \[9,9\]; .* leave --set model.input_size away"),
+        ({"changes": {"train.lrr": 1}}, "did you mean 'lr'"),
+        ({"weights": tmp_path / "x.safetensors"}, "leave --weights away"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            resume(**asked)
+    with pytest.raises(WeightsError, match="nothing to resume"):
+        resume(preset="tinyssd", recipe="default", epochs=3, changes=SMALL)
+
+
+def test_a_broken_state_is_named(squares, tmp_path):
+    prepare(squares, options(tmp_path / "run", epochs=1)).fit()
+    config, state = tmp_path / "run" / "config.toml", tmp_path / "run" / "state" / "state.safetensors"
+    text, whole = config.read_text(), state.read_bytes()
+    resume = RunOptions(out=tmp_path / "run", resume=True)
+    for broken in (whole[: len(whole) // 2], b"", (tmp_path / "run" / "last.safetensors").read_bytes()):
+        state.write_bytes(broken)
+        with pytest.raises(WeightsError, match=r"no state of a run that can be read .* start another run"):
+            prepare(squares, resume)
+    state.write_bytes(whole)
+    config.write_text(text.replace('heads = "conv3x3"', 'heads = "conv1x1"'))
+    with pytest.raises(WeightsError, match=r"of another network than .*config.toml says"):
+        prepare(squares, resume)
+    config.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"config.toml: no text"):
+        prepare(squares, resume)
 
 
 def test_a_diverging_loss_stops_with_advice(squares, tmp_path):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from multibox.cli.devices import checked_device
 from multibox.cli.train import OnBad
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def evaluate(
     max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per picture.")] = 100,
     format: Annotated[str | None, typer.Option(help="The data set's format, where it cannot be told.")] = None,
     on_bad: Annotated[OnBad, typer.Option(help="A broken file: stop, or skip it and count.")] = OnBad.stop,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     flip: Annotated[bool, typer.Option("--flip", help="Average over mirror images too; takes twice as long.")] = False,
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Resamples of the pictures for 95 % intervals, such as 300; 0 for none.")
@@ -36,7 +37,7 @@ def evaluate(
     from multibox.files import write_text_whole
     from multibox.inference.loading import load
 
-    detector = load(model, device=device, flip=flip)
+    detector = load(model, device=checked_device(device), flip=flip)
     names = read_rename(rename)
     dataset = api.open_for(detector, data, split=split, rename=names, format=format, on_bad=on_bad.value)
     found = api.find_all(detector, dataset, max_detections)

@@ -65,3 +65,12 @@ def main() -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        typer.echo(
+            f"multibox: {error.filename} cannot be read or written ({error.strerror}); "
+            "look at its permissions and the room on the disk, or give another path",
+            err=True,
+        )
+        sys.exit(2)

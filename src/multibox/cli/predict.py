@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from multibox.cli.devices import checked_device
+
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A .safetensors, .onnx or .xml file, or a run folder.")],
@@ -19,7 +21,7 @@ def predict(
     yolo: Annotated[Path | None, typer.Option(help="Folder for YOLO text files with scores.")] = None,
     voc: Annotated[Path | None, typer.Option(help="Folder for VOC's comp4_det_test_CLASS.txt files.")] = None,
     on_bad: Annotated[str, typer.Option(help="A picture that cannot be read: stop or skip.")] = "stop",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     flip: Annotated[bool, typer.Option("--flip", help="Average over mirror images too; takes twice as long.")] = False,
 ) -> None:
     """Find objects in pictures; draws them and, where asked, writes result files in pixels of the originals."""
@@ -32,7 +34,7 @@ def predict(
     if on_bad not in ("stop", "skip"):
         raise ConfigError(f"--on-bad {on_bad}: expected stop or skip")
     paths = list(dict.fromkeys(path for source in sources for path in list_pictures(source)))
-    detector = load(model, device=device, flip=flip)
+    detector = load(model, device=checked_device(device), flip=flip)
     typer.echo(describe_thresholds(detector.thresholds, detector.names, threshold))
     out.mkdir(parents=True, exist_ok=True)
     names = distinct_names(path.stem for path in paths)

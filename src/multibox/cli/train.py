@@ -22,6 +22,8 @@ class OnBad(StrEnum):
 PresetName = Annotated[
     str | None, typer.Option(help="Network; see `multibox list presets`. Default: the weights', or tinyssd.")
 ]
+RecipeName = Annotated[str | None, typer.Option(help="How to train it; see `multibox list recipes`. Default: default.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the pictures; the schedule scales with it.")]
 ValSplit = Annotated[
     str | None, typer.Option(help="Split to validate on; 'none' for none; default val, or a held-out tenth.")
 ]
@@ -38,8 +40,8 @@ Ablate = Annotated[
 def train(
     data: Annotated[Path, typer.Argument(help="Data set: a folder or file in a known format.")],
     preset: PresetName = None,
-    recipe: Annotated[str, typer.Option(help="How to train it; see `multibox list recipes`.")] = "default",
-    epochs: Annotated[int | None, typer.Option(help="Passes over the pictures; the schedule scales with it.")] = None,
+    recipe: RecipeName = None,
+    epochs: Epochs = None,
     weights: Annotated[Path | None, typer.Option(help="Start from a detector, or from the weights of a body.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/PRESET-N.")] = None,
     train_split: Annotated[str | None, typer.Option(help="Split to learn from.")] = None,
@@ -84,10 +86,13 @@ def _once(data: Path, options: "RunOptions") -> None:
     from multibox.cli.progress import train_with_progress
 
     trainer = train_with_progress(data, options)
-    split = f" --split {trainer.validation.dataset.split}" if trainer.validation is not None else ""
-    typer.echo(
-        f"weights, metrics and state are in {trainer.folder}; next: multibox eval {trainer.folder} {data}{split}"
-    )
+    held = None if trainer.validation is None else trainer.validation.dataset.split
+    if held == trainer.training.split:
+        # A score on that split would be one of pictures that it has learnt
+        following = f"predict {trainer.folder} PICTURES"
+    else:
+        following = f"eval {trainer.folder} {data}" + (f" --split {held}" if held else "")
+    typer.echo(f"weights, metrics and state are in {trainer.folder}; next: multibox {following}")
 
 
 def _repeat(data: Path, options: "RunOptions", seeds: int) -> None:

@@ -18,10 +18,12 @@ def build_model(config: Config, classes: int, seed: int = 0) -> SSD:
     """Make a network with fresh weights for `classes` classes; the same seed gives the same weights.
 
     Raises:
-        ConfigError: an input without pixels, an unknown body, or anchors of another number of maps.
+        ConfigError: an input without pixels, variances of 0, an unknown body, or anchors of another number of maps.
     """
     if min(config.model.input_size) < 1:
         raise ConfigError(f"model.input_size={list(config.model.input_size)}: expected height and width in pixels")
+    if min(config.model.variances) <= 0:
+        raise ConfigError(f"model.variances={list(config.model.variances)}: expected numbers above 0")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         per_cell = anchors_per_cell(config)

@@ -1,5 +1,6 @@
 """Weights of bodies trained elsewhere: which file formats are read, and which layouts are recognised."""
 
+import pickle
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -28,7 +29,8 @@ def read_state(path: Path) -> State:
     try:
         found = _read(path)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
+        # PyTorch's own sentence advises to unpickle what may be anything
+        reason = "no PyTorch file" if isinstance(error, pickle.UnpicklingError) else str(error).partition("\n")[0]
         raise WeightsError(
             f"{path} is not readable as weights ({type(error).__name__}: {reason}); "
             "give .safetensors, .npz or a PyTorch state dict"

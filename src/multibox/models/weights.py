@@ -47,6 +47,8 @@ def load_weights(model: SSD, path: Path, names: tuple[str, ...]) -> str:
     Raises:
         WeightsError: the file is missing or broken, or nothing in it fits the network.
     """
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; give the file in it, of a run {path / 'best.safetensors'}")
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; expected a detector (.safetensors) or a body's weights")
     if read_metadata(path) is not None:

@@ -14,7 +14,7 @@ from multibox.files import write_text_whole
 from multibox.models.weights import choose_network
 from multibox.presets import resolve
 from multibox.training.repeats import FIGURES, Run, Say, Spread, Train, csv_text, repeat, spread
-from multibox.training.run import RunOptions
+from multibox.training.run import DEFAULT_RECIPE, RunOptions
 
 EVERY_NEGATIVE = 2.0
 """A `loss.negative_overlap` that no overlap reaches: every unmatched anchor may be mined."""
@@ -214,6 +214,7 @@ def _check(options: RunOptions, cells: Sequence[Cell], axes: Sequence[str]) -> N
     taken = sorted({key for cell in cells for key in cell.settings} & options.changes.keys())
     if taken:
         raise ConfigError(f"--ablate {','.join(axes)} sets {taken[0]} itself; leave --set {taken[0]} away")
-    preset, network = choose_network(options.weights, options.preset, options.recipe)
+    recipe = options.recipe or DEFAULT_RECIPE
+    preset, network = choose_network(options.weights, options.preset, recipe)
     for cell in cells:
-        resolve(preset, options.recipe, network | options.changes | cell.settings)
+        resolve(preset, recipe, network | options.changes | cell.settings)

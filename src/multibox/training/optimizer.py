@@ -10,7 +10,11 @@ from multibox.errors import ConfigError
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Group the learning parameters by how fast they learn and what decays, and make the optimiser."""
+    """Group the learning parameters by how fast they learn and what decays, and make the optimiser.
+
+    Raises:
+        ConfigError: every parameter is frozen.
+    """
     decays = _decays(model, config)
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -19,6 +23,11 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     groups = [
         {"params": parameters, "weight_decay": decay, "scale": scale} for (scale, decay), parameters in found.items()
     ]
+    if not groups:
+        raise ConfigError(
+            f"train.freeze={','.join(config.freeze)} leaves nothing to learn; freeze a part, such as backbone.*, "
+            "or for a part of the run by train.freeze_until"
+        )
     if config.optimizer == "adamw":
         # One pass over all weights: 2.4 ms instead of 12.7 a step of TinySSD (one core), and one launch on a GPU
         return torch.optim.AdamW(groups, lr=config.lr, fused=True)
@@ -55,11 +64,20 @@ def decay_penalty(optimizer: torch.optim.Optimizer) -> float:
 
 
 def check_schedule(config: TrainConfig) -> None:
-    """Refuse a learning rate and a schedule that say nothing.
+    """Refuse a length, an average, a batch size, a learning rate and a schedule that say nothing.
 
     Raises:
-        ConfigError: a rate below 0, or another number of factors than one more than boundaries.
+        ConfigError: no steps, a number below 0, or another number of factors than one more than boundaries.
     """
+    if min(config.epochs, config.steps) < 0 or max(config.epochs, config.steps) == 0:
+        raise ConfigError(
+            f"train.epochs={config.epochs} and train.steps={config.steps} are no length of a run; expected one of them "
+            "above 0, such as --epochs 20 or --set train.steps=700"
+        )
+    if not 0 <= config.ema < 1:
+        raise ConfigError(f"train.ema={config.ema:g}: expected 0 for none, or a decay below 1, such as 0.998")
+    if config.batch_size < 0:
+        raise ConfigError(f"train.batch_size={config.batch_size}: expected a whole number above 0, or auto")
     if config.lr < 0:
         raise ConfigError(f"train.lr={config.lr:g}: expected a number above 0, or auto")
     if config.schedule == "steps" and len(config.factors) != len(config.boundaries) + 1:

@@ -20,7 +20,7 @@ from multibox.inference.detector import load
 from multibox.models.weights import choose_network
 from multibox.presets import resolve
 from multibox.training import state
-from multibox.training.run import RunOptions
+from multibox.training.run import DEFAULT_RECIPE, RunOptions
 from multibox.training.trainer import Trainer
 
 FIGURES = ("AP", "AP50", "AP75", "mAP")
@@ -133,7 +133,7 @@ def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _checked(options: RunOptions) -> tuple[Path, RunOptions]:
-    """Return the folder and the options with their preset named."""
+    """Return the folder and the options with their preset and recipe named."""
     if options.out is None:
         raise ConfigError("several runs need --out, the folder for all of them; the same command then goes on with it")
     if options.resume:
@@ -142,9 +142,10 @@ def _checked(options: RunOptions) -> tuple[Path, RunOptions]:
         raise ConfigError("several runs are compared by their validation figures; give another --val-split than none")
     if "train.seed" in options.changes:
         raise ConfigError("several runs count train.seed up from 0; leave --set train.seed away")
-    preset, network = choose_network(options.weights, options.preset, options.recipe)
-    resolve(preset, options.recipe, network | options.changes)
-    return options.out, dataclasses.replace(options, preset=preset)
+    recipe = options.recipe or DEFAULT_RECIPE
+    preset, network = choose_network(options.weights, options.preset, recipe)
+    resolve(preset, recipe, network | options.changes)
+    return options.out, dataclasses.replace(options, preset=preset, recipe=recipe)
 
 
 def _remember(out: Path, data: Path, options: RunOptions) -> None:

@@ -1,8 +1,12 @@
 """From a data set and names of a preset and a recipe to a run folder."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,7 @@ from multibox.training.precision import choose_device, choose_precision
 from multibox.training.range_test import find_rate
 from multibox.training.trainer import Trainer
 
+DEFAULT_RECIPE = "default"
 HELD_OUT = 0.1
 UNFOLD_PICTURES, UNFOLD_BATCH = 64, 16
 
@@ -44,7 +49,8 @@ class RunOptions:
 
     preset: str | None = None
     """None takes the one of the weights where they are a detector, and TinySSD otherwise."""
-    recipe: str = "default"
+    recipe: str | None = None
+    """None is DEFAULT_RECIPE, and that of the run where one is resumed."""
     epochs: int | None = None
     weights: Path | None = None
     """A detector, whose network and anchors are kept where it is of the preset, or the weights of a body."""
@@ -62,12 +68,21 @@ class RunOptions:
 def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambda line: None) -> Trainer:
     """Read the data, resolve the config, fit the anchors, build the network, make or reopen the run folder.
 
+    A mistake that is found here leaves no folder behind.
+
     Args:
         data: the data set.
         options: what was asked for.
         tell: gets the sentences a user should read, one by one.
     """
-    folder, config = _reopen(options) if options.resume else (None, _settings(options))
+    if options.resume:
+        return _assemble(data, options, *_reopen(options), tell)
+    config = _settings(options)
+    with _new_folder(options, config.preset) as folder:
+        return _assemble(data, options, folder, config, tell)
+
+
+def _assemble(data: Path, options: RunOptions, folder: Path, config: Config, tell: Callable[[str], None]) -> Trainer:
     training, validation = open_splits(data, options)
     if training.crowd.all():
         raise DataError(
@@ -77,8 +92,7 @@ def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambd
         training = drop_difficult(training)
     for note in dict.fromkeys((*training.notes, *(validation.notes if validation else ()))):
         tell(note)
-    if folder is None:
-        folder = _new_folder(options, config.preset)
+    if not options.resume:
         config = fit_anchors(config, training)
     device = choose_device(options.device)
     if device == "cpu":
@@ -88,6 +102,7 @@ def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambd
         torch.backends.cudnn.benchmark = True
     precision = choose_precision(config.train, device)
     model = build_model(config, len(training.class_names), config.train.seed)
+    _check_input_size(model, config)
     if options.weights is not None:
         tell(load_weights(model, options.weights, training.class_names))
         if unfold_norms(model, _some_pictures(training, config)):
@@ -111,8 +126,9 @@ def _settings(options: RunOptions) -> Config:
     changes = dict(options.changes)
     if options.epochs is not None:
         changes["train.epochs"] = options.epochs
-    preset, network = choose_network(options.weights, options.preset, options.recipe)
-    return resolve(preset, options.recipe, network | changes)
+    recipe = options.recipe or DEFAULT_RECIPE
+    preset, network = choose_network(options.weights, options.preset, recipe)
+    return resolve(preset, recipe, network | changes)
 
 
 def open_splits(data: Path, options: RunOptions) -> tuple[Dataset, Dataset | None]:
@@ -165,6 +181,20 @@ def fit_anchors(config: Config, training: Dataset) -> Config:
     return dataclasses.replace(config, anchors=fitted)
 
 
+def _check_input_size(model: SSD, config: Config) -> None:
+    """Refuse an input of which a body that pools makes maps without a cell, or which memory does not hold."""
+    height, width = config.model.input_size
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"model.input_size={[height, width]} does not fit {config.model.backbone} ({error}); give another one, "
+            "such as [256, 256]"
+        ) from None
+    model.train()
+
+
 def find_numbers(
     config: Config, model: SSD, training: Dataset, device: str, precision: str, tell: Callable[[str], None]
 ) -> Config:
@@ -186,31 +216,66 @@ def _some_pictures(training: Dataset, config: Config) -> Iterator[Tensor]:
     return (batch.images for batch in load_batches(pictures, batches, 0, pin=False))
 
 
-def _new_folder(options: RunOptions, preset: str) -> Path:
-    if options.out is not None:
-        if options.out.exists() and any(options.out.iterdir()):
-            raise ConfigError(
-                f"{options.out} is not empty; give another --out, or --resume to go on with the run there"
-            )
-        options.out.mkdir(parents=True, exist_ok=True)
-        return options.out
+@contextmanager
+def _new_folder(options: RunOptions, preset: str) -> Iterator[Path]:
+    """Yield the run's folder; where nothing was written in it, all that was made for it goes again."""
+    out = options.out
+    if out is not None and out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty; give another --out, or --resume to go on with the run there")
     number = 1
-    while (folder := Path("runs") / f"{preset}-{number}").exists():
+    while out is None and (Path("runs") / f"{preset}-{number}").exists():
         number += 1
-    folder.mkdir(parents=True)
-    return folder
+    folder = out or Path("runs") / f"{preset}-{number}"
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=out is not None)
+    except OSError as error:
+        raise ConfigError(
+            f"the run's folder {folder} cannot be made ({error.strerror}: {error.filename}); give another --out"
+        ) from None
+    try:
+        yield folder
+    except BaseException:
+        # Each is removed only if it is empty: the deepest one goes first
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def _reopen(options: RunOptions) -> tuple[Path, Config]:
     """Return the folder of the run to go on with, and its config: all that the run was asked for stands there."""
-    if options.changes or options.epochs is not None or options.weights is not None:
-        raise ConfigError("--resume goes on with the run's own settings; leave --epochs, --set and --weights away")
     if options.out is None:
         raise ConfigError("--resume needs --out, the run folder to go on with")
     path = options.out / "config.toml"
     if not path.is_file():
         raise ConfigError(f"{path} does not exist, so {options.out} is no run to resume")
-    return options.out, Config.from_toml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        config = Config.from_toml(path.read_text(encoding="utf-8"), str(path))
+    except ValueError as error:
+        raise ConfigError(f"{path}: no text ({error}); put back the one that the run was started with") from None
+    _refuse_other_settings(options, config)
+    return options.out, config
+
+
+def _refuse_other_settings(options: RunOptions, config: Config) -> None:
+    """Refuse what would change a resumed run; what it has anyway may be said again."""
+    if options.weights is not None:
+        raise ConfigError("--resume goes on with the run's own weights; leave --weights away, or give another --out")
+    asked: dict[str, tuple[str, Any]] = {
+        "--preset": ("preset", options.preset),
+        "--recipe": ("recipe", options.recipe),
+        "--epochs": ("train.epochs", options.epochs),
+        **{f"--set {key}": (key, value) for key, value in options.changes.items()},
+    }
+    for option, (key, value) in asked.items():
+        if value is not None and config.updated({key: value}) != config:
+            has = functools.reduce(getattr, key.split("."), config)
+            has = has if isinstance(has, str) else json.dumps(has)
+            raise ConfigError(
+                f"{options.out} was started with {key}={has}, got {value}; --resume goes on with the run's own "
+                f"settings, so leave {option} away, or start another run without --resume"
+            )
 
 
 def _summary(trainer: Trainer, data: Path) -> str:

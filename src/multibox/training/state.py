@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -34,15 +34,22 @@ def load_state(folder: Path, stepper: Stepper) -> dict[str, Any]:
     """Fill the stepper from what `save_state` wrote and return its notes.
 
     Raises:
-        WeightsError: there is no state to resume from.
+        WeightsError: there is no state to resume from, or it is broken or of another network.
     """
     path = folder / "state" / FILE
     if not path.is_file():
         raise WeightsError(f"{path} does not exist, so there is nothing to resume; start the run without --resume")
-    with safe_open(path, framework="pt") as file:
-        notes = json.loads(file.metadata()["notes"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    stepper.model.load_state_dict(_below("model.", tensors))
+    instead = f"start another run from its weights: --weights {folder / 'last.safetensors'} and another --out"
+    try:
+        with safe_open(path, framework="pt") as file:
+            notes = json.loads((file.metadata() or {})["notes"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, KeyError) as error:
+        raise WeightsError(f"{path} is no state of a run that can be read ({error}); {instead}") from None
+    try:
+        stepper.model.load_state_dict(_below("model.", tensors))
+    except RuntimeError:
+        raise WeightsError(f"{path} is of another network than {folder / 'config.toml'} says; {instead}") from None
     if stepper.average is not None:
         stepper.average.module.load_state_dict(_below("average.", tensors))
         stepper.average.count = notes["averaged"]
