@@ -108,7 +108,7 @@ def test_weights_of_timm_fit_bodies_of_timm(model, tmp_path):
     config = resolve("tinyssd", changes={"model.backbone": f"timm:{model}", "anchors.fit": 0})
     network = build_model(config, 1)
     torch.save(timm.create_model(model, pretrained=False).state_dict(), tmp_path / "timm.pth")
-    line = load_weights(network, tmp_path / "timm.pth", ("cat",))
+    line = load_weights(network, tmp_path / "timm.pth", ("cat",)).note
     assert line.endswith(("fresh parts: extras", "fresh parts: none")), line
 
 

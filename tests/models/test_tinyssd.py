@@ -106,7 +106,7 @@ def test_class_rows_are_kept_by_name(tmp_path):
     old = save(tmp_path / "a.safetensors", ("cat", "dog"), seed=1)
     new = build_model(resolve("tinyssd", "d2l"), 3, seed=2)
     fresh = new.heads.classification[0].weight.detach().clone().view(4, 4, 64, 3, 3)
-    sentence = load_weights(new, tmp_path / "a.safetensors", ("bird", "dog", "cat"))
+    sentence = load_weights(new, tmp_path / "a.safetensors", ("bird", "dog", "cat")).note
     theirs = old.heads.classification[0].weight.view(4, 3, 64, 3, 3)
     mine = new.heads.classification[0].weight.view(4, 4, 64, 3, 3)
     assert torch.equal(mine[:, 0], theirs[:, 0])

@@ -33,7 +33,7 @@ def test_class_rows_are_kept_by_name(preset, tmp_path):
         torch.nn.init.normal_(layer.bias)
     new = create(preset, ["zebra", "dog", "cat"], seed=2)
     fresh = class_bias(new).clone()
-    line = load_weights(new.model, saved(old, tmp_path / "old.safetensors"), new.names)
+    line = load_weights(new.model, saved(old, tmp_path / "old.safetensors"), new.names).note
     assert "class rows kept: dog, cat" in line or "class rows kept: cat, dog" in line
     assert "fresh: zebra" in line
     background = int(new.config.model.score == "softmax")
@@ -115,7 +115,7 @@ def test_vgg16_of_torchvision_is_thinned_out(tmp_path):
     path = tmp_path / "vgg16.pth"
     torch.save(state, path)
     detector = create("ssd300-vgg16", ["cat"])
-    line = load_weights(detector.model, path, detector.names)
+    line = load_weights(detector.model, path, detector.names).note
     assert "30 of the body's" in line
     assert "fresh parts: extras, norm" in line
     body = detector.model.backbone
@@ -140,7 +140,7 @@ def test_the_reduced_vgg16_fits_under_both_namings(naming, tmp_path):
         f"{theirs}.{kind}": own[f"{ours}.{kind}"] for ours, theirs in layers.items() for kind in ("weight", "bias")
     }
     torch.save(state, tmp_path / "vgg16_reducedfc.pth")
-    assert "30 of the body's" in load_weights(detector.model, tmp_path / "vgg16_reducedfc.pth", detector.names)
+    assert "30 of the body's" in load_weights(detector.model, tmp_path / "vgg16_reducedfc.pth", detector.names).note
     assert torch.equal(detector.model.backbone.fc6.weight, own["fc6.weight"])
     assert torch.equal(detector.model.backbone.features[5].weight, own["features.5.weight"])
 
@@ -164,7 +164,7 @@ def test_classifiers_of_torchvision_fit_in_every_file_format(preset, make, taken
     else:
         save_file(state, path)
     detector = create(preset, ["cat"])
-    assert f"{taken} of the body's" in load_weights(detector.model, path, detector.names)
+    assert f"{taken} of the body's" in load_weights(detector.model, path, detector.names).note
 
 
 def test_weights_from_elsewhere_are_never_executed(tmp_path):
@@ -194,6 +194,5 @@ def test_weights_that_do_not_fit_say_what_was_expected_and_found(tmp_path):
 def test_the_mobilenet_in_shared_fits(shared):
     detector = create("ssdlite320-mobilenetv2", ["cat"])
     path = shared / "weights/mobilenet_v2_imagenet/weights.npz"
-    assert "312 of the body's 384 tensors taken over; fresh parts: extras" in load_weights(
-        detector.model, path, ("cat",)
-    )
+    line = load_weights(detector.model, path, ("cat",)).note
+    assert "312 of the body's 384 tensors taken over; fresh parts: extras" in line

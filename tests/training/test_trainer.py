@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from multibox import create
 from multibox.config import Config, TrainConfig
 from multibox.errors import ConfigError, DataError, MultiboxError, PictureError, WeightsError
 from multibox.inference.detector import load
 from multibox.models.backbones.layers import L2Norm
+from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.presets import resolve
 from multibox.structures import Sample, pack
 from multibox.training.optimizer import learning_rate, make_optimizer
@@ -100,6 +102,37 @@ def test_it_learns(squares, tmp_path):
     trainer.fit()
     losses = [row["total_loss"] for row in trainer.records.rows]
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_weights_that_know_the_classes_are_kept_unless_training_is_better(squares, tmp_path):
+    first = prepare(squares, options(tmp_path / "first", epochs=20))
+    first.fit()
+    told = []
+    weights = tmp_path / "first" / "last.safetensors"
+    ruin = options(tmp_path / "ruin", epochs=4, **{"train.lr": 0.5, "train.warmup_steps": 0, "train.validate_every": 1})
+    second = prepare(squares, dataclasses.replace(ruin, weights=weights), told.append)
+    second.fit()
+    score = first.records.rows[-1]["val_map50"]
+    assert second.records.rows[0] == pytest.approx(
+        {"epoch": 0, "step": 0, "val_map50": score, "val_loss": first.records.rows[-1]["val_loss"]}
+    )
+    assert second.best == score > max(row["val_map50"] for row in second.records.rows[1:])
+    kept, start = (load(path).model.state_dict() for path in (tmp_path / "ruin" / "best.safetensors", weights))
+    assert all(torch.equal(kept[name], start[name]) for name in start)
+    assert f"before the first step: mAP@0.5 {score:.3f}" in " ".join(told)
+    assert "a lower rate may improve on them, such as --set train.lr=0.01" in told[-1]
+
+
+def test_fresh_classes_are_not_scored_before_the_first_step(squares, tmp_path):
+    detector = create("tinyssd", ["red", "green"])
+    other = Checkpoint(detector.model.state_dict(), detector.config, detector.names)
+    save_checkpoint(tmp_path / "other.safetensors", other)
+    told = []
+    asked = dataclasses.replace(options(tmp_path / "run"), weights=tmp_path / "other.safetensors")
+    trainer = prepare(squares, asked, told.append)
+    trainer.fit()
+    assert trainer.records.rows[0]["epoch"] == 1
+    assert "before the first step" not in " ".join(told)
 
 
 def test_mistakes_are_refused_before_anything_is_written(squares, tmp_path):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,15 @@ from multibox.models.ssd import SSD
 from multibox.presets import resolve
 
 DEFAULT_PRESET = "tinyssd"
+
+
+class Taken(NamedTuple):
+    """What came of weights."""
+
+    note: str
+    """A sentence about what was taken over."""
+    whole: bool
+    """Whether nothing is fresh: it is a detector that knows every class already."""
 
 
 def choose_network(path: Path | None, preset: str | None, recipe: str = "default") -> tuple[str, dict[str, Any]]:
@@ -41,8 +50,8 @@ def choose_network(path: Path | None, preset: str | None, recipe: str = "default
     return config.preset, changes | {"post.thresholds": ()}
 
 
-def load_weights(model: SSD, path: Path, names: tuple[str, ...]) -> str:
-    """Fill `model` from a detector or from a body's weights and return a sentence about what was taken.
+def load_weights(model: SSD, path: Path, names: tuple[str, ...]) -> Taken:
+    """Fill `model` from a detector or from a body's weights and say what was taken.
 
     Raises:
         WeightsError: the file is missing or broken, or nothing in it fits the network.
@@ -56,7 +65,7 @@ def load_weights(model: SSD, path: Path, names: tuple[str, ...]) -> str:
     return _load_body(model, path)
 
 
-def _load_body(model: SSD, path: Path) -> str:
+def _load_body(model: SSD, path: Path) -> Taken:
     state, own = read_state(path), model.state_dict()
     kept = fit_backbone(state, own)
     if not kept:
@@ -66,12 +75,11 @@ def _load_body(model: SSD, path: Path) -> str:
     model.load_state_dict(kept, strict=False)
     body = [name for name in own if name.startswith("backbone.")]
     fresh = sorted({name.removeprefix("backbone.").split(".")[0] for name in body if name not in kept})
-    return (
-        f"{path}: {len(kept)} of the body's {len(body)} tensors taken over; fresh parts: {', '.join(fresh) or 'none'}"
-    )
+    parts = ", ".join(fresh) or "none"
+    return Taken(f"{path}: {len(kept)} of the body's {len(body)} tensors taken over; fresh parts: {parts}", whole=False)
 
 
-def _load_detector(model: SSD, path: Path, checkpoint: Checkpoint, names: tuple[str, ...]) -> str:
+def _load_detector(model: SSD, path: Path, checkpoint: Checkpoint, names: tuple[str, ...]) -> Taken:
     """Copy tensors of equal name and shape; class heads row by row for the classes, by name, that both know."""
     own = model.state_dict()
     background = model.heads.logits - len(names)
@@ -94,10 +102,11 @@ def _load_detector(model: SSD, path: Path, checkpoint: Checkpoint, names: tuple[
     model.load_state_dict(kept, strict=False)
     known = [names[mine] for mine, _ in shared] if heads else []
     fresh = [name for name in names if name not in known]
-    return (
+    note = (
         f"{path}: {len(kept)} of {len(own)} tensors taken over; class rows kept: {', '.join(known) or 'none'}; "
         f"fresh: {', '.join(fresh) or 'none'}" + ("" if heads else " (the heads have other anchors or channels)")
     )
+    return Taken(note, whole=len(kept) == len(own) and not fresh)
 
 
 def _mergeable(own: Tensor, other: Tensor, mine: int, theirs: int) -> bool:

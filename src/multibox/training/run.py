@@ -103,16 +103,19 @@ def _assemble(data: Path, options: RunOptions, folder: Path, config: Config, tel
     precision = choose_precision(config.train, device)
     model = build_model(config, len(training.class_names), config.train.seed)
     _check_input_size(model, config)
+    known = False
     if options.weights is not None:
-        tell(load_weights(model, options.weights, training.class_names))
+        note, known = load_weights(model, options.weights, training.class_names)
+        tell(note)
         if unfold_norms(model, _some_pictures(training, config)):
             tell("batch norms that were folded into these weights got the statistics of training pictures")
     if not options.resume:
         config = find_numbers(config, model, training, device, precision, tell)
     source = f"multibox {__version__}, recipe {config.recipe}, trained on {data} ({training.split})"
     trainer = Trainer(
-        model, config, training, validation, folder, device=device, precision=precision, source=source, tell=tell
-    )
+        model, config, training, validation, folder,
+        device=device, precision=precision, source=source, known=known, tell=tell,
+    )  # fmt: skip
     if options.resume:
         trainer.resume()
     else:

@@ -44,6 +44,7 @@ class Trainer:
         device: str,
         precision: str,
         source: str = "",
+        known: bool = False,
         watch: Callable[["Trainer", LossParts], None] = lambda trainer, parts: None,
         say: Callable[[Row], None] = lambda row: None,
         tell: Callable[[str], None] = lambda line: None,
@@ -54,6 +55,8 @@ class Trainer:
         self.folder = folder
         self.device = device
         self.source = source
+        self.known = known
+        """Whether the weights know every class before the first step; then they are scored first."""
         self.watch = watch
         self.say = say
         self.tell = tell
@@ -103,6 +106,8 @@ class Trainer:
         with Interrupt() as interrupt, contextlib.closing(self.records):
             if self.finished:
                 return
+            if self.known and not self.records.rows:
+                self._score_start()
             for batch in load_training(self.training, self.config, self.batches, self.device):
                 if self.step >= round(self.config.train.freeze_until * self.steps):
                     self.stepper.thaw()
@@ -117,12 +122,36 @@ class Trainer:
                     self._end_epoch(rate, batch)
                     if self.finished and self.step < self.steps:
                         self.tell(self._impatience())
-                        return
+                        break
                 if interrupt.asked and self.step < self.steps:
                     self.seconds += time.monotonic() - started
                     self.save()
                     raise KeyboardInterrupt
             self.interrupted = interrupt.asked
+            self._tell_if_in_vain()
+
+    def _score_start(self) -> None:
+        """Score the weights that the run starts from and keep them as best, until training is better."""
+        if self.validation is None:
+            return
+        row: Row = {"epoch": 0, "step": 0, **self.validation.score(self.stepper.weights())}
+        self.validated = 0
+        train_mode(self.stepper.model)
+        self.records.add(row)
+        self.save()
+        self.tell(
+            f"before the first step: mAP@0.5 {row['val_map50']:.3f}; best.safetensors are these weights until training "
+            "is better"
+        )
+
+    def _tell_if_in_vain(self) -> None:
+        scored = [row for row in self.records.rows if row.get("val_map50") is not None]
+        if len(scored) > 1 and scored[0]["step"] == 0 and scored[0]["val_map50"] == self.best:
+            self.tell(
+                f"no validation was better than the weights before the first step (mAP@0.5 {self.best:.3f}), so "
+                "best.safetensors are those; a lower rate may improve on them, such as "
+                f"--set train.lr={self.config.train.lr / 50:g}"
+            )
 
     def _end_epoch(self, rate: float, batch: Batch) -> None:
         epoch = self.step // self.batches.steps_per_epoch
