@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test quick check bench format clean
+.PHONY: demo test quick long check bench format clean
 
 demo: $(STAMP)
 	$(BIN)/multibox demo --out demo
@@ -12,7 +12,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 quick: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not long"
+
+long: $(STAMP)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m long
 
 check: $(STAMP)
 	$(BIN)/ruff check .
