@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all."""
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -21,7 +22,8 @@ def write_bytes_whole(path: str | Path, data: bytes) -> None:
         part.write_bytes(data)
         os.replace(part, path)  # noqa: PTH105 - named as in the project's rule
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         # Nobody has asked for the scratch file that the system names
         raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:

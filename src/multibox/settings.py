@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import typing
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -89,7 +88,7 @@ def _fits(kind: Any, value: Any) -> bool:
             return all(_fits(arguments[0], item) for item in items)
         return len(items) == len(arguments) and all(_fits(a, item) for a, item in zip(arguments, items, strict=True))
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)

@@ -120,7 +120,7 @@ def test_weights_that_know_the_classes_are_kept_unless_training_is_better(square
     kept, start = (load(path).model.state_dict() for path in (tmp_path / "ruin" / "best.safetensors", weights))
     assert all(torch.equal(kept[name], start[name]) for name in start)
     assert f"before the first step: mAP@0.5 {score:.3f}" in " ".join(told)
-    assert "a lower rate may improve on them, such as --set train.lr=0.01" in told[-1]
+    assert "a lower rate may improve on them, such as --set train.lr=3e-5" in told[-1]
 
 
 def test_fresh_classes_are_not_scored_before_the_first_step(squares, tmp_path):
@@ -160,6 +160,11 @@ def test_mistakes_are_refused_before_anything_is_written(squares, tmp_path):
     for epochs in (0, -3):
         with pytest.raises(ConfigError, match=f"train.epochs={epochs} and train.steps=0 are no length of a run"):
             prepare(squares, options(tmp_path / "run", epochs=epochs, **{"train.steps": 0}))
+    single = dataclasses.replace(options(tmp_path / "run", **{"train.batch_size": 1}), preset="ssdlite320-mobilenetv3")
+    with pytest.raises(ConfigError, match=r"train.batch_size=1: a batch norm over a map of one cell"):
+        prepare(squares, single)
+    with pytest.raises(ConfigError, match=r"train.lr=1000+: expected a number"):
+        prepare(squares, options(tmp_path / "run", **{"train.lr": 10**400}))
     with pytest.raises(ConfigError, match=r"--device gpu cannot be used here \(.*give cpu, cuda or auto"):
         prepare(squares, dataclasses.replace(options(tmp_path / "run"), device="gpu"))
     (tmp_path / "file").write_text("mine")
@@ -192,7 +197,7 @@ def test_a_resumed_run_keeps_its_settings(squares, tmp_path):
         with pytest.raises(ConfigError, match=words):
             resume(**asked)
     with pytest.raises(WeightsError, match="nothing to resume"):
-        resume(preset="tinyssd", recipe="default", epochs=3, changes=SMALL)
+        resume(preset="tinyssd", recipe="default", epochs=3, changes=SMALL | {"train.lr": "auto", "anchors.fit": 4})
 
 
 def test_a_broken_state_is_named(squares, tmp_path):

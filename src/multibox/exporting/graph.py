@@ -38,7 +38,7 @@ def build_onnx(detector: Detector, dialect: Dialect = "plain", metadata: Mapping
 
     Inputs and outputs:
 
-    * plain: `images` uint8 [batch, height, width, 3] RGB of any size; optional scalars `score_threshold`,
+    * plain: `images` uint8 [batch, height, width, 3] RGB of any size, one or more; optional scalars `score_threshold`,
       `nms_threshold`, `max_detections` -> `boxes` [batch, n, 4] xyxy in pixels of the pictures, `scores` [batch, n],
       `labels` int64 [batch, n] (-1 pads), `counts` int64 [batch].
     * raw: `images` as above -> `logits` [batch, anchors, k], `offsets` [batch, anchors, 4].

@@ -1,12 +1,11 @@
 """From a data set and names of a preset and a recipe to a run folder."""
 
-import contextlib
+import copy
 import dataclasses
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from multibox.presets import resolve
 from multibox.settings import AUTO
 from multibox.structures import Dataset
 from multibox.training.capacity import choose_batch_size
+from multibox.training.folder import new_folder, reopen
 from multibox.training.memory import keep_freed_memory
 from multibox.training.norms import unfold_norms
 from multibox.training.precision import choose_device, choose_precision
@@ -76,9 +76,11 @@ def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambd
         tell: gets the sentences a user should read, one by one.
     """
     if options.resume:
-        return _assemble(data, options, *_reopen(options), tell)
+        folder, config = reopen(options.out)
+        _refuse_other_settings(options, config)
+        return _assemble(data, options, folder, config, tell)
     config = _settings(options)
-    with _new_folder(options, config.preset) as folder:
+    with new_folder(options.out, config.preset) as folder:
         return _assemble(data, options, folder, config, tell)
 
 
@@ -185,11 +187,18 @@ def fit_anchors(config: Config, training: Dataset) -> Config:
 
 
 def _check_input_size(model: SSD, config: Config) -> None:
-    """Refuse an input of which a body that pools makes maps without a cell, or which memory does not hold."""
+    """Refuse an input that the network or memory does not hold, and single pictures where batch norms need more."""
     height, width = config.model.input_size
+    picture = torch.zeros(1, 3, height, width, dtype=torch.uint8)
     try:
         with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+            model.eval()(picture)
+            if config.train.batch_size == 1:
+                copy.deepcopy(model).train()(picture)
+    except ValueError:
+        raise ConfigError(
+            "train.batch_size=1: a batch norm over a map of one cell has nothing to go by; give 2 or more"
+        ) from None
     except RuntimeError as error:
         raise ConfigError(
             f"model.input_size={[height, width]} does not fit {config.model.backbone} ({error}); give another one, "
@@ -219,48 +228,6 @@ def _some_pictures(training: Dataset, config: Config) -> Iterator[Tensor]:
     return (batch.images for batch in load_batches(pictures, batches, 0, pin=False))
 
 
-@contextmanager
-def _new_folder(options: RunOptions, preset: str) -> Iterator[Path]:
-    """Yield the run's folder; where nothing was written in it, all that was made for it goes again."""
-    out = options.out
-    if out is not None and out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; give another --out, or --resume to go on with the run there")
-    number = 1
-    while out is None and (Path("runs") / f"{preset}-{number}").exists():
-        number += 1
-    folder = out or Path("runs") / f"{preset}-{number}"
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=out is not None)
-    except OSError as error:
-        raise ConfigError(
-            f"the run's folder {folder} cannot be made ({error.strerror}: {error.filename}); give another --out"
-        ) from None
-    try:
-        yield folder
-    except BaseException:
-        # Each is removed only if it is empty: the deepest one goes first
-        with contextlib.suppress(OSError):
-            for path in made:
-                path.rmdir()
-        raise
-
-
-def _reopen(options: RunOptions) -> tuple[Path, Config]:
-    """Return the folder of the run to go on with, and its config: all that the run was asked for stands there."""
-    if options.out is None:
-        raise ConfigError("--resume needs --out, the run folder to go on with")
-    path = options.out / "config.toml"
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist, so {options.out} is no run to resume")
-    try:
-        config = Config.from_toml(path.read_text(encoding="utf-8"), str(path))
-    except ValueError as error:
-        raise ConfigError(f"{path}: no text ({error}); put back the one that the run was started with") from None
-    _refuse_other_settings(options, config)
-    return options.out, config
-
-
 def _refuse_other_settings(options: RunOptions, config: Config) -> None:
     """Refuse what would change a resumed run; what it has anyway may be said again."""
     if options.weights is not None:
@@ -272,7 +239,9 @@ def _refuse_other_settings(options: RunOptions, config: Config) -> None:
         **{f"--set {key}": (key, value) for key, value in options.changes.items()},
     }
     for option, (key, value) in asked.items():
-        if value is not None and config.updated({key: value}) != config:
+        # What was to be found out, the run has found
+        found = key == "anchors.fit" or (key in ("train.lr", "train.batch_size") and value in ("auto", AUTO))
+        if value is not None and not found and config.updated({key: value}) != config:
             has = functools.reduce(getattr, key.split("."), config)
             has = has if isinstance(has, str) else json.dumps(has)
             raise ConfigError(

@@ -147,10 +147,10 @@ class Trainer:
     def _tell_if_in_vain(self) -> None:
         scored = [row for row in self.records.rows if row.get("val_map50") is not None]
         if len(scored) > 1 and scored[0]["step"] == 0 and scored[0]["val_map50"] == self.best:
+            advice = "; a lower rate may improve on them, such as --set train.lr=3e-5"
             self.tell(
                 f"no validation was better than the weights before the first step (mAP@0.5 {self.best:.3f}), so "
-                "best.safetensors are those; a lower rate may improve on them, such as "
-                f"--set train.lr={self.config.train.lr / 50:g}"
+                f"best.safetensors are those{advice if self.config.train.lr > 1e-4 else ''}"
             )
 
     def _end_epoch(self, rate: float, batch: Batch) -> None:
