@@ -105,11 +105,11 @@ def test_it_learns(squares, tmp_path):
 
 
 def test_weights_that_know_the_classes_are_kept_unless_training_is_better(squares, tmp_path):
-    first = prepare(squares, options(tmp_path / "first", epochs=20))
+    first = prepare(squares, options(tmp_path / "first", epochs=12, **{"train.lr": 0.004, "train.ema": 0.9}))
     first.fit()
     told = []
     weights = tmp_path / "first" / "last.safetensors"
-    ruin = options(tmp_path / "ruin", epochs=4, **{"train.lr": 0.5, "train.warmup_steps": 0, "train.validate_every": 1})
+    ruin = options(tmp_path / "ruin", epochs=2, **{"train.lr": 0.5, "train.warmup_steps": 0, "train.validate_every": 1})
     second = prepare(squares, dataclasses.replace(ruin, weights=weights), told.append)
     second.fit()
     score = first.records.rows[-1]["val_map50"]
