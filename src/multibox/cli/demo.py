@@ -25,6 +25,7 @@ def demo(
     from multibox.data.sprites import make_sprites
     from multibox.errors import ConfigError
     from multibox.inference.detector import load
+    from multibox.inference.thresholds import class_thresholds
     from multibox.plots.detections import contact_sheet, draw_detections
     from multibox.training.run import RunOptions
 
@@ -44,7 +45,8 @@ def demo(
     found = api.find_all(detector, dataset)
     figures = api.measure(found, dataset, detector.names)
     print_figures(figures, "held-out sprites")
-    tiles = [draw_detections(load_picture(dataset[i]), found[i], threshold=0.3) for i in range(min(12, len(dataset)))]
+    (least,) = class_thresholds(detector.thresholds, detector.names)
+    tiles = [draw_detections(load_picture(dataset[i]), found[i], threshold=least) for i in range(min(12, len(dataset)))]
     contact_sheet(tiles, columns=4).save(out / "detections.png")
     typer.echo(f"mAP@0.5 {figures['voc12']['mAP']:.3f} on {figures['pictures']} held-out pictures")
     typer.echo(f"pictures with boxes: {out / 'detections.png'}; {time.monotonic() - started:.0f} seconds in all")
