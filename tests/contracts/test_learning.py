@@ -24,11 +24,10 @@ SETTINGS = {
 }
 PICTURES, EPOCHS = 445, 2
 """400 pictures to learn from, in 100 steps, and 45 held out."""
-LEAST = {"bipartite-alone": 0.25}
+LEAST = 0.5
+LEAST_ALONE = 0.25
 """One anchor an object learns slower where every other one counts (0.31 to 0.42 with focal losses), and classes alone
-would reach as much ..."""
-ELSE = 0.5
-"""... than several."""
+would reach as much."""
 
 
 @pytest.fixture(scope="session")
@@ -60,18 +59,20 @@ def learn(data, out, changes):
 
 @pytest.mark.parametrize(("loss", "matcher"), list(itertools.product(AXES["loss"], MATCHERS)))
 def test_every_loss_learns_with_every_matcher(loss, matcher, sprites, tmp_path):
-    assert learn(sprites, tmp_path / "run", AXES["loss"][loss] | MATCHERS[matcher]) >= LEAST.get(matcher, ELSE)
+    assert learn(sprites, tmp_path / "run", AXES["loss"][loss] | MATCHERS[matcher]) >= (
+        LEAST_ALONE if matcher == "bipartite-alone" else LEAST
+    )
     assert_boxes_are_learnt_too(tmp_path / "run")
 
 
 # smooth_l1 is in all of the pairs above
 @pytest.mark.parametrize("localization", [name for name in AXES["localization"] if name != "smooth_l1"])
 def test_every_localization_loss_learns(localization, sprites, tmp_path):
-    assert learn(sprites, tmp_path / "run", AXES["localization"][localization]) >= ELSE
+    assert learn(sprites, tmp_path / "run", AXES["localization"][localization]) >= LEAST
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "sigmoid_focal"])
 def test_what_has_not_learnt_finds_nothing(loss, sprites, tmp_path):
     trainer = prepare(sprites, RunOptions(**options(tmp_path / "run", AXES["loss"][loss])))
     assert (trainer.steps, trainer.step) == (100, 0)
-    assert score(Detector(trainer.stepper.model, trainer.config, trainer.names), sprites) < 0.25
+    assert score(Detector(trainer.stepper.model, trainer.config, trainer.names), sprites) < LEAST_ALONE

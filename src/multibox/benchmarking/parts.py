@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox.benchmarking.machine import numpy_ceiling, openvino_ceiling
-from multibox.inference.engines import LIMITS, OUTPUTS, PRECISIONS, adapt, compile_openvino, openvino_core
+from multibox.inference.engines import (
+    LIMITS,
+    OUTPUTS,
+    PRECISIONS,
+    adapt,
+    compile_openvino,
+    for_one,
+    openvino_core,
+    unlocked,
+)
 
 Run = Callable[[Mapping[str, NDArray[Any]]], Any]
 HEADS = ("logits", "offsets")
@@ -79,11 +88,7 @@ def _of_any_batch(model: Any, compile_model: Callable[[Any], Any]) -> Run:
 
     @cache
     def run_for(alone: bool) -> Run:
-        fixed = model.clone()
-        if alone:
-            shapes = {port: port.partial_shape for port in fixed.inputs if len(port.partial_shape)}
-            fixed.reshape({port: [1, *list(shape)[1:]] for port, shape in shapes.items()})
-        return _call(compile_model(fixed))
+        return _call(compile_model(for_one(model) if alone else model))
 
     return lambda feeds: run_for(all(len(each) == 1 for each in feeds.values() if each.ndim))(feeds)
 
@@ -96,7 +101,7 @@ def _call(compiled: Any) -> Run:
 
     def run(feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         for name, value in feeds.items():
-            array = np.require(value, requirements=("C", "W"))
+            array = unlocked(np.require(value, requirements="C"))
             request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
         request.infer()
         return [request.get_tensor(port).data for port in compiled.outputs]

@@ -69,7 +69,7 @@ def decode(
         return offsets * _corner_scale(anchors_xyxy, variances, code) + anchors_xyxy
     low, high = anchors_xyxy.chunk(2, dim=-1)
     moved, scaled = offsets.chunk(2, dim=-1)
-    size = (high - low).clamp(min=_SMALLEST)
+    size = _anchor_size(anchors_xyxy)
     center = moved * (size * _columns(size, variances[0], variances[1])) + (low + high) * 0.5
     half = torch.exp(scaled * _columns(size, variances[2], variances[3])) * (size * 0.5)
     return torch.cat([center - half, center + half], dim=-1)
