@@ -37,7 +37,7 @@ def create(
     """
     path = Path(weights) if weights is not None else None
     _, network = choose_network(path, preset, recipe)
-    config = resolve(preset, recipe, {"anchors.fit": 0} | network)
+    config = resolve(preset, recipe, {"anchors.fit": "none"} | network)
     model = build_model(config, len(names), seed)
     if path is not None:
         load_weights(model, path, tuple(names))

@@ -9,7 +9,16 @@ from PIL import Image
 
 from multibox.cli.main import main
 
-SMALL = ["--set", "model.input_size=[64,64]", "--set", "train.batch_size=4", "--set", "train.workers=0"]
+SMALL = [
+    "--preset",
+    "tinyssd",
+    "--set",
+    "model.input_size=[64,64]",
+    "--set",
+    "train.batch_size=4",
+    "--set",
+    "train.workers=0",
+]
 
 
 def width(path):
@@ -82,7 +91,7 @@ def test_train_eval_predict(run, squares, trained, tmp_path):
     [
         (["train", "NOWHERE"], ["NOWHERE"]),
         (["train", "DATA", "--preset", "tinysd"], ["did you mean 'tinyssd'"]),
-        (["train", "DATA", "--set", "train.lrr=1"], ["did you mean 'lr'"]),
+        (["train", "DATA", "--set", "train.lrr=1"], ["did you mean train.lr?"]),
         (["train", "DATA", "--set", "train.lr"], ["section.key=value"]),
         (["train", "DATA", "--set", "train.lr=NaN"], ["train.lr=NaN: expected a number"]),
         # Found when the run's folder was there

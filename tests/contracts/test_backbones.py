@@ -93,7 +93,7 @@ def test_an_unknown_body_names_its_neighbour():
 def test_bodies_of_timm_grow_as_many_maps_as_the_anchors_describe(model):
     pytest.importorskip("timm", reason="timm is an extra: pip install 'multibox[timm]'")
     for preset in ("tinyssd", "ssdlite320-mobilenetv3"):
-        config = resolve(preset, changes={"model.backbone": f"timm:{model}", "anchors.fit": 0})
+        config = resolve(preset, changes={"model.backbone": f"timm:{model}", "anchors.fit": "none"})
         with torch.inference_mode():
             outputs = build_model(config, 2).eval()(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
         assert isinstance(outputs, HeadOutputs)
@@ -105,7 +105,7 @@ def test_bodies_of_timm_grow_as_many_maps_as_the_anchors_describe(model):
 @pytest.mark.parametrize("model", ["resnet18", "regnetx_004", "mobilenetv3_small_050", "efficientnet_lite0"])
 def test_weights_of_timm_fit_bodies_of_timm(model, tmp_path):
     timm = pytest.importorskip("timm", reason="timm is an extra: pip install 'multibox[timm]'")
-    config = resolve("tinyssd", changes={"model.backbone": f"timm:{model}", "anchors.fit": 0})
+    config = resolve("tinyssd", changes={"model.backbone": f"timm:{model}", "anchors.fit": "none"})
     network = build_model(config, 1)
     torch.save(timm.create_model(model, pretrained=False).state_dict(), tmp_path / "timm.pth")
     line = load_weights(network, tmp_path / "timm.pth", ("cat",)).note

@@ -28,7 +28,7 @@ MATCHERS = choices(MatchingConfig, "matcher")
 
 
 def settings(classification, **more):
-    return {"anchors.fit": 0, "model.input_size": [64, 64], **loss_settings(classification), **more}
+    return {"anchors.fit": "none", "model.input_size": [64, 64], **loss_settings(classification), **more}
 
 
 @pytest.fixture(scope="module")

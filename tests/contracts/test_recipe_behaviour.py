@@ -129,7 +129,7 @@ def augmentation(config):
 def start(config):
     """A network's normalisation, whether Glorot drew its first weights, and the probability of an object at first."""
     shapes = {key: value for key, value in PRESETS["tinyssd"].settings.items() if key.startswith("anchors.")}
-    more = {"model.backbone": "tinyssd", "model.heads": "conv3x3", "anchors.fit": 0}
+    more = {"model.backbone": "tinyssd", "model.heads": "conv3x3", "anchors.fit": "none"}
     small = config.updated({**shapes, **more, "model.score": "softmax"})
     model = build_model(small, 3)
     convolution = model.backbone.stages[0][0].conv1
@@ -395,7 +395,7 @@ def test_the_default_clips_gradients_and_averages_weights(monkeypatch):
     batch = Batch(picture, gt, torch.zeros(1, 1, dtype=torch.long), ["a"], [(64, 64)])
     averages = {}
     for recipe in ("default", "d2l"):
-        config = resolve("tinyssd", recipe, {"anchors.fit": 0, "model.input_size": [64, 64]})
+        config = resolve("tinyssd", recipe, {"anchors.fit": "none", "model.input_size": [64, 64]})
         stepper = Stepper(build_model(config, 1).eval(), config, device="cpu", precision="float32")
         stepper.step(batch)
         averages[recipe] = stepper.average and stepper.average.decay

@@ -44,7 +44,7 @@ def demo(tmp_path, monkeypatch):
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     run(monkeypatch, "data", "make", "sprites", "demo/sprites", "--images", "20")
-    run(monkeypatch, "train", "demo/sprites", "--out", "demo/run", *QUICK)
+    run(monkeypatch, "train", "demo/sprites", "--preset", "tinyssd", "--out", "demo/run", *QUICK)
     run(monkeypatch, "data", "show", "demo/sprites", "--out", "demo/detections.png")
 
 

@@ -24,7 +24,7 @@ SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0
 
 
 def options(out, epochs=3, **changes):
-    return RunOptions(epochs=epochs, out=out, changes={**SMALL, **changes})
+    return RunOptions(preset="tinyssd", epochs=epochs, out=out, changes={**SMALL, **changes})
 
 
 def stopped_at(step):
@@ -66,7 +66,7 @@ def test_resumed_equals_uninterrupted(squares, tmp_path, changes):
 
 
 def test_frozen_parts_wake_at_their_share_of_the_run(squares, tmp_path):
-    changes = {"train.freeze": "backbone.*", "train.freeze_until": 0.5, "train.ema": 0.0}
+    changes = {"train.freeze": "backbone.*", "train.freeze_until": 0.5, "train.ema": "none"}
     trainer = prepare(squares, options(tmp_path / "run", epochs=2, **changes))
     seen = []
 
@@ -102,7 +102,7 @@ def test_patience_counts_validations_without_a_better_score(scores, patience, en
 
 
 def test_a_run_out_of_patience_says_so_and_is_finished(squares, tmp_path):
-    changes = {"train.patience": 2, "train.validate_every": 1, "train.lr": 1e-12, "train.ema": 0.0}
+    changes = {"train.patience": 2, "train.validate_every": 1, "train.lr": 1e-12, "train.ema": "none"}
     told = []
     trainer = prepare(squares, options(tmp_path / "run", epochs=9, **changes), told.append)
     scores = iter([0.2, 0.5, 0.4, 0.5, 0.9])
@@ -162,7 +162,7 @@ def test_a_resized_batch_keeps_boxes_and_bytes():
 
 
 def test_anchors_at_another_size_cover_the_same_shares_of_the_picture():
-    config = resolve("ssd300-vgg16", changes={"anchors.fit": 0})
+    config = resolve("ssd300-vgg16", changes={"anchors.fit": "none"})
     shapes = ((38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1))
     own = make_anchors(config.anchors, shapes, (300, 300))
     assert torch.equal(anchors_at(config, shapes, (300, 300), "cpu"), own)
@@ -179,7 +179,7 @@ def test_anchors_at_another_size_cover_the_same_shares_of_the_picture():
 def test_a_range_test_leaves_no_trace(squares, monkeypatch):
     monkeypatch.setattr(range_test, "STEPS", 5)
     dataset = open_dataset(squares, "train")
-    config = resolve("tinyssd", changes={**SMALL, "train.lr": "auto", "train.batch_size": "4", "anchors.fit": 0})
+    config = resolve("tinyssd", changes={**SMALL, "train.lr": "auto", "train.batch_size": "4", "anchors.fit": "none"})
     model = build_model(config, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(7)
@@ -239,7 +239,7 @@ def test_batch_size_and_its_reason(squares, monkeypatch, pictures, room, size, r
     dataset = open_dataset(squares, "train")
     many = dataclasses.replace(dataset, names=["x"] * pictures)
     monkeypatch.setattr(capacity, "largest_predicted", lambda step, limit: room)
-    config = resolve("tinyssd", changes={**SMALL, "anchors.fit": 0})
+    config = resolve("tinyssd", changes={**SMALL, "anchors.fit": "none"})
     found, why = capacity.choose_batch_size(build_model(config, 2), config, many, device="cpu", precision="float32")
     assert found == size
     assert reason in why
@@ -295,7 +295,7 @@ def test_an_automatic_batch_size_is_a_number_in_the_run(squares, tmp_path):
 
 def test_frozen_for_good_is_not_in_the_optimiser_but_frozen_for_a_while_is():
     for until, included in ((1.0, False), (0.5, True)):
-        changes = {**SMALL, "anchors.fit": 0, "train.freeze": "backbone.*", "train.freeze_until": until}
+        changes = {**SMALL, "anchors.fit": "none", "train.freeze": "backbone.*", "train.freeze_until": until}
         config = resolve("tinyssd", changes=changes)
         stepper = Stepper(build_model(config, 2), config, device="cpu", precision="float32")
         known = {id(p) for group in stepper.optimizer.param_groups for p in group["params"]}

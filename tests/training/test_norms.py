@@ -18,7 +18,7 @@ def test_frozen_parts_keep_weights_and_statistics_while_the_rest_learns(squares,
     changes = {
         "model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.freeze": "backbone.stages.0.*",
     }  # fmt: skip
-    trainer = prepare(squares, RunOptions(epochs=1, out=tmp_path / "run", changes=changes))
+    trainer = prepare(squares, RunOptions(preset="tinyssd", epochs=1, out=tmp_path / "run", changes=changes))
     model = trainer.stepper.model
     before = copy.deepcopy(model.state_dict())
     trainer.fit()

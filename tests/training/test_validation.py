@@ -15,7 +15,9 @@ SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0
 
 def run(squares, out, **more):
     changes = {**SMALL, "train.lr": 0.004, "train.ema": 0.9, **more.pop("changes", {})}
-    return prepare(squares, RunOptions(epochs=more.pop("epochs", 12), out=out, changes=changes, **more))
+    return prepare(
+        squares, RunOptions(preset="tinyssd", epochs=more.pop("epochs", 12), out=out, changes=changes, **more)
+    )
 
 
 def test_a_run_writes_the_thresholds_of_its_weights(squares, tmp_path):

@@ -38,7 +38,9 @@ def demo(
     typer.echo(f"2. train TinySSD for {epochs} epochs")
     # Four looks at the validation pictures are enough to see it learn
     changes = {"train.validate_every": max(1, epochs // 4)}
-    trainer = train_with_progress(out / "sprites", RunOptions(epochs=epochs, out=out / "run", changes=changes))
+    trainer = train_with_progress(
+        out / "sprites", RunOptions(preset="tinyssd", epochs=epochs, out=out / "run", changes=changes)
+    )
     typer.echo("3. score it on the 100 held-out pictures")
     detector = load(trainer.folder / "last.safetensors")
     dataset = api.open_for(detector, out / "sprites", split="val")

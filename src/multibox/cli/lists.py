@@ -57,7 +57,7 @@ def _presets() -> None:
 
     rows: list[tuple[str, ...]] = []
     for name, preset in PRESETS.items():
-        config = resolve(name, changes={"anchors.fit": 0})
+        config = resolve(name, changes={"anchors.fit": "none"})
         size = measure(config, CLASSES)
         height, width = config.model.input_size
         billions = size.multiply_adds / 1e9

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -132,9 +133,9 @@ def load_batches(
         raise PictureError(str(error).strip().splitlines()[-1].removeprefix(f"{_ERROR}: ")) from None
 
 
-def choose_workers(asked: int) -> int:
-    """Return how many worker processes to use: this process's cores but one, 1 to 8, when -1 is asked for."""
-    if asked >= 0:
+def choose_workers(asked: int | Literal["auto"]) -> int:
+    """Return how many worker processes to use: this process's cores but one, 1 to 8, where "auto" is asked for."""
+    if asked != "auto":
         return asked
     # A container or a cluster's job may have fewer cores than the machine; only Linux tells
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

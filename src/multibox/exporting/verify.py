@@ -174,7 +174,7 @@ def _detections(answer: Arrays, names: tuple[str, ...]) -> list[Detections]:
 
 def _known(found: list[Detections], outputs: HeadOutputs, config: Config, size: tuple[int, int]) -> int:
     """Count the detections that are among eager's boxes before suppression."""
-    all_boxes = {"post.nms_threshold": 1.0, "post.nms_inclusive": False, "post.max_per_class": 0}
+    all_boxes = {"post.nms_threshold": 1.0, "post.nms_inclusive": False, "post.max_per_class": "none"}
     config = config.updated({**all_boxes, "post.max_detections": 1_000_000})
     candidates = detect(outputs, [size] * len(found), config, found[0].names)
     return sum(match(a, b, max(size)).matched for a, b in zip(candidates, found, strict=True))

@@ -47,7 +47,7 @@ def detect(
         nms_inclusive=config.post.nms_inclusive,
         pre_nms_topk=config.post.pre_nms_topk,
         max_detections=config.post.max_detections,
-        max_per_class=config.post.max_per_class,
+        max_per_class=0 if config.post.max_per_class == "none" else config.post.max_per_class,
         min_size=config.post.min_size,
         multi_label=config.post.multi_label,
         clip=config.post.clip,

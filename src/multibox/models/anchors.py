@@ -43,7 +43,7 @@ def _of_shorter_side(anchors: AnchorConfig, input_size: tuple[int, int]) -> Shap
     first, second = zip(*anchors.sizes, strict=True) if anchors.sizes else ((), ())
     if anchors.style == "hikapok":
         return hikapok_shapes(second, first, anchors.ratios)
-    side = anchors.design_size or min(input_size)
+    side = min(input_size) if anchors.design_size == "none" else anchors.design_size
     return caffe_shapes(first, second, anchors.ratios, (side, side))
 
 
@@ -58,7 +58,7 @@ def make_anchors(
     if device != "cpu":
         return make_anchors(anchors, feature_shapes, input_size).to(device)
     height, width = input_size
-    designed = anchors.design_size in (0, height) and anchors.design_size in (0, width)
+    designed = anchors.design_size == "none" or anchors.design_size == height == width
     steps = tuple((step / height, step / width) for step in anchors.steps) if designed else ()
     return grid_anchors(
         cell_shapes(anchors, input_size),

@@ -14,8 +14,9 @@ from multibox.config import Config
 from multibox.errors import WeightsError
 from multibox.files import write_bytes_whole
 from multibox.models.anchors import anchors_hash
+from multibox.old_settings import migrate_settings
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _KNOWN = {"format_version", "config", "names", "anchors_hash", "metrics", "source", "license"}
 
 
@@ -88,6 +89,8 @@ def _parse(path: Path, values: dict[str, Any], state: dict[str, Tensor]) -> Chec
     version = values.get("format_version")
     if version == 1:
         _migrate_1(values)
+    if version in (1, 2):
+        migrate_settings(values["config"], str(path), resume=False)
     elif version != FORMAT_VERSION:
         raise WeightsError(
             f"{path} has format version {version}, this multibox reads {FORMAT_VERSION}; update multibox to open it"

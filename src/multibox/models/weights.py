@@ -11,9 +11,9 @@ from multibox.errors import WeightsError
 from multibox.models.checkpoint import Checkpoint, load_checkpoint, load_config, read_metadata
 from multibox.models.foreign import fit_backbone, read_state
 from multibox.models.ssd import SSD
-from multibox.presets import resolve
+from multibox.presets import RECIPES, fitting, resolve
 
-DEFAULT_PRESET = "tinyssd"
+DEFAULT_PRESET = "multibox-coco"
 
 
 class Taken(NamedTuple):
@@ -35,12 +35,12 @@ def choose_network(path: Path | None, preset: str | None, recipe: str = "default
 
     Args:
         path: weights to start from, if any.
-        preset: what was asked for; None takes the detector's, and TinySSD without one.
+        preset: what was asked for; None takes the detector's, and without one the recipe's default.
         recipe: what it will be trained by.
     """
     config = None if path is None else load_config(path)
     if config is None:
-        return preset or DEFAULT_PRESET, {}
+        return preset or default_preset(recipe), {}
     if preset not in (None, config.preset):
         return str(preset), {}
     settings = config.to_dict()
@@ -48,6 +48,12 @@ def choose_network(path: Path | None, preset: str | None, recipe: str = "default
     if resolve(config.preset, recipe).model.score != config.model.score:
         changes["loss.classification"] = config.loss.classification
     return config.preset, changes | {"post.thresholds": ()}
+
+
+def default_preset(recipe: str) -> str:
+    """Return the preset of a run that names none: multibox-coco, or the first one that the recipe was made for."""
+    fits = fitting(recipe) if recipe in RECIPES else [DEFAULT_PRESET]
+    return DEFAULT_PRESET if DEFAULT_PRESET in fits else fits[0]
 
 
 def load_weights(model: SSD, path: Path, names: tuple[str, ...]) -> Taken:

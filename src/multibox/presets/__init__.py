@@ -1,12 +1,12 @@
 """Presets (networks with their anchors) and recipes (how to train them), as data over the config's defaults.
 
-Precedence: preset < recipe < `--set`.
+Precedence: preset < recipe < the recipe's tuning for the preset < `--config FILE` < `--set`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from multibox.config import SIGMOID_LOSSES, Config
+from multibox.config import SIGMOID_LOSSES, Config, with_one_length
 from multibox.errors import ConfigError, did_you_mean
 from multibox.presets.mobilenetv1 import SSD300_MOBILENETV1
 from multibox.presets.multibox_coco import MULTIBOX_COCO
@@ -18,6 +18,7 @@ from multibox.presets.rfb320 import RFB320_FACE
 from multibox.presets.ssdlite import SSDLITE320_MOBILENETV2, SSDLITE320_MOBILENETV3
 from multibox.presets.tinyssd import TINYSSD
 from multibox.presets.vgg16 import SSD300_VGG16, SSD512_VGG16
+from multibox.settings import list_settings
 
 PRESETS: dict[str, Preset] = {
     "tinyssd": TINYSSD,
@@ -38,27 +39,60 @@ def fitting(recipe: str) -> list[str]:
     return [name for name in PRESETS if not RECIPES[recipe].fits or name in RECIPES[recipe].fits]
 
 
-def resolve(preset: str, recipe: str = "default", changes: dict[str, Any] | None = None) -> Config:
+def resolve(preset: str, recipe: str = "default", changes: Mapping[str, Any] | None = None) -> Config:
     """Return the config of a preset trained by a recipe, with `changes` (dotted keys) on top.
 
     Raises:
-        ConfigError: an unknown preset, recipe or key, or a recipe that does not fit the preset.
+        ConfigError: an unknown preset, recipe or key, a value out of its range, or a recipe that does not fit the
+            preset.
+    """
+    return resolve_layers(preset, recipe, [("--set", changes or {})])[0]
+
+
+def resolve_layers(
+    preset: str, recipe: str = "default", layers: Iterable[tuple[str, Mapping[str, Any]]] = ()
+) -> tuple[Config, dict[str, str]]:
+    """Return the config of a preset trained by a recipe under further layers, and the layer that set each setting.
+
+    Args:
+        preset: the lowest layer, called "preset NAME".
+        recipe: the next one, called "recipe NAME"; its tuning for the preset follows as "tuning of NAME".
+        layers: further ones as (name, settings by dotted key), the last one wins: such as those of a file and of --set.
+
+    Returns:
+        The config, and by dotted key the name of the last layer that set it; "default" where none did.
+
+    Raises:
+        ConfigError: as `resolve`; of a layer's own mistakes the message names no layer, for the value tells.
     """
     _check("preset", preset, PRESETS)
     _check("recipe", recipe, RECIPES)
     if preset not in fitting(recipe):
         raise ConfigError(f"recipe {recipe!r} was made for {', '.join(fitting(recipe))}, not for preset {preset!r}")
-    config = Config().updated({"preset": preset, "recipe": recipe})
-    tuned = PRESETS[preset].default if recipe == "default" else {}
-    for settings in (PRESETS[preset].settings, RECIPES[recipe].settings, tuned, changes or {}):
-        config = config.updated(settings)
+    names: dict[str, Any] = {"preset": preset, "recipe": recipe}
+    chosen = RECIPES[recipe]
+    stack = [
+        (f"preset {preset}", PRESETS[preset].settings),
+        (f"recipe {recipe}", chosen.settings),
+        (f"tuning of {preset}", chosen.tuning.get(preset, {})),
+        *layers,
+    ]
+    settings: dict[str, Any] = {}
+    origins = dict.fromkeys(list_settings(Config), "default") | dict.fromkeys(names, "name")
+    for layer, values in stack:
+        if given := next((key for key in names if values.get(key, names[key]) != names[key]), None):
+            raise ConfigError(f"{given}={values[given]} cannot be set in this way; give --{given} {values[given]}")
+        changes = with_one_length(values)
+        settings |= changes
+        origins |= dict.fromkeys(changes, layer)
+    config = Config().updated(names | settings)
     needed = "sigmoid" if config.loss.classification in SIGMOID_LOSSES else "softmax"
     if config.model.score != needed:
         raise ConfigError(
             f"loss.classification={config.loss.classification} needs model.score={needed}, got {config.model.score}; "
             f"add --set model.score={needed}, or choose another loss"
         )
-    return config
+    return config, origins
 
 
 def _check(kind: str, name: str, known: Iterable[str]) -> None:

@@ -16,8 +16,6 @@ from multibox.presets import resolve
 from multibox.training.repeats import FIGURES, Run, Say, Spread, Train, csv_text, repeat, spread
 from multibox.training.run import DEFAULT_RECIPE, RunOptions
 
-EVERY_NEGATIVE = 2.0
-"""A `loss.negative_overlap` that no overlap reaches: every unmatched anchor may be mined."""
 Settings = dict[str, Any]
 Grid = dict[str, tuple[str, ...]]
 """The values to combine, by axis."""
@@ -28,8 +26,8 @@ def loss_settings(classification: str) -> Settings:
     return {
         "model.score": "sigmoid" if classification in SIGMOID_LOSSES else "softmax",
         "loss.classification": classification,
-        "loss.negative_ratio": 3.0 if "cross_entropy" in classification else 0.0,
-        "loss.hard_examples": 0,
+        "loss.negative_ratio": 3.0 if "cross_entropy" in classification else "all",
+        "loss.hard_examples": "none",
     }
 
 
@@ -40,7 +38,7 @@ def matcher_settings(matcher: str) -> Settings:
     """
     return {
         "matching.matcher": matcher,
-        "loss.negative_overlap": 0.5 if matcher == "bipartite" else EVERY_NEGATIVE,
+        "loss.negative_overlap": 0.5 if matcher == "bipartite" else "any",
     }
 
 
@@ -52,7 +50,7 @@ AXES: dict[str, dict[str, Settings]] = {
     "loss": {
         "cross_entropy": loss_settings("cross_entropy"),
         # 64 is Caffe's sample_size
-        "ohem": loss_settings("cross_entropy") | {"loss.negative_ratio": 0.0, "loss.hard_examples": 64},
+        "ohem": loss_settings("cross_entropy") | {"loss.negative_ratio": "all", "loss.hard_examples": 64},
         **{name: loss_settings(name) for name in ("focal", "sigmoid_focal", "quality_focal", "varifocal")},
     },
     "localization": {name: {"loss.localization": name} for name in _choices(LossConfig, "localization")},

@@ -1,7 +1,6 @@
 """A learning-rate range test (Smith 2017): let the rate grow from tiny to large and see where the loss has fallen."""
 
 import copy
-import dataclasses
 import math
 
 import numpy as np
@@ -45,7 +44,7 @@ def sweep_rates(
     rates = [LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1)) for step in range(STEPS)]
     losses: list[float] = []
     with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
-        alone = dataclasses.replace(config, train=dataclasses.replace(config.train, ema=0.0))
+        alone = config.updated({"train.ema": "none"})
         stepper = Stepper(copy.deepcopy(model), alone, device=device, precision=precision)
         train_mode(stepper.model)
         batches = order_pictures(training, config)

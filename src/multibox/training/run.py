@@ -28,7 +28,6 @@ from multibox.models.build import build_model
 from multibox.models.ssd import SSD
 from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve
-from multibox.settings import AUTO
 from multibox.structures import Dataset
 from multibox.training.capacity import choose_batch_size
 from multibox.training.folder import new_folder, reopen
@@ -48,7 +47,7 @@ class RunOptions:
     """What `multibox train` was asked for, beside the data."""
 
     preset: str | None = None
-    """None takes the one of the weights where they are a detector, and TinySSD otherwise."""
+    """None takes the one of the weights where they are a detector, and else `models.weights.default_preset`."""
     recipe: str | None = None
     """None is DEFAULT_RECIPE, and that of the run where one is resumed."""
     epochs: int | None = None
@@ -178,12 +177,12 @@ def drop_difficult(training: Dataset) -> Dataset:
 
 def fit_anchors(config: Config, training: Dataset) -> Config:
     """Replace the preset's anchor shapes by ones fitted to the training boxes, where the recipe asks for it."""
-    if not config.anchors.fit:
+    if config.anchors.fit == "none":
         return config
     base = cell_shapes(config.anchors, config.model.input_size)
     shapes = fit_shapes(box_shapes(training), base, config.anchors.fit)
-    fitted = dataclasses.replace(config.anchors, style="shapes", shapes=shapes, sizes=(), ratios=(), fit=0)
-    return dataclasses.replace(config, anchors=fitted)
+    fitted = {"style": "shapes", "shapes": shapes, "sizes": (), "ratios": (), "fit": "none"}
+    return config.updated({f"anchors.{name}": value for name, value in fitted.items()})
 
 
 def _check_input_size(model: SSD, config: Config) -> None:
@@ -211,11 +210,11 @@ def find_numbers(
     config: Config, model: SSD, training: Dataset, device: str, precision: str, tell: Callable[[str], None]
 ) -> Config:
     """Replace a batch size and a learning rate of `auto` by numbers, and tell them; the network stays as it is."""
-    if config.train.batch_size == AUTO:
+    if config.train.batch_size == "auto":
         size, why = choose_batch_size(model, config, training, device=device, precision=precision)
         tell(f"batch size {size}: {why}")
         config = config.updated({"train.batch_size": size})
-    if config.train.lr == AUTO:
+    if config.train.lr == "auto":
         rate = find_rate(model, config, training, device=device, precision=precision)
         tell(f"learning rate {rate:g}: in the range test nine tenths of the loss's fall were done there")
         config = config.updated({"train.lr": rate})
@@ -240,7 +239,7 @@ def _refuse_other_settings(options: RunOptions, config: Config) -> None:
     }
     for option, (key, value) in asked.items():
         # What was to be found out, the run has found
-        found = key == "anchors.fit" or (key in ("train.lr", "train.batch_size") and value in ("auto", AUTO))
+        found = key == "anchors.fit" or (key in ("train.lr", "train.batch_size") and value == "auto")
         if value is not None and not found and config.updated({key: value}) != config:
             has = functools.reduce(getattr, key.split("."), config)
             has = has if isinstance(has, str) else json.dumps(has)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from multibox.config import Config
 from multibox.data.augmentation import find_augmentation
@@ -19,9 +20,9 @@ from multibox.structures import Dataset
 from multibox.tensors import Batch, LossParts
 from multibox.training.interrupt import Interrupt
 from multibox.training.norms import train_mode
-from multibox.training.optimizer import check_schedule, learning_rate, set_learning_rate
+from multibox.training.optimizer import known_batch_size, known_rate, learning_rate, set_learning_rate
 from multibox.training.records import Means, Records, Row
-from multibox.training.scales import check_scales, draw_size, resize_batch
+from multibox.training.scales import draw_size, resize_batch
 from multibox.training.state import load_state, save_state
 from multibox.training.step import Stepper
 from multibox.training.validation import Validation
@@ -49,8 +50,6 @@ class Trainer:
         say: Callable[[Row], None] = lambda row: None,
         tell: Callable[[str], None] = lambda line: None,
     ) -> None:
-        check_scales(config)
-        check_schedule(config.train)
         self.config = config
         self.folder = folder
         self.device = device
@@ -150,7 +149,7 @@ class Trainer:
             advice = "; a lower rate may improve on them, such as --set train.lr=3e-5"
             self.tell(
                 f"no validation was better than the weights before the first step (mAP@0.5 {self.best:.3f}), so "
-                f"best.safetensors are those{advice if self.config.train.lr > 1e-4 else ''}"
+                f"best.safetensors are those{advice if known_rate(self.config.train) > 1e-4 else ''}"
             )
 
     def _end_epoch(self, rate: float, batch: Batch) -> None:
@@ -165,7 +164,7 @@ class Trainer:
         if not math.isfinite(row["total_loss"] or 0.0):
             raise MultiboxError(
                 f"the loss became {row['total_loss']} in epoch {epoch} (last pictures: {', '.join(batch.names[:4])}); "
-                f"lower the learning rate, such as --set train.lr={self.config.train.lr / 4:g}, "
+                f"lower the learning rate, such as --set train.lr={known_rate(self.config.train) / 4:g}, "
                 "and look at the labels with `multibox data show`"
             )
         row["seconds"] = self.seconds
@@ -223,7 +222,7 @@ def order_pictures(training: Dataset, config: Config) -> EpochBatches:
     """Return which pictures each step of the run sees."""
     train = config.train
     repeats = repeat_factors(training) if train.sampling == "balanced" else None
-    batches = EpochBatches(len(training), train.batch_size, epochs=1, seed=train.seed, repeats=repeats)
+    batches = EpochBatches(len(training), known_batch_size(train), epochs=1, seed=train.seed, repeats=repeats)
     batches.epochs = count_epochs(config, batches.steps_per_epoch)
     return batches
 
@@ -246,17 +245,22 @@ def load_training(training: Dataset, config: Config, batches: EpochBatches, devi
 
 def count_epochs(config: Config, steps_per_epoch: int) -> int:
     """Return the epochs of a run: as set, or as many as `train.steps` needs."""
-    if config.train.epochs > 0:
+    if config.train.epochs != "none":
         return config.train.epochs
+    if config.train.steps == "none":
+        raise ConfigError(f"train.minutes={config.train.minutes}: give train.epochs or train.steps")
     return max(1, -(-config.train.steps // steps_per_epoch))
 
 
-def out_of_patience(rows: Sequence[Row], patience: int) -> bool:
-    """Return whether the last `patience` validations were no better than the best before them; 0 has no end."""
+def out_of_patience(rows: Sequence[Row], patience: int | Literal["none"]) -> bool:
+    """Return whether the last `patience` validations were no better than the best before them; "none" has no end."""
+    if patience == "none":
+        return False
     scores = [score for row in rows if (score := row.get("val_map50")) is not None]
-    return 0 < patience < len(scores) and max(scores[-patience:]) <= max(scores[:-patience])
+    return patience < len(scores) and max(scores[-patience:]) <= max(scores[:-patience])
 
 
 def validation_interval(config: Config, epochs: int) -> int:
     """Return the epochs between validations: as set, or about twenty validations a run."""
-    return config.train.validate_every or max(1, epochs // 20)
+    every = config.train.validate_every
+    return max(1, epochs // 20) if every == "auto" else every

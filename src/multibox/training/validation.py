@@ -15,6 +15,7 @@ from multibox.losses.targets import make_targets
 from multibox.models.anchors import anchors_per_cell, make_anchors
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset, Detections
+from multibox.training.optimizer import known_batch_size
 from multibox.training.precision import autocast
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Validation:
         The network is put into evaluation mode and left there.
         """
         model.eval()
-        batches = in_order(len(self.dataset), self.config.train.batch_size)
+        batches = in_order(len(self.dataset), known_batch_size(self.config.train))
         found: list[Detections] = []
         losses: list[torch.Tensor] = []
         for batch in load_batches(self.pictures, batches, 0, pin=False):
