@@ -143,8 +143,8 @@ def _checked(config: Any) -> Any:
         )
     if train.schedule == "steps" and len(train.factors) != len(train.boundaries) + 1:
         raise ConfigError(
-            f"train.factors={list(train.factors)}: expected one more than train.boundaries={list(train.boundaries)}, for "
-            "train.schedule=steps; set both, such as train.boundaries=[0.67,0.83] and train.factors=[1,0.1,0.01]"
+            f"train.factors={list(train.factors)}: expected one more than train.boundaries={list(train.boundaries)}, "
+            "for train.schedule=steps; set both, such as train.boundaries=[0.67,0.83] and train.factors=[1,0.1,0.01]"
         )
     if train.schedule == "steps" and not any(train.factors):
         raise ConfigError(f"train.factors={list(train.factors)}: expected a factor above 0")

@@ -69,8 +69,8 @@ def _migrate_boundaries(train: dict[str, Any], where: str, resume: bool) -> None
     if steps <= 0:
         if resume:
             raise ConfigError(
-                f"{where}: train.boundaries={boundaries} are steps of a run given in epochs, whose shares are not known; "
-                'write them as shares, such as [0.67, 0.83], and train.steps as "none"'
+                f"{where}: train.boundaries={boundaries} are steps of a run given in epochs, whose shares are not "
+                'known; write them as shares, such as [0.67, 0.83], and train.steps as "none"'
             )
         steps = boundaries[-1] + 1
     while boundaries and boundaries[-1] >= steps:

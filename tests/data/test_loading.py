@@ -89,5 +89,5 @@ def test_crowds_are_not_asked_for(squares):
 @pytest.mark.parametrize(("cores", "workers"), [(1, 1), (3, 2), (64, 8)])
 def test_workers_are_the_cores_that_this_process_may_use(monkeypatch, cores, workers):
     monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    assert choose_workers(-1) == workers
+    assert choose_workers("auto") == workers
     assert choose_workers(0) == 0

@@ -90,7 +90,7 @@ def test_a_checkpoint_from_before_a_setting_still_loads(tmp_path):
     detector = create("tinyssd", ["cat"])
     path = saved(detector, tmp_path / "a.safetensors")
     values = read_metadata(path)
-    assert values["format_version"] == 2
+    assert values["format_version"] == 3
     del values["config"]["post"]["thresholds"]
     save_file(load_checkpoint(path).state, tmp_path / "old.safetensors", {"multibox": json.dumps(values)})
     old = load_checkpoint(tmp_path / "old.safetensors")

@@ -91,7 +91,7 @@ def test_frozen_parts_wake_at_their_share_of_the_run(squares, tmp_path):
         ([0.3, 0.2, 0.4, 0.1], 2, False),
         ([0.3, 0.2, 0.25], 2, True),
         ([0.3, None, None], 2, False),  # not measured
-        ([0.3, 0.2, 0.1], 0, False),
+        ([0.3, 0.2, 0.1], "none", False),
         ([], 1, False),
     ],
 )
@@ -137,8 +137,8 @@ def test_sizes_are_multiples_of_32_and_a_function_of_the_step():
 
 
 def test_scales_that_are_no_range_are_refused(squares, tmp_path):
-    for wrong in ([1.5, 0.5], [0, 1]):
-        with pytest.raises(ConfigError, match=r"train.scales=.*smallest"):
+    for wrong, words in (([1.5, 0.5], "the smallest and the largest"), ([0, 1], "2 numbers above 0")):
+        with pytest.raises(ConfigError, match=f"train.scales=.*{words}"):
             prepare(squares, options(tmp_path / str(wrong), **{"train.scales": wrong}))
 
 

@@ -146,8 +146,8 @@ def test_axes_hold_combinations_that_fit():
     for preset in ("tinyssd", "ssd300-mobilenetv1"):
         for cell in make_grid(parse_axes("loss,matcher")):
             config = resolve(preset, changes=cell.settings)
-            assert bool(config.loss.negative_ratio) == (cell.values["loss"] == "cross_entropy")
-            assert bool(config.loss.hard_examples) == (cell.values["loss"] == "ohem")
+            assert (config.loss.negative_ratio != "all") == (cell.values["loss"] == "cross_entropy")
+            assert (config.loss.hard_examples != "none") == (cell.values["loss"] == "ohem")
             assert config.matching.matcher == cell.values["matcher"]
 
 
@@ -182,7 +182,7 @@ def test_a_grid_is_trained_and_a_failed_run_is_a_row(squares, tmp_path):
     ]  # fmt: skip
     config = load_config(tmp_path / "grid" / "sigmoid_focal-atss" / "seed-0" / "last.safetensors")
     assert (config.loss.classification, config.model.score, config.loss.negative_ratio, config.matching.matcher) == (
-        "sigmoid_focal", "sigmoid", 0.0, "atss",
+        "sigmoid_focal", "sigmoid", "all", "atss",
     )  # fmt: skip
     table = rows(tmp_path / "grid" / "ablation.csv")
     assert len(table) == 4

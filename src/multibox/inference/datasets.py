@@ -32,7 +32,7 @@ def _exported(detector: ExportedDetector, dataset: Dataset) -> Sequence[Detectio
 def _eager(detector: Detector, dataset: Dataset) -> Sequence[Detections]:
     pictures = AugmentedPictures(dataset, detector.config.model.input_size, (), cache_bytes=0)
     found: list[Detections] = []
-    for batch in load_batches(pictures, in_order(len(dataset), BATCH), choose_workers(-1), pin=False):
+    for batch in load_batches(pictures, in_order(len(dataset), BATCH), choose_workers("auto"), pin=False):
         outputs = detector.answer(batch.images.to(detector.device))
         found += detect(outputs, batch.sizes, detector.config, detector.names)
     return found

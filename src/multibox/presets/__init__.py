@@ -78,7 +78,7 @@ def resolve_layers(
         *layers,
     ]
     settings: dict[str, Any] = {}
-    origins = dict.fromkeys(list_settings(Config), "default") | dict.fromkeys(names, "name")
+    origins = {key: "name" if key in names else "default" for key in list_settings(Config)}
     for layer, values in stack:
         if given := next((key for key in names if values.get(key, names[key]) != names[key]), None):
             raise ConfigError(f"{given}={values[given]} cannot be set in this way; give --{given} {values[given]}")

@@ -1,4 +1,7 @@
-"""Recipes: how a preset is trained. A recipe's settings go above the preset's; its tuning for a preset goes above both."""
+"""Recipes: how a preset is trained.
+
+A recipe's settings go above the preset's, its tuning for a preset above both, and `--config` and `--set` above all.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
