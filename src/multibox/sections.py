@@ -40,7 +40,8 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The network and how its outputs are read."""
 
     backbone: Annotated[
-        Name, means("Name of the backbone; see `multibox list backbones`. timm:NAME takes one of timm's.")
+        Name,
+        means("Name of the backbone. timm:NAME takes one of timm's.", expected="a name of `multibox list backbones`"),
     ] = "tinyssd"
     width: Annotated[
         Scale, means("Multiplier of the backbone's channels, for backbones that have one (MobileNet).")
@@ -242,7 +243,8 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """How the weights are found."""
 
     weights: Annotated[
-        Name, means("Weights to start from: none, the name of a built-in model, or a file. `--weights` sets it.")
+        Name,
+        means("Weights to start from. `--weights` sets it.", expected="none, the name of a built-in model, or a file"),
     ] = "none"
     epochs: Annotated[
         Count | Literal["none"],
@@ -317,7 +319,13 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ema: Annotated[
         InnerShare | Literal["none"], means("Decay of the running average of the weights (EMA); none keeps no average.")
     ] = "none"
-    augmentation: Annotated[Name, means("Name of an augmentation recipe; see docs/augmentation.md.")] = "none"
+    augmentation: Annotated[
+        Name,
+        means(
+            "Random changes to training images; docs/augmentation.md shows them.",
+            expected="a name of docs/augmentation.md",
+        ),
+    ] = "none"
     mix_until: Annotated[
         Share, means("Share of the run in which recipes that mix images do so. Afterwards images are seen as they are.")
     ] = 0.85
@@ -422,10 +430,18 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: Annotated[
         tuple[Name, ...], means("Folders or files of the data, joined by class name.", such_as=("data",))
     ] = ()
-    format: Annotated[Name, means("Format of the data; see `multibox list formats`. auto recognises it.")] = "auto"
-    train_split: Annotated[Name, means("Split to learn from. auto takes the one named train.")] = "auto"
+    format: Annotated[
+        Name, means("Format of the data. auto recognises it.", expected="auto, or a name of `multibox list formats`")
+    ] = "auto"
+    train_split: Annotated[
+        Name, means("Split to learn from. auto takes the one named train.", expected="auto, or the name of a split")
+    ] = "auto"
     val_split: Annotated[
-        Name, means("Split to validate on. auto takes val or holds out a tenth of the training images; none is none.")
+        Name,
+        means(
+            "Split to validate on. auto takes val or holds out a tenth of the training images; none does not validate.",
+            expected="auto, none, or the name of a split",
+        ),
     ] = "auto"
     on_bad: Annotated[Literal["stop", "skip"], means("What a broken file does: stop, or be skipped.")] = "stop"
     classes: Annotated[
@@ -436,5 +452,9 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         means("Classes to join under one name, each NEW=A,B.", such_as=("vehicle=car,bus",), separator=";"),
     ] = ()
     fingerprint: Annotated[
-        str, means("Of the names, sizes and boxes that the run started with; empty until it knows them.")
+        str,
+        means(
+            "Of the names, sizes and boxes that the run started with. The run sets it.",
+            expected="a text; empty until the run knows it",
+        ),
     ] = ""
