@@ -44,26 +44,68 @@ def create(
     return Detector(model, config, tuple(names))
 
 
-def train(data: str | Path, *, preset: str | None = None, recipe: str | None = None, **options: Any) -> Detector:
-    """Train a detector and return it with its best weights; the run folder is `out`, or below `runs/`.
+def train(
+    data: str | Path | None = None,
+    *,
+    preset: str | None = None,
+    recipe: str | None = None,
+    minutes: float | None = None,
+    epochs: int | None = None,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+    train_split: str | None = None,
+    val_split: str | None = None,
+    format: str | None = None,
+    on_bad: OnBad | None = None,
+    config: str | Path | None = None,
+    changes: Mapping[str, Any] | None = None,
+    resume: str | Path | None = None,
+    device: str = "auto",
+) -> Detector:
+    """Train a detector and return it with its best weights; prints a line now and then.
 
     Args:
-        data: a data set in any known format.
-        preset: the network; None takes that of the weights, or TinySSD.
-        recipe: how to train it; None takes `default`, and the run's own where one is resumed.
-        options: `epochs`, `out`, `weights`, `train_split`, `val_split`, `on_bad`, `device`, `resume`, and `changes`
-            (a dict of dotted settings), as `multibox train` has them.
+        data: A data set in any known format; with `resume`, where the same data lies now.
+        preset: The network; None takes the weights' own, or multibox-coco.
+        recipe: How to train it; None takes `default`.
+        minutes: Train for so many minutes, start-up and validation included.
+        epochs: Passes over the images instead of minutes.
+        weights: What to start from: "coco", "none", a detector's file or run folder, or a backbone's weights. None leaves
+            it to the preset.
+        out: The run folder; None takes the next free runs/PRESET-N.
+        train_split: Split to learn from; None takes `train`.
+        val_split: Split to validate on; None takes `val` or holds a tenth of the training images out, "none" does without.
+        format: The data set's format, where it cannot be told.
+        on_bad: "stop" at a broken file (the default), or "skip" it and count.
+        config: A TOML file with settings.
+        changes: Settings by dotted key, such as {"train.lr": 0.001}; they go above `config`.
+        resume: A run folder to go on with; it needs nothing else, and `minutes` or `epochs` prolong it.
+        device: "cpu", "cuda" or "auto".
 
     Raises:
-        ConfigError: an unknown name or setting.
-        DataError: data that cannot be read.
+        ConfigError: An unknown name, a setting out of range, or settings that exclude each other.
+        DataError: Data that cannot be read.
+        WeightsError: Weights that do not fit.
     """
-    for name in ("out", "weights"):
-        if options.get(name) is not None:
-            options[name] = Path(options[name])
-    trainer = prepare(Path(data), RunOptions(preset=preset, recipe=recipe, **options))
+    options = RunOptions(
+        preset=preset,
+        recipe=recipe,
+        minutes=minutes,
+        epochs=epochs,
+        weights=None if weights is None else str(weights),
+        out=None if out is None else Path(out),
+        train_split=train_split,
+        val_split=val_split,
+        format=format,
+        on_bad=on_bad,
+        config=None if config is None else Path(config),
+        changes=dict(changes or {}),
+        resume=None if resume is None else Path(resume),
+        device=device,
+    )
+    trainer = prepare(None if data is None else Path(data), options)
     trainer.fit()
-    return load(trainer.folder)
+    return load(trainer.folder, device=trainer.device)
 
 
 def evaluate(

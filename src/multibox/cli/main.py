@@ -1,6 +1,7 @@
 """The command `multibox`: its verbs, and how a mistake becomes one sentence."""
 
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -8,6 +9,9 @@ import typer
 from multibox import __version__
 from multibox.cli import bench, data, demo, evaluate, export, imports, lists, plot, predict, train
 from multibox.errors import MissingExtraError, MultiboxError
+
+STARTED = time.monotonic()
+"""When the command began; a run of so many minutes counts from here."""
 
 app = typer.Typer(
     no_args_is_help=True,

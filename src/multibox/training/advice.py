@@ -1,0 +1,2 @@
+def look_at_boxes(training, config):
+    return []
