@@ -70,11 +70,12 @@ def train(
         recipe: How to train it; None takes `default`.
         minutes: Train for so many minutes, start-up and validation included.
         epochs: Passes over the images instead of minutes.
-        weights: What to start from: "coco", "none", a detector's file or run folder, or a backbone's weights. None leaves
-            it to the preset.
+        weights: What to start from: "coco", "none", a detector's file or run folder, or a backbone's weights. None
+            leaves it to the preset.
         out: The run folder; None takes the next free runs/PRESET-N.
         train_split: Split to learn from; None takes `train`.
-        val_split: Split to validate on; None takes `val` or holds a tenth of the training images out, "none" does without.
+        val_split: Split to validate on; None takes `val` or holds out a tenth of the training images, "none" does
+            without.
         format: The data set's format, where it cannot be told.
         on_bad: "stop" at a broken file (the default), or "skip" it and count.
         config: A TOML file with settings.

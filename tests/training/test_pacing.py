@@ -1,5 +1,7 @@
 """The length of a run: fixed, or planned by the clock."""
 
+import itertools
+
 import pytest
 
 from multibox.training.pacing import Pace
@@ -56,9 +58,9 @@ def test_a_timed_run_ends_in_time_and_at_the_end_of_its_schedule(seconds, valida
     pace = Pace(seconds=300, clock=clock)
     positions = run(pace, clock, seconds, validation)
     assert 0.9 * 300 <= clock.now <= 300
-    assert all(a <= b for a, b in zip(positions, positions[1:], strict=False))
+    assert all(a <= b for a, b in itertools.pairwise(positions))
     assert positions[-1] > 0.98
-    assert max(b - a for a, b in zip(positions, positions[1:], strict=False)) < 0.05
+    assert max(b - a for a, b in itertools.pairwise(positions)) < 0.05
 
 
 def test_validations_take_no_more_than_their_share():

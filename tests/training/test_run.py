@@ -67,7 +67,7 @@ def test_moved_data_is_found_again_and_changed_data_refused(squares, tmp_path):
     assert Config.from_toml((tmp_path / "run" / "config.toml").read_text()).data.path == (str(moved),)
     label = moved / "Annotations" / "000.xml"
     label.write_text(label.read_text().replace("</ymax>", ".5</ymax>"))
-    with pytest.raises(ConfigError, match="changed since .* was started"):
+    with pytest.raises(ConfigError, match=r"changed since .* was started"):
         prepare(None, RunOptions(resume=tmp_path / "run"))
 
 

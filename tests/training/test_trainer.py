@@ -83,7 +83,7 @@ def test_resuming_with_other_data_is_refused(squares, tmp_path):
     prepare(squares, options(tmp_path / "run", epochs=1)).fit()
     names = squares / "ImageSets" / "Main" / "train.txt"
     names.write_text("\n".join(names.read_text().split()[:-1]))
-    with pytest.raises(ConfigError, match="changed since .* was started"):
+    with pytest.raises(ConfigError, match=r"changed since .* was started"):
         prepare(squares, RunOptions(resume=tmp_path / "run"))
 
 

@@ -133,7 +133,7 @@ def check_names(config: Config) -> None:
 
 
 def _read_file(path: Path | None) -> dict[str, Any]:
-    """Return the settings of --config by dotted key; a run's own config.toml brings its fingerprint, which is not one."""
+    """Return the settings of --config by dotted key, without the fingerprint that a run's own config.toml brings."""
     if path is None:
         return {}
     try:
@@ -247,8 +247,8 @@ def _identify(config: Config, folder: Path, training: Dataset, validation: Datas
 def _source(config: Config, training: Dataset) -> str:
     names = ", ".join(Path(path).name for path in config.data.path)
     return (
-        f"multibox {__version__}, recipe {config.recipe}, trained on {names} ({training.split}, {len(training)} images, "
-        f"fingerprint {config.data.fingerprint[:12]})"
+        f"multibox {__version__}, recipe {config.recipe}, trained on {names} ({training.split}, "
+        f"{len(training)} images, fingerprint {config.data.fingerprint[:12]})"
     )
 
 
