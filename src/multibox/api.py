@@ -1,8 +1,10 @@
 """The verbs as functions: what `import multibox` offers beside `load`, and what the command line calls."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from multibox.data.checking import check_pictures
 from multibox.data.formats import open_dataset
@@ -15,33 +17,46 @@ from multibox.inference.exported import ExportedDetector
 from multibox.models.build import build_model
 from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve
-from multibox.structures import Dataset
+from multibox.structures import Dataset, checked_class_names
 from multibox.training.run import RunOptions, prepare
+
+if TYPE_CHECKING:
+    from multibox.exporting.graph import Dialect
 
 
 def create(
-    preset: str, names: list[str], *, recipe: str = "default", weights: str | Path | None = None, seed: int = 0
+    preset: str,
+    names: Sequence[str],
+    *,
+    recipe: str = "default",
+    weights: str | Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
 ) -> Detector:
     """Return a detector with fresh weights, or started from the file `weights`.
 
     Args:
         preset: such as "tinyssd"; `multibox list presets` shows all.
-        names: class names, without background.
+        names: class names, each once, without background.
         recipe: settles input normalisation and anchors.
         weights: a detector (class rows that both know are kept by name) or the weights of a body to start from.
         seed: the same seed gives the same weights.
+        device: "cpu", "cuda" or "mps"; "auto" takes CUDA where it is present, else the CPU.
 
     Raises:
-        ConfigError: an unknown preset or recipe.
+        ConfigError: an unknown preset or recipe, class names that are none, or a device that this machine lacks.
         WeightsError: weights that do not fit.
     """
+    classes = checked_class_names(names)
     path = Path(weights) if weights is not None else None
     _, network = choose_network(path, preset, recipe)
     config = resolve(preset, recipe, {"anchors.fit": "none"} | network)
-    model = build_model(config, len(names), seed)
-    if path is not None:
-        load_weights(model, path, tuple(names))
-    return Detector(model, config, tuple(names))
+    # Weights made within `torch.inference_mode` could not be trained
+    with torch.inference_mode(False):
+        model = build_model(config, len(classes), seed)
+        if path is not None:
+            load_weights(model, path, classes)
+        return Detector(model, config, classes, device)
 
 
 def train(
@@ -155,23 +170,50 @@ def open_for(
     return check_pictures(dataset, on_bad) if on_bad == "skip" else dataset
 
 
-def export(detector: Detector, out: str | Path, **options: Any) -> dict[str, Any]:
+def export(
+    detector: Detector,
+    out: str | Path,
+    *,
+    dialect: "Dialect" = "plain",
+    half: bool = False,
+    int8: bool = False,
+    calibrate: str | Path | None = None,
+    data: str | Path | None = None,
+    split: str | None = None,
+    license: str = "",
+    source: str = "",
+) -> dict[str, Any]:
     """Write a detector as one file that runs without PyTorch, and return the report of its verification.
 
     Args:
         detector: the detector.
         out: a name that ends in .onnx, or in .xml for OpenVINO.
-        options: `dialect`, `half`, `int8`, `calibrate`, `data`, `split`, `license`, `source`, as
-            `multibox.exporting.ExportOptions` has them.
+        dialect: "plain"; "raw" for logits and offsets instead of boxes; "ultralytics" or "jetson" for other software.
+        half: weights as float16; OpenVINO only.
+        int8: the network in INT8, calibrated on `calibrate`; OpenVINO only.
+        calibrate: a data set or folder of images like those that the detector will see.
+        data: a data set or folder of images to verify on; None takes synthetic ones.
+        split: which split of `data`.
+        license: of the weights; kept in the metadata, as is the source.
+        source: of the weights.
 
     Raises:
         MissingExtraError: the packages of the extra `export` are not installed.
+        ConfigError: arguments that do not go together.
+        DataError: images that cannot be read.
         VerificationError: the file would compute something else; nothing is written.
     """
     from multibox.exporting import ExportOptions
     from multibox.exporting import export as write
 
-    for name in ("calibrate", "data"):
-        if options.get(name) is not None:
-            options[name] = Path(options[name])
-    return write(detector, Path(out), ExportOptions(**options))
+    options = ExportOptions(
+        dialect=dialect,
+        half=half,
+        int8=int8,
+        calibrate=None if calibrate is None else Path(calibrate),
+        data=None if data is None else Path(data),
+        split=split,
+        license=license,
+        source=source,
+    )
+    return write(detector, Path(out), options)

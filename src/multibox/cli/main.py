@@ -1,5 +1,6 @@
 """The command `multibox`: its verbs, and how a mistake becomes one sentence."""
 
+import os
 import sys
 import time
 from typing import Annotated
@@ -9,6 +10,7 @@ import typer
 from multibox import __version__
 from multibox.cli import bench, data, demo, evaluate, export, imports, lists, plot, predict, train
 from multibox.errors import MissingExtraError, MultiboxError
+from multibox.training.memory import VARIABLE
 
 STARTED = time.monotonic()
 """When the command began; a run of so many minutes counts from here."""
@@ -49,6 +51,8 @@ def options(
 
 def main() -> None:
     """Run the command; exit 0 fine, 1 findings, 2 wrong use or unreadable input (one sentence, no traceback)."""
+    # This process is ours alone, unlike that of a script
+    os.environ.setdefault(VARIABLE, "1")
     try:
         app()
     except MultiboxError as error:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def load(
     path: str | Path,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     threads: int | None = None,
     precision: str | None = None,
     flip: bool = False,
@@ -23,8 +23,10 @@ def load(
 
     Args:
         path: a `.safetensors` file, a run folder, or a `.onnx` or `.xml` file, which runs without PyTorch.
-        device: where a checkpoint runs, such as "cpu" or "cuda".
-        threads: CPU threads to use; None leaves it to the runtime.
+        device: "cpu", "cuda" or, for checkpoints, "mps"; "auto" takes CUDA where it is present, else the CPU. Exported
+            files run on CUDA where onnxruntime-gpu is installed.
+        threads: CPU threads of its forward passes; None leaves it to the runtime. PyTorch's setting of this process
+            stays as it is.
         precision: "float32" or "bfloat16"; None takes what is fastest here for an exported file in OpenVINO, and for a
             checkpoint float32, so that it answers the same on every machine.
         flip: average over every picture and its mirror image, at twice the time; checkpoints only.
@@ -32,7 +34,8 @@ def load(
     Raises:
         WeightsError: the file is missing, broken, foreign or of a newer version.
         MissingExtraError: what runs this kind of file is not installed.
-        ConfigError: an unknown precision, or settings that the kind of file does not know.
+        ConfigError: an unknown precision, a device that this machine or this kind of file does not have, or settings
+            that the kind of file does not know.
     """
     path = Path(path)
     if path.suffix in SUFFIXES:
@@ -40,7 +43,37 @@ def load(
 
         if flip:
             raise ConfigError(f"{path}: averaging over mirror images is for checkpoints; an exported file looks once")
-        return open_exported(path, threads, precision)
+        return open_exported(path, checked_threads(threads), precision, device)
     from multibox.inference import detector
 
     return detector.load(path, device=device, threads=threads, flip=flip).quicken(precision or "float32")
+
+
+def choose_device(asked: str = "auto") -> str:
+    """Return where PyTorch computes: for "auto" `cuda` where there is one, else `cpu`; or what was asked for.
+
+    Raises:
+        ConfigError: this machine, or this PyTorch, has no such device.
+    """
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=asked)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"device {asked} cannot be used here ({reason}); give cpu, cuda or auto") from None
+    return str(asked)
+
+
+def checked_threads(threads: int | None) -> int | None:
+    """Return the number of threads.
+
+    Raises:
+        ConfigError: it is no whole number of at least 1.
+    """
+    # A caller may give anything, whatever the annotation says
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise ConfigError(f"threads={threads!r}: expected a whole number of at least 1, or None for the runtime's own")
+    return threads
