@@ -33,23 +33,27 @@ def export(
     data: Annotated[Path | None, typer.Option(help="Pictures to verify on, and to score INT8 on.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of --data; needed where there are several.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write; default beside the model.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that was exported before.")] = False,
 ) -> None:
     """Write MODEL as one file that runs without PyTorch, after proving that it finds the same objects."""
     from multibox.errors import ConfigError
     from multibox.exporting import ExportOptions, VerificationError
     from multibox.exporting import export as write
+    from multibox.files import check_outputs
     from multibox.inference.detector import find_weights, load
     from multibox.models.checkpoint import read_metadata
 
     if raw and dialect is not Layout.plain:
         raise ConfigError(f"--raw and --dialect {dialect.value} exclude each other; leave one out")
     weights = find_weights(model)
-    detector = load(weights)
-    about = read_metadata(weights) or {}
     suffix = ".onnx" if to is Target.onnx else ".xml"
     out = out or weights.with_suffix(suffix)
     if out.suffix != suffix:
         raise ConfigError(f"--out {out}: expected a name that ends in {suffix} for --to {to.value}")
+    files = [out] if suffix == ".onnx" else [out, out.with_suffix(".bin")]
+    check_outputs(files, overwrite=overwrite, inputs=[path for path in (weights, data, calibrate) if path is not None])
+    detector = load(weights)
+    about = read_metadata(weights) or {}
     options = ExportOptions(
         dialect="raw" if raw else dialect.value,
         half=fp16,
