@@ -7,6 +7,7 @@ from typing import Any
 from multibox.data.checking import check_pictures
 from multibox.data.formats import open_dataset
 from multibox.data.formats.common import OnBad
+from multibox.errors import ConfigError
 from multibox.evaluation.report import Figures
 from multibox.evaluation.report import evaluate as measure
 from multibox.inference.datasets import find_all
@@ -22,25 +23,25 @@ from multibox.training.run import RunOptions, prepare
 def create(
     preset: str, names: list[str], *, recipe: str = "default", weights: str | Path | None = None, seed: int = 0
 ) -> Detector:
-    """Return a detector with fresh weights, or started from the file `weights`.
+    """Return a detector with fresh weights, or started from `weights`.
 
     Args:
         preset: such as "tinyssd"; `multibox list presets` shows all.
         names: class names, without background.
         recipe: settles input normalisation and anchors.
-        weights: a detector (class rows that both know are kept by name) or the weights of a body to start from.
+        weights: a built-in model's name, a detector (class rows that both know are kept by name) or the weights of a
+            backbone to start from; None or "none" starts from nothing.
         seed: the same seed gives the same weights.
 
     Raises:
         ConfigError: an unknown preset or recipe.
         WeightsError: weights that do not fit.
     """
-    path = Path(weights) if weights is not None else None
-    _, network = choose_network(path, preset, recipe)
+    _, network = choose_network(weights, preset, recipe)
     config = resolve(preset, recipe, {"anchors.fit": 0} | network)
     model = build_model(config, len(names), seed)
-    if path is not None:
-        load_weights(model, path, tuple(names))
+    if weights is not None:
+        load_weights(model, weights, tuple(names))
     return Detector(model, config, tuple(names))
 
 
@@ -112,16 +113,17 @@ def open_for(
     return check_pictures(dataset, on_bad) if on_bad == "skip" else dataset
 
 
-def export(detector: Detector, out: str | Path, **options: Any) -> dict[str, Any]:
+def export(detector: Detector | ExportedDetector, out: str | Path, **options: Any) -> dict[str, Any]:
     """Write a detector as one file that runs without PyTorch, and return the report of its verification.
 
     Args:
-        detector: the detector.
+        detector: the detector; of those that run without PyTorch, only a built-in model.
         out: a name that ends in .onnx, or in .xml for OpenVINO.
         options: `dialect`, `half`, `int8`, `calibrate`, `data`, `split`, `license`, `source`, as
             `multibox.exporting.ExportOptions` has them.
 
     Raises:
+        ConfigError: options that do not go together, or a detector from an exported file.
         MissingExtraError: the packages of the extra `export` are not installed.
         VerificationError: the file would compute something else; nothing is written.
     """
@@ -131,4 +133,17 @@ def export(detector: Detector, out: str | Path, **options: Any) -> dict[str, Any
     for name in ("calibrate", "data"):
         if options.get(name) is not None:
             options[name] = Path(options[name])
+    if isinstance(detector, ExportedDetector):
+        options = {name: detector.about[name] for name in ("license", "source")} | options
+        detector = _in_torch(detector)
     return write(detector, Path(out), ExportOptions(**options))
+
+
+def _in_torch(detector: ExportedDetector) -> Detector:
+    """Return a built-in model's detector in PyTorch."""
+    name = detector.about.get("builtin")
+    if name is None:
+        raise ConfigError(
+            "this detector comes from an exported file; export the checkpoint that the file was made from"
+        )
+    return load(name)

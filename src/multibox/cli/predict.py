@@ -9,7 +9,7 @@ from multibox.cli.devices import checked_device
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A .safetensors, .onnx or .xml file, or a run folder.")],
+    model: Annotated[str, typer.Argument(help="coco, face, a .safetensors, .onnx or .xml file, or a run folder.")],
     sources: Annotated[list[str], typer.Argument(help="Picture files, folders or glob patterns.")],
     threshold: Annotated[
         float | None,

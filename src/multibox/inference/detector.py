@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from multibox.builtin import find_model
 from multibox.config import Config
 from multibox.data.pictures import resize_picture
-from multibox.errors import WeightsError
 from multibox.inference.detect import detect
 from multibox.inference.inputs import BATCH, Picture, open_picture
 from multibox.inference.quick import computing_in, gains, quick_copy
@@ -108,10 +108,10 @@ def _versions(model: SSD) -> tuple[int, ...]:
 
 
 def load(path: str | Path, *, device: str = "cpu", threads: int | None = None, flip: bool = False) -> Detector:
-    """Open a checkpoint or a run folder (its `best.safetensors`, or `last` where there is no best).
+    """Open a checkpoint or a run folder (its `best.safetensors`, or `last` where there is no best) in PyTorch.
 
     Args:
-        path: a `.safetensors` file or a run folder.
+        path: a `.safetensors` file, a run folder, or the name of a built-in model.
         device: where to run, such as "cpu" or "cuda".
         threads: CPU threads to use; None leaves PyTorch's setting.
         flip: average over every picture and its mirror image, at twice the time.
@@ -121,18 +121,8 @@ def load(path: str | Path, *, device: str = "cpu", threads: int | None = None, f
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    checkpoint = load_checkpoint(find_weights(Path(path)))
+    checkpoint = load_checkpoint(find_model(path))
     model = build_model(checkpoint.config, len(checkpoint.names))
     model.load_state_dict(dict(checkpoint.state))
     config = checkpoint.config.updated({"post.flip": True}) if flip else checkpoint.config
     return Detector(model, config, checkpoint.names, device)
-
-
-def find_weights(path: Path) -> Path:
-    """Return the weights file meant by a file or a run folder."""
-    if not path.is_dir():
-        return path
-    for name in ("best.safetensors", "last.safetensors"):
-        if (path / name).is_file():
-            return path / name
-    raise WeightsError(f"{path} holds neither best.safetensors nor last.safetensors; give a run folder or a model file")
