@@ -9,7 +9,6 @@ precision, recall and F1 on VOC's 100 images before (0.3 for every class) and af
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,9 +99,7 @@ def cross_validate(table: Columns, enough: int) -> tuple[float, float]:
     rng, scores = np.random.default_rng(0), []
     for _ in range(REPEATS):
         fold = rng.permutation(np.arange(table.pictures) % FOLDS)
-        parts = [_part(table, lambda pictures, k=k: fold[pictures] == k) for k in range(FOLDS)]
-        rest = [_part(table, lambda pictures, k=k: fold[pictures] != k) for k in range(FOLDS)]
-        found = [_counts(part, choose(other, enough)) for part, other in zip(parts, rest, strict=True)]
+        found = [_counts(_part(table, fold == k), choose(_part(table, fold != k), enough)) for k in range(FOLDS)]
         true, boxes, objects = np.sum(found, 0)
         scores.append(2 * true / (boxes + objects))
     return float(np.mean(scores)), float(np.std(scores))
@@ -116,11 +113,12 @@ def _counts(table: Columns, thresholds: Thresholds) -> tuple[float, int, int]:
     return true, sum(len(curve.scores) for curve in found), sum(curve.objects for curve in found)
 
 
-def _part(table: Columns, keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]]) -> Columns:
-    rows = keep(table.gt_picture)
+def _part(table: Columns, keep: NDArray[np.bool_]) -> Columns:
+    """Return the rows of some images; `keep` says of each image whether it is one of them."""
+    rows = keep[table.gt_picture]
     names = ("gt_xyxy", "gt_labels", "gt_picture", "gt_difficult", "gt_crowd")
     table = dataclasses.replace(table, **{name: getattr(table, name)[rows] for name in names})
-    return _chosen(table, keep(table.picture))
+    return _chosen(table, keep[table.picture])
 
 
 def _chosen(table: Columns, rows: NDArray[np.bool_]) -> Columns:

@@ -143,7 +143,5 @@ def _in_torch(detector: ExportedDetector) -> Detector:
     """Return a built-in model's detector in PyTorch."""
     name = detector.about.get("builtin")
     if name is None:
-        raise ConfigError(
-            "this detector comes from an exported file; export the checkpoint that the file was made from"
-        )
+        raise ConfigError("this detector comes from an exported file: export the checkpoint behind that file instead")
     return load(name)
