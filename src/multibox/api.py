@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from multibox.builtin import NO_WEIGHTS
 from multibox.data.checking import check_pictures
 from multibox.data.formats import open_dataset
 from multibox.data.formats.common import OnBad
+from multibox.errors import ConfigError
 from multibox.evaluation.report import Figures
 from multibox.evaluation.report import evaluate as measure
 from multibox.inference.datasets import find_all
@@ -33,13 +35,14 @@ def create(
     seed: int = 0,
     device: str = "auto",
 ) -> Detector:
-    """Return a detector with fresh weights, or started from the file `weights`.
+    """Return a detector with fresh weights, or started from `weights`.
 
     Args:
         preset: such as "tinyssd"; `multibox list presets` shows all.
         names: class names, each once, without background.
         recipe: settles input normalisation and anchors.
-        weights: a detector (class rows that both know are kept by name) or the weights of a body to start from.
+        weights: a built-in model's name, a detector (class rows that both know are kept by name) or the weights of a
+            backbone to start from; None or "none" starts from nothing.
         seed: the same seed gives the same weights.
         device: "cpu", "cuda" or "mps"; "auto" takes CUDA where it is present, else the CPU.
 
@@ -48,14 +51,13 @@ def create(
         WeightsError: weights that do not fit.
     """
     classes = checked_class_names(names)
-    path = Path(weights) if weights is not None else None
-    _, network = choose_network(path, preset, recipe)
+    _, network = choose_network(weights, preset, recipe)
     config = resolve(preset, recipe, {"anchors.fit": "none"} | network)
     # Weights made within `torch.inference_mode` could not be trained
     with torch.inference_mode(False):
         model = build_model(config, len(classes), seed)
-        if path is not None:
-            load_weights(model, path, classes)
+        if weights not in (None, NO_WEIGHTS):
+            load_weights(model, weights, classes)
         return Detector(model, config, classes, device)
 
 
@@ -171,7 +173,7 @@ def open_for(
 
 
 def export(
-    detector: Detector,
+    detector: Detector | ExportedDetector,
     out: str | Path,
     *,
     dialect: "Dialect" = "plain",
@@ -186,7 +188,7 @@ def export(
     """Write a detector as one file that runs without PyTorch, and return the report of its verification.
 
     Args:
-        detector: the detector.
+        detector: the detector; of those that run without PyTorch, only a built-in model.
         out: a name that ends in .onnx, or in .xml for OpenVINO.
         dialect: "plain"; "raw" for logits and offsets instead of boxes; "ultralytics" or "jetson" for other software.
         half: weights as float16; OpenVINO only.
@@ -199,13 +201,16 @@ def export(
 
     Raises:
         MissingExtraError: the packages of the extra `export` are not installed.
-        ConfigError: arguments that do not go together.
+        ConfigError: arguments that do not go together, or a detector from an exported file.
         DataError: images that cannot be read.
         VerificationError: the file would compute something else; nothing is written.
     """
     from multibox.exporting import ExportOptions
     from multibox.exporting import export as write
 
+    if isinstance(detector, ExportedDetector):
+        license, source = license or detector.about["license"], source or detector.about["source"]
+        detector = _in_torch(detector)
     options = ExportOptions(
         dialect=dialect,
         half=half,
@@ -217,3 +222,11 @@ def export(
         source=source,
     )
     return write(detector, Path(out), options)
+
+
+def _in_torch(detector: ExportedDetector) -> Detector:
+    """Return a built-in model's detector in PyTorch."""
+    name = detector.about.get("builtin")
+    if name is None:
+        raise ConfigError("this detector comes from an exported file: export the checkpoint behind that file instead")
+    return load(name)

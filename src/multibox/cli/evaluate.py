@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A .safetensors, .onnx or .xml file, or a run folder.")],
+    model: Annotated[str, typer.Argument(help="coco, face, a .safetensors, .onnx or .xml file, or a run folder.")],
     data: Annotated[Path, typer.Argument(help="Data set: a folder or file in a known format.")],
     split: Annotated[str | None, typer.Option(help="Split to score; needed where there are several.")] = None,
     rename: Annotated[

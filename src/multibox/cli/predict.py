@@ -30,7 +30,7 @@ _ON_BAD = (
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A .safetensors, .onnx or .xml file, or a run folder.")],
+    model: Annotated[str, typer.Argument(help="coco, face, a .safetensors, .onnx or .xml file, or a run folder.")],
     sources: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
     threshold: Annotated[
         float | None,

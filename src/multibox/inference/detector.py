@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from multibox.builtin import find_model
 from multibox.config import Config
 from multibox.data.pictures import resize_picture
-from multibox.errors import WeightsError
 from multibox.inference.detect import detect
 from multibox.inference.inputs import Picture, Pictures, is_one, open_picture, several
 from multibox.inference.loading import checked_threads, choose_device
@@ -139,10 +139,10 @@ def _versions(model: SSD) -> tuple[int, ...]:
 
 @torch.inference_mode(False)
 def load(path: str | Path, *, device: str = "auto", threads: int | None = None, flip: bool = False) -> Detector:
-    """Open a checkpoint or a run folder (its `best.safetensors`, or `last` where there is no best).
+    """Open a checkpoint or a run folder (its `best.safetensors`, or `last` where there is no best) in PyTorch.
 
     Args:
-        path: a `.safetensors` file or a run folder.
+        path: a `.safetensors` file, a run folder, or the name of a built-in model.
         device: "cpu", "cuda" or "mps"; "auto" takes CUDA where it is present, else the CPU.
         threads: CPU threads of its forward passes; None leaves PyTorch's setting. Outside of them PyTorch's setting of
             this process stays as it is.
@@ -153,18 +153,8 @@ def load(path: str | Path, *, device: str = "auto", threads: int | None = None, 
         ConfigError: this machine has no such device, or threads is not at least 1.
     """
     device, threads = choose_device(device), checked_threads(threads)
-    checkpoint = load_checkpoint(find_weights(Path(path)))
+    checkpoint = load_checkpoint(find_model(path))
     model = build_model(checkpoint.config, len(checkpoint.names))
     model.load_state_dict(dict(checkpoint.state))
     config = checkpoint.config.updated({"post.flip": True}) if flip else checkpoint.config
     return Detector(model, config, checkpoint.names, device, threads)
-
-
-def find_weights(path: Path) -> Path:
-    """Return the weights file meant by a file or a run folder."""
-    if not path.is_dir():
-        return path
-    for name in ("best.safetensors", "last.safetensors"):
-        if (path / name).is_file():
-            return path / name
-    raise WeightsError(f"{path} holds neither best.safetensors nor last.safetensors; give a run folder or a model file")

@@ -1,9 +1,10 @@
-"""Any model of ours from its file, without torch where the file needs none."""
+"""Any model of ours by its name or file, without torch where it needs none."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
-from multibox.errors import ConfigError
+from multibox.builtin import builtin_name, find_model, runnable
+from multibox.errors import ConfigError, MissingExtraError
 from multibox.inference.engines import SUFFIXES
 
 if TYPE_CHECKING:
@@ -19,17 +20,21 @@ def load(
     precision: str | None = None,
     flip: bool = False,
 ) -> Union["Detector", "ExportedDetector"]:
-    """Open a checkpoint, a run folder (its `best.safetensors`, or `last` where there is no best) or an exported file.
+    """Open a built-in model, a checkpoint, a run folder (its `best.safetensors`, else `last`) or an exported file.
 
     Args:
-        path: a `.safetensors` file, a run folder, or a `.onnx` or `.xml` file, which runs without PyTorch.
+        path: the name of a built-in model (`multibox list models`), a `.safetensors` file, a run folder, or a `.onnx`
+            or `.xml` file. A built-in name wins over a file of that name: `./coco` is the path. Built-in models and
+            exported files run without PyTorch.
         device: "cpu", "cuda" or, for checkpoints, "mps"; "auto" takes CUDA where it is present, else the CPU. Exported
-            files run on CUDA where onnxruntime-gpu is installed.
+            files run on CUDA where onnxruntime-gpu is installed. A built-in model runs without PyTorch on "cpu" and
+            "auto", and in PyTorch elsewhere.
         threads: CPU threads of its forward passes; None leaves it to the runtime. PyTorch's setting of this process
             stays as it is.
         precision: "float32" or "bfloat16"; None takes what is fastest here for an exported file in OpenVINO, and for a
             checkpoint float32, so that it answers the same on every machine.
-        flip: average over every picture and its mirror image, at twice the time; checkpoints only.
+        flip: average over every image and its mirror image, at twice the time; not for exported files. A built-in
+            model then runs in PyTorch.
 
     Raises:
         WeightsError: the file is missing, broken, foreign or of a newer version.
@@ -37,16 +42,23 @@ def load(
         ConfigError: an unknown precision, a device that this machine or this kind of file does not have, or settings
             that the kind of file does not know.
     """
-    path = Path(path)
-    if path.suffix in SUFFIXES:
+    file = find_model(path)
+    if device in ("cpu", "auto") and not flip:
+        file = runnable(file)
+    if file.suffix in SUFFIXES:
         from multibox.inference.exported import open_exported
 
         if flip:
-            raise ConfigError(f"{path}: averaging over mirror images is for checkpoints; an exported file looks once")
-        return open_exported(path, checked_threads(threads), precision, device)
-    from multibox.inference import detector
-
-    return detector.load(path, device=device, threads=threads, flip=flip).quicken(precision or "float32")
+            raise ConfigError(f"{file}: averaging over mirror images is for checkpoints; an exported file looks once")
+        return open_exported(file, checked_threads(threads), precision, device)
+    try:
+        from multibox.inference import detector
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "torchvision", "jaxtyping"):
+            raise
+        what = f"{builtin_name(file)} on device {device}" if builtin_name(file) else f"Opening {file}"
+        raise MissingExtraError(what, "train") from None
+    return detector.load(file, device=device, threads=threads, flip=flip).quicken(precision or "float32")
 
 
 def choose_device(asked: str = "auto") -> str:

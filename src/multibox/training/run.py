@@ -115,7 +115,7 @@ def resolve_options(data: Path | None, options: RunOptions) -> tuple[Config, dic
     preset = options.preset or changes.pop("preset", None) or file.pop("preset", None)
     recipe = options.recipe or changes.pop("recipe", None) or file.pop("recipe", None) or DEFAULT_RECIPE
     weights = changes.get("train.weights", file.get("train.weights"))
-    preset, network = choose_network(None if weights in (None, "none") else Path(weights), preset, recipe)
+    preset, network = choose_network(weights, preset, recipe)
     layers = [(f"weights {weights}", network), (str(options.config), file), ("--set", changes)]
     config, origins = resolve_layers(preset, recipe, [layer for layer in layers if layer[1]])
     check_names(config)
@@ -225,7 +225,7 @@ def _start_from(model: SSD, config: Config, training: Dataset, reporter: Reporte
     """Load the weights to start from; return whether they know every class already."""
     if config.train.weights == "none":
         return False
-    note, known = load_weights(model, Path(config.train.weights), training.class_names)
+    note, known = load_weights(model, config.train.weights, training.class_names)
     reporter.note(note)
     if unfold_norms(model, _some_images(training, config)):
         reporter.note("batch norms that were folded into these weights got the statistics of training images")
