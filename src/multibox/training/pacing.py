@@ -13,6 +13,8 @@ VALIDATION_SHARE = 0.15
 """Largest share of a timed run that validations may take."""
 VALIDATIONS = 20
 """Validations per run where `train.validate_every` is auto."""
+FORWARD_SHARE = 0.7
+"""Seconds that a validation takes per batch, as a share of a training step."""
 UNPLANNED = 1000
 """Steps that a timed run is taken to have until some are measured; its learning rate warms up by them."""
 LAST_STEPS = 2
@@ -60,7 +62,9 @@ class Pace:
         self.durations: deque[float] = deque(maxlen=MEASURED)
         self.unmeasured = UNMEASURED
         self.validation = 0.0
-        """Seconds per validation."""
+        """Seconds per validation; 0 before the first one."""
+        self.batches = 0.0
+        """Batches that a validation looks at, to predict the first one."""
         self.saving = 0.0
         """Seconds per save."""
 
@@ -86,7 +90,7 @@ class Pace:
             return 0 if self.step and self._left() <= 0 else None
         # Validations still to come are part of every step's price
         left, due = self._left(), self.validations * (1 - self.position)
-        return max(0, int((left - self.validation * due) / each))
+        return max(0, int((left - self._validation() * due) / each))
 
     @property
     def total(self) -> int | None:
@@ -109,9 +113,10 @@ class Pace:
     @property
     def validations(self) -> int:
         """Validations that the whole run affords: 20, or fewer where they would take too much of a timed run."""
-        if self.seconds is None or not self.validation:
+        each = self._validation()
+        if self.seconds is None or not each:
             return VALIDATIONS
-        return max(1, min(VALIDATIONS, int(VALIDATION_SHARE * self.seconds / self.validation)))
+        return max(1, min(VALIDATIONS, int(VALIDATION_SHARE * self.seconds / each)))
 
     def schedule(self) -> tuple[float, float]:
         """Return step and steps for the learning rate: a timed run's are its position and its plan."""
@@ -162,7 +167,11 @@ class Pace:
             done = values["position"]
             self.position = done if done < 1 else min(done, self.spent / self.seconds)
 
+    def _validation(self) -> float:
+        """Return the seconds of a validation, before the first one by what a step takes."""
+        return self.validation or FORWARD_SHARE * self.batches * (self.step_seconds or 0.0)
+
     def _left(self) -> float:
         assert self.seconds is not None
-        ending = self.validation + self.saving + min(LAST_WORDS, 0.05 * self.seconds)
+        ending = self._validation() + self.saving + min(LAST_WORDS, 0.05 * self.seconds)
         return self.seconds - self.elapsed - ending

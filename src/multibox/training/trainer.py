@@ -86,6 +86,7 @@ class Trainer:
         self.batches = order_images(training, config)
         self.pace = make_pace(config, self.batches.steps_per_epoch, started)
         self.batches.steps = self.pace.fixed or ENDLESS
+        self.pace.batches = 0.0 if validation is None else len(validation) / self.batches.batch_size
         self.threads = ThreadPlan(config.train.threads) if device == "cpu" else None
         self.validated = -1
         self.due = 0.0
