@@ -127,7 +127,3 @@ def _read_kilobytes(path: Path, name: str) -> int | None:
     except OSError:
         return None
     return None if line is None else int(line.split()[1]) * 1024
-
-
-def check_memory(model, config, device):
-    pass

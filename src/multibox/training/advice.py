@@ -1,2 +1,0 @@
-def look_at_boxes(training, config):
-    return []
