@@ -30,7 +30,7 @@ from multibox.presets import resolve_layers
 from multibox.settings import flatten
 from multibox.structures import Dataset
 from multibox.training.advice import look_at_boxes
-from multibox.training.capacity import check_memory, choose_batch_size
+from multibox.training.capacity import choose_batch_size
 from multibox.training.folder import CONFIG, Hold, find_run, new_folder
 from multibox.training.norms import unfold_norms
 from multibox.training.precision import choose_device, choose_precision
@@ -200,18 +200,18 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
         # Steps have one shape, or few (train.scales): let cuDNN try its kernels for each and keep the fastest
         torch.backends.cudnn.benchmark = True
     model = build_model(config, len(training.class_names), config.train.seed)
-    check_memory(model, config, device)
     _check_input_size(model, config)
     known = False
     if not resumed:
         known = _start_from(model, config, training, reporter)
         config = find_numbers(config, model, training, device, precision, reporter)
-    for advice in look_at_boxes(training, config):
-        reporter.note(advice)
+    findings = look_at_boxes(training, config)
+    for finding in findings:
+        reporter.note(finding)
     trainer = Trainer(
         model, config, training, validation, folder,
         device=device, precision=precision, source=_source(config, training), known=known, reporter=reporter,
-        started=options.started, hold=hold,
+        started=options.started, hold=hold, findings=findings,
     )  # fmt: skip
     if resumed:
         trainer.resume()

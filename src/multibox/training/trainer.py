@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset
 from multibox.tensors import Batch, LossParts
+from multibox.training.advice import nothing_matched, score_stays_low, what_would_help
 from multibox.training.folder import Hold
 from multibox.training.interrupt import Interrupt
 from multibox.training.norms import train_mode
@@ -55,6 +57,7 @@ class Trainer:
         reporter: Tells how it goes.
         started: `time.monotonic()` when the command began; a timed run counts from there.
         hold: Keeps other processes out of the folder; let go when training ends.
+        findings: What is strange about the training boxes; the reason given if nothing is learned.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Trainer:
         reporter: Reporter | None = None,
         started: float | None = None,
         hold: Hold | None = None,
+        findings: Sequence[str] = (),
     ) -> None:
         self.config = config
         self.folder = folder
@@ -87,7 +91,10 @@ class Trainer:
         self.pace = make_pace(config, self.batches.steps_per_epoch, started)
         self.batches.steps = self.pace.fixed or ENDLESS
         self.pace.batches = 0.0 if validation is None else len(validation) / self.batches.batch_size
-        self.threads = ThreadPlan(config.train.threads) if device == "cpu" else None
+        self.findings = list(findings)
+        self.positives = torch.zeros((), device=device)
+        """Matched anchors of all steps of this process."""
+        self.warned: set[str] = set()
         self.validated = -1
         self.due = 0.0
         """Position from which on the end of an epoch is validated."""
@@ -122,10 +129,11 @@ class Trainer:
 
         Ctrl-C (KeyboardInterrupt) saves the state after the current step and is raised again.
         """
-        with Interrupt() as interrupt, contextlib.closing(self.records), self._released():
+        plan = ThreadPlan(self.config.train.threads) if self.device == "cpu" else contextlib.nullcontext()
+        with Interrupt() as interrupt, contextlib.closing(self.records), self._released(), plan as threads:
             self._begin()
             for batch in self._load():
-                parts = self._step(batch)
+                parts = self._step(batch, threads)
                 self.reporter.step(self, parts)
                 if self.pace.step % self.batches.steps_per_epoch == 0 or self.pace.finished:
                     self._end_epoch(batch)
@@ -137,7 +145,7 @@ class Trainer:
             self.interrupted = interrupt.asked
             if not self.pace.finished:
                 self.reporter.note(self._impatience())
-            self._tell_if_in_vain()
+            self._conclude()
 
     def _begin(self) -> None:
         self.batches.start_step = self.pace.step
@@ -154,23 +162,32 @@ class Trainer:
     def _load(self) -> Iterator[Batch]:
         return load_training(self.training, self.config, self.batches, self.device, self.reporter.note)
 
-    def _step(self, batch: Batch) -> LossParts:
+    def _step(self, batch: Batch, threads: ThreadPlan | None) -> LossParts:
         if self.pace.position >= self.config.train.freeze_until:
             self.stepper.thaw()
         step, steps = self.pace.schedule()
         set_learning_rate(self.stepper.optimizer, learning_rate(step, steps, self.config.train))
-        if self.threads:
-            self.threads.before_step()
-        parts = self.stepper.step(resize_batch(batch.to(self.device), draw_size(self.config, self.pace.step)))
+        size = draw_size(self.config, self.pace.step)
+        if threads:
+            threads.before_step()
+        parts = self.stepper.step(resize_batch(batch.to(self.device), size))
+        self.positives += parts.positives
         took = self._lap()
-        if self.threads:
-            self.threads.after_step(took)
+        if threads:
+            threads.after_step(took, work=size[0] * size[1])
         self.seconds += took
         self.pace.advance(took)
         self._plan_mixing()
         if self.pace.step % CHECK_EVERY == 0:
             self._check_finite(parts.total.item(), batch)
+            self._warn("positives", nothing_matched(self.pace.step, int(self.positives), self.findings))
         return parts
+
+    def _warn(self, about: str, sentence: str | None) -> None:
+        """Tell a warning once."""
+        if sentence is not None and about not in self.warned:
+            self.warned.add(about)
+            self.reporter.note(sentence)
 
     def _plan_mixing(self) -> None:
         """Tell the loader from which step on images are no longer mixed, as far as the run is planned now."""
@@ -240,6 +257,7 @@ class Trainer:
         if "val_map50" in row or self.pace.finished or time.monotonic() - self.saved > SAVE_EVERY:
             self.save()
         self.reporter.row(self, row)
+        self._warn("score", score_stays_low(self.records.rows, self.findings))
 
     def _validation_due(self) -> bool:
         if self.validated < 0 and not self.due:
@@ -253,14 +271,41 @@ class Trainer:
             "weights are best.safetensors (train.patience); the learning rate's schedule was not shortened"
         )
 
-    def _tell_if_in_vain(self) -> None:
-        scored = [row for row in self.records.rows if row.get("val_map50") is not None]
-        if len(scored) > 1 and scored[0]["step"] == 0 and scored[0]["val_map50"] == self.best:
-            advice = "; a lower rate may improve on them, such as --set train.lr=3e-5"
+    def _conclude(self) -> None:
+        """Say at the end what the run has come to, and in one sentence what would help most."""
+        rows = self.records.rows
+        if self._was_in_vain():
+            return
+        if self.warned:
             self.reporter.note(
-                f"no validation was better than the weights before the first step (mAP@0.5 {self.best:.3f}), so "
-                f"best.safetensors are those{advice if known_rate(self.config.train) > 1e-4 else ''}"
+                nothing_matched(self.pace.step, int(self.positives), self.findings)
+                or score_stays_low(rows, self.findings)
+                or "in the end the run found objects, in spite of the warning above"
             )
+        elif self.validation is not None:
+            more = shlex.join(["multibox", "train", "--resume", str(self.folder), *self._longer()])
+            if advice := what_would_help(rows, self.training, self.validation.per_class, more):
+                self.reporter.note(advice)
+
+    def _longer(self) -> list[str]:
+        """Return the options of a run twice as long."""
+        train = self.config.train
+        if train.minutes != "none":
+            return ["--minutes", f"{2 * train.minutes:g}"]
+        epochs = -(-2 * self.pace.step // self.batches.steps_per_epoch)
+        return ["--epochs", str(epochs)]
+
+    def _was_in_vain(self) -> bool:
+        """Say so if no validation was better than the weights that the run started from."""
+        scored = [row for row in self.records.rows if row.get("val_map50") is not None]
+        if len(scored) < 2 or scored[0]["step"] != 0 or scored[0]["val_map50"] != self.best:
+            return False
+        advice = "; a lower rate may improve on them, such as --set train.lr=3e-5"
+        self.reporter.note(
+            f"no validation was better than the weights before the first step (mAP@0.5 {self.best:.3f}), so "
+            f"best.safetensors are those{advice if known_rate(self.config.train) > 1e-4 else ''}"
+        )
+        return True
 
     def save(self) -> None:
         """Write last and best checkpoint, metrics and state."""
@@ -305,13 +350,10 @@ class Trainer:
 
     @contextlib.contextmanager
     def _released(self) -> Iterator[None]:
-        """Give the process its number of threads back afterwards, and the folder to others."""
-        before = torch.get_num_threads()
+        """Leave the folder to others afterwards."""
         try:
             yield
         finally:
-            if torch.get_num_threads() != before:
-                torch.set_num_threads(before)
             if self.hold is not None:
                 self.hold.close()
 
