@@ -64,7 +64,7 @@ def make_batch(pictures: int, size: int, objects: int, seed: int = 0) -> Batch:
 def make_stepper(config: Config, device: str, precision: str, weights: dict[str, Tensor] | None = None) -> Stepper:
     """Return the product's training step for one class, with `weights` if given."""
     if device == "cpu":
-        keep_freed_memory()
+        keep_freed_memory(always=True)
     model = build_model(config, classes=1)
     if weights is not None:
         model.load_state_dict(weights)

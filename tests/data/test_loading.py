@@ -185,7 +185,7 @@ def test_crowds_are_not_asked_for(squares):
 
 @pytest.mark.parametrize(("cores", "threads", "processes"), [(1, 1, 1), (3, 2, 2), (64, 4, 8)])
 def test_workers_are_the_cores_that_this_process_may_use(monkeypatch, cores, threads, processes):
-    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(loading, "available_cores", lambda: cores)
     assert choose_workers("auto") == threads
     assert choose_workers("auto", "cuda") == processes
     assert choose_workers(0) == 0

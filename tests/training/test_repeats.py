@@ -45,7 +45,7 @@ class Recorder:
         self.asked.append(options)
         trainer = prepare(data, options)
         if self.stop is not None and len(self.asked) == self.stop:
-            trainer.watch = interrupt
+            trainer.reporter.step = interrupt
         trainer.fit()
         return trainer
 
@@ -111,7 +111,8 @@ def test_an_interrupted_run_is_resumed(squares, tmp_path):
     (tmp_path / "parts" / "seed-1" / "config.toml").write_text("")
     again = Recorder()
     parts = repeat(squares, options(tmp_path / "parts"), 2, train=again, say=print)
-    assert [(asked.out.name, asked.resume) for asked in again.asked] == [("seed-0", True), ("seed-1", False)]
+    assert [(one.resume or one.out).name for one in again.asked] == ["seed-0", "seed-1"]
+    assert [one.resume is not None for one in again.asked] == [True, False]
     assert parts[:1] == whole
 
 

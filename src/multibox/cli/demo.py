@@ -12,10 +12,14 @@ EPOCHS = 8
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the data, the run and the pictures.")] = Path("demo"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the data, the run and the images. Default: demo, or demo-2 and so on."),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the 900 training pictures.")] = EPOCHS,
 ) -> None:
     """Make synthetic data, train TinySSD on it, score it on held-out pictures and draw what it finds."""
+    import os
     import time
 
     from multibox import api
@@ -24,13 +28,15 @@ def demo(
     from multibox.data.samples import load_picture
     from multibox.data.sprites import make_sprites
     from multibox.errors import ConfigError
+    from multibox.files import free_path
     from multibox.inference.detector import load
     from multibox.inference.thresholds import class_thresholds
     from multibox.plots.detections import contact_sheet, draw_detections
     from multibox.training.run import RunOptions
 
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; remove it or give another --out")
+    out = out or free_path("demo")
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not an empty folder; give another --out")
     started = time.monotonic()
     typer.echo("1. make 900 + 100 pictures of a little creature")
     with counting("drawing", IMAGES) as progress:

@@ -1,14 +1,19 @@
-"""Where a model answers."""
+"""Where a model runs."""
+
+from importlib.util import find_spec
+from pathlib import Path
 
 
-def checked_device(asked: str) -> str:
-    """Return the device that is meant; `cpu`, all that an exported file needs, without a look at PyTorch.
+def checked_device(asked: str, model: Path) -> str:
+    """Return the device that is meant; `cpu` without a look at PyTorch where the model needs none of it.
 
     Raises:
         ConfigError: this machine has no such device.
     """
-    if asked == "cpu":
-        return asked
+    from multibox.inference.engines import SUFFIXES
+
+    if asked == "cpu" or (asked == "auto" and (model.suffix in SUFFIXES or find_spec("torch") is None)):
+        return "cpu"
     from multibox.training.precision import choose_device
 
     return choose_device(asked)

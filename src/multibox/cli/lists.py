@@ -14,7 +14,7 @@ CLASSES = 20
 
 
 def show(
-    what: Annotated[str, typer.Argument(help="presets, recipes, settings, backbones, formats or importers.")],
+    what: Annotated[str, typer.Argument(help="models, presets, recipes, settings, backbones, formats or importers.")],
     diff: Annotated[
         tuple[str, str] | None, typer.Option("--diff", help="Two recipes: print the settings in which they differ.")
     ] = None,
@@ -27,6 +27,7 @@ def show(
     from multibox.errors import ConfigError, did_you_mean
 
     tables: dict[str, Callable[[], None]] = {
+        "models": _models,
         "presets": _presets,
         "recipes": lambda: _recipes(diff),
         "settings": lambda: _settings(json_file, markdown),
@@ -57,6 +58,21 @@ def _print(columns: list[str], rows: list[tuple[str, ...]], note: str = "") -> N
     console.print(table, highlight=False)
     if note:
         console.print(note, highlight=False)
+
+
+def _models() -> None:
+    from multibox.builtin import MODELS, about, size_on_disk
+
+    rows: list[tuple[str, ...]] = []
+    for name, model in MODELS.items():
+        said = about(name)
+        height, width = said["config"]["model"]["input_size"]
+        classes = sum(not each.startswith("unused ") for each in said["names"])
+        figures = (f"{classes:,}", f"{width}x{height}", f"{size_on_disk(name) / 1e6:.1f} MB")
+        rows.append((name, model.network, *figures, model.license, model.use, model.accuracy))
+    columns = ["model", "network", ">classes", ">input", ">size", "licence", "good for", "measured"]
+    sources = "\n".join(f"{name}: weights from {model.source}" for name, model in MODELS.items())
+    _print(columns, rows, f"a name stands wherever a model or --weights is taken; ./coco is a path\n{sources}")
 
 
 def _presets() -> None:

@@ -8,7 +8,6 @@ threads go on with the same batches.
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import sys
 from collections import deque
@@ -22,10 +21,11 @@ from multibox.data.augmented import CACHE_BYTES, Arrays, AugmentedPictures, Item
 from multibox.data.sampling import EpochBatches
 from multibox.data.workers import make_batch, start_worker
 from multibox.errors import MultiboxError
+from multibox.limits import available_cores
 from multibox.tensors import Batch
 
 __all__ = [
-    "CACHE_BYTES", "AugmentedPictures", "Item", "available_cores", "choose_workers", "collate", "in_order",
+    "CACHE_BYTES", "AugmentedPictures", "Item", "choose_workers", "collate", "in_order",
     "load_batches", "use_processes",
 ]  # fmt: skip
 
@@ -80,12 +80,6 @@ def load_batches(
                 return
             _, keys, future = waiting.popleft()
             yield pool.finish(keys, future)
-
-
-def available_cores() -> int:
-    """Return the cores that this process may use; a container or a cluster's job may have fewer than the machine."""
-    # Only Linux tells
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_workers(asked: int | str, device: str = "cpu") -> int:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from multibox.config import Config
 from multibox.data.pictures import resize_picture
 from multibox.data.sprites import render
-from multibox.exporting.compare import VerificationError, largest_difference, match
+from multibox.exporting.compare import BOX, SCORE, Cuts, VerificationError, largest_difference, match
 from multibox.exporting.graph import ULTRALYTICS_ROWS, Dialect
 from multibox.exporting.runtimes import Arrays, Run
 from multibox.inference.detect import detect
@@ -33,6 +34,8 @@ RAW, RAW_HALF = 1e-3, 5e-2
 """Largest difference of logits and offsets (as a share of those above 1); with weights in float16."""
 UNMATCHED = 0.01
 """Share of detections that may differ: overlaps or scores that lie on a threshold to the last bit."""
+AT_ONCE = 256
+"""Detections compared with every anchor at once."""
 WANTED = 50
 """Detections a picture to compare; the score threshold is lowered until there are about so many."""
 
@@ -50,7 +53,7 @@ class Report(NamedTuple):
     """Of eager."""
     matched: int = 0
     swapped: int = 0
-    """Not matched because scores that differ by less than 1e-4 changed places."""
+    """Of eager; the file has others of equal rank instead, as scores that differ by less than 1e-4 changed places."""
     score: float = 0.0
     """Of matched pairs, as is the box."""
     box: float = 0.0
@@ -101,9 +104,31 @@ def _check(run: Run, detector: Detector, dialect: Dialect, batch: Pixels, raw: f
     if dialect == "raw":
         return report
     shown = HeadOutputs(torch.from_numpy(answer["logits"]), torch.from_numpy(answer["offsets"]), outputs.feature_shapes)
-    found = _detections(answer, detector.names)
-    wanted = detect(shown, [size] * len(batch), config, detector.names)
-    pairs = [match(a, b, max(size)) for a, b in zip(found, wanted, strict=True)]
+    return compare_detections(_detections(answer, detector.names), shown, config, size, report)
+
+
+def compare_detections(
+    found: list[Detections], outputs: HeadOutputs, config: Config, size: tuple[int, int], report: Report
+) -> Report:
+    """Compare a file's detections with eager's from the same outputs, and return the report with what was counted.
+
+    Scores may tie where post-processing stops counting, as in a network whose scores are all 1. Then any choice among
+    the tied is right.
+
+    Args:
+        found: per image, all of one size.
+        outputs: logits and offsets as the file computed them.
+        config: of the detector, with the limits that the file was given.
+        size: width and height of the images.
+        report: what the stages before gave.
+
+    Raises:
+        VerificationError: boxes that are none of eager's, or other boxes kept than suppression keeps.
+    """
+    wanted = detect(outputs, [size] * len(found), config, found[0].names)
+    scores, boxes = _candidates(outputs, config, size)
+    cuts = [_cuts(each, config) for each in scores]
+    pairs = [match(a, b, max(size), cut) for a, b, cut in zip(found, wanted, cuts, strict=True)]
     report = report._replace(
         detections=sum(map(len, wanted)),
         matched=sum(pair.matched for pair in pairs),
@@ -112,13 +137,13 @@ def _check(run: Run, detector: Detector, dialect: Dialect, batch: Pixels, raw: f
         box=max(pair.box for pair in pairs),
     )
     total = sum(map(len, found))
-    known = _known(found, shown, config, size)
-    alike = report.matched + report.swapped
+    known = sum(_known(*each, max(size)) for each in zip(found, scores, boxes, strict=True))
     if known < total * (1 - UNMATCHED) - 1:
         raise VerificationError(f"decode differs: {total - known} of {total} detections are none of eager's boxes")
-    if max(report.detections, total) - alike > UNMATCHED * report.detections + 1:
+    if sum(pair.unexplained for pair in pairs) > UNMATCHED * report.detections + 1:
         raise VerificationError(
-            f"NMS differs: {alike} of eager's {report.detections} detections are among the file's {total}"
+            f"NMS differs: {report.matched + report.swapped} of eager's {report.detections} detections are among the "
+            f"file's {total}, or give way to others of equal score"
         )
     return report
 
@@ -172,12 +197,40 @@ def _detections(answer: Arrays, names: tuple[str, ...]) -> list[Detections]:
     return [Detections(b[:n], s[:n], k[:n], names) for b, s, k, n in zip(*columns, strict=True)]
 
 
-def _known(found: list[Detections], outputs: HeadOutputs, config: Config, size: tuple[int, int]) -> int:
-    """Count the detections that are among eager's boxes before suppression."""
-    all_boxes = {"post.nms_threshold": 1.0, "post.nms_inclusive": False, "post.max_per_class": "none"}
-    config = config.updated({**all_boxes, "post.max_detections": 1_000_000})
-    candidates = detect(outputs, [size] * len(found), config, found[0].names)
-    return sum(match(a, b, max(size)).matched for a, b in zip(candidates, found, strict=True))
+def _candidates(outputs: HeadOutputs, config: Config, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return eager's scores [b, a, c] and boxes [b, a, 4] in pixels before anything is left out by rank."""
+    model, post = config.model, config.post
+    scores = outputs.logits.softmax(2)[..., 1:] if model.score == "softmax" else outputs.logits.sigmoid()
+    if not post.multi_label:
+        scores = scores.where(scores >= scores.amax(2, keepdim=True), 0.0)
+    anchors = make_anchors(config.anchors, outputs.feature_shapes, model.input_size)
+    boxes = decode(outputs.offsets, anchors, model.variances, model.coder).clamp(0, 1)
+    if post.min_size:
+        small = (boxes[..., 2:] - boxes[..., :2]).amin(2, keepdim=True) <= post.min_size
+        scores = scores.where(~small, 0.0)
+    return scores, boxes * torch.tensor([*size, *size])
+
+
+def _cuts(scores: Tensor, config: Config) -> Cuts:
+    """Return where post-processing stops counting, for the scores [a, c] of one image."""
+    post, (anchors, classes) = config.post, scores.shape
+    lowest = np.full(classes, -np.inf)
+    if anchors > post.pre_nms_topk:
+        lowest = scores.topk(post.pre_nms_topk, dim=0).values[-1].numpy()
+    per_class = 0 if post.max_per_class == "none" else post.max_per_class
+    return Cuts(lowest, per_class, post.max_detections)
+
+
+def _known(found: Detections, scores: Tensor, boxes: Tensor, side: float) -> int:
+    """Count the detections with the score [a, c] and the box [a, 4] of one of eager's anchors."""
+    known = 0
+    for start in range(0, len(found), AT_ONCE):
+        some = found[slice(start, start + AT_ONCE)]
+        alike = (scores[:, some.labels].T - torch.from_numpy(some.scores)[:, None]).abs() <= SCORE
+        row, anchor = alike.nonzero(as_tuple=True)
+        near = (boxes[anchor] - torch.from_numpy(some.boxes)[row]).abs().amax(1) <= BOX * side
+        known += len(row[near].unique())
+    return known
 
 
 def _worst(reports: Iterable[Report]) -> Report:

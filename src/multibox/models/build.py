@@ -38,6 +38,12 @@ def build_model(config: Config, classes: int, seed: int = 0) -> SSD:
     return model
 
 
+PIXEL_SPREAD = 70.0
+"""Standard deviation of grey levels 0 to 255: 74 if they are uniform, 60 to 75 in photographs."""
+HEAD_SPREAD = 0.1
+"""Standard deviation of the first class logits, about, where a prior is set."""
+
+
 def _initialize(model: SSD, config: ModelConfig) -> None:
     if config.init != "torch":
         for name, module in model.named_modules():
@@ -48,9 +54,32 @@ def _initialize(model: SSD, config: ModelConfig) -> None:
                     nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+    if config.init == "kaiming":
+        _expect_pixels(model.backbone, config)
     if config.prior != "none":
         for _, layer in model.heads.class_layers():
+            if config.init != "torch":
+                # PyTorch's own rule is small enough
+                nn.init.normal_(layer.weight, std=HEAD_SPREAD / math.sqrt(layer.weight[0].numel()))
             _set_prior(layer, model.heads.logits, config.score, config.prior)
+
+
+def _expect_pixels(backbone: nn.Module, config: ModelConfig) -> None:
+    """Take the scale of the pixels out, an equal factor per convolution up to the extra layers.
+
+    He's rule keeps the scale of its input. Pixels that are not divided by their standard deviation (Caffe's) would give
+    logits of several hundred. The first convolution alone could take the whole factor, but its weights would then be
+    so small that a step of AdamW changes them by a tenth.
+    """
+    convs = [
+        module
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.Conv2d) and not name.startswith("extras.")
+    ]
+    scale = sum(config.std) / len(config.std) / PIXEL_SPREAD
+    with torch.no_grad():
+        for conv in convs:
+            conv.weight *= scale ** (1 / len(convs))
 
 
 def _set_prior(head: nn.Conv2d, logits: int, score: str, prior: float) -> None:

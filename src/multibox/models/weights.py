@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from multibox.builtin import NO_WEIGHTS, builtin_name, find_model
 from multibox.errors import WeightsError
 from multibox.models.checkpoint import Checkpoint, load_checkpoint, load_config, read_metadata
 from multibox.models.foreign import fit_backbone, read_state
@@ -25,7 +26,9 @@ class Taken(NamedTuple):
     """Whether nothing is fresh: it is a detector that knows every class already."""
 
 
-def choose_network(path: Path | None, preset: str | None, recipe: str = "default") -> tuple[str, dict[str, Any]]:
+def choose_network(
+    weights: str | Path | None, preset: str | None, recipe: str = "default"
+) -> tuple[str, dict[str, Any]]:
     """Return the preset to use with these weights, and the settings that belong to them.
 
     A detector of the same preset brings its network, anchors and post-processing: width, input size, mean and fitted
@@ -34,11 +37,14 @@ def choose_network(path: Path | None, preset: str | None, recipe: str = "default
     its scores. Other weights bring nothing.
 
     Args:
-        path: weights to start from, if any.
+        weights: a built-in model's name, a file or a run folder to start from; None or "none" starts from nothing.
         preset: what was asked for; None takes the detector's, and without one the recipe's default.
         recipe: what it will be trained by.
+
+    Raises:
+        WeightsError: there is no such file.
     """
-    config = None if path is None else load_config(path)
+    config = None if weights in (None, NO_WEIGHTS) else load_config(find_model(weights))
     if config is None:
         return preset or default_preset(recipe), {}
     if preset not in (None, config.preset):
@@ -56,18 +62,22 @@ def default_preset(recipe: str) -> str:
     return DEFAULT_PRESET if DEFAULT_PRESET in fits else fits[0]
 
 
-def load_weights(model: SSD, path: Path, names: tuple[str, ...]) -> Taken:
-    """Fill `model` from a detector or from a body's weights and say what was taken.
+def load_weights(model: SSD, weights: str | Path, names: tuple[str, ...]) -> Taken:
+    """Fill `model` from a detector or from a backbone's weights and say what was taken.
+
+    Args:
+        model: the network to fill, in place.
+        weights: a built-in model's name, a file or a run folder; "none" leaves the network as it is.
+        names: the class names of `model`.
 
     Raises:
         WeightsError: the file is missing or broken, or nothing in it fits the network.
     """
-    if path.is_dir():
-        raise WeightsError(f"{path} is a folder; give the file in it, of a run {path / 'best.safetensors'}")
-    if not path.is_file():
-        raise WeightsError(f"{path} does not exist; expected a detector (.safetensors) or a body's weights")
+    if weights == NO_WEIGHTS:
+        return Taken("no weights given: every tensor is fresh", whole=False)
+    path = find_model(weights)
     if read_metadata(path) is not None:
-        return _load_detector(model, path, load_checkpoint(path), names)
+        return _load_detector(model, builtin_name(path) or str(path), load_checkpoint(path), names)
     return _load_body(model, path)
 
 
@@ -85,7 +95,7 @@ def _load_body(model: SSD, path: Path) -> Taken:
     return Taken(f"{path}: {len(kept)} of the body's {len(body)} tensors taken over; fresh parts: {parts}", whole=False)
 
 
-def _load_detector(model: SSD, path: Path, checkpoint: Checkpoint, names: tuple[str, ...]) -> Taken:
+def _load_detector(model: SSD, where: str, checkpoint: Checkpoint, names: tuple[str, ...]) -> Taken:
     """Copy tensors of equal name and shape; class heads row by row for the classes, by name, that both know."""
     own = model.state_dict()
     background = model.heads.logits - len(names)
@@ -104,12 +114,12 @@ def _load_detector(model: SSD, path: Path, checkpoint: Checkpoint, names: tuple[
         elif name in own and name not in ends and own[name].shape == tensor.shape:
             kept[name] = tensor
     if not kept:
-        raise WeightsError(f"{path}: no tensor fits this network; expected names such as {_some(own)}")
+        raise WeightsError(f"{where}: no tensor fits this network; expected names such as {_some(own)}")
     model.load_state_dict(kept, strict=False)
     known = [names[mine] for mine, _ in shared] if heads else []
     fresh = [name for name in names if name not in known]
     note = (
-        f"{path}: {len(kept)} of {len(own)} tensors taken over; class rows kept: {', '.join(known) or 'none'}; "
+        f"{where}: {len(kept)} of {len(own)} tensors taken over; class rows kept: {', '.join(known) or 'none'}; "
         f"fresh: {', '.join(fresh) or 'none'}" + ("" if heads else " (the heads have other anchors or channels)")
     )
     return Taken(note, whole=len(kept) == len(own) and not fresh)

@@ -11,10 +11,8 @@ from typing import Any
 from multibox.config import SIGMOID_LOSSES, LossConfig, MatchingConfig
 from multibox.errors import ConfigError, did_you_mean
 from multibox.files import write_text_whole
-from multibox.models.weights import choose_network
-from multibox.presets import resolve
 from multibox.training.repeats import FIGURES, Run, Say, Spread, Train, csv_text, repeat, spread
-from multibox.training.run import DEFAULT_RECIPE, RunOptions
+from multibox.training.run import RunOptions, resolve_options
 
 Settings = dict[str, Any]
 Grid = dict[str, tuple[str, ...]]
@@ -140,7 +138,7 @@ def ablate(data: Path, options: RunOptions, grid: Grid, seeds: int, *, train: Tr
         ConfigError: settings that do not go together, or that an axis sets itself.
     """
     cells, axes = make_grid(grid), tuple(grid)
-    _check(options, cells, axes)
+    _check(data, options, cells, axes)
     out = options.out
     if out is None:
         raise ConfigError("--ablate needs --out, the folder for all runs; the same command then goes on with it")
@@ -207,12 +205,10 @@ def describe(figure: Spread | None) -> str:
     return f"{figure.mean:.3f}" + ("" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})")
 
 
-def _check(options: RunOptions, cells: Sequence[Cell], axes: Sequence[str]) -> None:
+def _check(data: Path, options: RunOptions, cells: Sequence[Cell], axes: Sequence[str]) -> None:
     """Refuse before the first run what would stop a later one."""
     taken = sorted({key for cell in cells for key in cell.settings} & options.changes.keys())
     if taken:
         raise ConfigError(f"--ablate {','.join(axes)} sets {taken[0]} itself; leave --set {taken[0]} away")
-    recipe = options.recipe or DEFAULT_RECIPE
-    preset, network = choose_network(options.weights, options.preset, recipe)
     for cell in cells:
-        resolve(preset, recipe, network | options.changes | cell.settings)
+        resolve_options(data, dataclasses.replace(options, changes={**options.changes, **cell.settings}))

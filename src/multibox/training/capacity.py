@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from multibox.config import Config
+from multibox.limits import available_memory, read_kilobytes
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset
 from multibox.tensors import Batch
@@ -63,20 +64,6 @@ def largest_predicted(step: Callable[[int], None], limit: int) -> int | None:
         size *= 2
 
 
-def available_memory() -> int | None:
-    """Return the bytes that this process could still take: of the machine, or of its container if that is less."""
-    free = _read_kilobytes(Path("/proc/meminfo"), "MemAvailable:")
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return free
-    if not limit.isdigit():
-        return free
-    left = int(limit) - int(used)
-    return left if free is None else min(free, left)
-
-
 def _make_step(model: SSD, config: Config, device: str, precision: str) -> Callable[[int], None]:
     stepper = Stepper(copy.deepcopy(model), config, device=device, precision=precision)
     train_mode(stepper.model)
@@ -112,18 +99,10 @@ def _largest_that_runs(step: Callable[[int], None], limit: int) -> int:
 
 def _held(name: str) -> int | None:
     """Return the bytes that this process holds (VmRSS) or has held at most (VmHWM)."""
-    return _read_kilobytes(Path("/proc/self/status"), name)
+    return read_kilobytes(Path("/proc/self/status"), name)
 
 
 def _forget_peak() -> None:
     # 5 sets the mark of the most memory back to what is held now
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _read_kilobytes(path: Path, name: str) -> int | None:
-    try:
-        line = next((line for line in path.read_text().splitlines() if line.startswith(name)), None)
-    except OSError:
-        return None
-    return None if line is None else int(line.split()[1]) * 1024

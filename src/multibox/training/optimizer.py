@@ -63,8 +63,11 @@ def decay_penalty(optimizer: torch.optim.Optimizer) -> float:
     return torch.stack(terms).sum().item() if terms else 0.0
 
 
-def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Return the learning rate of `step` (from 0) in a run of `steps`: linear warm-up, then what the schedule says."""
+def learning_rate(step: float, steps: float, config: TrainConfig) -> float:
+    """Return the learning rate of `step` (from 0) in a run of `steps`: linear warm-up, then what the schedule says.
+
+    A timed run, whose number of steps is an estimate, gives its position on the schedule as a fraction of steps.
+    """
     peak = known_rate(config)
     warm = round(config.warmup * steps)
     warm = warm if config.warmup_steps == "none" else min(warm, config.warmup_steps)

@@ -14,7 +14,7 @@ from multibox.structures import Dataset
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import set_learning_rate
 from multibox.training.step import Stepper
-from multibox.training.trainer import load_training, order_pictures
+from multibox.training.trainer import load_training, order_images
 
 LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 60
 WINDOW = 7
@@ -47,8 +47,8 @@ def sweep_rates(
         alone = config.updated({"train.ema": "none"})
         stepper = Stepper(copy.deepcopy(model), alone, device=device, precision=precision)
         train_mode(stepper.model)
-        batches = order_pictures(training, config)
-        batches.epochs = -(-STEPS // batches.steps_per_epoch)
+        batches = order_images(training, config)
+        batches.steps = STEPS
         for rate, batch in zip(rates, load_training(training, config, batches, device), strict=False):
             set_learning_rate(stepper.optimizer, rate)
             loss = stepper.step(batch.to(device)).total.item()

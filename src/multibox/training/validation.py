@@ -32,6 +32,8 @@ class Validation:
         self.precision = precision
         self.per_cell = anchors_per_cell(config)
         self.pictures = AugmentedPictures(dataset, config.model.input_size, ())
+        self.per_class: dict[str, float | None] = {}
+        """Of the weights scored last: average precision at IoU .5 of each class."""
         self.thresholds: tuple[float, ...] = ()
         """Of the weights scored last: for each class the score from which F1 at IoU .5 is best."""
 
@@ -66,6 +68,7 @@ class Validation:
             found += detect(outputs, batch.sizes, self.config, self.dataset.class_names)
         loss = torch.stack(losses).sum().item() / len(self.dataset)
         curves = precision_recall(found, self.dataset, self.dataset.class_names)
+        self.per_class = {name: curve.ap12 for name, curve in curves.items()}
         best = [best_threshold(curve) for curve in curves.values()]
         self.thresholds = tuple(DEFAULT_THRESHOLD if one is None else one["threshold"] for one in best)
         return {"val_loss": loss, "val_map50": mean(curve.ap12 for curve in curves.values())}

@@ -59,8 +59,18 @@ def make_backbone(name: str, width: float, levels: int) -> nn.Module:
         )
     if name.startswith(TIMM):
         return replace_strided_depthwise(TimmBody(name.removeprefix(TIMM), levels))
-    if name not in FIXED:
-        raise ConfigError(
-            f"unknown backbone {name!r}{did_you_mean(name, BACKBONES)}; known: {', '.join(BACKBONES)}, timm:NAME"
-        )
+    check_backbone(name)
     return FIXED[name]()
+
+
+def check_backbone(name: str) -> None:
+    """Refuse a name that is in no table.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if name not in BACKBONES and not name.startswith(TIMM):
+        raise ConfigError(
+            f"model.backbone: unknown backbone {name!r}{did_you_mean(name, BACKBONES)}; known: "
+            f"{', '.join(BACKBONES)}, timm:NAME"
+        )

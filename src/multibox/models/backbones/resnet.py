@@ -16,7 +16,8 @@ class ResNet50Body(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        net = resnet50(weights=None)
+        # Blocks start as their shortcuts: else fresh features grow from block to block until batch norms have measured
+        net = resnet50(weights=None, zero_init_residual=True)
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2, self.layer3 = net.layer1, net.layer2, net.layer3
         # Only its first block strides
