@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox.errors import ConfigError, MissingExtraError, WeightsError
+from multibox.privacy import import_onnxruntime
 
 KEY = "multibox"
 """Under which an exported file says of itself, as JSON, what it is."""
 FORMAT_VERSION = 1
 LIMITS = ("score_threshold", "nms_threshold", "max_detections")
-"""Inputs beside the pictures; they have defaults in ONNX, in OpenVINO every call gives them."""
+"""Inputs beside the images; every call gives them. In files of version 0.1 they have defaults."""
 OUTPUTS = ("boxes", "scores", "labels", "counts")
 SUFFIXES = (".onnx", ".xml")
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
@@ -68,10 +69,9 @@ def open_engine(path: Path, threads: int | None = None, precision: str | None = 
 
 
 def _onnxruntime(path: Path, threads: int | None) -> Engine:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of every input that has a default
+    options.log_severity_level = 3  # of files of version 0.1 it warns: their limits have defaults
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
