@@ -199,7 +199,7 @@ def test_each_setting_tells_its_layer():
 
 def test_the_default_preset_fits_the_recipe():
     assert {recipe: default_preset(recipe) for recipe in ("default", "d2l", "caffe", "nvidia")} == {
-        "default": "multibox-coco",
+        "default": "multibox-fine",
         "d2l": "tinyssd",
         "caffe": "ssd300-vgg16",
         "nvidia": "ssd300-resnet50",

@@ -72,6 +72,7 @@ def test_python_blocks_run(folder, capsys):
 
 def test_commands_run(folder, monkeypatch):
     lines = [line for line in commands("README.md") if "ssd.safetensors" not in line]
+    lines += [line for line in commands("docs/weights.md") if "--weights coco " in line]
     assert len(lines) >= 9
     for line in lines:
         run(monkeypatch, *short(line))
