@@ -139,7 +139,7 @@ def export(detector: Detector, out: str | Path, **options: Any) -> dict[str, Any
     Args:
         detector: the detector.
         out: a name that ends in .onnx, or in .xml for OpenVINO.
-        options: `dialect`, `half`, `int8`, `calibrate`, `data`, `split`, `license`, `source`, as
+        options: `dialect`, `half`, `int8`, `calibrate`, `data`, `split`, `opset`, `license`, `source`, as
             `multibox.exporting.ExportOptions` has them.
 
     Raises:

@@ -62,7 +62,7 @@ class Trainer:
         self.tell = tell
         self.names = training.class_names
         self.stepper = Stepper(model, config, device=device, precision=precision)
-        self.validation = Validation(validation, config, device, precision) if validation is not None else None
+        self.validation = Validation(validation, config, device) if validation is not None else None
         self.training = training
         self.batches = order_pictures(training, config)
         self.steps = self.batches.epochs * self.batches.steps_per_epoch
