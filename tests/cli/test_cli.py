@@ -57,8 +57,8 @@ def test_train_eval_predict(run, squares, trained, tmp_path):
     assert code == 0
     assert "VOC07 AP" in out
     figures = json.loads((tmp_path / "f.json").read_text())
-    assert figures["pictures"] == 4
-    assert set(figures) == {"pictures", "coco", "voc07", "voc12", "thresholds"}
+    assert figures["images"] == 4
+    assert set(figures) == {"images", "coco", "voc07", "voc12", "thresholds"}
     assert "precision" in out
     assert "95 %" not in out
     assert set(figures["voc07"]["per_class"]) == {"red", "blue"}
@@ -172,11 +172,21 @@ def test_seeds_and_ablations_end_in_a_table(run, squares, tmp_path):
 def test_a_class_that_changed_its_name_is_named(run, squares, trained):
     for path in (squares / "Annotations").iterdir():
         path.write_text(path.read_text().replace("<name>red<", "<name>crimson<"))
-    code, _, err = run("eval", trained, squares, "--split", "val")
-    assert code == 2
-    assert "crimson" in err
+    code, out, _ = run("eval", trained, squares, "--split", "val")
+    assert code == 0
+    assert "left out, of other classes than asked for: crimson (" in out
+    assert "scored on 1 of the detector's 2 classes: blue" in out
     (squares.parent / "names.json").write_text('{"crimson": "red"}')
-    assert run("eval", trained, squares, "--split", "val", "--rename", squares.parent / "names.json")[0] == 0
+    for given in (["crimson=red"], [squares.parent / "names.json"], ["crimson=", "--rename", "blue=red"]):
+        code, out, _ = run("eval", trained, squares, "--split", "val", "--rename", *given)
+        assert code == 0
+        assert ("left out" in out) == (given[0] == "crimson=")
+    code, _, err = run("eval", trained, squares, "--split", "val", "--rename", "crimson")
+    assert code == 2
+    assert "--rename crimson: expected A=B" in err
+    code, _, err = run("eval", trained, squares, "--split", "val", "--rename", "blue=green")
+    assert code == 2
+    assert "shares no class with the model: it has crimson, green" in err
 
 
 def test_list_and_diff(run):

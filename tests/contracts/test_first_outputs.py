@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from multibox.data.sprites import render
 from multibox.models.build import build_model
-from multibox.presets import PRESETS, RECIPES, fitting, resolve
+from multibox.presets import RECIPES, fitting, resolve
 
 CLASSES = 20
 SIDE = 160
