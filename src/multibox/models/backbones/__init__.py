@@ -70,7 +70,7 @@ def check_backbone(name: str) -> None:
     Raises:
         ConfigError: an unknown name.
     """
-    if name not in BACKBONES and not name.startswith(TIMM):
+    if name not in FIXED and name not in WITH_WIDTH and not name.startswith(TIMM):
         raise ConfigError(
             f"model.backbone: unknown backbone {name!r}{did_you_mean(name, BACKBONES)}; known: "
             f"{', '.join(BACKBONES)}, timm:NAME"
