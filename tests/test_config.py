@@ -110,7 +110,7 @@ NONSENSE = [
     ("train.scales", [0, 1], "above 0"),
     ("train.validate_every", 0, "or auto"),
     ("train.patience", -1, "or none"),
-    ("train.seed", -1, "from 0"),
+    ("train.seed", -1, "at least 0"),
     ("train.workers", -7, "from 0 to 64, or auto"),
     ("train.threads", 0, "or auto"),
     ("post.score_threshold", 1, "below 1"),
