@@ -50,7 +50,7 @@ def trained(once, tmp_path):
 
 
 def test_train_eval_predict(run, squares, trained, tmp_path):
-    assert (trained / "pictures" / "curves.png").is_file()
+    assert (trained / "images" / "curves.png").is_file()
     code, out, _ = run(
         "eval", trained, squares, "--split", "val", "--json", tmp_path / "f.json", "--plot", tmp_path / "pr.png"
     )

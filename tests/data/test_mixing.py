@@ -14,7 +14,6 @@ from multibox.data.formats import open_dataset
 from multibox.data.loading import AugmentedPictures, load_batches
 from multibox.data.mixing import CopyPaste, Mixing, MixUp, Mosaic, Scene, mix, narrow
 from multibox.data.samples import load_picture
-from multibox.data.sampling import EpochBatches
 
 MIXING = ("mosaic", "mixup", "copy-paste", "strong")
 COLOURS = np.array([[250, 40, 40], [40, 250, 40], [40, 40, 250]])

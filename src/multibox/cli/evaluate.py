@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multibox.cli.devices import checked_device
 from multibox.cli.outputs import PLOTS, check_suffix, own_files
 from multibox.cli.train import OnBad
 
@@ -51,7 +50,7 @@ def evaluate(
     check_outputs(outputs, overwrite=overwrite, inputs=(data, *own_files(model), *([rename] if rename else [])))
     if plot is not None:
         check_suffix(plot, PLOTS)
-    detector = load(model, device=checked_device(device, model), flip=flip)
+    detector = load(model, device=device, flip=flip)
     names = read_rename(rename)
     dataset = api.open_for(detector, data, split=split, rename=names, format=format, on_bad=on_bad.value)
     found = api.find_all(detector, dataset, max_detections)

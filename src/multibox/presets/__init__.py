@@ -78,7 +78,7 @@ def resolve_layers(
         raise ConfigError(f"recipe {recipe!r} was made for {', '.join(fitting(recipe))}, not for preset {preset!r}")
     names = {"preset": preset, "recipe": recipe}
     chosen = RECIPES[recipe]
-    stack = [
+    stack: list[tuple[str, Mapping[str, Any]]] = [
         (f"preset {preset}", PRESETS[preset].settings),
         (f"recipe {recipe}", chosen.settings),
         (f"tuning of {preset}", chosen.tuning.get(preset, {})),
@@ -95,7 +95,7 @@ def resolve_layers(
             config = change_settings(config, changes, parse=layer == SET)
         except ConfigError as error:
             raise error if layer == SET else ConfigError(f"{layer}: {error}") from None
-        origins.update(dict.fromkeys(changes, layer))
+        origins |= {key: layer for key in changes}
     check_settings(config)
     needed = "sigmoid" if config.loss.classification in SIGMOID_LOSSES else "softmax"
     if config.model.score != needed:
