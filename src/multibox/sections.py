@@ -329,6 +329,13 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     mix_until: Annotated[
         Share, means("Share of the run in which recipes that mix images do so. Afterwards images are seen as they are.")
     ] = 0.85
+    largest_input: Annotated[
+        Side | Literal["none"],
+        means(
+            "Side up to which the input grows before training if most objects would be smaller than 16 pixels at "
+            "`model.input_size`; none keeps that size. A size given in a file or by --set is kept, too."
+        ),
+    ] = "none"
     scales: Annotated[
         tuple[Scale, Scale],
         means(

@@ -19,5 +19,6 @@ MULTIBOX_FINE = Preset(
         "anchors.ratios": (*_COCO["anchors.ratios"], (1.0, 1.0, 2.0, 0.5)),
         "train.weights": "coco",
         "train.lr": 1e-3,
+        "train.largest_input": 448,
     },
 )

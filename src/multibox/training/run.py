@@ -29,18 +29,21 @@ from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve_layers
 from multibox.settings import flatten
 from multibox.structures import Dataset
-from multibox.training.advice import look_at_boxes
+from multibox.training.advice import look_at_boxes, median_side
 from multibox.training.capacity import check_memory, choose_batch_size
 from multibox.training.folder import CONFIG, Hold, find_run, new_folder
 from multibox.training.norms import unfold_norms
 from multibox.training.precision import choose_device, choose_precision
 from multibox.training.range_test import find_rate
 from multibox.training.reporter import Reporter
+from multibox.training.scales import MULTIPLE
 from multibox.training.splits import open_splits
 from multibox.training.trainer import Trainer
 
 DEFAULT_RECIPE = "default"
 UNFOLD_IMAGES, UNFOLD_BATCH = 64, 16
+SMALL = 16.0
+"""Pixels of the input that the median object should have, where `train.largest_input` allows it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,8 +120,11 @@ def resolve_options(data: Path | None, options: RunOptions) -> tuple[Config, dic
     weights = changes.get("train.weights", file.get("train.weights"))
     preset, network = choose_network(weights, preset, recipe)
     layers = [(f"weights {weights}", network), (str(options.config), file), ("--set", changes)]
-    config, origins = resolve_layers(preset, recipe, [layer for layer in layers if layer[1]])
+    layers = [layer for layer in layers if layer[1]]
+    config, origins = resolve_layers(preset, recipe, layers)
     check_names(config)
+    if any("model.input_size" in values and "train.largest_input" not in values for _, values in layers):
+        config = config.updated({"train.largest_input": "none"})
     return config, origins
 
 
@@ -193,7 +199,7 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
     if config.train.difficult == "drop":
         training = drop_difficult(training)
     if not resumed:
-        config = fit_anchors(config, training)
+        config = fit_anchors(enlarge_input(config, training, reporter), training)
     device = choose_device(options.device)
     precision = choose_precision(config.train, device)
     if device != "cpu":
@@ -262,6 +268,24 @@ def drop_difficult(training: Dataset) -> Dataset:
     kept[training.starts[:-1][hopeless & (np.diff(training.starts) > 0)]] = True
     # A crowd is what training looks away from
     return dataclasses.replace(training, crowd=training.crowd | ~kept)
+
+
+def enlarge_input(config: Config, training: Dataset, reporter: Reporter) -> Config:
+    """Enlarge the input where most objects would be small at it, up to `train.largest_input`, and tell it."""
+    if config.train.largest_input == "none":
+        return config
+    height, width = config.model.input_size
+    side = median_side(training, (height, width))
+    scale = min(SMALL / side if side else 1.0, config.train.largest_input / max(height, width))
+    larger = tuple(round(edge * scale / MULTIPLE) * MULTIPLE for edge in (height, width))
+    if scale <= 1 or larger <= (height, width):
+        return config
+    reporter.note(
+        f"half of the objects are smaller than {side:.0f} pixels at an input of {height}x{width}, so it is enlarged to "
+        f"{larger[0]}x{larger[1]}; --set model.input_size=[{height},{width}] keeps it, for "
+        f"{larger[0] * larger[1] / (height * width):.1f} times as many steps in the same time"
+    )
+    return config.updated({"model.input_size": larger})
 
 
 def fit_anchors(config: Config, training: Dataset) -> Config:
