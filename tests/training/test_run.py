@@ -8,9 +8,10 @@ import time
 import pytest
 import torch
 
+from multibox import create
 from multibox.config import Config
 from multibox.errors import ConfigError, MultiboxError
-from multibox.models.checkpoint import load_checkpoint
+from multibox.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from multibox.presets import RECIPES
 from multibox.training.reporter import Reporter
 from multibox.training.run import RunOptions, prepare, resolve_options
@@ -268,4 +269,23 @@ def test_the_input_grows_where_objects_are_small_at_it(squares, tmp_path, monkey
     trainer = prepare(squares, asked, Reporter(told.append))
     assert trainer.config.model.input_size == size
     assert any("so it is enlarged to 128x128" in line for line in told) == (size == (128, 128))
+    trainer.hold.close()
+
+
+@pytest.mark.parametrize(
+    ("score", "changes", "rate"),
+    [(0.8, {}, 3e-5), (0.1, {}, 2e-3), (None, {}, 2e-3), (0.8, {"train.lr": 0.01}, 0.01)],
+)
+def test_weights_that_find_everything_already_learn_at_a_low_rate(squares, tmp_path, monkeypatch, score, changes, rate):
+    known = create("ssd300-mobilenetv1", ["red", "blue"])
+    save_checkpoint(tmp_path / "known.safetensors", Checkpoint(known.model.state_dict(), known.config, known.names))
+    monkeypatch.setattr("multibox.training.adapting.Validation.score", lambda *_: {"val_loss": 1.0, "val_map50": score})
+    told = []
+    asked = RunOptions(
+        weights=str(tmp_path / "known.safetensors"), out=tmp_path / "run", epochs=1, changes=SMALL | changes
+    )
+    trainer = prepare(squares, asked, Reporter(told.append))
+    assert trainer.known
+    assert trainer.config.train.lr == rate
+    assert any("learn at a low rate" in line for line in told) == (rate == 3e-5)
     trainer.hold.close()

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from multibox import __version__
-from multibox.analysis.anchors import box_shapes, fit_shapes
 from multibox.config import Config, read_toml
 from multibox.data.augmentation import find_augmentation
 from multibox.data.fingerprint import fingerprint
@@ -21,7 +19,6 @@ from multibox.data.formats.common import OnBad
 from multibox.data.loading import AugmentedPictures, in_order, load_batches
 from multibox.errors import ConfigError
 from multibox.files import write_text_whole
-from multibox.models.anchors import cell_shapes
 from multibox.models.backbones import check_backbone
 from multibox.models.build import build_model
 from multibox.models.ssd import SSD
@@ -29,21 +26,19 @@ from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve_layers
 from multibox.settings import flatten
 from multibox.structures import Dataset
-from multibox.training.advice import look_at_boxes, median_side
-from multibox.training.capacity import check_memory, choose_batch_size
+from multibox.training.adapting import drop_difficult, enlarge_input, find_numbers, fit_anchors, spare_knowledge
+from multibox.training.advice import look_at_boxes
+from multibox.training.capacity import check_memory
 from multibox.training.folder import CONFIG, Hold, find_run, new_folder
+from multibox.training.memory import keep_freed_memory
 from multibox.training.norms import unfold_norms
 from multibox.training.precision import choose_device, choose_precision
-from multibox.training.range_test import find_rate
 from multibox.training.reporter import Reporter
-from multibox.training.scales import MULTIPLE
 from multibox.training.splits import open_splits
 from multibox.training.trainer import Trainer
 
 DEFAULT_RECIPE = "default"
 UNFOLD_IMAGES, UNFOLD_BATCH = 64, 16
-SMALL = 16.0
-"""Pixels of the input that the median object should have, where `train.largest_input` allows it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,8 +118,9 @@ def resolve_options(data: Path | None, options: RunOptions) -> tuple[Config, dic
     layers = [layer for layer in layers if layer[1]]
     config, origins = resolve_layers(preset, recipe, layers)
     check_names(config)
-    if any("model.input_size" in values and "train.largest_input" not in values for _, values in layers):
-        config = config.updated({"train.largest_input": "none"})
+    for given, adapted in (("model.input_size", "train.largest_input"), ("train.lr", "train.known_lr")):
+        if any(given in values and adapted not in values for _, values in layers):
+            config = config.updated({adapted: "none"})
     return config, origins
 
 
@@ -202,7 +198,9 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
         config = fit_anchors(enlarge_input(config, training, reporter), training)
     device = choose_device(options.device)
     precision = choose_precision(config.train, device)
-    if device != "cpu":
+    if device == "cpu":
+        keep_freed_memory()
+    else:
         # Steps have one shape, or few (train.scales): let cuDNN try its kernels for each and keep the fastest
         torch.backends.cudnn.benchmark = True
     model = build_model(config, len(training.class_names), config.train.seed)
@@ -211,6 +209,8 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
     known = False
     if not resumed:
         known = _start_from(model, config, training, reporter)
+        if known:
+            config = spare_knowledge(model, config, validation or training, device, reporter)
         config = find_numbers(config, model, training, device, precision, reporter)
     findings = look_at_boxes(training, config)
     for finding in findings:
@@ -259,52 +259,6 @@ def _source(config: Config, training: Dataset) -> str:
     )
 
 
-def drop_difficult(training: Dataset) -> Dataset:
-    """Take objects marked difficult out of training; where an image has no others, its first one stays (HiKapok)."""
-    easy = ~training.difficult
-    owner = np.repeat(np.arange(len(training)), np.diff(training.starts))
-    hopeless = np.bincount(owner, weights=easy, minlength=len(training)) == 0
-    kept = easy.copy()
-    kept[training.starts[:-1][hopeless & (np.diff(training.starts) > 0)]] = True
-    # A crowd is what training looks away from
-    return dataclasses.replace(training, crowd=training.crowd | ~kept)
-
-
-def enlarge_input(config: Config, training: Dataset, reporter: Reporter) -> Config:
-    """Enlarge the input where most objects would be small at it, up to `train.largest_input`, and tell it."""
-    if config.train.largest_input == "none":
-        return config
-    height, width = config.model.input_size
-    side = median_side(training, (height, width))
-    scale = min(SMALL / side if side else 1.0, config.train.largest_input / max(height, width))
-    larger = tuple(round(edge * scale / MULTIPLE) * MULTIPLE for edge in (height, width))
-    if scale <= 1 or larger <= (height, width):
-        return config
-    reporter.note(
-        f"half of the objects are smaller than {side:.0f} pixels at an input of {height}x{width}, so it is enlarged to "
-        f"{larger[0]}x{larger[1]}; --set model.input_size=[{height},{width}] keeps it, for "
-        f"{larger[0] * larger[1] / (height * width):.1f} times as many steps in the same time"
-    )
-    return config.updated({"model.input_size": larger})
-
-
-def fit_anchors(config: Config, training: Dataset) -> Config:
-    """Replace the preset's anchor shapes by ones fitted to the training boxes, where the recipe asks for it."""
-    if config.anchors.fit == "none":
-        return config
-    base = cell_shapes(config.anchors, config.model.input_size)
-    shapes = fit_shapes(box_shapes(training), base, config.anchors.fit)
-    return config.updated(
-        {
-            "anchors.style": "shapes",
-            "anchors.shapes": shapes,
-            "anchors.sizes": (),
-            "anchors.ratios": (),
-            "anchors.fit": "none",
-        }
-    )
-
-
 def _check_input_size(model: SSD, config: Config) -> None:
     """Refuse an input that the network does not take, and single images where batch norms need more."""
     height, width = config.model.input_size
@@ -324,21 +278,6 @@ def _check_input_size(model: SSD, config: Config) -> None:
             "such as [256, 256]"
         ) from None
     model.train()
-
-
-def find_numbers(
-    config: Config, model: SSD, training: Dataset, device: str, precision: str, reporter: Reporter
-) -> Config:
-    """Replace a batch size and a learning rate of `auto` by numbers, and tell them; the network stays as it is."""
-    if config.train.batch_size == "auto":
-        size, why = choose_batch_size(model, config, training, device=device, precision=precision)
-        reporter.note(f"batch size {size}: {why}")
-        config = config.updated({"train.batch_size": size})
-    if config.train.lr == "auto":
-        rate = find_rate(model, config, training, device=device, precision=precision)
-        reporter.note(f"learning rate {rate:g}: in the range test nine tenths of the loss's fall were done there")
-        config = config.updated({"train.lr": rate})
-    return config
 
 
 def _some_images(training: Dataset, config: Config) -> Iterator[Tensor]:
