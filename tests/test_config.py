@@ -110,7 +110,7 @@ NONSENSE = [
     ("train.scales", [0, 1], "above 0"),
     ("train.validate_every", 0, "or auto"),
     ("train.patience", -1, "or none"),
-    ("train.seed", -1, "from 0"),
+    ("train.seed", -1, "at least 0"),
     ("train.workers", -7, "from 0 to 64, or auto"),
     ("train.threads", 0, "or auto"),
     ("post.score_threshold", 1, "below 1"),
@@ -120,8 +120,8 @@ NONSENSE = [
     ("post.max_detections", 10**30, "whole number"),
     ("post.max_per_class", 0, "or none"),
     ("post.min_size", 1, "below 1"),
-    ("data.path", [""], "a list of texts"),
-    ("data.merge", ["car"], "a list of texts"),
+    ("data.path", [""], "paths separated by commas"),
+    ("data.merge", ["car"], "NEW=A,B"),
     ("data.on_bad", "explode", "stop, skip"),
 ]
 
@@ -143,6 +143,11 @@ def test_settings_that_contradict_each_other_are_refused():
         ({"loss.classification_weight": 0, "loss.localization_weight": 0}, "one of them above 0"),
         ({"matching.matcher": "dual_max", "matching.low": 0.7}, "matching.low=0.7: expected at most"),
         (dict.fromkeys(LENGTHS, "none"), "are all none"),
+        ({"train.backbone_lr": 0, "train.head_lr": 0}, "leave nothing to learn"),
+        (
+            {"train.schedule": "steps", "train.factors": [1], "train.lr": 0.1, "train.minimum_lr": 1},
+            "train.minimum_lr=1: expected at most train.lr=0.1",
+        ),
         ({"train.epochs": 3, "train.steps": 9}, "train.epochs=3 and train.steps=9 are two lengths"),
         ({"train.schedule": "steps", "train.boundaries": [0.5], "train.factors": [0, 0]}, "a factor above 0"),
     ):
@@ -199,7 +204,7 @@ def test_each_setting_tells_its_layer():
 
 def test_the_default_preset_fits_the_recipe():
     assert {recipe: default_preset(recipe) for recipe in ("default", "d2l", "caffe", "nvidia")} == {
-        "default": "multibox-coco",
+        "default": "multibox-fine",
         "d2l": "tinyssd",
         "caffe": "ssd300-vgg16",
         "nvidia": "ssd300-resnet50",

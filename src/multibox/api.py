@@ -85,7 +85,7 @@ def train(
 
     Args:
         data: A data set in any known format; with `resume`, where the same data lies now.
-        preset: The network; None takes the weights' own, or multibox-coco.
+        preset: The network; None takes the weights' own, or multibox-fine.
         recipe: How to train it; None takes `default`.
         minutes: Train for so many minutes, start-up and validation included.
         epochs: Passes over the images instead of minutes.

@@ -143,6 +143,12 @@ def check_settings(config: Config) -> None:
         raise ConfigError("loss.classification_weight=0 and loss.localization_weight=0: expected one of them above 0")
     if matching.matcher == "dual_max" and matching.low > matching.threshold:
         raise ConfigError(f"matching.low={matching.low:g}: expected at most matching.threshold={matching.threshold:g}")
+    if train.backbone_lr == train.head_lr == 0:
+        raise ConfigError(
+            "train.backbone_lr=0 and train.head_lr=0 leave nothing to learn: expected one of them above 0"
+        )
+    if train.schedule == "steps" and train.lr != "auto" and train.minimum_lr > train.lr:
+        raise ConfigError(f"train.minimum_lr={train.minimum_lr:g}: expected at most train.lr={train.lr:g}")
     if train.scales[0] > train.scales[1]:
         raise ConfigError(
             f"train.scales={list(train.scales)}: expected the smallest and the largest scale, such as [0.75, 1.25]"

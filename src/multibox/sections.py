@@ -287,7 +287,7 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         tuple[Name, ...],
         means(
             "Patterns of parameter names that do not learn. Frozen batch norms keep their statistics.",
-            such_as=("backbone.*",),
+            expected="patterns separated by commas, such as backbone.*,heads.*",
         ),
     ] = ()
     freeze_until: Annotated[
@@ -358,7 +358,7 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         ),
     ] = "none"
     seed: Annotated[
-        Annotated[int, Meta(ge=0, le=2**32 - 1)],
+        Annotated[int, Meta(ge=0)],
         means("Seed of the initial weights, the order of the images, their augmentation and `scales`."),
     ] = 0
     precision: Annotated[
@@ -428,7 +428,11 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the run learns from. It stands in config.toml and never in a checkpoint."""
 
     path: Annotated[
-        tuple[Name, ...], means("Folders or files of the data, joined by class name.", such_as=("data",))
+        tuple[Name, ...],
+        means(
+            "Folders or files of the data, joined by class name.",
+            expected="paths separated by commas, or a list of texts",
+        ),
     ] = ()
     format: Annotated[
         Name, means("Format of the data. auto recognises it.", expected="auto, or a name of `multibox list formats`")
@@ -445,11 +449,19 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "auto"
     on_bad: Annotated[Literal["stop", "skip"], means("What a broken file does: stop, or be skipped.")] = "stop"
     classes: Annotated[
-        tuple[Name, ...], means("Classes to learn, by name. An empty list takes all of them.", such_as=("cat", "dog"))
+        tuple[Name, ...],
+        means(
+            "Classes to learn, by name. An empty list takes all of them.",
+            expected="names separated by commas, such as cat,dog, or a list of texts",
+        ),
     ] = ()
     merge: Annotated[
         tuple[Merge, ...],
-        means("Classes to join under one name, each NEW=A,B.", such_as=("vehicle=car,bus",), separator=";"),
+        means(
+            "Classes to join under one name.",
+            expected="NEW=A,B, several separated by semicolons or as a list of texts",
+            separator=";",
+        ),
     ] = ()
     fingerprint: Annotated[
         str,

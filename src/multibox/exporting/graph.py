@@ -48,7 +48,8 @@ def build_onnx(
       `boxes` [batch, n, 4] xyxy in pixels of the images, `scores` [batch, n], `labels` int64 [batch, n] (-1 pads),
       `counts` int64 [batch].
     * raw: `images` as above -> `logits` [batch, anchors, k], `offsets` [batch, anchors, 4].
-    * ultralytics: `images` alone, with the usual thresholds -> one output `output0` [batch, 300, 6]: x1, y1, x2, y2, score, label; zeros pad.
+    * ultralytics: `images` alone, for the usual thresholds -> `output0` [batch, 300, 6]: x1, y1, x2, y2, score, label;
+      zeros pad.
     * jetson (jetson-inference's detectNet): `input_0` [batch, 3, height, width] of the network's size, RGB scaled to
       -1 .. 1 -> `scores` [batch, anchors, 1 + classes] with background first, `boxes` [batch, anchors, 4] xyxy as
       fractions of the picture.

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
-from onnx import helper
 
 from multibox.errors import ConfigError
 from multibox.exporting.network import OPSET
@@ -41,6 +40,8 @@ def checked_opset(opset: int | None, dialect: str) -> int:
 
 def lower(model: ir.Model, opset: int) -> None:
     """Rewrite, in place, a model that was built at `OPSET`; the IR version becomes the oldest that has the opset."""
+    from onnx import helper
+
     rewrite: dict[str, Callable[[ir.Node], None]] = {}
     if opset < 18:
         rewrite |= dict.fromkeys(REDUCTIONS, _axes_as_attribute)

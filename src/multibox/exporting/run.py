@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from multibox.errors import ConfigError
-from multibox.exporting.accuracy import measure_loss
+from multibox.exporting.accuracy import measure_agreement, measure_loss
 from multibox.exporting.compare import VerificationError
 from multibox.exporting.graph import Dialect, build_onnx
 from multibox.exporting.metadata import as_text, describe
@@ -26,11 +26,10 @@ from multibox.inference.engines import KEY
 
 Target = Literal["onnx", "openvino"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
-PICTURES, CALIBRATION_PICTURES = 8, 300
-"""Taken of the data given, evenly spread."""
+PICTURES, CALIBRATION_PICTURES, AGREEMENT_PICTURES = 8, 300, 64
+"""Taken of the data given, evenly spread: to verify on, to calibrate INT8 on, and to verify it on."""
 LOW_SCORE = 1e-5
-_Given = tuple[list[Pixels], Iterator[Image.Image] | None]
-"""Pictures to verify on, and to calibrate on if that is wanted."""
+"""Below which a file of fixed thresholds is verified."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +68,14 @@ def export(detector: Detector, out: Path, options: ExportOptions | None = None) 
     options = options or ExportOptions()
     target = _check(detector, out, options)
     pictures = _pictures(options)
-    seen = _calibration(options)
+    if options.int8 and options.calibrate is not None:
+        training_split(options.calibrate)  # before the long part: the images can be found
     precision = "int8" if options.int8 else "fp16" if options.half else "fp32"
     about = describe(detector, options.dialect, license=options.license, source=options.source, precision=precision)
     model = build_onnx(detector, options.dialect, opset=options.opset if target == "onnx" else OPSET)
     if target == "onnx":
         return _onnx(model, detector, out, options, pictures, about)
-    return _openvino(model, detector, out, options, (pictures, seen), about)
+    return _openvino(model, detector, out, options, pictures, about)
 
 
 def _onnx(model: Any, detector: Detector, out: Path, options: ExportOptions, pictures: list[Pixels],
@@ -119,19 +119,22 @@ def _checked(proto: Any) -> bytes:
     return proto.SerializeToString()
 
 
-def _openvino(model: Any, detector: Detector, out: Path, options: ExportOptions, given: _Given,
+def _openvino(model: Any, detector: Detector, out: Path, options: ExportOptions, pictures: list[Pixels],
               about: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
-    pictures, seen = given
     converted = to_openvino(model)
-    stages = options.dialect != "jetson"
     half = options.half and not options.int8
-    report = verify(run_openvino(as_stored(converted, half), stages), detector, options.dialect, pictures, half)
+    run = run_openvino(as_stored(converted, half), options.dialect != "jetson")
+    report = verify(run, detector, options.dialect, pictures, half)
     about["verification"] = _written(report, "openvino", options)
-    if seen is not None:
+    if options.calibrate is not None and options.int8:
+        seen = _calibration(options.calibrate, CALIBRATION_PICTURES)
         converted = quantize(converted, seen, detector.config.model.input_size)
+        small = run_openvino(as_stored(converted, True))
+        again = _calibration(options.calibrate, AGREEMENT_PICTURES)
+        about["verification"]["int8"] = measure_agreement(small, run, detector, again)
         data = labelled(options.data, options.split, detector.names) if options.data is not None else None
         if data is not None:
-            about["verification"]["int8"] = measure_loss(run_openvino(converted), detector, data)
+            about["verification"]["int8"] |= measure_loss(small, detector, data)
     save_openvino(converted, out, as_text(about), options.half or options.int8)
     return about["verification"]
 
@@ -154,14 +157,13 @@ def _check(detector: Detector, out: Path, options: ExportOptions) -> Target:
 
 
 def _written(report: Report, runtime: str, options: ExportOptions) -> dict[str, Any]:
-    where = str(options.data) if options.data is not None else "synthetic"
+    # Without its folder: the file goes to others
+    where = options.data.resolve().name if options.data is not None else "synthetic"
     return {"runtime": f"{runtime} {version(runtime)}", "data": where, **report._asdict()}
 
 
-def _calibration(options: ExportOptions) -> Iterator[Image.Image] | None:
-    if not options.int8 or options.calibrate is None:
-        return None
-    return spread_pictures(options.calibrate, training_split(options.calibrate), CALIBRATION_PICTURES)
+def _calibration(data: Path, most: int) -> Iterator[Image.Image]:
+    return spread_pictures(data, training_split(data), most)
 
 
 def _pictures(options: ExportOptions) -> list[Pixels]:

@@ -10,6 +10,7 @@ from multibox.config import SIGMOID_LOSSES, Config, check_settings, with_one_len
 from multibox.errors import ConfigError, did_you_mean
 from multibox.presets.mobilenetv1 import SSD300_MOBILENETV1
 from multibox.presets.multibox_coco import MULTIBOX_COCO
+from multibox.presets.multibox_fine import MULTIBOX_FINE
 from multibox.presets.multibox_s import MULTIBOX_S
 from multibox.presets.preset import Preset
 from multibox.presets.recipes import RECIPES
@@ -24,6 +25,7 @@ PRESETS: dict[str, Preset] = {
     "tinyssd": TINYSSD,
     "multibox-s": MULTIBOX_S,
     "multibox-coco": MULTIBOX_COCO,
+    "multibox-fine": MULTIBOX_FINE,
     "ssd300-vgg16": SSD300_VGG16,
     "ssd512-vgg16": SSD512_VGG16,
     "ssd300-resnet50": SSD300_RESNET50,
@@ -76,7 +78,7 @@ def resolve_layers(
         raise ConfigError(f"recipe {recipe!r} was made for {', '.join(fitting(recipe))}, not for preset {preset!r}")
     names = {"preset": preset, "recipe": recipe}
     chosen = RECIPES[recipe]
-    stack = [
+    stack: list[tuple[str, Mapping[str, Any]]] = [
         (f"preset {preset}", PRESETS[preset].settings),
         (f"recipe {recipe}", chosen.settings),
         (f"tuning of {preset}", chosen.tuning.get(preset, {})),
@@ -93,7 +95,7 @@ def resolve_layers(
             config = change_settings(config, changes, parse=layer == SET)
         except ConfigError as error:
             raise error if layer == SET else ConfigError(f"{layer}: {error}") from None
-        origins.update(dict.fromkeys(changes, layer))
+        origins |= {key: layer for key in changes}
     check_settings(config)
     needed = "sigmoid" if config.loss.classification in SIGMOID_LOSSES else "softmax"
     if config.model.score != needed:
