@@ -1,5 +1,6 @@
 """Hints for options that a command does not have: other programs' names for our settings."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +14,14 @@ class HintedCommand(TyperCommand):
         """Read the arguments as typer does.
 
         Raises:
-            ConfigError: an unknown option that is one of our settings under this or another name.
+            ConfigError: an unknown option that is one of our settings under this or another name, or --resume without
+                the run folder.
         """
         from multibox.errors import ConfigError
 
         given = list(args)
+        if (run := _resumed_without_folder(given)) is not None:
+            raise ConfigError(f"--resume takes the run folder now: multibox train --resume {run}")
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
@@ -49,6 +53,16 @@ def option_hint(option: str, args: Sequence[str] = ()) -> str | None:
     value = _value(option, args)
     examples = " or ".join(f"--set {key}{assigned(known[key], value) or '=VALUE'}" for key in meant)
     return f"{option} is no option of this command; did you mean {examples}?"
+
+
+def _resumed_without_folder(args: Sequence[str]) -> str | None:
+    """Return the run that --resume was meant for if no folder follows it, as in the days when --out named it."""
+    if "--resume" not in args:
+        return None
+    following = args[args.index("--resume") + 1 :]
+    if following and not following[0].startswith("-"):
+        return None
+    return shlex.quote(_value("--out", args) or "RUN")
 
 
 def _value(option: str, args: Sequence[str]) -> str:

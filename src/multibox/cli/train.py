@@ -81,7 +81,7 @@ def train(
     from multibox.settings import parse_assignments
     from multibox.training.run import RunOptions
 
-    _check_usage(data, resume, moved, out)
+    _check_usage(data, resume, moved)
     options = RunOptions(
         preset=preset,
         recipe=recipe,
@@ -109,12 +109,9 @@ def train(
         _once(data or moved, options)
 
 
-def _check_usage(data: Path | None, resume: Path | None, moved: Path | None, out: Path | None) -> None:
+def _check_usage(data: Path | None, resume: Path | None, moved: Path | None) -> None:
     from multibox.errors import ConfigError
 
-    if resume is not None and str(resume).startswith("-"):
-        run = data or out or "RUN"
-        raise ConfigError(f"--resume takes the run folder now: multibox train --resume {run}")
     if moved is not None and (resume is None or data is not None):
         raise ConfigError("--data belongs to --resume, where the same data lies elsewhere; otherwise give DATA alone")
 
@@ -129,10 +126,10 @@ def _needed(data: Path | None) -> Path:
 
 def _print_settings(data: Path | None, options: "RunOptions") -> None:
     from multibox.cli.layers import print_layers
-    from multibox.training.run import settings
+    from multibox.training.run import resolve_options
 
-    layered = settings(_needed(data), options)
-    print_layers(layered.config, layered.origins)
+    config, origins = resolve_options(data, options)
+    print_layers(config, origins)
 
 
 def _once(data: Path | None, options: "RunOptions") -> None:

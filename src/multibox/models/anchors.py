@@ -7,6 +7,7 @@ import json
 from torch import Tensor
 
 from multibox.config import AnchorConfig, Config, ShapesPerLevel
+from multibox.errors import ConfigError
 from multibox.ops.anchors import caffe_shapes, grid_anchors, hikapok_shapes, mxnet_shapes, pair_shapes
 
 FeatureShapes = tuple[tuple[int, int], ...]
@@ -30,6 +31,32 @@ def cell_shapes(anchors: AnchorConfig, input_size: tuple[int, int]) -> ShapesPer
     if anchors.clip_shapes:
         shapes = tuple(tuple((min(w, 1.0), min(h, 1.0)) for w, h in level) for level in shapes)
     return shapes
+
+
+def check_anchors(config: Config) -> None:
+    """Refuse lists of sizes, ratios, shapes and steps that do not describe the same feature maps.
+
+    Raises:
+        ConfigError: lists of different lengths, or sizes that the style cannot read.
+    """
+    anchors = config.anchors
+    lists = "anchors.shapes" if anchors.style == "shapes" else "anchors.sizes and anchors.ratios"
+    try:
+        maps = len(cell_shapes(anchors, config.model.input_size))
+    except ConfigError as error:
+        raise ConfigError(f"{lists}: {error}") from None
+    except ValueError:
+        # Caffe and HiKapok have two numbers per feature map
+        raise ConfigError(
+            f"anchors.sizes={[list(level) for level in anchors.sizes]}: expected two numbers per feature map for "
+            f"anchors.style={anchors.style}"
+        ) from None
+    if not maps:
+        raise ConfigError(f"{lists}: expected one entry per feature map for anchors.style={anchors.style}, got none")
+    if anchors.steps and len(anchors.steps) != maps:
+        raise ConfigError(
+            f"anchors.steps={list(anchors.steps)}: expected one number per feature map as in {lists}, which have {maps}"
+        )
 
 
 def anchors_per_cell(config: Config) -> list[int]:

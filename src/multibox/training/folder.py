@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from multibox.config import Config
@@ -16,32 +17,48 @@ WEIGHTS = ("best.safetensors", "last.safetensors")
 OWN = (CONFIG, "state", LOCK, "metrics.csv", "images")
 """What a run leaves beside weights and TensorBoard's events."""
 EVENTS = "events.out.tfevents"
+SCRATCH = ".*.part"
+"""Files that were being written when the process was killed."""
 
 
 @contextmanager
-def new_folder(out: Path | None, preset: str) -> Iterator[Path]:
-    """Yield the run's folder, `out` or runs/PRESET-N; if the block fails, all that was made here goes again.
+def new_folder(out: Path | None, preset: str) -> Iterator[tuple[Path, "Hold"]]:
+    """Yield the run's folder, `out` or runs/PRESET-N, held; if the block fails, all that was made here goes again.
 
     The folder of a run that ended before it saved any weights is emptied and used again.
 
     Raises:
-        ConfigError: the folder holds something else, or cannot be made.
+        ConfigError: the folder holds something else, another process trains there, or it cannot be made.
     """
-    if out is not None and out.is_dir():
-        _clear_failed_run(out)
     folder, made = _make(out, preset)
-    before = set(folder.iterdir())
     try:
-        yield folder
+        # Held before anything is looked at: of two runs that start at once only one may clear or fill it
+        hold = Hold(folder)
+        try:
+            _clear_failed_run(folder)
+            before = set(folder.iterdir())
+            try:
+                yield folder, hold
+            except BaseException:
+                for path in set(folder.iterdir()) - before:
+                    if _is_own(path):
+                        _remove(path)
+                raise
+        except BaseException:
+            hold.close()
+            raise
     except BaseException:
         with contextlib.suppress(OSError):
-            for path in set(folder.iterdir()) - before:
-                if path.name in OWN or path.name.startswith(EVENTS):
-                    _remove(path)
             # Each is removed only if it is empty: the deepest one goes first
             for path in made:
                 path.rmdir()
         raise
+
+
+def remove_scratch(folder: Path) -> None:
+    """Remove the unfinished files of a run that was killed while it saved; call it only while the folder is held."""
+    for path in (*folder.glob(SCRATCH), *folder.glob(f"*/{SCRATCH}")):
+        path.unlink(missing_ok=True)
 
 
 def find_run(folder: Path) -> tuple[Path, Config]:
@@ -76,16 +93,36 @@ class Hold:
             return
         import fcntl
 
-        self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            # A POSIX lock: worker processes do not inherit it, so it ends with this process even if it is killed
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        while True:
+            try:
+                self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise ConfigError(
+                    f"{folder} cannot be written to ({error.strerror}); mend its permissions, or give another --out"
+                ) from None
+            try:
+                # A POSIX lock: worker processes do not inherit it, so it ends with this process even if it is killed
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(self.file)
+                self.file = None
+                # Anything else is a file system without locks
+                if isinstance(error, BlockingIOError | PermissionError):
+                    raise ConfigError(
+                        f"another process trains in {folder}; wait for it, or give another --out"
+                    ) from None
+                return
+            if self._is_there():
+                return
+            # Whoever held it removed the file after it was opened here; a third process may lock a new one
             os.close(self.file)
             self.file = None
-            # Anything else is a file system without locks
-            if isinstance(error, BlockingIOError | PermissionError):
-                raise ConfigError(f"another process trains in {folder}; wait for it, or give another --out") from None
+
+    def _is_there(self) -> bool:
+        try:
+            return self.file is not None and os.path.samestat(os.fstat(self.file), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         """Let the folder go."""
@@ -120,17 +157,20 @@ def _make(out: Path | None, preset: str) -> tuple[Path, list[Path]]:
 
 def _clear_failed_run(out: Path) -> None:
     """Remove what a run left that ended before it saved weights; refuse a folder that holds anything else."""
-    entries = list(out.iterdir())
-    strange = [path.name for path in entries if path.name not in OWN and not path.name.startswith(EVENTS)]
-    if not entries:
-        return
+    entries = [path for path in out.iterdir() if path.name != LOCK]
     if any((out / name).exists() for name in WEIGHTS):
         raise ConfigError(f"{out} holds a run; go on with it by --resume {out}, or give another --out")
-    if strange or not (out / CONFIG).is_file():
-        raise ConfigError(f"{out} is not empty ({', '.join(sorted(strange)[:3])} ...); give another --out")
-    Hold(out).close()
+    strange = [path.name for path in entries if not _is_own(path)]
+    unfinished = all(fnmatch(path.name, SCRATCH) for path in entries)
+    if strange or not (unfinished or (out / CONFIG).is_file()):
+        names = ", ".join(sorted(strange or [path.name for path in entries])[:3])
+        raise ConfigError(f"{out} is not empty ({names} ...); give another --out")
     for path in entries:
         _remove(path)
+
+
+def _is_own(path: Path) -> bool:
+    return path.name in OWN or path.name.startswith(EVENTS) or fnmatch(path.name, SCRATCH)
 
 
 def _remove(path: Path) -> None:

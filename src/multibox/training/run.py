@@ -15,10 +15,13 @@ from multibox import __version__
 from multibox.config import Config, read_toml
 from multibox.data.augmentation import find_augmentation
 from multibox.data.fingerprint import fingerprint
+from multibox.data.formats import FORMATS
 from multibox.data.formats.common import OnBad
 from multibox.data.loading import AugmentedPictures, in_order, load_batches
-from multibox.errors import ConfigError
+from multibox.errors import ConfigError, WeightsError, did_you_mean
 from multibox.files import write_text_whole
+from multibox.inference.thresholds import class_thresholds
+from multibox.models.anchors import check_anchors
 from multibox.models.backbones import check_backbone
 from multibox.models.build import build_model
 from multibox.models.ssd import SSD
@@ -29,7 +32,7 @@ from multibox.structures import Dataset
 from multibox.training.adapting import drop_difficult, enlarge_input, find_numbers, fit_anchors, spare_knowledge
 from multibox.training.advice import look_at_boxes
 from multibox.training.capacity import check_memory
-from multibox.training.folder import CONFIG, Hold, find_run, new_folder
+from multibox.training.folder import CONFIG, Hold, find_run, new_folder, remove_scratch
 from multibox.training.memory import keep_freed_memory
 from multibox.training.norms import unfold_norms
 from multibox.training.precision import choose_device, choose_precision
@@ -91,13 +94,8 @@ def prepare(data: Path | None, options: RunOptions, reporter: Reporter | None = 
     config, _ = resolve_options(data, options)
     if not config.data.path:
         raise ConfigError("train needs DATA, a data set's folder or file; or --resume RUN to go on with a run")
-    with new_folder(options.out, config.preset) as folder:
-        hold = Hold(folder)
-        try:
-            return _assemble(config, folder, options, reporter, hold)
-        except BaseException:
-            hold.close()
-            raise
+    with new_folder(options.out, config.preset) as (folder, hold):
+        return _assemble(config, folder, options, reporter, hold)
 
 
 def resolve_options(data: Path | None, options: RunOptions) -> tuple[Config, dict[str, str]]:
@@ -113,25 +111,37 @@ def resolve_options(data: Path | None, options: RunOptions) -> tuple[Config, dic
     preset = options.preset or changes.pop("preset", None) or file.pop("preset", None)
     recipe = options.recipe or changes.pop("recipe", None) or file.pop("recipe", None) or DEFAULT_RECIPE
     weights = changes.get("train.weights", file.get("train.weights"))
-    preset, network = choose_network(weights, preset, recipe)
+    try:
+        preset, network = choose_network(weights, preset, recipe)
+    except WeightsError as error:
+        raise WeightsError(f"{'train.weights' if options.weights is None else '--weights'}: {error}") from None
     layers = [(f"weights {weights}", network), (str(options.config), file), ("--set", changes)]
     layers = [layer for layer in layers if layer[1]]
     config, origins = resolve_layers(preset, recipe, layers)
-    check_names(config)
+    _check_without_data(config)
     for given, adapted in (("model.input_size", "train.largest_input"), ("train.lr", "train.known_lr")):
         if any(given in values and adapted not in values for _, values in layers):
             config = config.updated({adapted: "none"})
     return config, origins
 
 
-def check_names(config: Config) -> None:
-    """Refuse names that the schema cannot know: of augmentations and backbones.
+def _check_without_data(config: Config) -> None:
+    """Refuse what the schema cannot know and no data is needed for: names, and lists that do not fit each other.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or settings that do not fit each other.
     """
     find_augmentation(config.train.augmentation)
     check_backbone(config.model.backbone)
+    if config.data.format not in ("auto", *FORMATS):
+        known = ", ".join(FORMATS)
+        raise ConfigError(
+            f"data.format: unknown format {config.data.format!r}{did_you_mean(config.data.format, FORMATS)}; "
+            f"known: auto, {known}"
+        )
+    if config.data.fingerprint:
+        raise ConfigError("data.fingerprint: the run sets it itself; leave it away")
+    check_anchors(config)
 
 
 def _read_file(path: Path | None) -> dict[str, Any]:
@@ -178,6 +188,7 @@ def _resume(data: Path | None, options: RunOptions, reporter: Reporter) -> Train
     config = config.updated({key: value for key, value in length.items() if value is not None})
     hold = Hold(folder)
     try:
+        remove_scratch(folder)
         trainer = _assemble(config, folder, options, reporter, hold)
     except BaseException:
         hold.close()
@@ -192,6 +203,7 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
     for note in notes:
         reporter.note(note)
     config = _identify(config, folder, training, validation)
+    class_thresholds(config.post.thresholds, training.class_names)
     if config.train.difficult == "drop":
         training = drop_difficult(training)
     if not resumed:
