@@ -68,7 +68,8 @@ def test_commands_run(squares, tmp_path, monkeypatch):
         run(monkeypatch, *arguments, *(QUICK if arguments[0] == "train" else []))
     assert Path("sheet.png").is_file()
     assert Path("found.json").is_file()
-    assert list(Path("drawn").glob("*.png"))
+    assert list(Path("drawn").glob("*.jpg"))
+    assert list(Path("predictions").glob("*.jpg"))
 
 
 def test_commands_with_weights_from_elsewhere_run(squares, tmp_path, monkeypatch, shared):

@@ -63,12 +63,10 @@ def predict(
     stems = distinct_names(path.stem for path in images)
     asked = _Outputs(out, json_file, coco, yolo, voc, overwrite, (*images, *own_files(model)))
     asked.check(stems)
-    say = partial(typer.echo, err=asked.to_stdout)
-    for note in notes:
-        say(note)
     detector = load(model, device=checked_device(device, model), flip=flip)
     asked.check(stems, detector.names)
-    say(describe_thresholds(detector.thresholds, detector.names, threshold))
+    say = partial(typer.echo, err=asked.to_stdout)
+    say("\n".join([*notes, describe_thresholds(detector.thresholds, detector.names, threshold)]))
     job = _Job(detector, images, stems, threshold, on_bad, asked.to_stdout)
     tally = _Tally()
     with asked.folder() as folder:
