@@ -62,12 +62,10 @@ def predict(
     stems = distinct_names(path.stem for path in images)
     asked = _Outputs(out, json_file, coco, yolo, voc, overwrite, (*images, *own_files(model)))
     asked.check(stems)
-    say = partial(typer.echo, err=asked.to_stdout)
-    for note in notes:
-        say(note)
     detector = load(model, device=device, flip=flip)
     asked.check(stems, detector.names)
-    say(describe_thresholds(detector.thresholds, detector.names, threshold))
+    say = partial(typer.echo, err=asked.to_stdout)
+    say("\n".join([*notes, describe_thresholds(detector.thresholds, detector.names, threshold)]))
     job = _Job(detector, images, stems, threshold, on_bad, asked.to_stdout)
     tally = _Tally()
     with asked.folder() as folder:
@@ -102,7 +100,7 @@ class _Outputs(NamedTuple):
         from multibox.files import check_outputs
         from multibox.inference.results import voc_file
 
-        targets = [path for path in (self.json, self.coco) if path is not None and path != Path("-")]
+        targets = [path for path in (None if self.to_stdout else self.json, self.coco) if path is not None]
         targets += [self.out / f"{stem}.jpg" for stem in stems] if self.out is not None else []
         targets += [self.yolo / f"{stem}.txt" for stem in stems] if self.yolo is not None else []
         targets += [self.voc / voc_file(name) for name in names] if self.voc is not None else []
@@ -113,16 +111,15 @@ class _Outputs(NamedTuple):
         """Yield the folder for drawn images; one that was made here and stays empty is removed again."""
         from multibox.files import make_numbered_folder
 
+        there = self.out is not None and self.out.exists()
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
-            yield self.out
-            return
-        made = make_numbered_folder("predictions")
+        folder = self.out or make_numbered_folder("predictions")
         try:
-            yield made
+            yield folder
         finally:
-            if not any(made.iterdir()):
-                made.rmdir()
+            if not there and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 class _Job(NamedTuple):
