@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from PIL import ImageFont, features
 
@@ -115,7 +115,7 @@ def _has_letter(file: str | None, letter: str) -> bool:
     if font is None:
         return False
     try:
-        drawn, missing = font.getmask(letter), font.getmask(_MISSING)
+        drawn, missing = (cast(Any, font.getmask(text)) for text in (letter, _MISSING))
         return drawn.size != missing.size or bytes(drawn) != bytes(missing)
     except (OSError, ValueError):
         return False
