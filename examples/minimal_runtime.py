@@ -13,9 +13,7 @@ from PIL import Image, ImageOps
 
 def main(model: str, photo: str) -> None:
     """Open the model, show it the photo, print what it found."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of inputs that have a default
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["multibox"])
     # Of each class, scores from here on are reported
     least = np.array(about["post"]["thresholds"] or [0.3] * len(about["names"]), np.float32)
@@ -24,7 +22,13 @@ def main(model: str, photo: str) -> None:
         upright = ImageOps.exif_transpose(image).convert("RGB")
     pictures = np.asarray(upright)[None]  # uint8 [1, height, width, 3], of any size
     threshold = np.nextafter(least.min(), np.float32(0))  # the graph keeps scores above it
-    feeds = {"images": pictures, "score_threshold": np.array(threshold)}
+    post = about["post"]
+    feeds = {
+        "images": pictures,
+        "score_threshold": np.array(threshold),
+        "nms_threshold": np.array(post["nms_threshold"], np.float32),
+        "max_detections": np.array(post["max_detections"]),
+    }
     boxes, scores, labels, counts = session.run(["boxes", "scores", "labels", "counts"], feeds)
 
     for box, score, label in list(zip(boxes[0], scores[0], labels[0], strict=True))[: counts[0]]:

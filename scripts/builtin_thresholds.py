@@ -75,9 +75,9 @@ def choose(table: Columns, enough: int) -> Thresholds:
 def _pooled(found: list[Curve]) -> Curve:
     """Return the curve of several classes' detections in one list."""
     hits = [np.diff(np.rint(curve.recall * curve.objects), prepend=0) for curve in found]
-    scores = np.concatenate([curve.scores for curve in found])
+    scores = np.concatenate([np.zeros(0), *(curve.scores for curve in found)])
     order = np.argsort(-scores, kind="stable")
-    true = np.cumsum(np.concatenate(hits)[order])
+    true = np.cumsum(np.concatenate([np.zeros(0), *hits])[order])
     objects = sum(curve.objects for curve in found)
     return Curve(true / max(1, objects), true / np.arange(1, len(true) + 1), scores[order], objects)
 

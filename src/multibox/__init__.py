@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from multibox.privacy import block_reports
+
 if TYPE_CHECKING:
     from multibox import losses, ops
     from multibox.api import create, evaluate, export, train
@@ -11,6 +13,8 @@ if TYPE_CHECKING:
     from multibox.inference.detector import Detector
     from multibox.inference.loading import load
     from multibox.structures import Dataset, Detections, Sample
+
+block_reports()
 
 __version__ = "0.1.0"
 

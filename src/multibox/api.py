@@ -1,9 +1,11 @@
 """The verbs as functions: what `import multibox` offers beside `load`, and what the command line calls."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from multibox.builtin import NO_WEIGHTS
@@ -83,7 +85,7 @@ def train(
 
     Args:
         data: A data set in any known format; with `resume`, where the same data lies now.
-        preset: The network; None takes the weights' own, or multibox-coco.
+        preset: The network; None takes the weights' own, or multibox-fine.
         recipe: How to train it; None takes `default`.
         minutes: Train for so many minutes, start-up and validation included.
         epochs: Passes over the images instead of minutes.
@@ -141,16 +143,17 @@ def evaluate(
 
     Args:
         detector: the detector.
-        data: a data set in any known format; its classes are matched to the detector's by name.
+        data: a data set in any known format; its classes are matched to the detector's by name. Objects of other
+            classes are left out and counted in the notes of `open_for`'s data set.
         split: which split; None takes the only one.
-        rename: the data set's class names to the detector's.
+        rename: the data set's class names to the detector's; "" leaves a class out.
         max_detections: detections kept per picture, best first.
         format: the data set's format, where it cannot be told.
         on_bad: "stop" at a broken file, or "skip" it.
         bootstrap: resamples of the pictures for 95 % intervals; 0 leaves them out.
 
     Raises:
-        DataError: data that cannot be read, or a class the detector does not know.
+        DataError: data that cannot be read, or that shares no class with the detector.
     """
     dataset = open_for(detector, data, split=split, rename=rename, format=format, on_bad=on_bad)
     found = find_all(detector, dataset, max_detections)
@@ -166,10 +169,27 @@ def open_for(
     format: str | None = None,
     on_bad: OnBad = "stop",
 ) -> Dataset:
-    """Return a split with its classes in the detector's order; the arguments are those of `evaluate`."""
-    dataset = open_dataset(data, split, format=format, class_names=detector.names, on_bad=on_bad, rename=rename)
+    """Return a split with its classes in the detector's order; the arguments are those of `evaluate`.
+
+    Its notes say which classes are scored and which objects were left out.
+    """
+    dataset = open_dataset(
+        data, split, format=format, class_names=detector.names, on_bad=on_bad, rename=rename, unknown="drop"
+    )
+    dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *_scored_classes(dataset)))
     # To stop at a bad picture, meeting it is soon enough
     return check_pictures(dataset, on_bad) if on_bad == "skip" else dataset
+
+
+def _scored_classes(dataset: Dataset) -> tuple[str, ...]:
+    """Return a note about the detector's classes of which the data has no object, if there are any."""
+    there = [dataset.class_names[label] for label in np.unique(dataset.labels)]
+    missing = len(dataset.class_names) - len(there)
+    if not missing:
+        return ()
+    shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
+    return (f"scored on {len(there)} of the detector's {len(dataset.class_names)} classes: {shown or 'none'}; the "
+            f"data has no object of the other {missing}",)  # fmt: skip
 
 
 def export(
@@ -184,6 +204,7 @@ def export(
     split: str | None = None,
     license: str = "",
     source: str = "",
+    opset: int | None = None,
 ) -> dict[str, Any]:
     """Write a detector as one file that runs without PyTorch, and return the report of its verification.
 
@@ -198,6 +219,7 @@ def export(
         split: which split of `data`.
         license: of the weights; kept in the metadata, as is the source.
         source: of the weights.
+        opset: version of the ONNX operators; None takes an old one that most runtimes read.
 
     Raises:
         MissingExtraError: the packages of the extra `export` are not installed.
@@ -220,6 +242,7 @@ def export(
         split=split,
         license=license,
         source=source,
+        opset=opset,
     )
     return write(detector, Path(out), options)
 

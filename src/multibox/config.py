@@ -40,10 +40,12 @@ NOT_IN_A_MODEL = ("data",)
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings of one run. The defaults are the network of TinySSD and a plain training, those of no recipe."""
 
-    preset: Annotated[Name, means("Network with its anchors; see `multibox list presets`. `--preset` sets it.")] = (
-        "tinyssd"
-    )
-    recipe: Annotated[Name, means("How to train it; see `multibox list recipes`. `--recipe` sets it.")] = "default"
+    preset: Annotated[
+        Name, means("Network with its anchors. `--preset` sets it.", expected="a name of `multibox list presets`")
+    ] = "tinyssd"
+    recipe: Annotated[
+        Name, means("How to train it. `--recipe` sets it.", expected="a name of `multibox list recipes`")
+    ] = "default"
     model: ModelConfig = ModelConfig()
     anchors: AnchorConfig = AnchorConfig()
     matching: MatchingConfig = MatchingConfig()
@@ -60,7 +62,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Raises:
             ConfigError: an unknown key, a value out of its range, or settings that contradict each other.
         """
-        return _checked(change_settings(self, with_one_length(changes)))
+        config = change_settings(self, with_one_length(changes))
+        check_settings(config)
+        return config
 
     def to_toml(self, *, with_data: bool = False) -> str:
         """Write every setting as TOML, sections in order; `[data]` only where it is asked for."""
@@ -86,9 +90,11 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ConfigError: an unknown key (with its nearest neighbour), or a value of another type or out of its range.
         """
         try:
-            return _checked(change_settings(cls(), with_one_length(flatten(values)), parse=False))
+            config = change_settings(cls(), with_one_length(flatten(values)), parse=False)
+            check_settings(config)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
+        return config
 
     @classmethod
     def from_toml(cls, text: str, where: str = "config") -> Self:
@@ -124,8 +130,12 @@ def with_one_length(changes: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**changes, **{key: "none" for key in LENGTHS if key not in given}} if given else changes
 
 
-def _checked(config: Any) -> Any:
-    """Refuse settings that contradict each other, which the range of each alone does not tell."""
+def check_settings(config: Config) -> None:
+    """Refuse settings that contradict each other, which the range of each alone does not tell.
+
+    Raises:
+        ConfigError: names the settings, their values and what is expected.
+    """
     loss, train, matching = config.loss, config.train, config.matching
     if all(value == "none" for value in (train.epochs, train.steps, train.minutes)):
         raise ConfigError(f"{', '.join(LENGTHS)} are all none; give one, such as train.epochs=20")
@@ -133,6 +143,12 @@ def _checked(config: Any) -> Any:
         raise ConfigError("loss.classification_weight=0 and loss.localization_weight=0: expected one of them above 0")
     if matching.matcher == "dual_max" and matching.low > matching.threshold:
         raise ConfigError(f"matching.low={matching.low:g}: expected at most matching.threshold={matching.threshold:g}")
+    if train.backbone_lr == train.head_lr == 0:
+        raise ConfigError(
+            "train.backbone_lr=0 and train.head_lr=0 leave nothing to learn: expected one of them above 0"
+        )
+    if train.schedule == "steps" and train.lr != "auto" and train.minimum_lr > train.lr:
+        raise ConfigError(f"train.minimum_lr={train.minimum_lr:g}: expected at most train.lr={train.lr:g}")
     if train.scales[0] > train.scales[1]:
         raise ConfigError(
             f"train.scales={list(train.scales)}: expected the smallest and the largest scale, such as [0.75, 1.25]"
@@ -148,4 +164,3 @@ def _checked(config: Any) -> Any:
         )
     if train.schedule == "steps" and not any(train.factors):
         raise ConfigError(f"train.factors={list(train.factors)}: expected a factor above 0")
-    return config

@@ -22,6 +22,8 @@ NOTHING: dict[str, dict[str, str]] = {
 }
 """By section and setting the word in place of 0 (and of what was below and meant the same)."""
 
+MOST_WORKERS = 64
+
 
 def is_old(values: Mapping[str, Any]) -> bool:
     """Return whether nested settings were written before the words: then both lengths of the run are numbers."""
@@ -50,8 +52,8 @@ def migrate_settings(values: dict[str, Any], where: str = "", *, resume: bool = 
     loss, train = values.get("loss", {}), values.get("train", {})
     if loss.get("negative_overlap", 0) > 1:
         loss["negative_overlap"] = "any"
-    if train.get("workers", 0) < 0:
-        train["workers"] = "auto"
+    if "workers" in train:
+        train["workers"] = "auto" if train["workers"] < 0 else min(train["workers"], MOST_WORKERS)
     _migrate_boundaries(train, where, resume)
     if train.get("epochs", 0) > 0:
         train["steps"] = "none"

@@ -40,7 +40,8 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """The network and how its outputs are read."""
 
     backbone: Annotated[
-        Name, means("Name of the backbone; see `multibox list backbones`. timm:NAME takes one of timm's.")
+        Name,
+        means("Name of the backbone. timm:NAME takes one of timm's.", expected="a name of `multibox list backbones`"),
     ] = "tinyssd"
     width: Annotated[
         Scale, means("Multiplier of the backbone's channels, for backbones that have one (MobileNet).")
@@ -242,7 +243,8 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """How the weights are found."""
 
     weights: Annotated[
-        Name, means("Weights to start from: none, the name of a built-in model, or a file. `--weights` sets it.")
+        Name,
+        means("Weights to start from. `--weights` sets it.", expected="none, the name of a built-in model, or a file"),
     ] = "none"
     epochs: Annotated[
         Count | Literal["none"],
@@ -285,7 +287,7 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         tuple[Name, ...],
         means(
             "Patterns of parameter names that do not learn. Frozen batch norms keep their statistics.",
-            such_as=("backbone.*",),
+            expected="patterns separated by commas, such as backbone.*,heads.*",
         ),
     ] = ()
     freeze_until: Annotated[
@@ -317,7 +319,13 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ema: Annotated[
         InnerShare | Literal["none"], means("Decay of the running average of the weights (EMA); none keeps no average.")
     ] = "none"
-    augmentation: Annotated[Name, means("Name of an augmentation recipe; see docs/augmentation.md.")] = "none"
+    augmentation: Annotated[
+        Name,
+        means(
+            "Random changes to training images; docs/augmentation.md shows them.",
+            expected="a name of docs/augmentation.md",
+        ),
+    ] = "none"
     mix_until: Annotated[
         Share, means("Share of the run in which recipes that mix images do so. Afterwards images are seen as they are.")
     ] = 0.85
@@ -350,7 +358,7 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         ),
     ] = "none"
     seed: Annotated[
-        Annotated[int, Meta(ge=0, le=2**32 - 1)],
+        Annotated[int, Meta(ge=0)],
         means("Seed of the initial weights, the order of the images, their augmentation and `scales`."),
     ] = 0
     precision: Annotated[
@@ -420,21 +428,45 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the run learns from. It stands in config.toml and never in a checkpoint."""
 
     path: Annotated[
-        tuple[Name, ...], means("Folders or files of the data, joined by class name.", such_as=("data",))
+        tuple[Name, ...],
+        means(
+            "Folders or files of the data, joined by class name.",
+            expected="paths separated by commas, or a list of texts",
+        ),
     ] = ()
-    format: Annotated[Name, means("Format of the data; see `multibox list formats`. auto recognises it.")] = "auto"
-    train_split: Annotated[Name, means("Split to learn from. auto takes the one named train.")] = "auto"
+    format: Annotated[
+        Name, means("Format of the data. auto recognises it.", expected="auto, or a name of `multibox list formats`")
+    ] = "auto"
+    train_split: Annotated[
+        Name, means("Split to learn from. auto takes the one named train.", expected="auto, or the name of a split")
+    ] = "auto"
     val_split: Annotated[
-        Name, means("Split to validate on. auto takes val or holds out a tenth of the training images; none is none.")
+        Name,
+        means(
+            "Split to validate on. auto takes val or holds out a tenth of the training images; none does not validate.",
+            expected="auto, none, or the name of a split",
+        ),
     ] = "auto"
     on_bad: Annotated[Literal["stop", "skip"], means("What a broken file does: stop, or be skipped.")] = "stop"
     classes: Annotated[
-        tuple[Name, ...], means("Classes to learn, by name. An empty list takes all of them.", such_as=("cat", "dog"))
+        tuple[Name, ...],
+        means(
+            "Classes to learn, by name. An empty list takes all of them.",
+            expected="names separated by commas, such as cat,dog, or a list of texts",
+        ),
     ] = ()
     merge: Annotated[
         tuple[Merge, ...],
-        means("Classes to join under one name, each NEW=A,B.", such_as=("vehicle=car,bus",), separator=";"),
+        means(
+            "Classes to join under one name.",
+            expected="NEW=A,B, several separated by semicolons or as a list of texts",
+            separator=";",
+        ),
     ] = ()
     fingerprint: Annotated[
-        str, means("Of the names, sizes and boxes that the run started with; empty until it knows them.")
+        str,
+        means(
+            "Of the names, sizes and boxes that the run started with. The run sets it.",
+            expected="a text; empty until the run knows it",
+        ),
     ] = ""

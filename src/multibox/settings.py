@@ -1,5 +1,6 @@
 """Settings by dotted key: types, ranges and meanings from the schema, values from text or JSON, hints for mistakes."""
 
+import difflib
 import functools
 import json
 import math
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from multibox.errors import ConfigError, did_you_mean
+from multibox.errors import ConfigError
 
 T = TypeVar("T", bound=Struct)
 
@@ -66,7 +67,7 @@ class Setting(NamedTuple):
         """Return type and range in words."""
         if self.said:
             return self.said
-        if self.kind == tuple[str, ...] or typing.get_origin(self.kind) is not tuple:
+        if self.example is None:
             return describe(self.kind)
         return f"{describe(self.kind)}, such as {as_text(self.example)}"
 
@@ -151,18 +152,17 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
 def unknown_setting(key: str, known: Mapping[str, Setting], value: Any = None) -> str:
     """Return the sentence about a key that is no setting, with the one that was probably meant."""
     sections = list(dict.fromkeys(other.partition(".")[0] for other in known if "." in other))
+    section, _, name = key.rpartition(".")
+    if not section and (instead := NO_SETTING.get(plain_name(name))):
+        return f"{key!r} is no setting; {instead}"
     if key in sections:
         first = next(other for other in known if other.startswith(f"{key}."))
         return f"{key!r} is a section; name a setting in it, such as {first}"
-    section, _, name = key.rpartition(".")
     if section in known:
         return f"{section!r} is a setting, not a section, so {key!r} does not exist"
-    if not section and (instead := NO_SETTING.get(_plain(name))):
-        return f"{key!r} is no setting; {instead}"
     meant = meant_settings(key, known)
     if len(meant) == 1:
-        example = f"={value}" if isinstance(value, str) and not section else ""
-        return f"unknown setting {key!r}, did you mean {meant[0]}{example}?"
+        return f"unknown setting {key!r}, did you mean {meant[0]}{assigned(known[meant[0]], value)}?"
     if meant:
         return f"unknown setting {key!r}; did you mean one of {', '.join(meant)}?"
     if section in sections:
@@ -173,22 +173,42 @@ def unknown_setting(key: str, known: Mapping[str, Setting], value: Any = None) -
     )
 
 
-def meant_settings(key: str, known: Mapping[str, Setting]) -> list[str]:
-    """Return the settings that a wrong key may stand for, best first; several only where all of them have its name."""
+def assigned(setting: Setting, value: Any) -> str:
+    """Return "=VALUE" as the setting takes a value that was given to a wrong key; empty where it does not."""
+    if not isinstance(value, str):
+        return ""
+    arguments = typing.get_args(_split(setting.kind)[0])
+    for text in (value, f"[{','.join([value] * len(arguments))}]"):
+        try:
+            convert(setting, text)
+        except ConfigError:
+            continue
+        return f"={text}"
+    return ""
+
+
+def meant_settings(key: str, known: Mapping[str, Setting], *, near: bool = True) -> list[str]:
+    """Return the settings that a wrong key may stand for; several only where all of them have one name.
+
+    Args:
+        key: with or without a section.
+        known: every setting.
+        near: whether a name that is only alike counts.
+    """
     section, _, name = key.rpartition(".")
-    named = [other for other in known if other.rpartition(".")[2] == _plain(name)]
+    named = [other for other in known if other.rpartition(".")[2] == plain_name(name)]
     if named:
         return named
-    if (other := ELSEWHERE.get(_plain(name))) in known:
+    if (other := ELSEWHERE.get(plain_name(name))) in known:
         return [cast(str, other)]
-    near = did_you_mean_one(key, [*known]) if section else did_you_mean_one(_plain(name), _names(known))
-    return [] if near is None else ([near] if section else _names(known)[near])
-
-
-def did_you_mean_one(name: str, known: Sequence[str] | Mapping[str, Any]) -> str | None:
-    """Return the nearest known name, or None."""
-    found = did_you_mean(name, known)
-    return found.split("'")[1] if found else None
+    if not near:
+        return []
+    if section:
+        own = [other for other in known if other.startswith(f"{section}.")]
+        alike = difflib.get_close_matches(name, [other.rpartition(".")[2] for other in own], n=1)
+        return [f"{section}.{alike[0]}"] if alike else ([] if own else difflib.get_close_matches(key, known, n=1))
+    names = _names(known)
+    return [key for alike in difflib.get_close_matches(plain_name(name), names, n=1) for key in names[alike]]
 
 
 def _names(known: Mapping[str, Setting]) -> dict[str, list[str]]:
@@ -198,7 +218,8 @@ def _names(known: Mapping[str, Setting]) -> dict[str, list[str]]:
     return names
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return an option's or setting's name without dashes, in small letters."""
     return name.strip("-").replace("-", "_").lower()
 
 
@@ -237,7 +258,7 @@ def _parse(setting: Setting, text: str) -> Any:
 def _finite(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_finite(item) for item in cast(Sequence[Any], value))
-    return not isinstance(value, float) or math.isfinite(value)
+    return abs(value) < 2**63 if isinstance(value, int) else not isinstance(value, float) or math.isfinite(value)
 
 
 def _freeze(value: Any) -> Any:
@@ -293,7 +314,7 @@ def _describe_list(arguments: tuple[Any, ...]) -> str:
     item, metas = _split(arguments[0])
     several = arguments[-1] is Ellipsis
     if item is str:
-        return "texts separated by commas"
+        return "a list of texts"
     if typing.get_origin(item) is tuple:
         return "a list of lists, one per feature map, of " + _innermost(item)
     return ("a list of " if several else f"{len(arguments)} ") + WORDS[item][1] + _range(metas)
@@ -311,11 +332,12 @@ def _range(metas: Sequence[Meta]) -> str:
     high = next((m for m in metas if m.le is not None or m.lt is not None), Meta())
     if low.ge is not None and high.le is not None:
         return f" from {low.ge:g} to {high.le:g}" if abs(high.le) < 1e6 else f" from {low.ge} to {high.le}"
+    if low.gt is None and low.ge is None and high.le is None and high.lt is None:
+        return ""
     parts = (
         f"above {low.gt:g}" if low.gt is not None else "",
         f"of at least {low.ge:g}" if low.ge is not None else "",
-        f"of at most {high.le:g}" if high.le is not None else "",
+        f"at most {high.le:g}" if high.le is not None else "",
         f"below {high.lt:g}" if high.lt is not None else "",
     )
-    text = " and ".join(part for part in parts if part)
-    return f" {text}" if text else ""
+    return " " + " and ".join(part for part in parts if part)

@@ -50,15 +50,15 @@ def trained(once, tmp_path):
 
 
 def test_train_eval_predict(run, squares, trained, tmp_path):
-    assert (trained / "pictures" / "curves.png").is_file()
+    assert (trained / "images" / "curves.png").is_file()
     code, out, _ = run(
         "eval", trained, squares, "--split", "val", "--json", tmp_path / "f.json", "--plot", tmp_path / "pr.png"
     )
     assert code == 0
     assert "VOC07 AP" in out
     figures = json.loads((tmp_path / "f.json").read_text())
-    assert figures["pictures"] == 4
-    assert set(figures) == {"pictures", "coco", "voc07", "voc12", "thresholds"}
+    assert figures["images"] == 4
+    assert set(figures) == {"images", "coco", "voc07", "voc12", "thresholds"}
     assert "precision" in out
     assert "95 %" not in out
     assert set(figures["voc07"]["per_class"]) == {"red", "blue"}
@@ -85,12 +85,12 @@ def test_train_eval_predict(run, squares, trained, tmp_path):
     [
         (["train", "NOWHERE"], ["NOWHERE"]),
         (["train", "DATA", "--preset", "tinysd"], ["did you mean 'tinyssd'"]),
-        (["train", "DATA", "--set", "train.lrr=1"], ["did you mean train.lr?"]),
+        (["train", "DATA", "--set", "train.lrr=1"], ["did you mean train.lr=1?"]),
         (["train", "DATA", "--set", "train.lr"], ["section.key=value"]),
         (["train", "DATA", "--set", "train.lr=NaN"], ["train.lr=NaN: expected a number"]),
         # Found when the run's folder was there
         (["train", "DATA", "--set", "train.freeze=bakbone.*"], ["fits no parameter"]),
-        (["train", "DATA", "--out", "DATA/ImageSets/Main/val.txt"], ["val.txt cannot be made", "another --out"]),
+        (["train", "DATA", "--out", "DATA/ImageSets/Main/val.txt"], ["val.txt is a file", "another --out"]),
         (["train", "DATA", "--train-split", "trian"], ["trian", "train"]),
         (["train", "DATA", "--seeds", "2"], ["--out"]),
         (["train", "DATA", "--ablate", "loss,mathcer"], ["did you mean 'matcher'", "localization"]),
@@ -172,11 +172,21 @@ def test_seeds_and_ablations_end_in_a_table(run, squares, tmp_path):
 def test_a_class_that_changed_its_name_is_named(run, squares, trained):
     for path in (squares / "Annotations").iterdir():
         path.write_text(path.read_text().replace("<name>red<", "<name>crimson<"))
-    code, _, err = run("eval", trained, squares, "--split", "val")
-    assert code == 2
-    assert "crimson" in err
+    code, out, _ = run("eval", trained, squares, "--split", "val")
+    assert code == 0
+    assert "left out, of other classes than asked for: crimson (" in out
+    assert "scored on 1 of the detector's 2 classes: blue" in out
     (squares.parent / "names.json").write_text('{"crimson": "red"}')
-    assert run("eval", trained, squares, "--split", "val", "--rename", squares.parent / "names.json")[0] == 0
+    for given in (["crimson=red"], [squares.parent / "names.json"], ["crimson=", "--rename", "blue=red"]):
+        code, out, _ = run("eval", trained, squares, "--split", "val", "--rename", *given)
+        assert code == 0
+        assert ("left out" in out) == (given[0] == "crimson=")
+    code, _, err = run("eval", trained, squares, "--split", "val", "--rename", "crimson")
+    assert code == 2
+    assert "--rename crimson: expected A=B" in err
+    code, _, err = run("eval", trained, squares, "--split", "val", "--rename", "blue=green")
+    assert code == 2
+    assert "shares no class with the model: it has crimson, green" in err
 
 
 def test_list_and_diff(run):
@@ -222,12 +232,8 @@ def test_data_make_show_convert(run, tmp_path):
 
 def test_a_stopped_run_goes_on_by_the_command_that_it_names():
     from multibox.cli.progress import resume_command
-    from multibox.training.run import RunOptions
 
-    options = RunOptions(val_split="none", on_bad="skip", epochs=3, changes={"train.lr": "0.1"})
-    assert resume_command(Path("my data"), options, Path("runs/tinyssd-1")) == (
-        "multibox train 'my data' --val-split none --on-bad skip --out runs/tinyssd-1 --resume"
-    )
+    assert resume_command(Path("my runs/tinyssd-1")) == "multibox train --resume 'my runs/tinyssd-1'"
 
 
 def test_version_and_help(run):

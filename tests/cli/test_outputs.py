@@ -116,8 +116,6 @@ def test_a_source_image_is_never_replaced(run, place, how, more):
     code, _, err = run("predict", "model.safetensors", "x.jpg", "--out", out, *more)
     assert code == 2
     assert err.startswith(f"multibox: {out / 'x.jpg'} belongs to the input and is never replaced; ")
-        err == f"multibox: {out / 'x.jpg'} belongs to the input and is never replaced; give the results another place\n"
-    )
     assert (place / "x.jpg").read_bytes() == before
 
 

@@ -60,7 +60,7 @@ def test_every_combination_learns(classification, localization, features):
     for matcher in MATCHERS:
         config = base.updated(matcher_settings(matcher))
         heads = copy.deepcopy(start)
-        optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-3)
+        optimizer = torch.optim.AdamW(heads.parameters(), lr=2e-4)
         losses = []
         for _ in range(3):
             outputs = HeadOutputs(*heads(features), shapes)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from multibox.cli.progress import _watch
 from multibox.data.augmentation import ColourJitter, CoveringCrop, Flip, ScaleJitter, find_augmentation
 from multibox.data.augmentation_colour import CaffeDistort, HikapokDistort, NvidiaJitter, TorchvisionDistort
 from multibox.data.augmentation_windows import (
@@ -36,9 +35,10 @@ from multibox.ops.coding import encode
 from multibox.presets import PRESETS, RECIPES, fitting, resolve
 from multibox.tensors import Batch, HeadOutputs
 from multibox.training.optimizer import learning_rate, make_optimizer
+from multibox.training.reporter import Reporter
 from multibox.training.run import RunOptions, prepare
 from multibox.training.step import Stepper
-from multibox.training.trainer import order_pictures
+from multibox.training.trainer import make_pace, order_images
 
 
 def labels_of(config, anchors, gt):
@@ -118,8 +118,9 @@ def penalty(config):
 
 def length(config):
     """Epochs, and steps of each, of a run on 3200 pictures."""
-    batches = order_pictures(range(3200), config)
-    return [batches.epochs, batches.steps_per_epoch]
+    batches = order_images(range(3200), config)
+    steps = make_pace(config, batches.steps_per_epoch, None).fixed
+    return [-(-steps // batches.steps_per_epoch), batches.steps_per_epoch]
 
 
 def augmentation(config):
@@ -426,14 +427,12 @@ def test_hikapok_drops_what_is_difficult(squares, tmp_path):
 def test_post_bs_line_every_five_epochs(recipe, printed):
     lines = []
     rows = [{"epoch": e, "class_error": 2.33e-3, "box_mae": 2.53e-3, "seconds": 7.0} for e in range(1, 6)]
-    bar = SimpleNamespace(add_task=lambda *_, **__: 0, update=lambda *_, **__: 0)
-    bar.console = SimpleNamespace(print=lambda line, **_: lines.append(line))
     config = resolve(fitting(recipe)[0], recipe)
-    trainer = SimpleNamespace(config=config, steps=20, step=0, records=SimpleNamespace(rows=[]))
-    _watch(trainer, bar)
+    trainer = SimpleNamespace(config=config, finished=False, records=SimpleNamespace(rows=[]))
+    reporter = Reporter(lines.append)
     for row in rows:
         trainer.records.rows.append(row)
-        trainer.say(row)
+        reporter.row(trainer, row)
     assert lines == ["epoch 5, class err 2.33e-03, bbox mae 2.53e-03, time 35.0 sec"] * printed
 
 

@@ -14,7 +14,6 @@ from multibox.data.formats import open_dataset
 from multibox.data.loading import AugmentedPictures, load_batches
 from multibox.data.mixing import CopyPaste, Mixing, MixUp, Mosaic, Scene, mix, narrow
 from multibox.data.samples import load_picture
-from multibox.data.sampling import EpochBatches
 
 MIXING = ("mosaic", "mixup", "copy-paste", "strong")
 COLOURS = np.array([[250, 40, 40], [40, 250, 40], [40, 40, 250]])
@@ -353,7 +352,7 @@ def test_partners_come_from_the_cache(squares, monkeypatch):
     dataset = open_dataset(squares, "train")
     pictures = AugmentedPictures(dataset, (64, 64), AUGMENTATIONS["mosaic"])
     read = []
-    monkeypatch.setattr("multibox.data.loading.load_picture", lambda s: read.append(s.name) or load_picture(s))
+    monkeypatch.setattr("multibox.data.augmented.load_picture", lambda s: read.append(s.name) or load_picture(s))
     for epoch in range(5):
         for index in range(len(dataset)):
             pictures[epoch, index]
@@ -367,18 +366,17 @@ def test_crowds_of_partners_are_not_asked_for(squares):
     assert not any(len(pictures[0, index][2]) for index in range(len(dataset)))
 
 
-def test_training_mixes_in_the_first_epochs_only(squares, monkeypatch):
-    from multibox.config import Config
-    from multibox.training import trainer
+@pytest.mark.parametrize(("steps", "until", "mixed"), [(20, 0.85, 17), (1, 0.85, 0), (10, 1.0, 10), (10, 0.0, 0)])
+def test_training_mixes_in_its_share_of_the_steps_only(squares, tmp_path, steps, until, mixed):
+    from multibox.training.run import RunOptions, prepare
 
-    seen = []
-    monkeypatch.setattr(trainer, "load_batches", lambda pictures, *_, **__: iter([seen.append(pictures.mixing_epochs)]))
-    dataset = open_dataset(squares, "train")
-    for epochs, until, expected in ((20, 0.85, 17), (1, 0.85, 0), (10, 1.0, 10), (10, 0.0, 0)):
-        config = Config().updated({"train.mix_until": until, "train.augmentation": "strong"})
-        list(trainer.load_training(dataset, config, EpochBatches(len(dataset), 4, epochs), "cpu"))
-        assert seen.pop() == expected
-    assert Config().train.mix_until == 0.85
+    changes = {"train.steps": steps, "train.mix_until": until, "train.augmentation": "strong", "train.batch_size": 4}
+    changes |= {"model.input_size": [64, 64]}
+    trainer = prepare(squares, RunOptions(preset="tinyssd", out=tmp_path / "run", changes=changes))
+    trainer._plan_mixing()
+    assert trainer.batches.mixed_steps == mixed
+    assert [all(key.mixed for key in trainer.batches.batch(step)) for step in range(steps)].count(True) == mixed
+    trainer.hold.close()
 
 
 # Recipes without mixing give what they gave before there was any (commit 1b90849)

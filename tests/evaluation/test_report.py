@@ -15,8 +15,8 @@ from multibox.structures import pack
 def test_the_dictionary_is_what_the_design_says(build):
     samples, found, names = build.random(0)
     figures = json.loads(json.dumps(evaluate(found, samples, names), allow_nan=False))
-    assert list(figures) == ["pictures", "coco", "voc07", "voc12", "thresholds"]
-    assert figures["pictures"] == len(samples)
+    assert list(figures) == ["images", "coco", "voc07", "voc12", "thresholds"]
+    assert figures["images"] == len(samples)
     precisions, recalls = ["AP", "AP50", "AP75", "APs", "APm", "APl"], ["AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
     assert list(figures["coco"]) == [*precisions, *recalls, "per_class"]
     for key in ("voc07", "voc12"):

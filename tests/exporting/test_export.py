@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -85,19 +87,112 @@ def test_runtimes_agree_on_any_size(files, tiny, shape, noise):
         assert np.all(a.boxes[:, 3] <= shape[0])
 
 
-def test_limits_have_defaults_in_onnxruntime_and_are_inputs_in_openvino(files, tiny, noise):
+def test_limits_are_inputs_in_both_runtimes(files, tiny, noise):
     batch = noise(1, 64, 64)
-    run = open_file(files / "tiny.onnx")
-    usual, few = run({"images": batch}), run({"images": batch, "max_detections": np.array(5)})
-    assert usual["counts"][0] == len(eager(tiny, batch)[0])
-    assert few["boxes"].shape == (1, 5, 4)
-    high = run({"images": batch, "score_threshold": np.array(0.9, np.float32)})
-    assert np.all(high["scores"] > 0.9)
-    assert high["counts"][0] < usual["counts"][0]
+    session = onnxruntime.InferenceSession(files / "tiny.onnx", providers=["CPUExecutionProvider"])
     model = openvino_core().read_model(files / "tiny.xml")
-    assert {i.get_any_name() for i in model.inputs} == {"images", *limits(tiny.config)}
-    answer = open_file(files / "tiny.xml")({"images": batch, **limits(tiny.config, max_detections=5)})
-    assert answer["boxes"].shape == (1, 5, 4)
+    for names in ([i.name for i in session.get_inputs()], [i.get_any_name() for i in model.inputs]):
+        assert set(names) == {"images", *limits(tiny.config)}
+    for suffix in (".onnx", ".xml"):
+        run = open_file(files / f"tiny{suffix}")
+        usual = run({"images": batch, **limits(tiny.config)})
+        assert usual["counts"][0] == len(eager(tiny, batch)[0])
+        assert run({"images": batch, **limits(tiny.config, max_detections=5)})["boxes"].shape == (1, 5, 4)
+        high = run({"images": batch, **limits(tiny.config, score_threshold=0.9)})
+        assert np.all(high["scores"] > 0.9)
+        assert high["counts"][0] < usual["counts"][0]
+
+
+def test_plain_onnxruntime_prints_nothing(tiny, files, tmp_path):
+    export(tiny, tmp_path / "rows.onnx", ExportOptions(dialect="ultralytics", opset=13))
+    export(tiny, tmp_path / "jetson.onnx", ExportOptions(dialect="jetson"))
+    script = "import sys, onnxruntime\nfor path in sys.argv[1:]: onnxruntime.InferenceSession(path)"
+    paths = [files / "tiny.onnx", files / "lite.onnx", tmp_path / "rows.onnx", tmp_path / "jetson.onnx"]
+    done = subprocess.run([sys.executable, "-c", script, *map(str, paths)], capture_output=True, text=True, check=True)
+    # Of a machine without a GPU it may say so
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "device_discovery" not in line]
+    assert said == []
+
+
+def with_defaults(path, out):
+    """Write the file as version 0.1 would have: limits as initialisers that a caller may replace."""
+    model = onnx.load(path)
+    about = json.loads(next(p.value for p in model.metadata_props if p.key == "multibox"))
+    for entry in model.graph.input:
+        if entry.name != "images":
+            kind = np.int64 if entry.name == "max_detections" else np.float32
+            value = np.array(about["post"][entry.name], kind)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(value, entry.name))
+    model.ir_version = 10
+    onnx.save(model, out)
+    return out
+
+
+@pytest.mark.parametrize("openvino", [True, False])
+def test_files_of_version_0_1_are_still_read(files, tiny, tmp_path, noise, monkeypatch, openvino):
+    if not openvino:
+        monkeypatch.setattr("multibox.inference.engines.find_spec", lambda name: None)
+    old = multibox.load(with_defaults(files / "tiny.onnx", tmp_path / "old.onnx"), precision="float32")
+    new = multibox.load(files / "tiny.onnx", precision="float32")
+    image = noise(50, 70)
+    for threshold in (0.1, 0.5):
+        a, b = old.predict(image, threshold), new.predict(image, threshold)
+        assert len(a) > 5
+        assert match(a, b, 70).matched == len(a) == len(b)
+
+
+@pytest.mark.parametrize(("dialect", "opset", "expected", "ir_version"), [
+    ("plain", None, 15, 8), ("plain", 13, 13, 7), ("plain", 18, 18, 8), ("plain", 20, 20, 9), ("jetson", None, 13, 7),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["tiny", "lite"])
+def test_opsets(tiny, lite, tmp_path, name, dialect, opset, expected, ir_version):
+    export({"tiny": tiny, "lite": lite}[name], tmp_path / "model.onnx", ExportOptions(dialect=dialect, opset=opset))
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", expected)]
+    assert model.ir_version == ir_version
+    if expected < 14:
+        assert "HardSwish" not in {node.op_type for node in model.graph.node}
+
+
+@pytest.mark.parametrize("opset", [1, 12, 21])
+def test_an_impossible_opset_names_the_range(tiny, tmp_path, opset):
+    with pytest.raises(ConfigError, match=f"opset {opset}: expected 13 to 20"):
+        export(tiny, tmp_path / "model.onnx", ExportOptions(opset=opset))
+    with pytest.raises(ConfigError, match=r"model.xml: an opset is ONNX's"):
+        export(tiny, tmp_path / "model.xml", ExportOptions(opset=15))
+
+
+def test_files_carry_no_folders(tiny, tmp_path, squares):
+    source = f"trained on {squares.parent}/cells (train)"
+    for name in ("model.onnx", "model.xml"):
+        export(tiny, tmp_path / name, ExportOptions(source=source, data=squares, split="val"))
+    for path in tmp_path.iterdir():
+        held = path.read_bytes()
+        assert str(squares.parent).encode() not in held
+        assert b"/tmp/" not in held
+    assert b"trained on cells (train)" in (tmp_path / "model.onnx").read_bytes()
+
+
+def test_an_int8_file_that_finds_other_objects_is_not_written(tiny, tmp_path, squares, monkeypatch):
+    monkeypatch.setattr("multibox.exporting.run.quantize", lambda model, images, size: _shifted(model))
+    options = ExportOptions(int8=True, calibrate=squares)
+    with pytest.raises(VerificationError, match=r"INT8 differs: .* agree with the float file's to 0\.\d\d"):
+        export(tiny, tmp_path / "model.xml", options)
+    assert not list(tmp_path.iterdir())
+
+
+def _shifted(model):
+    """Return the model with logits of the wrong sign."""
+    import openvino
+
+    output = next(o for node in model.get_ordered_ops() for o in node.outputs() if "logits" in o.get_names())
+    targets = list(output.get_target_inputs())
+    turned = openvino.opset13.negative(output).output(0)
+    for target in targets:
+        target.replace_source_output(turned)
+    model.validate_nodes_and_infer_types()
+    return model
 
 
 def test_many_detections_and_none(files, tiny, noise):
@@ -235,7 +330,8 @@ def test_half_and_int8(tiny, tmp_path, squares):
     tiny_squares = make_detector("tinyssd", 64, ("red", "blue"))
     options = ExportOptions(int8=True, calibrate=squares, data=squares, split="val")
     report = export(tiny_squares, tmp_path / "small.xml", options)
-    assert set(report["int8"]) >= {"AP", "AP_eager", "pictures"}
+    assert set(report["int8"]) >= {"AP", "AP_eager", "labelled_images", "agreement", "images"}
+    assert report["int8"]["agreement"] >= 0.8
     small, half = ((tmp_path / f"{name}.bin").stat().st_size for name in ("small", "half"))
     assert small < half
     model = openvino_core().read_model(tmp_path / "small.xml")

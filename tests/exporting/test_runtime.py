@@ -136,7 +136,7 @@ def test_a_data_set_is_seen_as_the_detector_sees_it(exported, tiny, squares):
     # The network's input may differ by a grey level
     assert counts[1] == pytest.approx(counts[0], rel=0.05)
     figures = evaluate(exported, squares, split="train", rename=renamed)
-    assert figures["pictures"] == 12
+    assert figures["images"] == 12
     assert set(figures["coco"]["per_class"]) <= {"a", "b", "c"}
 
 

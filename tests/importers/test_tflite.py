@@ -180,7 +180,7 @@ def test_precision_is_at_least_that_of_8_bits(detector, folder, shared, data, sp
     """
     theirs = json.loads((folder / "reference_coco_map.json").read_text())[reference]
     ours = api.evaluate(detector, shared / "data" / data, split=split, rename=rename, max_detections=10)
-    assert ours["pictures"] == theirs["images"]
+    assert ours["images"] == theirs["images"]
     assert theirs["AP"] - 0.005 < ours["coco"]["AP"] < theirs["AP"] + 0.04
 
 

@@ -119,7 +119,7 @@ def test_a_broken_file_half_way_is_named_and_nothing_hangs(detector, pixels, tmp
         (torch.zeros(3, 4, 5), r"a tensor must be .*got float32 \[3, 4, 5\]; .*to\(torch.uint8\)"),
         (torch.zeros(2, 3, 4, 5, dtype=torch.uint8), r"list\(images\)"),
         (torch.zeros(3, 9, 3, dtype=torch.uint8), r"\[3, 9, 3\] may be \[3, H, W\] or \[H, W, 3\]"),
-        (b"no image", "the image given as bytes is no picture"),
+        (b"no image", "the image given as bytes is no image"),
         (b"", "is empty"),
         (io.StringIO("text"), "binary mode"),
     ],

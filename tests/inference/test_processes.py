@@ -115,7 +115,7 @@ def test_threads_are_those_of_the_forward_pass_only(files):
     assert len(wanted) > 0
     for threads in (0, -1, "2", 1.5, True):
         for name in ("model.safetensors", "model.onnx"):
-            with pytest.raises(ConfigError, match="threads=.*: expected a whole number of at least 1"):
+            with pytest.raises(ConfigError, match=r"threads=.*: expected a whole number of at least 1"):
                 multibox.load(files / name, threads=threads)
 
 
@@ -159,7 +159,7 @@ def test_devices(files, monkeypatch):
     for device in ("cuda", "mps", "tpu", "cuda:99"):
         with pytest.raises(ConfigError, match=f"device {device} cannot be used here"):
             multibox.load(checkpoint, device=device)
-    with pytest.raises(ConfigError, match="bfloat16.*mps computes in float32 only"):
+    with pytest.raises(ConfigError, match=r"bfloat16.*mps computes in float32 only"):
         from multibox.inference.quick import quick_copy
 
         quick_copy(multibox.load(checkpoint, device="cpu").model, "bfloat16", "mps")

@@ -168,7 +168,7 @@ def test_every_layer_is_told(squares, tmp_path):
     assert origins["train.optimizer"] == "recipe default"
     assert origins["model.width"] == "default"
     tuned = resolve_options(squares, RunOptions())[1]
-    assert tuned["loss.classification"] == "tuning of multibox-coco"
+    assert tuned["loss.classification"] == "tuning of multibox-fine"
 
 
 def test_a_log_gets_lines_and_the_time_left(squares, tmp_path, monkeypatch):

@@ -169,10 +169,13 @@ def test_mistakes_are_refused_before_anything_is_written(squares, tmp_path):
         prepare(squares, single)
     with pytest.raises(ConfigError, match=r"train.lr=1000+\.\.\.: expected a number"):
         prepare(squares, options(tmp_path / "run", **{"train.lr": 10**400}))
-    with pytest.raises(ConfigError, match=r"--device gpu cannot be used here \(.*give cpu, cuda or auto"):
+    with pytest.raises(ConfigError, match=r"device gpu cannot be used here \(.*give cpu, cuda or auto"):
         prepare(squares, dataclasses.replace(options(tmp_path / "run"), device="gpu"))
     (tmp_path / "file").write_text("mine")
-    for weights, words in (("squares", "is a folder; give the file in it"), ("file", "Error: no PyTorch file\\)")):
+    for weights, words in (
+        ("squares", "holds neither best"),
+        ("file", "Error: no PyTorch file\\)"),
+    ):
         with pytest.raises(WeightsError, match=words):
             prepare(squares, dataclasses.replace(options(tmp_path / "run"), weights=tmp_path / weights))
     for out in (tmp_path / "file", tmp_path / "file" / "run"):

@@ -1,11 +1,11 @@
 """`multibox eval`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multibox.cli.devices import checked_device
 from multibox.cli.outputs import PLOTS, check_suffix, own_files
 from multibox.cli.train import OnBad
 
@@ -18,7 +18,12 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Data set: a folder or file in a known format.")],
     split: Annotated[str | None, typer.Option(help="Split to score; needed where there are several.")] = None,
     rename: Annotated[
-        Path | None, typer.Option(help="JSON file that maps the data set's class names to the model's.")
+        list[str] | None,
+        typer.Option(
+            metavar="A=B",
+            help="The data set's class A is the model's B; A= leaves A out. May be given often; a .json file with "
+            "such pairs will do.",
+        ),
     ] = None,
     max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per picture.")] = 100,
     format: Annotated[str | None, typer.Option(help="The data set's format, where it cannot be told.")] = None,
@@ -45,7 +50,7 @@ def evaluate(
     check_outputs(outputs, overwrite=overwrite, inputs=(data, *own_files(model), *([rename] if rename else [])))
     if plot is not None:
         check_suffix(plot, PLOTS)
-    detector = load(model, device=checked_device(device, model), flip=flip)
+    detector = load(model, device=device, flip=flip)
     names = read_rename(rename)
     dataset = api.open_for(detector, data, split=split, rename=names, format=format, on_bad=on_bad.value)
     found = api.find_all(detector, dataset, max_detections)
@@ -65,14 +70,29 @@ def evaluate(
         plot_precision_recall(plot, {n: (c.recall, c.precision, c.ap12) for n, c in curves.items()})
 
 
-def read_rename(path: Path | None) -> dict[str, str] | None:
-    """Read the JSON object behind `--rename`."""
+def read_rename(given: Sequence[str] | None) -> dict[str, str] | None:
+    """Return the names that `--rename` gives, each as A=B or in a JSON file; "" for a class to leave out."""
+    from multibox.errors import ConfigError
+
+    names: dict[str, str] = {}
+    for text in given or ():
+        old, equals, new = text.partition("=")
+        if text.endswith(".json") and Path(text).is_file():
+            names |= _read_names(Path(text))
+        elif equals and old.strip():
+            names[old.strip()] = new.strip()
+        else:
+            raise ConfigError(
+                f"--rename {text}: expected A=B (the data's class A is the model's B), A= (leave A out) or a .json file"
+            )
+    return names or None
+
+
+def _read_names(path: Path) -> dict[str, str]:
     import json
 
     from multibox.errors import ConfigError
 
-    if path is None:
-        return None
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -102,7 +122,7 @@ def print_figures(figures: "Figures", title: str) -> None:
     table.add_section()
     table.add_row("mean", *map(_figure, (voc07["mAP"], voc12["mAP"], coco["AP"], coco["AP50"])), style="bold")
     console = table_console()
-    console.print(f"{title}, {figures['pictures']} pictures", highlight=False, soft_wrap=True)
+    console.print(f"{title}, {figures['images']} images", highlight=False, soft_wrap=True)
     console.print(table)
     twelve = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
     line = "  ".join(f"{name} {_figure(coco[name])}" for name in twelve)

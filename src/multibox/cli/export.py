@@ -32,6 +32,10 @@ def export(
     calibrate: Annotated[Path | None, typer.Option(help="Training pictures that set INT8's ranges.")] = None,
     data: Annotated[Path | None, typer.Option(help="Pictures to verify on, and to score INT8 on.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of --data; needed where there are several.")] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(help="onnx: version of the operators, 13 to 20; default 15, and 13 for jetson, for old runtimes."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="File to write; default beside the model, a built-in one's in this folder.")
     ] = None,
@@ -64,6 +68,7 @@ def export(
         calibrate=calibrate,
         data=data,
         split=split,
+        opset=opset,
         license=about.get("license", ""),
         source=about.get("source", ""),
     )
@@ -86,5 +91,12 @@ def print_report(report: dict[str, Any]) -> None:
             f"  detections: {report['matched']} of {report['detections']} matched, {report['swapped']} swapped, "
             f"scores within {report['score']:.1e}, boxes within {report['box']:.1e} of the picture's side"
         )
-    for name, value in report.get("int8", {}).items():
-        typer.echo(f"  int8 {name}: {value}" if value is None or isinstance(value, int) else f"  {name}: {value:.4f}")
+    int8 = report.get("int8")
+    if int8:
+        typer.echo(
+            f"  int8: agrees with the float file to {int8['agreement']:.3f} (AP at IoU .5 of its {int8['objects']} "
+            f"detections on {int8['images']} calibration images)"
+        )
+    if int8 and "AP" in int8:
+        both = (f"{name} {int8[name]:.4f} (float {int8[f'{name}_eager']:.4f})" for name in ("AP", "AP50"))
+        typer.echo(f"  int8 on {int8['labelled_images']} labelled images: {', '.join(both)}")

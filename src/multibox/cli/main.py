@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from multibox import __version__
-from multibox.cli import bench, data, demo, evaluate, export, imports, lists, plot, predict, train
+from multibox.cli import bench, data, demo, evaluate, export, hints, imports, lists, plot, predict, train
 from multibox.errors import MissingExtraError, MultiboxError
 from multibox.training.memory import VARIABLE
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
-app.command("train")(train.train)
+app.command("train", cls=hints.HintedCommand)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)

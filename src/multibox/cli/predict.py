@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from multibox.cli.bars import counting
-from multibox.cli.devices import checked_device
 from multibox.cli.outputs import own_files
 from multibox.cli.train import OnBad
 
@@ -66,7 +65,7 @@ def predict(
     say = partial(typer.echo, err=asked.to_stdout)
     for note in notes:
         say(note)
-    detector = load(model, device=checked_device(device, model), flip=flip)
+    detector = load(model, device=device, flip=flip)
     asked.check(stems, detector.names)
     say(describe_thresholds(detector.thresholds, detector.names, threshold))
     job = _Job(detector, images, stems, threshold, on_bad, asked.to_stdout)

@@ -20,7 +20,7 @@ class OnBad(StrEnum):
 
 
 PresetName = Annotated[
-    str | None, typer.Option(help="Network; see `multibox list presets`. Default: the weights' own, or multibox-coco.")
+    str | None, typer.Option(help="Network; see `multibox list presets`. Default: the weights' own, or multibox-fine.")
 ]
 RecipeName = Annotated[str | None, typer.Option(help="How to train it; see `multibox list recipes`. Default: default.")]
 Minutes = Annotated[

@@ -182,7 +182,7 @@ def _renumbered(found: Detections, class_names: tuple[str, ...]) -> Labels:
     if not set(found.names) & set(class_names):
         raise DataError(
             f"the detector and the data set share no class name: the detector has {_some(found.names)}, "
-            f"the data set {_some(class_names)}; rename one of them (eval --rename FILE)"
+            f"the data set {_some(class_names)}; rename one of them (eval --rename DATA=MODEL)"
         )
     place = {name: number for number, name in reversed(list(enumerate(class_names)))}
     return np.array([place.get(name, -1) for name in found.names], np.int64)[found.labels]

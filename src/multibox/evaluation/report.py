@@ -7,14 +7,14 @@ from multibox.evaluation.bootstrap import Intervals, intervals
 from multibox.evaluation.coco import CocoFigures, coco_figures
 from multibox.evaluation.pairing import columns, overlaps
 from multibox.evaluation.thresholds import BestThreshold, best_thresholds
-from multibox.evaluation.voc import VocFigures, curves, voc07, voc12
+from multibox.evaluation.voc import VocFigures, counts_pixels, curves, voc07, voc12
 from multibox.structures import Dataset, Detections, Sample
 
 
 class Figures(TypedDict):
     """What `evaluate` returns; every figure runs from 0 to 1 and is None where it does not exist."""
 
-    pictures: int
+    images: int
     coco: CocoFigures
     voc07: VocFigures
     """Eleven-point average precision at IoU .5."""
@@ -32,7 +32,7 @@ def evaluate(
     class_names: Sequence[str],
     *,
     max_detections: int = 100,
-    plus_one: bool = True,
+    plus_one: bool | None = None,
     bootstrap: int = 0,
 ) -> Figures:
     """Measure detections against labels.
@@ -43,7 +43,8 @@ def evaluate(
         samples: The labelled pictures.
         class_names: The data set's classes; a detector's other order is matched by name.
         max_detections: COCO's limit a picture and class; the VOC figures have none.
-        plus_one: Widths of the VOC figures as the VOC development kit has them; see `multibox.evaluation.voc`.
+        plus_one: Widths of the VOC metrics as the VOC development kit has them; None takes them so for labels in VOC's
+            format and for plain lists of samples; see `multibox.evaluation.voc`.
         bootstrap: Resamples of the pictures for intervals; 0 leaves them out.
 
     Raises:
@@ -52,9 +53,10 @@ def evaluate(
         MissingExtraError: If faster-coco-eval is not installed.
     """
     table = columns(detections, samples, class_names)
+    plus_one = counts_pixels(samples) if plus_one is None else plus_one
     found = curves(table, overlaps(table, plus_one=plus_one))
     figures: Figures = {
-        "pictures": table.pictures,
+        "images": table.pictures,
         "coco": coco_figures(table, max_detections=max_detections),
         "voc07": voc07(found),
         "voc12": voc12(found),

@@ -2,8 +2,10 @@
 
 Source: "The PASCAL Visual Object Classes Challenge", section 4.2, and its development kit, followed to the letter: the
 corners of a box are numbers of pixels, both inside, so its width is x2 - x1 + 1. Label files in VOC's format mean them
-so and are read as written, and to be comparable with published figures is what these two are for. `plus_one=False`
-measures x2 - x1, as the COCO figures do, for corners that are places (or VOC labels read with `voc.one_based`).
+so and are read as written, and to be comparable with published metrics is what these two are for. Labels of every
+other format mean places, and x2 - x1 is the width, as in COCO's metrics. So the format of the labels decides
+(`counts_pixels`), in training's validations as in `eval`. Whoever reads VOC labels with `one_based`, which turns pixels
+into places, gives `plus_one=False`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,6 +91,11 @@ def voc12(found: Mapping[str, Curve]) -> VocFigures:
     return _figures({name: curve.ap12 for name, curve in found.items()})
 
 
+def counts_pixels(samples: Sequence[Sample] | Dataset) -> bool:
+    """Say whether box corners are numbers of pixels, both inside: in VOC's labels, and where no format is known."""
+    return not isinstance(samples, Dataset) or samples.format in ("voc", "")
+
+
 def precision_recall(
     detections: Sequence[Detections],
     samples: Sequence[Sample] | Dataset,
@@ -96,10 +103,11 @@ def precision_recall(
     *,
     iou: float = 0.5,
     inclusive: bool = False,
-    plus_one: bool = True,
+    plus_one: bool | None = None,
 ) -> dict[str, Curve]:
     """Return each class's precision and recall; the arguments are those of `evaluate` and `voc_figures`."""
     table = columns(detections, samples, class_names)
+    plus_one = counts_pixels(samples) if plus_one is None else plus_one
     return curves(table, overlaps(table, plus_one=plus_one), iou=iou, inclusive=inclusive)
 
 

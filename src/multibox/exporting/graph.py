@@ -10,6 +10,7 @@ from onnxscript import GraphBuilder
 
 from multibox.config import Config
 from multibox.exporting.network import OPSET, trace
+from multibox.exporting.opset import checked_opset, lower
 from multibox.exporting.post import FLOAT, INT, Found, Limits, class_scores, decode, decoding_table, find
 from multibox.exporting.resize import resize
 from multibox.inference.detector import Detector
@@ -18,9 +19,8 @@ from multibox.models.anchors import make_anchors
 Dialect = Literal["plain", "raw", "ultralytics", "jetson"]
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 
-IR_VERSION = 10
-"""Read by onnxruntime from 1.18 on."""
 ULTRALYTICS_ROWS = 300
+_LIMITS = {"score_threshold": FLOAT, "nms_threshold": FLOAT, "max_detections": INT}
 
 
 class _Parts(NamedTuple):
@@ -33,32 +33,45 @@ class _Parts(NamedTuple):
     classes: int
 
 
-def build_onnx(detector: Detector, dialect: Dialect = "plain", metadata: Mapping[str, str] | None = None) -> ir.Model:
-    """Return the detector as one ONNX model.
+def build_onnx(
+    detector: Detector,
+    dialect: Dialect = "plain",
+    metadata: Mapping[str, str] | None = None,
+    opset: int | None = None,
+) -> ir.Model:
+    """Return the detector as one ONNX model of an opset; None takes the dialect's own.
 
     Inputs and outputs:
 
-    * plain: `images` uint8 [batch, height, width, 3] RGB of any size, one or more; optional scalars `score_threshold`,
-      `nms_threshold`, `max_detections` -> `boxes` [batch, n, 4] xyxy in pixels of the pictures, `scores` [batch, n],
-      `labels` int64 [batch, n] (-1 pads), `counts` int64 [batch].
+    * plain: `images` uint8 [batch, height, width, 3] RGB of any size, one or more; the scalars `score_threshold` float,
+      `nms_threshold` float and `max_detections` int64, whose usual values stand in the metadata under `post` ->
+      `boxes` [batch, n, 4] xyxy in pixels of the images, `scores` [batch, n], `labels` int64 [batch, n] (-1 pads),
+      `counts` int64 [batch].
     * raw: `images` as above -> `logits` [batch, anchors, k], `offsets` [batch, anchors, 4].
-    * ultralytics: as plain, but one output `output0` [batch, 300, 6]: x1, y1, x2, y2, score, label; zeros pad.
+    * ultralytics: `images` alone, for the usual thresholds -> `output0` [batch, 300, 6]: x1, y1, x2, y2, score, label;
+      zeros pad.
     * jetson (jetson-inference's detectNet): `input_0` [batch, 3, height, width] of the network's size, RGB scaled to
       -1 .. 1 -> `scores` [batch, anchors, 1 + classes] with background first, `boxes` [batch, anchors, 4] xyxy as
       fractions of the picture.
 
     In all but jetson the values `resized`, `logits` and `offsets` can be looked at inside the graph.
+
+    Raises:
+        ConfigError: an opset outside the range that is written.
     """
+    opset = checked_opset(opset, dialect)
     size = detector.config.model.input_size
     network = trace(detector.model, size)
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="multibox")
     parts = _Parts(GraphBuilder(graph), network, _table(detector), detector.config, len(detector.names))
     write = {"plain": _plain, "raw": _raw, "ultralytics": _ultralytics, "jetson": _jetson}
     for name, value in write[dialect](parts).items():
-        _output(parts.builder, value, name)
+        _output(parts, value, name, dialect)
     for node in graph:
         node.metadata_props.clear()
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="multibox", metadata_props=dict(metadata or {}))
+    model = ir.Model(graph, ir_version=10, producer_name="multibox", metadata_props=dict(metadata or {}))
+    lower(model, opset)
+    return model
 
 
 def _table(detector: Detector) -> np.ndarray:
@@ -71,8 +84,9 @@ def _table(detector: Detector) -> np.ndarray:
 
 
 def _plain(parts: _Parts) -> dict[str, ir.Value]:
-    post = parts.config.post
-    return _found(parts, _limits(parts, post.max_detections))._asdict()
+    # Not initialisers that a caller may replace: onnxruntime warns of each at every load, and others take them for
+    # constants without a word
+    return _found(parts, Limits(*(parts.builder.input(name, kind, []) for name, kind in _LIMITS.items())))._asdict()
 
 
 def _raw(parts: _Parts) -> dict[str, ir.Value]:
@@ -82,7 +96,15 @@ def _raw(parts: _Parts) -> dict[str, ir.Value]:
 
 def _ultralytics(parts: _Parts) -> dict[str, ir.Value]:
     op = parts.builder.op
-    found = _found(parts, _limits(parts, ULTRALYTICS_ROWS))
+    post = parts.config.post
+    limits = Limits(
+        op.Constant(value=ir.tensor(np.float32(post.score_threshold))),
+        op.Constant(value=ir.tensor(np.float32(post.nms_threshold))),
+        op.Constant(value=ir.tensor(np.int64(ULTRALYTICS_ROWS))),
+    )
+    for name, value in limits._asdict().items():
+        value.name = name
+    found = _found(parts, limits)
     labels = op.Unsqueeze(op.Cast(op.Max(found.labels, 0), to=FLOAT), [2])
     rows = op.Concat(found.boxes, op.Unsqueeze(found.scores, [2]), labels, axis=2)
     rows = op.Slice(rows, [0], [ULTRALYTICS_ROWS], [1])
@@ -120,15 +142,6 @@ def _outputs(parts: _Parts) -> tuple[ir.Value, ir.Value, ir.Value]:
     return images, *_splice(parts, resized)
 
 
-def _limits(parts: _Parts, max_detections: int) -> Limits:
-    """Add the optional inputs, as initialisers that a caller may replace."""
-    post = parts.config.post
-    values = (("score_threshold", np.float32(post.score_threshold)), ("nms_threshold", np.float32(post.nms_threshold)))
-    values = (*values, ("max_detections", np.int64(max_detections)))
-    tensors = [ir.tensor(np.array(value), name=name) for name, value in values]
-    return Limits(*(parts.builder.input(str(tensor.name), const_value=tensor) for tensor in tensors))
-
-
 def _splice(parts: _Parts, resized: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Move the network's nodes behind `resized`; return logits and offsets."""
     network, graph = parts.network, parts.builder.graph
@@ -145,10 +158,20 @@ def _splice(parts: _Parts, resized: ir.Value) -> tuple[ir.Value, ir.Value]:
     return logits, offsets
 
 
-def _output(builder: GraphBuilder, value: ir.Value, name: str) -> None:
-    """Name a value and make it an output; its type follows from its name."""
+def _output(parts: _Parts, value: ir.Value, name: str, dialect: Dialect) -> None:
+    """Name a value and make it an output; its type and shape follow from its name."""
+    columns = parts.classes + (dialect == "jetson" or parts.config.model.score == "softmax")
+    shapes: dict[str, tuple[str | int, ...]] = {
+        "boxes": ("batch", "detections", 4),
+        "scores": ("batch", "detections"),
+        "labels": ("batch", "detections"),
+        "counts": ("batch",),
+        "output0": ("batch", ULTRALYTICS_ROWS, 6),
+        "logits": ("batch", len(parts.table), columns),
+        "offsets": ("batch", len(parts.table), 4),
+    }
+    if dialect == "jetson":
+        shapes |= {"boxes": shapes["offsets"], "scores": shapes["logits"]}
     value.dtype = INT if name in ("labels", "counts") else FLOAT
-    rank = {"scores": 2, "labels": 2, "counts": 1}.get(name, 3)
-    if value.shape is None or len(value.shape) != rank:
-        value.shape = ir.Shape([*("batch", "detections")[:rank], *([4] if rank == 3 else [])])
-    builder.add_output(value, name)
+    value.shape = ir.Shape(shapes[name])
+    parts.builder.add_output(value, name)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor
 from multibox.exporting.graph import Dialect
 from multibox.inference.detector import Detector
 from multibox.inference.engines import FORMAT_VERSION
+
+_PATH = re.compile(r"(?<![\w/:])(?:[A-Za-z]:|~|\.{1,2})?(?:[\\/][^\s\\/,;:()\"']+){2,}")
+"""A path with folders that is absolute, or begins with ~, . or ..; not the end of a URL."""
 
 
 def describe(
@@ -27,9 +31,14 @@ def describe(
         "score": config.model.score,
         "post": config.to_dict()["post"],
         "license": license,
-        "source": source,
+        "source": without_folders(source),
         "weights_sha256": weights_hash(detector.model.state_dict()),
     }
+
+
+def without_folders(text: str) -> str:
+    """Return a text in which every path with folders is its last name: files go to others, and need no home folders."""
+    return _PATH.sub(lambda path: re.split(r"[\\/]", path[0])[-1], text)
 
 
 def as_text(values: Mapping[str, Any]) -> str:

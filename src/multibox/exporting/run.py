@@ -1,5 +1,6 @@
 """One export from start to end: build, verify, write."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -10,9 +11,11 @@ import numpy as np
 from PIL import Image
 
 from multibox.errors import ConfigError
-from multibox.exporting.accuracy import measure_loss
+from multibox.exporting.accuracy import measure_agreement, measure_loss
+from multibox.exporting.compare import VerificationError
 from multibox.exporting.graph import Dialect, build_onnx
 from multibox.exporting.metadata import as_text, describe
+from multibox.exporting.network import OPSET
 from multibox.exporting.openvino_ir import as_stored, quantize, save_openvino, to_openvino
 from multibox.exporting.runtimes import run_onnx, run_openvino
 from multibox.exporting.sources import labelled, spread_pictures, training_split
@@ -23,10 +26,10 @@ from multibox.inference.engines import KEY
 
 Target = Literal["onnx", "openvino"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
-PICTURES, CALIBRATION_PICTURES = 8, 300
-"""Taken of the data given, evenly spread."""
-_Given = tuple[list[Pixels], Iterator[Image.Image] | None]
-"""Pictures to verify on, and to calibrate on if that is wanted."""
+PICTURES, CALIBRATION_PICTURES, AGREEMENT_PICTURES = 8, 300, 64
+"""Taken of the data given, evenly spread: to verify on, to calibrate INT8 on, and to verify it on."""
+LOW_SCORE = 1e-5
+"""Below which a file of fixed thresholds is verified."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,8 @@ class ExportOptions:
     """Data set or folder of pictures to verify on; None takes synthetic ones."""
     split: str | None = None
     """Split of `data`."""
+    opset: int | None = None
+    """ONNX: the version of the operators; None takes an old one that most runtimes read, see `opset.DEFAULT`."""
     license: str = ""
     """Of the weights; kept in the metadata, as is the source."""
     source: str = ""
@@ -63,20 +68,23 @@ def export(detector: Detector, out: Path, options: ExportOptions | None = None) 
     options = options or ExportOptions()
     target = _check(detector, out, options)
     pictures = _pictures(options)
-    seen = _calibration(options)
+    if options.int8 and options.calibrate is not None:
+        training_split(options.calibrate)  # before the long part: the images can be found
     precision = "int8" if options.int8 else "fp16" if options.half else "fp32"
     about = describe(detector, options.dialect, license=options.license, source=options.source, precision=precision)
-    model = build_onnx(detector, options.dialect)
+    model = build_onnx(detector, options.dialect, opset=options.opset if target == "onnx" else OPSET)
     if target == "onnx":
         return _onnx(model, detector, out, options, pictures, about)
-    return _openvino(model, detector, out, options, (pictures, seen), about)
+    return _openvino(model, detector, out, options, pictures, about)
 
 
 def _onnx(model: Any, detector: Detector, out: Path, options: ExportOptions, pictures: list[Pixels],
           about: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
     import onnx_ir as ir
 
-    data = ir.to_proto(model).SerializeToString()
+    data = _checked(ir.to_proto(model))
+    if options.dialect == "ultralytics":
+        _verify_below_threshold(data, detector, pictures)
     report = verify(run_onnx(data, options.dialect != "jetson"), detector, options.dialect, pictures)
     about["verification"] = _written(report, "onnxruntime", options)
     model.metadata_props[KEY] = as_text(about)
@@ -84,19 +92,49 @@ def _onnx(model: Any, detector: Detector, out: Path, options: ExportOptions, pic
     return about["verification"]
 
 
-def _openvino(model: Any, detector: Detector, out: Path, options: ExportOptions, given: _Given,
+def _verify_below_threshold(data: bytes, detector: Detector, pictures: list[Pixels]) -> None:
+    """Verify a file of fixed thresholds with a score threshold near 0, above which there is something to compare."""
+    import onnx
+
+    proto = onnx.load_from_string(data)
+    constant = next(node for node in proto.graph.node if "score_threshold" in node.output)
+    constant.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(np.array(LOW_SCORE, np.float32)))
+    config = detector.config.updated({"post.score_threshold": LOW_SCORE})
+    lowered = Detector(copy.deepcopy(detector.model), config, detector.names)
+    verify(run_onnx(proto.SerializeToString(), stages=True), lowered, "ultralytics", pictures)
+
+
+def _checked(proto: Any) -> bytes:
+    """Return the bytes of a model that keeps ONNX's own rules for its opset.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise VerificationError(f"the graph is no valid ONNX of its opset ({error})") from None
+    return proto.SerializeToString()
+
+
+def _openvino(model: Any, detector: Detector, out: Path, options: ExportOptions, pictures: list[Pixels],
               about: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
-    pictures, seen = given
     converted = to_openvino(model)
-    stages = options.dialect != "jetson"
     half = options.half and not options.int8
-    report = verify(run_openvino(as_stored(converted, half), stages), detector, options.dialect, pictures, half)
+    run = run_openvino(as_stored(converted, half), options.dialect != "jetson")
+    report = verify(run, detector, options.dialect, pictures, half)
     about["verification"] = _written(report, "openvino", options)
-    if seen is not None:
+    if options.calibrate is not None and options.int8:
+        seen = _calibration(options.calibrate, CALIBRATION_PICTURES)
         converted = quantize(converted, seen, detector.config.model.input_size)
+        small = run_openvino(as_stored(converted, True))
+        again = _calibration(options.calibrate, AGREEMENT_PICTURES)
+        about["verification"]["int8"] = measure_agreement(small, run, detector, again)
         data = labelled(options.data, options.split, detector.names) if options.data is not None else None
         if data is not None:
-            about["verification"]["int8"] = measure_loss(run_openvino(converted), detector, data)
+            about["verification"]["int8"] |= measure_loss(small, detector, data)
     save_openvino(converted, out, as_text(about), options.half or options.int8)
     return about["verification"]
 
@@ -111,20 +149,21 @@ def _check(detector: Detector, out: Path, options: ExportOptions) -> Target:
         raise ConfigError(f"{out}: FP16 and INT8 are written for OpenVINO; give a name that ends in .xml")
     if options.int8 and options.calibrate is None:
         raise ConfigError("INT8 needs pictures to measure the network's numbers on: give --calibrate DATA")
+    if target == "openvino" and options.opset is not None:
+        raise ConfigError(f"{out}: an opset is ONNX's; leave it out, or give a name that ends in .onnx")
     if options.int8 and options.dialect != "plain":
         raise ConfigError(f"INT8 is written in the dialect plain, got {options.dialect}")
     return "onnx" if target == "onnx" else "openvino"
 
 
 def _written(report: Report, runtime: str, options: ExportOptions) -> dict[str, Any]:
-    where = str(options.data) if options.data is not None else "synthetic"
+    # Without its folder: the file goes to others
+    where = options.data.resolve().name if options.data is not None else "synthetic"
     return {"runtime": f"{runtime} {version(runtime)}", "data": where, **report._asdict()}
 
 
-def _calibration(options: ExportOptions) -> Iterator[Image.Image] | None:
-    if not options.int8 or options.calibrate is None:
-        return None
-    return spread_pictures(options.calibrate, training_split(options.calibrate), CALIBRATION_PICTURES)
+def _calibration(data: Path, most: int) -> Iterator[Image.Image]:
+    return spread_pictures(data, training_split(data), most)
 
 
 def _pictures(options: ExportOptions) -> list[Pixels]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox.inference.engines import openvino_core
+from multibox.privacy import import_onnxruntime
 
 Arrays = dict[str, NDArray[Any]]
 Run = Callable[[Mapping[str, NDArray[Any]]], Arrays]
@@ -17,10 +18,9 @@ STAGES = ("resized", "logits", "offsets")
 def run_onnx(data: bytes, stages: bool = False) -> Run:
     """Open an ONNX model in onnxruntime; with `stages` the function also answers what is inside."""
     import onnx
-    import onnxruntime
 
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of every input that has a default
 
     def open_session(data: bytes) -> Run:
         session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

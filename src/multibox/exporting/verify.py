@@ -94,8 +94,9 @@ def verify(run: Run, detector: Detector, dialect: Dialect, pictures: Sequence[Pi
 def _check(run: Run, detector: Detector, dialect: Dialect, batch: Pixels, raw: float) -> Report:
     config, size = _config(detector, dialect), (batch.shape[2], batch.shape[1])
     resized = _resized(batch, detector)
-    config = _lowered(detector.model(torch.from_numpy(resized)), config)
-    answer = run({"images": batch} if dialect == "raw" else {"images": batch, **_limits(config)})
+    if dialect == "plain":
+        config = _lowered(detector.model(torch.from_numpy(resized)), config)
+    answer = run({"images": batch, **_limits(config)} if dialect == "plain" else {"images": batch})
     levels = largest_difference("resize", answer["resized"], resized, GREY_LEVELS, relative=False)
     outputs = detector.model(torch.from_numpy(answer["resized"]))
     logits = largest_difference("network (logits)", answer["logits"], outputs.logits.numpy(), raw)

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox.errors import ConfigError, MissingExtraError, WeightsError
+from multibox.privacy import import_onnxruntime
 
 KEY = "multibox"
 """Under which an exported file says of itself, as JSON, what it is."""
 FORMAT_VERSION = 1
 LIMITS = ("score_threshold", "nms_threshold", "max_detections")
-"""Inputs beside the pictures; they have defaults in ONNX, in OpenVINO every call gives them."""
+"""Inputs beside the images; every call gives them. In files of version 0.1 they have defaults."""
 OUTPUTS = ("boxes", "scores", "labels", "counts")
 SUFFIXES = (".onnx", ".xml")
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
@@ -87,8 +88,7 @@ def _on_cuda(path: Path, precision: str | None, device: str) -> bool:
         return False
     if not possible:
         raise ConfigError(f"{path}: on cuda only .onnx files run, in float32; give cpu or auto")
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     # A build with CUDA lists it on machines without a GPU, too
     usable = _CUDA in onnxruntime.get_available_providers() and onnxruntime.get_device() == "GPU" and _cuda_driver()
     if device != "auto" and not usable:
@@ -112,11 +112,10 @@ def _cuda_driver() -> bool:
 
 
 def _onnxruntime(path: Path, opened: tuple[Path, int | None, str | None, str], on_gpu: bool) -> Engine:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     _, threads, _, device = opened
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of every input that has a default
+    options.log_severity_level = 3  # of files of version 0.1 it warns: their limits have defaults
     if threads is not None:
         options.intra_op_num_threads = threads
     providers = [_CUDA, _CPU] if on_gpu else [_CPU]

@@ -14,7 +14,11 @@ from multibox.models.foreign import fit_backbone, read_state
 from multibox.models.ssd import SSD
 from multibox.presets import RECIPES, fitting, resolve
 
-DEFAULT_PRESET = "multibox-coco"
+DEFAULT_PRESET = "multibox-fine"
+
+
+_SPELLINGS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
+"""VOC's names of classes that COCO spells otherwise."""
 
 
 class Taken(NamedTuple):
@@ -45,7 +49,8 @@ def choose_network(
         WeightsError: there is no such file.
     """
     config = None if weights in (None, NO_WEIGHTS) else load_config(find_model(weights))
-    if config is None:
+    # The default preset starts from `coco` anyway and keeps all that it knows
+    if config is None or (weights == "coco" and preset is None):
         return preset or default_preset(recipe), {}
     if preset not in (None, config.preset):
         return str(preset), {}
@@ -57,7 +62,7 @@ def choose_network(
 
 
 def default_preset(recipe: str) -> str:
-    """Return the preset of a run that names none: multibox-coco, or the first one that the recipe was made for."""
+    """Return the preset of a run that names none: multibox-fine, or the first one that the recipe was made for."""
     fits = fitting(recipe) if recipe in RECIPES else [DEFAULT_PRESET]
     return DEFAULT_PRESET if DEFAULT_PRESET in fits else fits[0]
 
@@ -100,7 +105,9 @@ def _load_detector(model: SSD, where: str, checkpoint: Checkpoint, names: tuple[
     own = model.state_dict()
     background = model.heads.logits - len(names)
     foreign_background = checkpoint.config.model.score == "softmax"
-    shared = [(names.index(name), i) for i, name in enumerate(checkpoint.names) if name in names]
+    own_rows = {plain_name(name): row for row, name in enumerate(names)}
+    theirs = [plain_name(name) for name in checkpoint.names]
+    shared = [(own_rows[name], row) for row, name in enumerate(theirs) if name in own_rows]
     rows = [(0, 0)] if background and foreign_background else []
     rows += [(mine + background, theirs + foreign_background) for mine, theirs in shared]
     logits = len(checkpoint.names) + foreign_background
@@ -123,6 +130,12 @@ def _load_detector(model: SSD, where: str, checkpoint: Checkpoint, names: tuple[
         f"fresh: {', '.join(fresh) or 'none'}" + ("" if heads else " (the heads have other anchors or channels)")
     )
     return Taken(note, whole=len(kept) == len(own) and not fresh)
+
+
+def plain_name(name: str) -> str:
+    """Return a class name without case, blanks and signs, VOC's names of COCO's classes as COCO spells them."""
+    plain = "".join(letter for letter in name.casefold() if letter.isalnum()) or name
+    return _SPELLINGS.get(plain, plain)
 
 
 def _mergeable(own: Tensor, other: Tensor, mine: int, theirs: int) -> bool:

@@ -6,10 +6,11 @@ Precedence: preset < recipe < the recipe's tuning for the preset < `--config FIL
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from multibox.config import SIGMOID_LOSSES, Config, with_one_length
+from multibox.config import SIGMOID_LOSSES, Config, check_settings, with_one_length
 from multibox.errors import ConfigError, did_you_mean
 from multibox.presets.mobilenetv1 import SSD300_MOBILENETV1
 from multibox.presets.multibox_coco import MULTIBOX_COCO
+from multibox.presets.multibox_fine import MULTIBOX_FINE
 from multibox.presets.multibox_s import MULTIBOX_S
 from multibox.presets.preset import Preset
 from multibox.presets.recipes import RECIPES
@@ -18,12 +19,13 @@ from multibox.presets.rfb320 import RFB320_FACE
 from multibox.presets.ssdlite import SSDLITE320_MOBILENETV2, SSDLITE320_MOBILENETV3
 from multibox.presets.tinyssd import TINYSSD
 from multibox.presets.vgg16 import SSD300_VGG16, SSD512_VGG16
-from multibox.settings import list_settings
+from multibox.settings import change_settings, list_settings
 
 PRESETS: dict[str, Preset] = {
     "tinyssd": TINYSSD,
     "multibox-s": MULTIBOX_S,
     "multibox-coco": MULTIBOX_COCO,
+    "multibox-fine": MULTIBOX_FINE,
     "ssd300-vgg16": SSD300_VGG16,
     "ssd512-vgg16": SSD512_VGG16,
     "ssd300-resnet50": SSD300_RESNET50,
@@ -32,6 +34,10 @@ PRESETS: dict[str, Preset] = {
     "ssdlite320-mobilenetv3": SSDLITE320_MOBILENETV3,
     "rfb320-face": RFB320_FACE,
 }
+
+
+SET = "--set"
+"""Name of the layer of single settings, the highest one."""
 
 
 def fitting(recipe: str) -> list[str]:
@@ -46,7 +52,7 @@ def resolve(preset: str, recipe: str = "default", changes: Mapping[str, Any] | N
         ConfigError: an unknown preset, recipe or key, a value out of its range, or a recipe that does not fit the
             preset.
     """
-    return resolve_layers(preset, recipe, [("--set", changes or {})])[0]
+    return resolve_layers(preset, recipe, [(SET, changes or {})])[0]
 
 
 def resolve_layers(
@@ -57,35 +63,40 @@ def resolve_layers(
     Args:
         preset: the lowest layer, called "preset NAME".
         recipe: the next one, called "recipe NAME"; its tuning for the preset follows as "tuning of NAME".
-        layers: further ones as (name, settings by dotted key), the last one wins: such as those of a file and of --set.
+        layers: further ones as (name, settings by dotted key), the last one wins: such as those of a file and `SET`,
+            whose values may be texts to parse.
 
     Returns:
         The config, and by dotted key the name of the last layer that set it; "default" where none did.
 
     Raises:
-        ConfigError: as `resolve`; of a layer's own mistakes the message names no layer, for the value tells.
+        ConfigError: as `resolve`; the message names the layer, unless it is `SET`.
     """
     _check("preset", preset, PRESETS)
     _check("recipe", recipe, RECIPES)
     if preset not in fitting(recipe):
         raise ConfigError(f"recipe {recipe!r} was made for {', '.join(fitting(recipe))}, not for preset {preset!r}")
-    names: dict[str, Any] = {"preset": preset, "recipe": recipe}
+    names = {"preset": preset, "recipe": recipe}
     chosen = RECIPES[recipe]
-    stack = [
+    stack: list[tuple[str, Mapping[str, Any]]] = [
         (f"preset {preset}", PRESETS[preset].settings),
         (f"recipe {recipe}", chosen.settings),
         (f"tuning of {preset}", chosen.tuning.get(preset, {})),
         *layers,
     ]
-    settings: dict[str, Any] = {}
-    origins = {key: "name" if key in names else "default" for key in list_settings(Config)}
+    config = change_settings(Config(), names)
+    origins: dict[str, str] = {key: "--" + key if key in names else "default" for key in list_settings(Config)}
     for layer, values in stack:
-        if given := next((key for key in names if values.get(key, names[key]) != names[key]), None):
-            raise ConfigError(f"{given}={values[given]} cannot be set in this way; give --{given} {values[given]}")
-        changes = with_one_length(values)
-        settings |= changes
-        origins |= dict.fromkeys(changes, layer)
-    config = Config().updated(names | settings)
+        if given := next((key for key, name in names.items() if values.get(key, name) != name), None):
+            raise ConfigError(f"{layer}: {given}={values[given]} comes too late; give --{given} {values[given]}")
+        try:
+            changes = with_one_length(values)
+            # Only the command line has no types
+            config = change_settings(config, changes, parse=layer == SET)
+        except ConfigError as error:
+            raise error if layer == SET else ConfigError(f"{layer}: {error}") from None
+        origins |= {key: layer for key in changes}
+    check_settings(config)
     needed = "sigmoid" if config.loss.classification in SIGMOID_LOSSES else "softmax"
     if config.model.score != needed:
         raise ConfigError(

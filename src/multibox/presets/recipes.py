@@ -45,6 +45,17 @@ _D2L: dict[str, Any] = {
     "post.multi_label": False,
 }
 
+_FROM_COCO: dict[str, Any] = {
+    "model.score": "sigmoid",
+    "matching.matcher": "task_aligned",
+    "loss.classification": "varifocal",
+    "loss.localization": "giou",
+    "loss.localization_weight": 2.0,
+    "loss.negative_ratio": "all",
+    "train.steps": 600,
+    "train.batch_size": 16,
+}
+
 _VGG = ("ssd300-vgg16", "ssd512-vgg16")
 
 _STEPS: dict[str, Any] = {
@@ -106,19 +117,8 @@ RECIPES: dict[str, Recipe] = {
             "train.ema": 0.998,
             "train.augmentation": "default",
         },
-        tuning={
-            # Found on validation data: docs/decisions.md
-            "multibox-coco": {
-                "model.score": "sigmoid",
-                "matching.matcher": "task_aligned",
-                "loss.classification": "varifocal",
-                "loss.localization": "giou",
-                "loss.localization_weight": 2.0,
-                "loss.negative_ratio": "all",
-                "train.steps": 600,
-                "train.batch_size": 16,
-            },
-        },
+        # Found on validation data: docs/decisions.md
+        tuning={"multibox-coco": _FROM_COCO, "multibox-fine": _FROM_COCO},
     ),
     "caffe": Recipe(_VGG, _CAFFE),
     "hikapok": Recipe(

@@ -30,7 +30,7 @@ from multibox.presets import resolve_layers
 from multibox.settings import flatten
 from multibox.structures import Dataset
 from multibox.training.advice import look_at_boxes
-from multibox.training.capacity import choose_batch_size
+from multibox.training.capacity import check_memory, choose_batch_size
 from multibox.training.folder import CONFIG, Hold, find_run, new_folder
 from multibox.training.norms import unfold_norms
 from multibox.training.precision import choose_device, choose_precision
@@ -200,6 +200,7 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
         # Steps have one shape, or few (train.scales): let cuDNN try its kernels for each and keep the fastest
         torch.backends.cudnn.benchmark = True
     model = build_model(config, len(training.class_names), config.train.seed)
+    check_memory(model, config, device=device, precision=precision)
     _check_input_size(model, config)
     known = False
     if not resumed:

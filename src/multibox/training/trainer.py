@@ -85,7 +85,7 @@ class Trainer:
         self.reporter = reporter or Reporter()
         self.names = training.class_names
         self.stepper = Stepper(model, config, device=device, precision=precision)
-        self.validation = Validation(validation, config, device, precision) if validation is not None else None
+        self.validation = Validation(validation, config, device) if validation is not None else None
         self.training = training
         self.batches = order_images(training, config)
         self.pace = make_pace(config, self.batches.steps_per_epoch, started)

@@ -1,4 +1,4 @@
-"""How good the weights are on held-out pictures: loss and mAP in one pass."""
+"""How good the weights are on held-out images: loss and mAP in one pass, computed as prediction computes."""
 
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from multibox.data.loading import AugmentedPictures, in_order, load_batches
 from multibox.evaluation.thresholds import best_threshold
 from multibox.evaluation.voc import mean, precision_recall
 from multibox.inference.detect import detect
+from multibox.inference.quick import quick_copy
 from multibox.inference.thresholds import DEFAULT_THRESHOLD
 from multibox.losses.multibox import multibox_loss
 from multibox.losses.targets import make_targets
@@ -16,7 +17,6 @@ from multibox.models.anchors import anchors_per_cell, make_anchors
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset, Detections
 from multibox.training.optimizer import known_batch_size
-from multibox.training.precision import autocast
 
 if TYPE_CHECKING:
     from multibox.training.records import Row
@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 class Validation:
     """A split held out of training, decoded once and scored as often as asked."""
 
-    def __init__(self, dataset: Dataset, config: Config, device: str, precision: str) -> None:
+    def __init__(self, dataset: Dataset, config: Config, device: str) -> None:
         self.dataset = dataset
         self.config = config
         self.device = device
-        self.precision = precision
         self.per_cell = anchors_per_cell(config)
         self.pictures = AugmentedPictures(dataset, config.model.input_size, ())
         self.per_class: dict[str, float | None] = {}
@@ -41,16 +40,16 @@ class Validation:
     def score(self, model: SSD) -> "Row":
         """Return validation loss and mAP@0.5 and keep the thresholds of best F1.
 
-        The network is put into evaluation mode and left there.
+        Computed in float32 whatever training computes in, by the copy that prediction runs: thresholds belong to the
+        scores that `predict` will see. The network itself is put into evaluation mode and left there.
         """
-        model.eval()
+        network = quick_copy(model.eval(), "float32")
         batches = in_order(len(self.dataset), known_batch_size(self.config.train))
         found: list[Detections] = []
         losses: list[torch.Tensor] = []
         for batch in load_batches(self.pictures, batches, 0, pin=False):
             batch = batch.to(self.device)
-            with autocast(self.precision, self.device):
-                outputs = model(batch.images)
+            outputs = network(batch.images)
             anchors = make_anchors(
                 self.config.anchors, outputs.feature_shapes, self.config.model.input_size, self.device
             )

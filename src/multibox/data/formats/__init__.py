@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from multibox.data.formats.common import OnBad, ReadOptions, pick_split, split_for
+from multibox.data.formats.common import OnBad, ReadOptions, Unknown, pick_split, split_for
 from multibox.data.formats.detect import FORMATS, locate
 from multibox.data.formats.recordio import read_record_picture
 from multibox.data.formats.writing import write_dataset
@@ -22,6 +22,7 @@ def open_dataset(
     on_bad: OnBad = "stop",
     rename: Mapping[str, str] | None = None,
     one_based: bool = False,
+    unknown: Unknown = "refuse",
 ) -> Dataset:
     """Read the labels of one split; pictures are not opened, except their headers where boxes are fractions.
 
@@ -31,12 +32,15 @@ def open_dataset(
         format: voc, coco, yolo, csv or recordio; recognised when not given.
         class_names: a trained model's classes; labels are mapped to this order by name.
         on_bad: "stop" at the first broken file or box, or "skip" it and count it in `Dataset.notes`.
-        rename: the data set's class names to other names, before they are compared with `class_names`.
+        rename: the data set's class names to other names, before they are compared with `class_names`; "" drops the
+            objects of a class.
         one_based: VOC only; corners are 1-based and inclusive, so that a box spans xmin - 1 .. xmax.
+        unknown: "refuse" an object whose class is not among `class_names`, or "drop" it and count it in
+            `Dataset.notes`.
 
     Raises:
         DataError: when the path holds no data set or several, the split does not exist or is empty, a file is broken,
-            or a class is not among `class_names`. PictureError when a picture's file is missing.
+            or a class is not among `class_names` (with "drop": none is). PictureError when a picture's file is missing.
         ConfigError: for an unknown format or `on_bad`.
     """
     if on_bad not in ("stop", "skip"):
@@ -45,7 +49,7 @@ def open_dataset(
     reader = FORMATS[found.format]
     chosen = pick_split(list(reader.find_splits(found.path)), split, found.path)
     names = None if class_names is None else tuple(class_names)
-    return reader.read(found.path, chosen, ReadOptions(on_bad, names, rename, one_based))
+    return reader.read(found.path, chosen, ReadOptions(on_bad, names, rename, unknown, one_based))
 
 
 def find_splits(path: str | Path, format: str | None = None) -> list[str]:

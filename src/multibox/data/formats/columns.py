@@ -101,7 +101,11 @@ class Columns:
         numbers = np.arange(len(owners)) - np.searchsorted(owners, owners) + 1
         boxes, keep = self._checked(boxes, owners, numbers, clip)
         owners = owners[keep]
-        labels, class_names = self._mapped(np.array(self._labels, dtype=np.int64)[rows][keep], owners, declared, order)
+        labels = np.array(self._labels, dtype=np.int64)[rows][keep]
+        labels, class_names = self._mapped(labels, owners, declared, order)
+        # Of a class that was dropped
+        keep[keep] = labels >= 0
+        labels, owners = labels[labels >= 0], owners[labels >= 0]
         starts = np.searchsorted(owners, np.arange(len(self.names) + 1)).astype(np.int64)
         return Dataset(
             root=self.root,
@@ -180,22 +184,43 @@ class Columns:
     def _mapped(
         self, labels: Labels, owners: Labels, declared: Sequence[str], order: Sequence[str] | None
     ) -> tuple[Labels, tuple[str, ...]]:
+        """Return each object's class index among the data set's or the model's classes, -1 for what is dropped."""
         rename = self.options.rename or {}
+        for old in (name for name in rename if name not in (*declared, *(order or ()))):
+            self.note(f"the data has no class {old!r} to rename{did_you_mean(old, declared)}")
         names = [rename.get(name, name) for name in declared]
-        own = tuple(dict.fromkeys(rename.get(name, name) for name in (order or declared)))
+        own = tuple(dict.fromkeys(new for name in (order or declared) if (new := rename.get(name, name))))
         class_names = own if self.options.class_names is None else tuple(self.options.class_names)
         index = {name: number for number, name in enumerate(class_names)}
         table = np.array([index.get(name, -1) for name in names], dtype=np.int64)
         mapped = table[labels] if len(labels) else labels
-        strange = np.flatnonzero(mapped < 0)
-        if len(strange):
+        asked_to_drop = np.array([not name for name in names], dtype=np.bool_)
+        strange = np.flatnonzero((mapped < 0) & ~asked_to_drop[labels]) if len(labels) else labels
+        if len(strange) and self.options.unknown == "refuse":
             row = int(strange[0])
             name = names[int(labels[row])]
             raise DataError(
                 f"{self.where(int(owners[row]))}: class {name!r} is not among the model's classes "
-                f"({_listing(class_names)}){did_you_mean(name, class_names)}; rename it in the labels or with --rename"
+                f"({_listing(class_names)}){did_you_mean(name, class_names)}; rename it with --rename {name}=NAME, or "
+                f"leave it out with --rename {name}="
             )
+        if own and self.options.unknown == "drop" and not index.keys() & set(own):
+            raise DataError(
+                f"{self.root} ({self.split}) shares no class with the model: it has {_listing(own) or 'none'}, the "
+                f"model {_listing(class_names)}; name the same class on both sides with --rename DATA=MODEL"
+            )
+        self._note_dropped(np.bincount(labels[mapped < 0], minlength=len(names)), declared)
         return mapped, class_names
+
+    def _note_dropped(self, counts: Labels, declared: Sequence[str]) -> None:
+        """Note how many objects of which classes are left out; `counts` has one entry per declared class."""
+        if not counts.any():
+            return
+        most = np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]
+        shown = ", ".join(f"{declared[label]} ({counts[label]})" for label in most[:5])
+        more = f" and {len(most) - 5} more classes" if len(most) > 5 else ""
+        objects = "object was" if counts.sum() == 1 else "objects were"
+        self.note(f"{counts.sum()} {objects} left out, of other classes than asked for: {shown}{more}")
 
 
 _SKIPPED = {

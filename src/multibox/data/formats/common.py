@@ -13,6 +13,7 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", "
 SKIP = "leave it out with --on-bad skip"
 ADVICE = f"correct it, or {SKIP}"
 OnBad = Literal["stop", "skip"]
+Unknown = Literal["refuse", "drop"]
 
 _CANONICAL = {
     "training": "train",
@@ -35,7 +36,9 @@ class ReadOptions:
     class_names: tuple[str, ...] | None = None
     """A trained model's classes: labels are mapped to this order by name. None keeps the data set's own."""
     rename: Mapping[str, str] | None = None
-    """The data set's class names to other names, before anything is compared."""
+    """The data set's class names to other names, before anything is compared; "" drops the class's objects."""
+    unknown: Unknown = "refuse"
+    """Refuse an object whose class is not among `class_names`, or drop it and count it in the notes."""
     one_based: bool = False
     """VOC only: corners are 1-based and inclusive, so a box spans xmin - 1 .. xmax."""
 
