@@ -66,9 +66,9 @@ class AugmentedPictures:
         # Decoded images stay behind: a worker process decodes its own share
         return {**self.__dict__, "cache": {}}
 
-    def __getitem__(self, key: tuple[int, ...]) -> Item:
+    def __getitem__(self, key: Key | tuple[int, ...]) -> Item:
         """Return pixels [h, w, 3], boxes [N, 4] as fractions, labels [N], name and (width, height) of the original."""
-        epoch, index, copy, mixed = Key(*key)
+        epoch, index, copy, mixed = key if isinstance(key, Key) else Key(key[0], key[1], key[2] if len(key) > 2 else 0)
         sample = self.dataset[index]
         picture = self._picture(index, sample)
         # The first copy has no third number, so that runs of older versions are repeated exactly

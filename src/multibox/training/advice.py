@@ -304,7 +304,7 @@ def _visible(boxes_xyxy: Boxes, sizes: NDArray[np.float64]) -> NDArray[np.float6
 
 def _misfit(boxes_xyxy: Boxes, sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which boxes run out of their image by more than a rounding."""
-    return (boxes_xyxy[:, 2:] > 1.01 * sizes + 1).any(1)
+    return np.any(boxes_xyxy[:, 2:] > 1.01 * sizes + 1, axis=1)
 
 
 def _share(chosen: NDArray[np.bool_]) -> str:
