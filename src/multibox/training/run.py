@@ -301,7 +301,8 @@ def _some_images(training: Dataset, config: Config) -> Iterator[Tensor]:
 def _refuse_other_settings(options: RunOptions, config: Config) -> None:
     """Refuse what would change a resumed run; what it has anyway may be said again."""
     folder = options.resume
-    if options.out is not None and options.out.resolve() != options.resume.resolve():
+    assert folder is not None
+    if options.out is not None and options.out.resolve() != folder.resolve():
         raise ConfigError(f"--resume {folder} goes on in its own folder; leave --out away")
     if options.epochs is not None and options.minutes is not None:
         raise ConfigError("--minutes and --epochs exclude each other; give one of them")

@@ -22,9 +22,9 @@ def open_splits(data: DataConfig) -> tuple[Dataset, Dataset | None, list[str]]:
         ConfigError: `data.classes` or `data.merge` name a class that the data does not have.
         DataError: there is nothing to learn from, or too little to hold some out.
     """
-    if len(data.path) > 1:
+    if len(data.path) != 1:
         raise ConfigError(f"data.path={list(data.path)}: expected one data set; put them into one folder or file first")
-    path = data.path[0]
+    (path,) = data.path
     format = None if data.format == "auto" else data.format
     splits = find_splits(path, format)
 
