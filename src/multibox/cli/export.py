@@ -44,7 +44,7 @@ def export(
     if raw and dialect is not Layout.plain:
         raise ConfigError(f"--raw and --dialect {dialect.value} exclude each other; leave one out")
     weights = find_weights(model)
-    detector = load(weights)
+    detector = load(weights, device="cpu")
     about = read_metadata(weights) or {}
     suffix = ".onnx" if to is Target.onnx else ".xml"
     out = out or weights.with_suffix(suffix)
