@@ -19,7 +19,7 @@ MULTIBOX_FINE = Preset(
         "anchors.ratios": (*_COCO["anchors.ratios"], (1.0, 1.0, 2.0, 0.5)),
         "train.weights": "coco",
         "train.lr": 1e-3,
-        "train.known_lr": 3e-5,
+        "train.known_lr": 5e-5,
         "train.largest_input": 448,
     },
 )

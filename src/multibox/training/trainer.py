@@ -137,6 +137,8 @@ class Trainer:
                 self.reporter.step(self, parts)
                 if self.pace.step % self.batches.steps_per_epoch == 0 or self.pace.finished:
                     self._end_epoch(batch)
+                    if threads:
+                        threads.pause()
                 if self.finished:
                     break
                 if interrupt.asked:
