@@ -203,7 +203,7 @@ def test_many_detections_and_none(files, tiny, noise):
     for got, want in zip(found, wanted, strict=True):
         assert len(want) > 200
         assert match(got, want, 64).matched >= len(want) * 0.99
-    none = run({"images": batch, "score_threshold": np.array(1, np.float32)})
+    none = run({"images": batch, **limits(tiny.config, score_threshold=1.0)})
     assert none["boxes"].shape == (2, 0, 4)
     assert none["counts"].tolist() == [0, 0]
 

@@ -231,5 +231,9 @@ def describe_thresholds(own: tuple[float, ...], names: tuple[str, ...], threshol
     found = class_thresholds(own, names)
     if not own:
         return f"scores from {found[0]:g} are reported; the model has no thresholds of its own"
-    each = ", ".join(f"{name} {value:.3f}" for name, value in zip(names, found, strict=True))
-    return f"scores from the model's thresholds are reported: {each}"
+    usual = max(found, key=found.count)
+    own_values = [(name, value) for name, value in zip(names, found, strict=True) if value != usual or len(names) <= 8]
+    each = [f"{name} {value:.3f}" for name, value in own_values[:8]]
+    if others := len(names) - len(each):
+        each.append(f"the other {others} classes {usual:.3f}" if len(own_values) <= 8 else f"{others} more")
+    return f"scores from the model's thresholds are reported: {', '.join(each)}"
