@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MANY = 20
 """Above so many images there is a bar instead of a line for each."""
+SHARED_FROM = 200
+"""From so many images on, copies of an exported file save more time than they take to open, 0.3 s each."""
 _OUT = "Folder for the images with boxes, one STEM.jpg each. Default: predictions, or predictions-2 and so on."
 _ON_BAD = (
     "An image that cannot be read. skip: go on, count it, and end with exit code 1. stop: end at once with exit code "
@@ -54,7 +56,6 @@ def predict(
     Example: multibox predict model.onnx photos --json found.json
     """
     from multibox.data.pictures import find_images
-    from multibox.inference.loading import load
     from multibox.inference.results import distinct_names
 
     check_threshold(threshold)
@@ -62,11 +63,11 @@ def predict(
     stems = distinct_names(path.stem for path in images)
     asked = _Outputs(out, json_file, coco, yolo, voc, overwrite, (*images, *own_files(model)))
     asked.check(stems)
-    detector = load(model, device=device, flip=flip)
+    detector, *_ = detectors = _open(model, device, flip, len(images))
     asked.check(stems, detector.names)
     say = partial(typer.echo, err=asked.to_stdout)
     say("\n".join([*notes, describe_thresholds(detector.thresholds, detector.names, threshold)]))
-    job = _Job(detector, images, stems, threshold, on_bad, asked.to_stdout)
+    job = _Job(detectors, images, stems, threshold, on_bad, asked.to_stdout)
     tally = _Tally()
     with asked.folder() as folder:
         try:
@@ -78,6 +79,20 @@ def predict(
     if tally.broken:
         typer.echo(f"multibox: {tally.complaint()}", err=True)
         raise typer.Exit(1)
+
+
+def _open(model: str, device: str, flip: bool, images: int) -> "Sequence[Detector | ExportedDetector]":
+    """Open the model; of an exported file that shall look at many images on the processor, copies that share it."""
+    from multibox.builtin import find_model, runnable
+    from multibox.inference.engines import SUFFIXES
+    from multibox.inference.loading import load
+    from multibox.inference.pipeline import open_copies
+
+    exported = runnable(find_model(model)).suffix in SUFFIXES and not flip
+    # Threads are a matter of each exported file, but of the whole process for a checkpoint
+    if images >= SHARED_FROM and device in ("auto", "cpu") and exported:
+        return open_copies(lambda threads: load(model, device=device, threads=threads))
+    return [load(model, device=device, flip=flip)]
 
 
 class _Outputs(NamedTuple):
@@ -123,7 +138,7 @@ class _Outputs(NamedTuple):
 
 
 class _Job(NamedTuple):
-    detector: "Detector | ExportedDetector"
+    detectors: "Sequence[Detector | ExportedDetector]"
     images: Sequence[Path]
     stems: Sequence[str]
     threshold: float | None
@@ -164,7 +179,7 @@ def _run(job: _Job, outputs: _Outputs, folder: Path, tally: _Tally) -> None:
         add = stack.enter_context(
             result_files(
                 [str(path) for path in job.images],
-                job.detector.names,
+                job.detectors[0].names,
                 json_file=sys.stdout.buffer if outputs.to_stdout else outputs.json,
                 coco=outputs.coco,
                 yolo=outputs.yolo,
@@ -172,7 +187,7 @@ def _run(job: _Job, outputs: _Outputs, folder: Path, tally: _Tally) -> None:
             )
         )
         draw = stack.enter_context(drawing())
-        stream = stack.enter_context(closing(predict_stream(job.detector, job.images, job.threshold)))
+        stream = stack.enter_context(closing(predict_stream(job.detectors, job.images, job.threshold)))
         for index, seen in enumerate(stream):
             if seen.image is None or isinstance(seen.found, PictureError):
                 _count_broken(tally, seen, job)
