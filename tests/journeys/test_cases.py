@@ -59,8 +59,6 @@ def test_docker_shm_hang(case, launch, squares, tmp_path, patched, train_options
     command = [sys.executable, "-m", "multibox", "train", squares, "--out", "run", "--epochs", "3"]
     command += [*train_options, "--set", "train.workers=7"]
     inner = f"mount -t tmpfs -o size=1m tmpfs /dev/shm && exec {shlex.join(map(str, command))}"
-        map(str, [*command, "--set", "train.workers=7"])
-    )
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", inner], capture_output=True, text=True, timeout=300, check=False,
         cwd=tmp_path, env=environment,
