@@ -12,6 +12,23 @@ from multibox.cli.main import main
 QUICK = ("model.input_size=[64,64]", "train.batch_size=4", "train.workers=0", "train.precision=float32")
 """Settings with which a step of TinySSD takes some hundredths of a second."""
 TRAIN = ("--preset", "tinyssd", *(word for setting in QUICK for word in ("--set", setting)))
+PATCH_ON_IMPORT = """
+import importlib.abc, importlib.util, sys
+class Patch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != NAME:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            patch(module)
+        spec.loader.exec_module = exec_module
+        return spec
+sys.meta_path.insert(0, Patch())
+"""
+"""Runs `patch(module)` as soon as the module called NAME is imported, in every Python process."""
 PATIENCE = 300
 """Seconds after which a command counts as hanging, on a machine that does much else."""
 
@@ -81,12 +98,12 @@ def call(capsys, monkeypatch):
 
 @pytest.fixture
 def patched(tmp_path):
-    """Return an environment in which every Python process runs some code first."""
+    """Return an environment in which processes change a module: code with its NAME and a function `patch(module)`."""
 
     def make(code: str, **more: str) -> dict[str, str]:
         folder = tmp_path / "patches"
         folder.mkdir(exist_ok=True)
-        (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
+        (folder / "sitecustomize.py").write_text(code + PATCH_ON_IMPORT if code else "", encoding="utf-8")
         path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH", ""))))
         return environment(PYTHONPATH=path, **more)
 

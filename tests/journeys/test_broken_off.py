@@ -90,23 +90,6 @@ def test_a_full_disk_ends_in_a_sentence_and_the_run_goes_on_when_there_is_room(
     assert steps_done(run)[-1] == 9
 
 
-SLOW_VALIDATION = """
-import sys
-if any(word == "train" for word in sys.argv) or True:
-    import importlib.abc, importlib.util
-    class Slow(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path, target=None):
-            if name != NAME: return None
-            sys.meta_path.remove(self)
-            spec = importlib.util.find_spec(name)
-            run = spec.loader.exec_module
-            def exec_module(module):
-                run(module)
-                patch(module)
-            spec.loader.exec_module = exec_module
-            return spec
-    sys.meta_path.insert(0, Slow())
-"""
 VALIDATING = """
 NAME = "multibox.training.validation"
 def patch(module):
@@ -135,8 +118,8 @@ def patch(module):
 """
 MOMENTS = {
     "in the first epoch": ("", "--epochs", "2000"),
-    "in validation": (VALIDATING + SLOW_VALIDATION, "--epochs", "6"),
-    "while saving": (SAVING + SLOW_VALIDATION, "--epochs", "6"),
+    "in validation": (VALIDATING, "--epochs", "6"),
+    "while saving": (SAVING, "--epochs", "6"),
 }
 
 
