@@ -48,7 +48,7 @@ def lower(model: ir.Model, opset: int) -> None:
     if opset < 15:
         rewrite["Shape"] = _slice_shape
     if opset < 14:
-        rewrite["HardSwish"] = _spell_out
+        rewrite |= {"HardSwish": _spell_out, "Reshape": _allow_no_zero}
     for node in list(model.graph):
         if change := rewrite.get(node.op_type):
             change(node)
@@ -78,6 +78,11 @@ def _drop_defaults(node: ir.Node, opset: int) -> None:
 
 def _plain(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _allow_no_zero(node: ir.Node) -> None:
+    """Whether a 0 in a shape is a length of 0 makes no difference: there is no such length, a batch holds an image."""
+    node.attributes.pop("allowzero", None)
 
 
 def _split_equally(node: ir.Node) -> None:
