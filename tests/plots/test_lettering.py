@@ -40,6 +40,11 @@ def test_without_a_font_accents_go_and_other_scripts_become_numbers(monkeypatch,
     assert "大熊猫 is class 1" in record.getMessage()
 
 
+def test_captions_keep_the_letters_there_are(monkeypatch):
+    system_has(monkeypatch)
+    assert [lettering.drawable_text(text) for text in ("a.jpg", "é.jpg", "图 1.jpg")] == ["a.jpg", "e.jpg", "? 1.jpg"]
+
+
 def test_a_font_of_the_system_is_used_for_what_it_has(monkeypatch, caplog):
     # The second file is no font at all, the third is not there
     broken = __file__

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from multibox.plots.lettering import Font, drawable_names, font_for, height, shortened, width
+from multibox.plots.lettering import Font, drawable_names, drawable_text, font_for, height, shortened, width
 from multibox.plots.placing import Placed, free_corner, place_labels
 from multibox.structures import Detections, Sample
 
@@ -138,6 +138,7 @@ def contact_sheet(
     across = min(columns or math.ceil(math.sqrt(count)), count)
     gap = max(2, tile // 32)
     size = round(tile / 20)
+    captions = None if captions is None else [drawable_text(caption) for caption in captions]
     line = 0 if captions is None else max(height(font_for(caption, size)) for caption in captions or [""])
     step_y = tile + line + gap
     sheet = Image.new("RGB", (across * (tile + gap) + gap, math.ceil(count / across) * step_y + gap), _PAPER)

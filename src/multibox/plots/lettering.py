@@ -82,6 +82,11 @@ def _font(file: str | None, size: int) -> Font:
     return cast(Font, ImageFont.load_default(size=size)) if file is None else ImageFont.truetype(file, size)
 
 
+def drawable_text(text: str) -> str:
+    """Return a text as it can be drawn here: as it is, else without accents, else with ? for letters no font has."""
+    return _drawable(text) or "".join(letter if _has(None, letter) else "?" for letter in text)
+
+
 def extra_fonts(texts: Iterable[str]) -> tuple[str, ...]:
     """Return the files of the system's fonts that texts need beside Pillow's own."""
     return tuple(dict.fromkeys(file for text in texts if (file := _file_for(text)) is not None))
