@@ -212,9 +212,6 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
     precision = choose_precision(config.train, device)
     if device == "cpu":
         keep_freed_memory()
-    else:
-        # Steps have one shape, or few (train.scales): let cuDNN try its kernels for each and keep the fastest
-        torch.backends.cudnn.benchmark = True
     model = build_model(config, len(training.class_names), config.train.seed)
     check_memory(model, config, device=device, precision=precision)
     _check_input_size(model, config)

@@ -352,10 +352,14 @@ class Trainer:
 
     @contextlib.contextmanager
     def _released(self) -> Iterator[None]:
-        """Leave the folder to others afterwards."""
+        """Leave the folder to others afterwards, and cuDNN as it was."""
+        before = torch.backends.cudnn.benchmark
+        # Steps have one shape, or few (train.scales): let cuDNN try its kernels for each and keep the fastest
+        torch.backends.cudnn.benchmark = before or self.device != "cpu"
         try:
             yield
         finally:
+            torch.backends.cudnn.benchmark = before
             if self.hold is not None:
                 self.hold.close()
 
