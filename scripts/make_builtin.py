@@ -29,7 +29,7 @@ from multibox.exporting.metadata import as_text, describe
 from multibox.files import write_bytes_whole
 from multibox.importers import linzaer, tflite
 from multibox.inference.detector import Detector
-from multibox.inference.engines import KEY, LIMITS
+from multibox.inference.engines import KEY
 from multibox.models.build import build_model
 from multibox.models.checkpoint import SCALE, ZERO_POINT, Checkpoint, save_checkpoint
 
@@ -140,12 +140,7 @@ READERS = {"coco": read_coco, "face": read_face}
 
 
 def refer(graph: ir.Graph, model: nn.Module, weights: Path) -> None:
-    """Let a graph read its weights from a checkpoint, and make plain inputs of its optional ones.
-
-    An initialiser that is an input as well costs a warning of onnxruntime; whoever opens the file gives every limit.
-    """
-    for name in LIMITS:
-        graph.initializers.pop(name).const_value = None
+    """Let a graph read its weights from a checkpoint."""
     file = _External(graph, weights)
     norms = _norms(model)
     for node in [node for node in graph if node.op_type == "Conv"]:

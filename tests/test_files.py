@@ -22,6 +22,7 @@ def test_a_file_appears_when_the_block_ends(tmp_path):
         file.write(b"new")
         assert not path.exists()
     assert path.read_bytes() == b"new"
+    write_text_whole(tmp_path / ("ä" * 127), "a name as long as a name can be")
     with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
         file.write(b"half")
         raise KeyboardInterrupt

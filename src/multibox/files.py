@@ -143,7 +143,8 @@ def same_name(name: str) -> str:
 
 def _beside(path: Path) -> Path:
     # Not tempfile: it makes files that only their owner may read, and os.replace would keep that.
-    return path.absolute().with_name(f".{path.absolute().name}.{secrets.token_hex(6)}.part")
+    # And not the whole name, which may be as long as a name can be.
+    return path.absolute().with_name(f".{path.absolute().name[:40]}.{secrets.token_hex(6)}.part")
 
 
 def _is_special(path: Path) -> bool:

@@ -266,6 +266,13 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Positive | Literal["auto"],
         means("Peak learning rate. auto finds it by a range test of at most 60 steps before the run."),
     ] = 1e-3
+    known_lr: Annotated[
+        Positive | Literal["none"],
+        means(
+            "Peak learning rate instead of `train.lr` where the starting weights know every class and find most of the "
+            "objects; a higher one would make them forget. A rate given in a file or by --set is kept, too."
+        ),
+    ] = "none"
     optimizer: Annotated[Literal["sgd", "adamw"], means("Rule by which gradients change the weights.")] = "sgd"
     momentum: Annotated[ShareBelowOne, means("Momentum of sgd.")] = 0.9
     weight_decay: Annotated[
@@ -329,6 +336,13 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     mix_until: Annotated[
         Share, means("Share of the run in which recipes that mix images do so. Afterwards images are seen as they are.")
     ] = 0.85
+    largest_input: Annotated[
+        Side | Literal["none"],
+        means(
+            "Side up to which the input grows before training if most objects would be smaller than 16 pixels at "
+            "`model.input_size`; none keeps that size. A size given in a file or by --set is kept, too."
+        ),
+    ] = "none"
     scales: Annotated[
         tuple[Scale, Scale],
         means(

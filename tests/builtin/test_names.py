@@ -129,19 +129,20 @@ def test_what_is_no_model_is_refused(model, message, tmp_path, monkeypatch):
 
 
 def test_training_starts_from_a_name():
-    preset, changes = choose_network("coco", None)
+    assert choose_network("coco", None) == ("multibox-fine", {})
+    preset, changes = choose_network("coco", "ssd300-mobilenetv1")
     assert (preset, changes["model.width"], changes["post.thresholds"]) == ("ssd300-mobilenetv1", 0.75, ())
     for nothing in (None, "none"):
         assert choose_network(nothing, None)[1] == {}
     detector = api.create(preset, ["cat", "unicorn"], weights="coco")
     fresh = api.create(preset, ["cat", "unicorn"])
-    note, whole = load_weights(fresh.model, "none", fresh.names)
+    note, known = load_weights(fresh.model, "none", fresh.names)
     assert "every tensor is fresh" in note
-    assert not whole
+    assert not known
     fresh = api.create("multibox-coco", ["cat", "unicorn"])
-    note, whole = load_weights(fresh.model, "coco", fresh.names)
+    note, known = load_weights(fresh.model, "coco", fresh.names)
     assert note.startswith("coco: ")
-    assert not whole
+    assert not known
     original = load_checkpoint(find_model("coco"))
     row = original.state["heads.classification.0.bias"].view(3, 90)[:, original.names.index("cat")]
     found = detector.model.heads.state_dict()["classification.0.bias"].view(3, 2)[:, 0]
@@ -154,7 +155,7 @@ def test_a_run_folder_gives_its_weights_to_training(tmp_path):
     old = api.create("tinyssd", ["cat"], seed=3)
     save_checkpoint(tmp_path / "last.safetensors", Checkpoint(old.model.state_dict(), old.config, old.names))
     new = api.create("tinyssd", ["cat"])
-    assert load_weights(new.model, tmp_path, new.names).whole
+    assert load_weights(new.model, tmp_path, new.names).known
     assert choose_network(tmp_path, None)[0] == "tinyssd"
 
 

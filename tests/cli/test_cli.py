@@ -148,8 +148,8 @@ def test_intervals_and_the_models_thresholds(run, squares, trained, tmp_path, mo
     assert "scores from 0.4 are reported" in asked
     code, told, err = run("train", squares, "--out", tmp_path / "held", "--epochs", 1, "--val-split", "train", *SMALL)
     assert code == 0, err
-    # Its validation was a tenth of the split it learnt: a score on that split would flatter it
-    assert "next: multibox predict" in told
+    # Its validation was a tenth of the split it learnt; the other split is one that it has never seen
+    assert f"next: multibox eval {tmp_path / 'held'} {squares} --split val" in told
     code, told, err = run("train", squares, "--out", tmp_path / "bare", "--epochs", 1, "--val-split", "none", *SMALL)
     assert code == 0, err
     assert "next: multibox eval" in told
@@ -186,7 +186,7 @@ def test_a_class_that_changed_its_name_is_named(run, squares, trained):
     assert "--rename crimson: expected A=B" in err
     code, _, err = run("eval", trained, squares, "--split", "val", "--rename", "blue=green")
     assert code == 2
-    assert "shares no class with the model: it has crimson, green" in err
+    assert "shares no class with the model" in err
 
 
 def test_list_and_diff(run):

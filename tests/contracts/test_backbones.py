@@ -23,7 +23,9 @@ def test_maps_have_the_channels_promised_and_shrink(name):
         assert tuple(features.shape[1] for features in maps) == tuple(body.channels), size
         assert all(features.shape[0] == 2 for features in maps), size
         cells = [features.shape[2] * features.shape[3] for features in maps]
-        assert cells == sorted(cells, reverse=True), size
+        # The finer map that was added to the COCO SSD stands last
+        coarser = cells[:-1] if name == "mobilenetv1-fine" else cells
+        assert coarser == sorted(coarser, reverse=True), size
         assert cells[-1] >= 1, size
 
 

@@ -25,7 +25,7 @@ from multibox.errors import MultiboxError, PictureError
 
 
 def test_batches_of_an_epoch_are_a_permutation_and_epochs_differ():
-    batches = list(EpochBatches(10, 5, 3, seed=1))
+    batches = list(EpochBatches(10, 5, 6, seed=1))
     assert len(batches) == 6
     epochs = [[key.index for batch in batches[2 * e : 2 * e + 2] for key in batch] for e in range(3)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
@@ -34,9 +34,9 @@ def test_batches_of_an_epoch_are_a_permutation_and_epochs_differ():
 
 
 def test_a_resumed_order_is_the_tail_of_the_whole():
-    whole = list(EpochBatches(10, 3, 4, seed=1))
+    whole = list(EpochBatches(10, 3, 12, seed=1))
     for start in range(len(whole)):
-        tail = EpochBatches(10, 3, 4, seed=1, start_step=start)
+        tail = EpochBatches(10, 3, 12, seed=1, start_step=start)
         assert list(tail) == whole[start:]
         assert len(tail) == len(whole) - start
 

@@ -1,3 +1,4 @@
+import base64
 import io
 
 import numpy as np
@@ -169,6 +170,26 @@ def test_heic_needs_its_extra(tmp_path, monkeypatch):
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     with pytest.raises(PictureError, match=r"a\.heic is a HEIC image: pip install 'multibox\[heic\]'"):
         read_picture(tmp_path / "a.heic")
+
+
+HEIC = """
+AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAX1tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAA
+ACJpbG9jAAAAAERAAAEAAQAAAAABoQABAAAAAAAAABwAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRt
+AAAAAAABAAAA/WlwcnAAAADdaXBjbwAAAHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMA
+AAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5j
+bHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAAAAAoY2xhcAAAAEAAAAABAAAAMAAAAAEAAAAAAAAAAv////AAAAACAAAAEHBp
+eGkAAAAAAwgICAAAABhpcG1hAAAAAAAAAAEAAQWBAgMFhAAAACRtZGF0AAAAGCgBrxOA+BDhp//6AqP9rzw+20u/OikM+A==
+"""
+"""An image of 64x48 pixels, all (200, 40, 90)."""
+
+
+def test_heic_is_read_with_its_extra(tmp_path):
+    pytest.importorskip("pi_heif", reason="needs multibox[heic]")
+    path = tmp_path / "a.heic"
+    path.write_bytes(base64.b64decode(HEIC))
+    assert picture_size(path) == (64, 48)
+    assert np.abs(read(path)[5, 5].astype(int) - (200, 40, 90)).max() <= 3
+    assert find_images([tmp_path]).paths == [path]
 
 
 def test_bytes_and_file_agree(tmp_path):

@@ -167,7 +167,7 @@ def test_files_carry_no_folders(tiny, tmp_path, squares):
     source = f"trained on {squares.parent}/cells (train)"
     for name in ("model.onnx", "model.xml"):
         export(tiny, tmp_path / name, ExportOptions(source=source, data=squares, split="val"))
-    for path in tmp_path.iterdir():
+    for path in tmp_path.glob("model.*"):
         held = path.read_bytes()
         assert str(squares.parent).encode() not in held
         assert b"/tmp/" not in held
@@ -179,7 +179,7 @@ def test_an_int8_file_that_finds_other_objects_is_not_written(tiny, tmp_path, sq
     options = ExportOptions(int8=True, calibrate=squares)
     with pytest.raises(VerificationError, match=r"INT8 differs: .* agree with the float file's to 0\.\d\d"):
         export(tiny, tmp_path / "model.xml", options)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*model*"))
 
 
 def _shifted(model):
@@ -203,7 +203,7 @@ def test_many_detections_and_none(files, tiny, noise):
     for got, want in zip(found, wanted, strict=True):
         assert len(want) > 200
         assert match(got, want, 64).matched >= len(want) * 0.99
-    none = run({"images": batch, "score_threshold": np.array(1, np.float32)})
+    none = run({"images": batch, **limits(tiny.config, score_threshold=1.0)})
     assert none["boxes"].shape == (2, 0, 4)
     assert none["counts"].tolist() == [0, 0]
 

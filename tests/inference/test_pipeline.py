@@ -57,6 +57,15 @@ def test_order_is_kept_and_images_of_one_size_go_together(greys):
     assert all(batch == sorted(batch) for batch in detector.batches)
 
 
+def test_several_detectors_share_the_work_and_order_is_kept(greys):
+    shared = [Fake(), Fake(), Fake()]
+    assert levels(predict_stream(shared, greys)) == list(range(40))
+    assert [len(each.batches) for each in shared] == [4, 3, 3]
+    threads = []
+    assert len(pipeline.open_copies(lambda count: threads.append(count) or Fake())) == len(threads)
+    assert 1 <= sum(threads) <= pipeline.cores()
+
+
 def test_an_image_that_cannot_be_read_is_its_own_result(greys):
     greys[3].write_bytes(b"")
     greys[39].unlink()

@@ -1,7 +1,7 @@
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
@@ -11,7 +11,7 @@ from multibox.plots.curves import plot_precision_recall
 from multibox.plots.detections import draw_detections
 from multibox.structures import Detections
 
-DEJAVU = str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"))
+DEJAVU = str(Path(find_spec("matplotlib").origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf")
 CACHES = ("width", "shortened", "drawable_names", "_file_for", "_system_font")
 
 
@@ -40,6 +40,11 @@ def test_without_a_font_accents_go_and_other_scripts_become_numbers(monkeypatch,
     assert "大熊猫 is class 1" in record.getMessage()
 
 
+def test_captions_keep_the_letters_there_are(monkeypatch):
+    system_has(monkeypatch)
+    assert [lettering.drawable_text(text) for text in ("a.jpg", "é.jpg", "图 1.jpg")] == ["a.jpg", "e.jpg", "? 1.jpg"]
+
+
 def test_a_font_of_the_system_is_used_for_what_it_has(monkeypatch, caplog):
     # The second file is no font at all, the third is not there
     broken = __file__
@@ -60,7 +65,7 @@ def test_names_of_a_font_are_drawn_with_it(monkeypatch):
     )
     drawn = draw_detections(Image.new("RGB", (400, 400)), found)
     font = ImageFont.truetype(DEJAVU, 12)
-    mask = font.getmask("К")
+    mask = font.getmask("ш")
     wanted = np.array(mask).reshape(mask.size[::-1]) > 250
     ink = (np.asarray(drawn) == 255).all(-1)
     windows = np.lib.stride_tricks.sliding_window_view(ink, wanted.shape)

@@ -100,7 +100,7 @@ def test_the_denser_the_less_is_written():
     assert not crowd.style.scores and not crowd.style.names
     assert crowd.texts[1] == ("1", "")
     assert crowd.legend is not None
-    x1, y1, x2, y2 = crowd.legend
+    x1, y1, _, y2 = crowd.legend
     first = np.asarray(drawn)[y1:y2, x1]
     wanted = [detections.PALETTE[label] for label in range(3)]
     colours = [tuple(int(name[i : i + 2], 16) for i in (1, 3, 5)) for name in wanted]

@@ -1,5 +1,6 @@
 """A run folder alone describes its run: it is begun, stopped, moved, prolonged and begun again."""
 
+import re
 import shutil
 import signal
 import time
@@ -7,9 +8,11 @@ import time
 import pytest
 import torch
 
+from multibox import create
 from multibox.config import Config
 from multibox.errors import ConfigError, MultiboxError
-from multibox.models.checkpoint import load_checkpoint
+from multibox.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from multibox.presets import RECIPES
 from multibox.training.reporter import Reporter
 from multibox.training.run import RunOptions, prepare, resolve_options
 
@@ -238,3 +241,51 @@ def test_a_killed_run_ends_like_one_that_was_not(squares, tmp_path):
     resumed.fit()
     for a, b in zip(whole.stepper.model.parameters(), resumed.stepper.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def shrunken(squares):
+    """Make the objects of the data tiny."""
+    for path in (squares / "Annotations").iterdir():
+        text = re.sub(r"<xmax>\d+", "<xmax>12", re.sub(r"<xmin>\d+", "<xmin>4", path.read_text()))
+        path.write_text(re.sub(r"<ymax>\d+", "<ymax>12", re.sub(r"<ymin>\d+", "<ymin>4", text)))
+
+
+@pytest.mark.parametrize(
+    ("tiny", "changes", "size"),
+    [
+        (True, {}, (128, 128)),  # 8 of 96 pixels are 8 at 96: twice that is 16, at most 128
+        (False, {}, (96, 96)),
+        (True, {"model.input_size": [64, 64]}, (64, 64)),
+        (True, {"train.largest_input": "none"}, (96, 96)),
+    ],
+)
+def test_the_input_grows_where_objects_are_small_at_it(squares, tmp_path, monkeypatch, tiny, changes, size):
+    if tiny:
+        shrunken(squares)
+    small = {"model.input_size": (96, 96), "train.largest_input": 128}
+    monkeypatch.setitem(RECIPES["default"].tuning, "tinyssd", small)
+    told = []
+    asked = RunOptions(preset="tinyssd", out=tmp_path / "run", epochs=1, changes={"train.batch_size": 4, **changes})
+    trainer = prepare(squares, asked, Reporter(told.append))
+    assert trainer.config.model.input_size == size
+    assert any("so it is enlarged to 128x128" in line for line in told) == (size == (128, 128))
+    trainer.hold.close()
+
+
+@pytest.mark.parametrize(
+    ("score", "changes", "rate"),
+    [(0.8, {}, 5e-5), (0.1, {}, 2e-3), (None, {}, 2e-3), (0.8, {"train.lr": 0.01}, 0.01)],
+)
+def test_weights_that_find_everything_already_learn_at_a_low_rate(squares, tmp_path, monkeypatch, score, changes, rate):
+    known = create("ssd300-mobilenetv1", ["red", "blue"])
+    save_checkpoint(tmp_path / "known.safetensors", Checkpoint(known.model.state_dict(), known.config, known.names))
+    monkeypatch.setattr("multibox.training.adapting.Validation.score", lambda *_: {"val_loss": 1.0, "val_map50": score})
+    told = []
+    asked = RunOptions(
+        weights=str(tmp_path / "known.safetensors"), out=tmp_path / "run", epochs=1, changes=SMALL | changes
+    )
+    trainer = prepare(squares, asked, Reporter(told.append))
+    assert trainer.known
+    assert trainer.config.train.lr == rate
+    assert any("learn at a low rate" in line for line in told) == (rate == 5e-5)
+    trainer.hold.close()

@@ -15,9 +15,10 @@ from multibox.models.backbones.layers import L2Norm
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.presets import resolve
 from multibox.structures import Sample, pack
+from multibox.training.adapting import drop_difficult
 from multibox.training.optimizer import learning_rate, make_optimizer
 from multibox.training.reporter import Reporter
-from multibox.training.run import RunOptions, drop_difficult, prepare
+from multibox.training.run import RunOptions, prepare
 from multibox.training.splits import held_out
 
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}

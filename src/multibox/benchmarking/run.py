@@ -25,6 +25,7 @@ from multibox.builtin import find_model, runnable
 from multibox.data.pictures import decode_picture
 from multibox.errors import ConfigError
 from multibox.inference.engines import SUFFIXES
+from multibox.inference.loading import checked_threads
 
 BATCHES = (1, 8)
 DECODE = "decode"
@@ -107,7 +108,16 @@ def open_subject(path: str | Path, threads: int | None, precision: str | None) -
     from multibox.benchmarking.eager import eager_subject
     from multibox.inference.detector import load
 
-    return eager_subject(load(path, threads=threads), precision or "float32")
+    _use_threads(threads)
+    return eager_subject(load(path, device="cpu"), precision or "float32")
+
+
+def _use_threads(threads: int | None) -> None:
+    """Set PyTorch's threads of this process, which does nothing but measure, so that peers have as many."""
+    import torch
+
+    if (count := checked_threads(threads)) is not None:
+        torch.set_num_threads(count)
 
 
 def _sides(
@@ -122,7 +132,8 @@ def _sides(
     from multibox.benchmarking.sides import compare, torchvision_sides
     from multibox.inference.detector import load
 
-    detector = load(path, threads=threads)
+    _use_threads(threads)
+    detector = load(path, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         subjects = torchvision_sides(detector, Path(folder) / "model.onnx", threads, precision)
     tick("opened")

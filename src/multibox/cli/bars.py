@@ -1,5 +1,6 @@
 """Progress of work that is counted in images: a bar on a terminal, now and then a line elsewhere."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -11,13 +12,13 @@ EVERY = 30.0
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show progress on standard error while the block runs; the function it yields takes the number done so far."""
+    if not sys.stderr.isatty():
+        yield _lines(what, total)
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines(what, total)
-        return
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
     # Drawn rarely, for it takes time from the work
     with Progress(*columns, console=console, refresh_per_second=4) as bar:

@@ -18,7 +18,7 @@ def demo(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the 900 training pictures.")] = EPOCHS,
 ) -> None:
-    """Make synthetic data, train TinySSD on it, score it on held-out pictures and draw what it finds."""
+    """Make synthetic data, train TinySSD on it, score it on held-out images and draw what it finds."""
     import os
     import time
 
@@ -56,5 +56,5 @@ def demo(
     (least,) = class_thresholds(detector.thresholds, detector.names)
     tiles = [draw_detections(load_picture(dataset[i]), found[i], threshold=least) for i in range(min(12, len(dataset)))]
     contact_sheet(tiles, columns=4).save(out / "detections.png")
-    typer.echo(f"mAP@0.5 {figures['voc12']['mAP']:.3f} on {figures['pictures']} held-out pictures")
+    typer.echo(f"mAP@0.5 {figures['voc12']['mAP']:.3f} on {figures['images']} held-out pictures")
     typer.echo(f"pictures with boxes: {out / 'detections.png'}; {time.monotonic() - started:.0f} seconds in all")

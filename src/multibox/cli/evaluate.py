@@ -47,7 +47,8 @@ def evaluate(
     from multibox.inference.loading import load
 
     outputs = [path for path in (json_file, plot) if path is not None]
-    check_outputs(outputs, overwrite=overwrite, inputs=(data, *own_files(model), *([rename] if rename else [])))
+    inputs = [data, *own_files(model), *(Path(text) for text in rename or () if "=" not in text)]
+    check_outputs(outputs, overwrite=overwrite, inputs=inputs)
     if plot is not None:
         check_suffix(plot, PLOTS)
     detector = load(model, device=device, flip=flip)

@@ -59,7 +59,7 @@ def export(
         raise ConfigError(f"--out {out}: expected a name that ends in {suffix} for --to {to.value}")
     files = [out] if suffix == ".onnx" else [out, out.with_suffix(".bin")]
     check_outputs(files, overwrite=overwrite, inputs=[path for path in (weights, data, calibrate) if path is not None])
-    detector = load(weights)
+    detector = load(weights, device="cpu")
     about = read_metadata(weights) or {}
     options = ExportOptions(
         dialect="raw" if raw else dialect.value,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MANY = 20
 """Above so many images there is a bar instead of a line for each."""
+SHARED_FROM = 200
+"""From so many images on, copies of an exported file save more time than they take to open, 0.3 s each."""
 _OUT = "Folder for the images with boxes, one STEM.jpg each. Default: predictions, or predictions-2 and so on."
 _ON_BAD = (
     "An image that cannot be read. skip: go on, count it, and end with exit code 1. stop: end at once with exit code "
@@ -54,7 +56,6 @@ def predict(
     Example: multibox predict model.onnx photos --json found.json
     """
     from multibox.data.pictures import find_images
-    from multibox.inference.loading import load
     from multibox.inference.results import distinct_names
 
     check_threshold(threshold)
@@ -62,13 +63,11 @@ def predict(
     stems = distinct_names(path.stem for path in images)
     asked = _Outputs(out, json_file, coco, yolo, voc, overwrite, (*images, *own_files(model)))
     asked.check(stems)
-    say = partial(typer.echo, err=asked.to_stdout)
-    for note in notes:
-        say(note)
-    detector = load(model, device=device, flip=flip)
+    detector, *_ = detectors = _open(model, device, flip, len(images))
     asked.check(stems, detector.names)
-    say(describe_thresholds(detector.thresholds, detector.names, threshold))
-    job = _Job(detector, images, stems, threshold, on_bad, asked.to_stdout)
+    say = partial(typer.echo, err=asked.to_stdout)
+    say("\n".join([*notes, describe_thresholds(detector.thresholds, detector.names, threshold)]))
+    job = _Job(detectors, images, stems, threshold, on_bad, asked.to_stdout)
     tally = _Tally()
     with asked.folder() as folder:
         try:
@@ -80,6 +79,20 @@ def predict(
     if tally.broken:
         typer.echo(f"multibox: {tally.complaint()}", err=True)
         raise typer.Exit(1)
+
+
+def _open(model: str, device: str, flip: bool, images: int) -> "Sequence[Detector | ExportedDetector]":
+    """Open the model; of an exported file that shall look at many images on the processor, copies that share it."""
+    from multibox.builtin import find_model, runnable
+    from multibox.inference.engines import SUFFIXES
+    from multibox.inference.loading import load
+    from multibox.inference.pipeline import open_copies
+
+    exported = runnable(find_model(model)).suffix in SUFFIXES and not flip
+    # Threads are a matter of each exported file, but of the whole process for a checkpoint
+    if images >= SHARED_FROM and device in ("auto", "cpu") and exported:
+        return open_copies(lambda threads: load(model, device=device, threads=threads))
+    return [load(model, device=device, flip=flip)]
 
 
 class _Outputs(NamedTuple):
@@ -102,7 +115,7 @@ class _Outputs(NamedTuple):
         from multibox.files import check_outputs
         from multibox.inference.results import voc_file
 
-        targets = [path for path in (self.json, self.coco) if path is not None and path != Path("-")]
+        targets = [path for path in (None if self.to_stdout else self.json, self.coco) if path is not None]
         targets += [self.out / f"{stem}.jpg" for stem in stems] if self.out is not None else []
         targets += [self.yolo / f"{stem}.txt" for stem in stems] if self.yolo is not None else []
         targets += [self.voc / voc_file(name) for name in names] if self.voc is not None else []
@@ -113,20 +126,19 @@ class _Outputs(NamedTuple):
         """Yield the folder for drawn images; one that was made here and stays empty is removed again."""
         from multibox.files import make_numbered_folder
 
+        there = self.out is not None and self.out.exists()
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
-            yield self.out
-            return
-        made = make_numbered_folder("predictions")
+        folder = self.out or make_numbered_folder("predictions")
         try:
-            yield made
+            yield folder
         finally:
-            if not any(made.iterdir()):
-                made.rmdir()
+            if not there and not any(folder.iterdir()):
+                folder.rmdir()
 
 
 class _Job(NamedTuple):
-    detector: "Detector | ExportedDetector"
+    detectors: "Sequence[Detector | ExportedDetector]"
     images: Sequence[Path]
     stems: Sequence[str]
     threshold: float | None
@@ -167,7 +179,7 @@ def _run(job: _Job, outputs: _Outputs, folder: Path, tally: _Tally) -> None:
         add = stack.enter_context(
             result_files(
                 [str(path) for path in job.images],
-                job.detector.names,
+                job.detectors[0].names,
                 json_file=sys.stdout.buffer if outputs.to_stdout else outputs.json,
                 coco=outputs.coco,
                 yolo=outputs.yolo,
@@ -175,7 +187,7 @@ def _run(job: _Job, outputs: _Outputs, folder: Path, tally: _Tally) -> None:
             )
         )
         draw = stack.enter_context(drawing())
-        stream = stack.enter_context(closing(predict_stream(job.detector, job.images, job.threshold)))
+        stream = stack.enter_context(closing(predict_stream(job.detectors, job.images, job.threshold)))
         for index, seen in enumerate(stream):
             if seen.image is None or isinstance(seen.found, PictureError):
                 _count_broken(tally, seen, job)
@@ -234,5 +246,9 @@ def describe_thresholds(own: tuple[float, ...], names: tuple[str, ...], threshol
     found = class_thresholds(own, names)
     if not own:
         return f"scores from {found[0]:g} are reported; the model has no thresholds of its own"
-    each = ", ".join(f"{name} {value:.3f}" for name, value in zip(names, found, strict=True))
-    return f"scores from the model's thresholds are reported: {each}"
+    usual = max(found, key=found.count)
+    own_values = [(name, value) for name, value in zip(names, found, strict=True) if value != usual or len(names) <= 8]
+    each = [f"{name} {value:.3f}" for name, value in own_values[:8]]
+    if others := len(names) - len(each):
+        each.append(f"the other {others} classes {usual:.3f}" if len(own_values) <= 8 else f"{others} more")
+    return f"scores from the model's thresholds are reported: {', '.join(each)}"

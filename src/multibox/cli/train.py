@@ -140,25 +140,32 @@ def _once(data: Path | None, options: "RunOptions") -> None:
 
 
 def next_command(trainer: "Trainer") -> str:
-    """Return what to do with the run, as it can be pasted: score a split it has not learnt, or predict."""
+    """Return what to do with the run, as it can be pasted: score images that it has not learned from, or predict."""
     import shlex
 
-    data = trainer.config.data
-    validation = trainer.validation.dataset.split if trainer.validation else None
-    unseen = [split for split in _splits(trainer) if split not in (trainer.training.split, validation)]
-    if validation is not None and validation != trainer.training.split:
-        unseen.append(validation)
-    if not unseen:
-        # A score on the training split would be one of images that it has learnt
+    split = _unseen_split(trainer)
+    if split is None:
         return shlex.join(["multibox", "predict", str(trainer.folder)]) + " IMAGES"
-    return shlex.join(["multibox", "eval", str(trainer.folder), data.path[0], "--split", unseen[0]])
+    return shlex.join(["multibox", "eval", str(trainer.folder), trainer.config.data.path[0], "--split", split])
 
 
-def _splits(trainer: "Trainer") -> list[str]:
-    from multibox.data.formats import find_splits
+def _unseen_split(trainer: "Trainer") -> str | None:
+    """Return a split without any image that was learned from: val, else test, else another."""
+    from multibox.data.formats import find_splits, open_dataset
+    from multibox.errors import DataError
 
     data = trainer.config.data
-    return find_splits(data.path[0], None if data.format == "auto" else data.format)
+    format = None if data.format == "auto" else data.format
+    learned = set(trainer.training.names)
+    splits = find_splits(data.path[0], format)
+    for split in sorted(splits, key=lambda name: (name != "val", name != "test", splits.index(name))):
+        try:
+            names = open_dataset(data.path[0], split, format=format, on_bad="skip").names
+        except DataError:
+            continue
+        if learned.isdisjoint(names):
+            return split
+    return None
 
 
 def _repeat(data: Path, options: "RunOptions", seeds: int) -> None:

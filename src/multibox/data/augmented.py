@@ -1,6 +1,5 @@
 """Augmented images and their batches as numpy arrays. No PyTorch here: worker processes start in a fraction of it."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -46,14 +45,11 @@ class AugmentedPictures:
         seed: int = 0,
         fill: tuple[int, int, int] = (124, 116, 104),
         cache_bytes: int = CACHE_BYTES,
-        mixing_epochs: float = math.inf,
     ) -> None:
         self.dataset = dataset
         self.size = size
         self.operations = operations
         self.mixing = [operation for operation in operations if isinstance(operation, Mixing)]
-        # From this epoch on every image stays by itself, whatever its key says
-        self.mixing_epochs = mixing_epochs
         self.seed = seed
         self.fill = fill
         self.cache: dict[int, NDArray[np.uint8]] = {}
@@ -66,16 +62,15 @@ class AugmentedPictures:
         # Decoded images stay behind: a worker process decodes its own share
         return {**self.__dict__, "cache": {}}
 
-    def __getitem__(self, key: tuple[int, ...]) -> Item:
+    def __getitem__(self, key: Key | tuple[int, ...]) -> Item:
         """Return pixels [h, w, 3], boxes [N, 4] as fractions, labels [N], name and (width, height) of the original."""
-        epoch, index, copy, mixed = Key(*key)
+        epoch, index, copy, mixed = key if isinstance(key, Key) else Key(key[0], key[1], key[2] if len(key) > 2 else 0)
         sample = self.dataset[index]
         picture = self._picture(index, sample)
         # The first copy has no third number, so that runs of older versions are repeated exactly
         rng = np.random.default_rng((self.seed, epoch, index, copy) if copy else (self.seed, epoch, index))
         own, other = partial(self._scene, sample, picture, rng), partial(self._other, rng)
-        mixing = self.mixing if mixed and epoch < self.mixing_epochs else ()
-        scene = mix(mixing, own, other, self.size, rng)
+        scene = mix(self.mixing if mixed else (), own, other, self.size, rng)
         return scene.pixels, scene.boxes_xyxy, scene.labels, sample.name, picture.size
 
     def batch(self, keys: Sequence[tuple[int, ...]]) -> Arrays:

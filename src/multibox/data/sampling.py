@@ -37,8 +37,7 @@ class EpochBatches:
     Args:
         pictures: number of images, at least 1.
         batch_size: images per step; all of them where there are fewer.
-        steps: of the whole run; need not be whole epochs.
-        epochs: instead of `steps`, in whole epochs.
+        steps: of the whole run, not necessarily whole epochs; may be set later.
         seed: of the order.
         start_step: step to begin with.
         repeats: [images], how often each image comes on average in a full pass, 1 or more; None is once each. The
@@ -49,9 +48,8 @@ class EpochBatches:
         self,
         pictures: int,
         batch_size: int,
-        epochs: int = 0,
-        *,
         steps: int = 0,
+        *,
         seed: int = 0,
         start_step: int = 0,
         repeats: Repeats | None = None,
@@ -59,22 +57,13 @@ class EpochBatches:
         self.pictures = pictures
         self.batch_size = min(batch_size, pictures)
         self.steps_per_epoch = pictures // self.batch_size
-        self.steps = steps or epochs * self.steps_per_epoch
+        self.steps = steps
         self.seed = seed
         self.start_step = start_step
         self.repeats = repeats
         self.mixed_steps = math.inf
         """From this step on no images are mixed."""
         self._shuffled: tuple[int, NDArray[np.int64]] | None = None
-
-    @property
-    def epochs(self) -> int:
-        """Epochs begun in the whole run; setting it makes the run that many whole epochs long."""
-        return -(-self.steps // self.steps_per_epoch)
-
-    @epochs.setter
-    def epochs(self, epochs: int) -> None:
-        self.steps = epochs * self.steps_per_epoch
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start_step)

@@ -5,6 +5,7 @@ given, not what is computed; only HardSwish is taken apart. `onnx.checker` and t
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,8 +21,6 @@ JETSON = 13
 """TensorRT's parser reads up to it in versions 8.0 to 8.4, those of JetPack 4.6 and 5.0 (docs/operators.md of
 onnx-tensorrt, 8.4)."""
 REDUCTIONS = ("ReduceMax", "ReduceMin", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceSumSquare")
-LATER = {"Resize": ("antialias", "axes", "keep_aspect_ratio_policy"), "AveragePool": ("dilations",)}
-"""Attributes that came with opset 18 or 19 and hold their defaults in our graphs."""
 
 
 def checked_opset(opset: int | None, dialect: str) -> int:
@@ -45,14 +44,16 @@ def lower(model: ir.Model, opset: int) -> None:
     rewrite: dict[str, Callable[[ir.Node], None]] = {}
     if opset < 18:
         rewrite |= dict.fromkeys(REDUCTIONS, _axes_as_attribute)
-        rewrite |= {"Split": _without("num_outputs"), **{name: _without(*gone) for name, gone in LATER.items()}}
+        rewrite["Split"] = _split_equally
     if opset < 15:
         rewrite["Shape"] = _slice_shape
     if opset < 14:
-        rewrite |= {"HardSwish": _spell_out, "Reshape": _without("allowzero")}
+        rewrite |= {"HardSwish": _spell_out, "Reshape": _allow_no_zero}
     for node in list(model.graph):
         if change := rewrite.get(node.op_type):
             change(node)
+    for node in model.graph:
+        _drop_defaults(node, opset)
     for name, value in list(model.graph.initializers.items()):
         # Axes that became attributes; onnxruntime warns of what nobody uses
         if not value.uses() and not value.is_graph_output():
@@ -61,12 +62,33 @@ def lower(model: ir.Model, opset: int) -> None:
     model.ir_version = helper.find_min_ir_version_for([helper.make_opsetid("", opset)])
 
 
-def _without(*attributes: str) -> Callable[[ir.Node], None]:
-    def drop(node: ir.Node) -> None:
-        for name in attributes:
-            node.attributes.pop(name, None)
+def _drop_defaults(node: ir.Node, opset: int) -> None:
+    """Drop attributes that came after the opset and say what the operator did before; the checker finds others."""
+    from onnx import defs, helper
 
-    return drop
+    known = defs.get_schema(node.op_type, opset).attributes
+    built = defs.get_schema(node.op_type, OPSET).attributes
+    for name, attribute in list(node.attributes.items()):
+        if name in known:
+            continue
+        default = built[name].default_value
+        if default.type and attribute.value == _plain(helper.get_attribute_value(default)):
+            node.attributes.pop(name)
+
+
+def _plain(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _allow_no_zero(node: ir.Node) -> None:
+    """Whether a 0 in a shape is a length of 0 makes no difference: there is no such length, a batch holds an image."""
+    node.attributes.pop("allowzero", None)
+
+
+def _split_equally(node: ir.Node) -> None:
+    """Split without lengths gives equal parts, as many as there are outputs."""
+    if len(node.inputs) < 2 or node.inputs[1] is None:
+        node.attributes.pop("num_outputs", None)
 
 
 def _axes_as_attribute(node: ir.Node) -> None:

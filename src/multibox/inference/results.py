@@ -82,9 +82,8 @@ def result_files(
             own ids have gaps.
         yolo: Folder for one text file per image, empty where nothing was found: `label cx cy width height score`, the
             box as shares of the image's width and height, clipped to the image.
-        voc: Folder for one `comp4_det_test_CLASS.txt` for each class, empty where nothing was found:
-            `name score x1 y1 x2 y2`. Pixels count as in the labels the detector learned from, so from 1 if they were
-            VOC's.
+        voc: Folder for one `comp4_det_test_CLASS.txt` for each class, empty where nothing was found: `name score x1 y1
+            x2 y2`. Pixels count as in the labels the detector learned from, so from 1 if they were VOC's.
 
     Raises:
         DataError: An image's or class's name cannot stand in VOC's files.

@@ -40,6 +40,9 @@ def build_model(config: Config, classes: int, seed: int = 0) -> SSD:
 
 PIXEL_SPREAD = 70.0
 """Standard deviation of grey levels 0 to 255: 74 if they are uniform, 60 to 75 in photographs."""
+FEATURE_SPREAD = 8.0
+"""Of the maps that heads see in a body without batch norms. At 1 the heads learn slowly under AdamW, whose steps do not
+follow the gradient's size; at 70, the pixels' own, the first losses are in the hundreds (docs/decisions.md)."""
 HEAD_SPREAD = 0.1
 """Standard deviation of the first class logits, about, where a prior is set."""
 
@@ -54,32 +57,33 @@ def _initialize(model: SSD, config: ModelConfig) -> None:
                     nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+    features = 1.0
     if config.init == "kaiming":
-        _expect_pixels(model.backbone, config)
+        features = FEATURE_SPREAD
+        _expect_pixels(model, config)
     if config.prior != "none":
         for _, layer in model.heads.class_layers():
             if config.init != "torch":
                 # PyTorch's own rule is small enough
-                nn.init.normal_(layer.weight, std=HEAD_SPREAD / math.sqrt(layer.weight[0].numel()))
+                nn.init.normal_(layer.weight, std=HEAD_SPREAD / features / math.sqrt(layer.weight[0].numel()))
             _set_prior(layer, model.heads.logits, config.score, config.prior)
 
 
-def _expect_pixels(backbone: nn.Module, config: ModelConfig) -> None:
-    """Take the scale of the pixels out, an equal factor per convolution up to the extra layers.
+def _expect_pixels(model: SSD, config: ModelConfig) -> None:
+    """Bring the pixels' scale down to `FEATURE_SPREAD`, an equal factor per convolution up to the extra layers.
 
-    He's rule keeps the scale of its input. Pixels that are not divided by their standard deviation (Caffe's) would give
-    logits of several hundred. The first convolution alone could take the whole factor, but its weights would then be
-    so small that a step of AdamW changes them by a tenth.
+    He's rule keeps the scale of its input, so pixels that are not divided by their standard deviation (Caffe's) would
+    give logits of several hundred. The first convolution alone could take the whole factor, but its weights would then
+    be so small that a step of AdamW changes them by a tenth.
     """
-    convs = [
-        module
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.Conv2d) and not name.startswith("extras.")
-    ]
-    scale = sum(config.std) / len(config.std) / PIXEL_SPREAD
+    body = model.backbone.named_modules()
+    convs = [m for name, m in body if isinstance(m, nn.Conv2d) and not name.startswith("extras.")]
+    scale = FEATURE_SPREAD / PIXEL_SPREAD * sum(config.std) / len(config.std)
     with torch.no_grad():
         for conv in convs:
             conv.weight *= scale ** (1 / len(convs))
+        for conv in (m for m in model.heads.localization.modules() if isinstance(m, nn.Conv2d)):
+            conv.weight /= FEATURE_SPREAD
 
 
 def _set_prior(head: nn.Conv2d, logits: int, score: str, prior: float) -> None:

@@ -26,8 +26,8 @@ class Taken(NamedTuple):
 
     note: str
     """A sentence about what was taken over."""
-    whole: bool
-    """Whether nothing is fresh: it is a detector that knows every class already."""
+    known: bool
+    """Whether the weights are a detector's that knows every class already."""
 
 
 def choose_network(
@@ -79,7 +79,7 @@ def load_weights(model: SSD, weights: str | Path, names: tuple[str, ...]) -> Tak
         WeightsError: the file is missing or broken, or nothing in it fits the network.
     """
     if weights == NO_WEIGHTS:
-        return Taken("no weights given: every tensor is fresh", whole=False)
+        return Taken("no weights given: every tensor is fresh", known=False)
     path = find_model(weights)
     if read_metadata(path) is not None:
         return _load_detector(model, builtin_name(path) or str(path), load_checkpoint(path), names)
@@ -97,7 +97,7 @@ def _load_body(model: SSD, path: Path) -> Taken:
     body = [name for name in own if name.startswith("backbone.")]
     fresh = sorted({name.removeprefix("backbone.").split(".")[0] for name in body if name not in kept})
     parts = ", ".join(fresh) or "none"
-    return Taken(f"{path}: {len(kept)} of the body's {len(body)} tensors taken over; fresh parts: {parts}", whole=False)
+    return Taken(f"{path}: {len(kept)} of the body's {len(body)} tensors taken over; fresh parts: {parts}", known=False)
 
 
 def _load_detector(model: SSD, where: str, checkpoint: Checkpoint, names: tuple[str, ...]) -> Taken:
@@ -129,7 +129,7 @@ def _load_detector(model: SSD, where: str, checkpoint: Checkpoint, names: tuple[
         f"{where}: {len(kept)} of {len(own)} tensors taken over; class rows kept: {', '.join(known) or 'none'}; "
         f"fresh: {', '.join(fresh) or 'none'}" + ("" if heads else " (the heads have other anchors or channels)")
     )
-    return Taken(note, whole=len(kept) == len(own) and not fresh)
+    return Taken(note, known=bool(heads) and not fresh)
 
 
 def plain_name(name: str) -> str:

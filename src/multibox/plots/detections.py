@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from multibox.plots.lettering import Font, drawable_names, font_for, height, shortened, width
+from multibox.plots.lettering import Font, drawable_names, drawable_text, font_for, height, shortened, width
 from multibox.plots.placing import Placed, free_corner, place_labels
 from multibox.structures import Detections, Sample
 
@@ -138,6 +138,7 @@ def contact_sheet(
     across = min(columns or math.ceil(math.sqrt(count)), count)
     gap = max(2, tile // 32)
     size = round(tile / 20)
+    captions = None if captions is None else [drawable_text(caption) for caption in captions]
     line = 0 if captions is None else max(height(font_for(caption, size)) for caption in captions or [""])
     step_y = tile + line + gap
     sheet = Image.new("RGB", (across * (tile + gap) + gap, math.ceil(count / across) * step_y + gap), _PAPER)
@@ -156,14 +157,15 @@ def contact_sheet(
 
 def _pixels(xyxy: NDArray[np.floating], size: tuple[int, int]) -> list[tuple[int, int, int, int] | None]:
     """Return the first and last pixel inside each clipped box; None for boxes under a pixel wide or high."""
-    limits = np.array([*size, *size])
-    boxes = np.clip(xyxy.astype(np.float64).reshape(-1, 4), 0, limits)
-    low, high = boxes[:, :2], boxes[:, 2:]
-    drawn = np.isfinite(xyxy).reshape(-1, 4).all(axis=1) & (high - low >= 1).all(axis=1)
-    first = np.minimum(np.rint(np.where(drawn[:, None], low, 0)), limits[:2] - 1).astype(int)
-    last = np.maximum(np.rint(np.where(drawn[:, None], high, 0)).astype(int) - 1, first)
-    rows = np.concatenate([first, last], axis=1).tolist()
-    return [(x1, y1, x2, y2) if fine else None for (x1, y1, x2, y2), fine in zip(rows, drawn.tolist(), strict=True)]
+    corners = np.array(xyxy, np.float64).reshape(-1, 4)
+    finite = np.isfinite(corners).all(axis=1)
+    corners[~finite] = 0
+    x1, y1, x2, y2 = np.clip(corners, 0, np.array([*size, *size])).T
+    drawn = (x2 - x1 >= 1) & (y2 - y1 >= 1)
+    left, top = (np.minimum(np.rint(low), side - 1) for low, side in ((x1, size[0]), (y1, size[1])))
+    right, bottom = (np.maximum(np.rint(high) - 1, low) for high, low in ((x2, left), (y2, top)))
+    rows = np.stack([left, top, right, bottom], axis=1).astype(int).tolist()
+    return [(a, b, c, d) if fine else None for (a, b, c, d), fine in zip(rows, drawn.tolist(), strict=True)]
 
 
 def _marked(picture: Image.Image, marks: Sequence[_Mark]) -> Image.Image:

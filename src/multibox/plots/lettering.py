@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from PIL import ImageFont, features
 
@@ -82,6 +82,11 @@ def _font(file: str | None, size: int) -> Font:
     return cast(Font, ImageFont.load_default(size=size)) if file is None else ImageFont.truetype(file, size)
 
 
+def drawable_text(text: str) -> str:
+    """Return a text as it can be drawn here: as it is, else without accents, else with ? for letters no font has."""
+    return _drawable(text) or "".join(letter if _has(None, letter) else "?" for letter in text)
+
+
 def extra_fonts(texts: Iterable[str]) -> tuple[str, ...]:
     """Return the files of the system's fonts that texts need beside Pillow's own."""
     return tuple(dict.fromkeys(file for text in texts if (file := _file_for(text)) is not None))
@@ -115,7 +120,7 @@ def _has_letter(file: str | None, letter: str) -> bool:
     if font is None:
         return False
     try:
-        drawn, missing = font.getmask(letter), font.getmask(_MISSING)
+        drawn, missing = (cast(Any, font.getmask(text)) for text in (letter, _MISSING))
         return drawn.size != missing.size or bytes(drawn) != bytes(missing)
     except (OSError, ValueError):
         return False

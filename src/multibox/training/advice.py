@@ -78,6 +78,15 @@ def sample_boxes(dataset: Dataset) -> _Boxes:
     return _Boxes(samples, sizes)
 
 
+def median_side(dataset: Dataset, size: tuple[int, int]) -> float | None:
+    """Return the median of the objects' sides (square root of the area) in pixels of an input of (height, width)."""
+    some = sample_boxes(dataset)
+    if not len(some.boxes_xyxy):
+        return None
+    scaled = (some.boxes_xyxy[:, 2:] - some.boxes_xyxy[:, :2]) / some.sizes * (size[1], size[0])
+    return float(np.median(np.sqrt(scaled.prod(1))))
+
+
 def _outside(some: _Boxes) -> str | None:
     """Say that boxes lie outside their images, and by which factor they seem too large."""
     visible = _visible(some.boxes_xyxy, some.sizes)
@@ -295,7 +304,7 @@ def _visible(boxes_xyxy: Boxes, sizes: NDArray[np.float64]) -> NDArray[np.float6
 
 def _misfit(boxes_xyxy: Boxes, sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which boxes run out of their image by more than a rounding."""
-    return (boxes_xyxy[:, 2:] > 1.01 * sizes + 1).any(1)
+    return np.any(boxes_xyxy[:, 2:] > 1.01 * sizes + 1, axis=1)
 
 
 def _share(chosen: NDArray[np.bool_]) -> str:

@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from multibox import __version__
-from multibox.analysis.anchors import box_shapes, fit_shapes
 from multibox.config import Config, read_toml
 from multibox.data.augmentation import find_augmentation
 from multibox.data.fingerprint import fingerprint
@@ -23,7 +21,7 @@ from multibox.data.loading import AugmentedPictures, in_order, load_batches
 from multibox.errors import ConfigError, WeightsError, did_you_mean
 from multibox.files import write_text_whole
 from multibox.inference.thresholds import class_thresholds
-from multibox.models.anchors import cell_shapes, check_anchors
+from multibox.models.anchors import check_anchors
 from multibox.models.backbones import check_backbone
 from multibox.models.build import build_model
 from multibox.models.ssd import SSD
@@ -31,12 +29,13 @@ from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve_layers
 from multibox.settings import flatten
 from multibox.structures import Dataset
+from multibox.training.adapting import drop_difficult, enlarge_input, find_numbers, fit_anchors, spare_knowledge
 from multibox.training.advice import look_at_boxes
-from multibox.training.capacity import check_memory, choose_batch_size
+from multibox.training.capacity import check_memory
 from multibox.training.folder import CONFIG, Hold, find_run, new_folder, remove_scratch
+from multibox.training.memory import keep_freed_memory
 from multibox.training.norms import unfold_norms
 from multibox.training.precision import choose_device, choose_precision
-from multibox.training.range_test import find_rate
 from multibox.training.reporter import Reporter
 from multibox.training.splits import open_splits
 from multibox.training.trainer import Trainer
@@ -117,8 +116,12 @@ def resolve_options(data: Path | None, options: RunOptions) -> tuple[Config, dic
     except WeightsError as error:
         raise WeightsError(f"{'train.weights' if options.weights is None else '--weights'}: {error}") from None
     layers = [(f"weights {weights}", network), (str(options.config), file), ("--set", changes)]
-    config, origins = resolve_layers(preset, recipe, [layer for layer in layers if layer[1]])
+    layers = [layer for layer in layers if layer[1]]
+    config, origins = resolve_layers(preset, recipe, layers)
     _check_without_data(config)
+    for given, adapted in (("model.input_size", "train.largest_input"), ("train.lr", "train.known_lr")):
+        if any(given in values and adapted not in values for _, values in layers):
+            config = config.updated({adapted: "none"})
     return config, origins
 
 
@@ -204,18 +207,19 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
     if config.train.difficult == "drop":
         training = drop_difficult(training)
     if not resumed:
-        config = fit_anchors(config, training)
+        config = fit_anchors(enlarge_input(config, training, reporter), training)
     device = choose_device(options.device)
     precision = choose_precision(config.train, device)
-    if device != "cpu":
-        # Steps have one shape, or few (train.scales): let cuDNN try its kernels for each and keep the fastest
-        torch.backends.cudnn.benchmark = True
+    if device == "cpu":
+        keep_freed_memory()
     model = build_model(config, len(training.class_names), config.train.seed)
     check_memory(model, config, device=device, precision=precision)
     _check_input_size(model, config)
     known = False
     if not resumed:
         known = _start_from(model, config, training, reporter)
+        if known:
+            config = spare_knowledge(model, config, validation or training, device, reporter)
         config = find_numbers(config, model, training, device, precision, reporter)
     findings = look_at_boxes(training, config)
     for finding in findings:
@@ -264,34 +268,6 @@ def _source(config: Config, training: Dataset) -> str:
     )
 
 
-def drop_difficult(training: Dataset) -> Dataset:
-    """Take objects marked difficult out of training; where an image has no others, its first one stays (HiKapok)."""
-    easy = ~training.difficult
-    owner = np.repeat(np.arange(len(training)), np.diff(training.starts))
-    hopeless = np.bincount(owner, weights=easy, minlength=len(training)) == 0
-    kept = easy.copy()
-    kept[training.starts[:-1][hopeless & (np.diff(training.starts) > 0)]] = True
-    # A crowd is what training looks away from
-    return dataclasses.replace(training, crowd=training.crowd | ~kept)
-
-
-def fit_anchors(config: Config, training: Dataset) -> Config:
-    """Replace the preset's anchor shapes by ones fitted to the training boxes, where the recipe asks for it."""
-    if config.anchors.fit == "none":
-        return config
-    base = cell_shapes(config.anchors, config.model.input_size)
-    shapes = fit_shapes(box_shapes(training), base, config.anchors.fit)
-    return config.updated(
-        {
-            "anchors.style": "shapes",
-            "anchors.shapes": shapes,
-            "anchors.sizes": (),
-            "anchors.ratios": (),
-            "anchors.fit": "none",
-        }
-    )
-
-
 def _check_input_size(model: SSD, config: Config) -> None:
     """Refuse an input that the network does not take, and single images where batch norms need more."""
     height, width = config.model.input_size
@@ -313,21 +289,6 @@ def _check_input_size(model: SSD, config: Config) -> None:
     model.train()
 
 
-def find_numbers(
-    config: Config, model: SSD, training: Dataset, device: str, precision: str, reporter: Reporter
-) -> Config:
-    """Replace a batch size and a learning rate of `auto` by numbers, and tell them; the network stays as it is."""
-    if config.train.batch_size == "auto":
-        size, why = choose_batch_size(model, config, training, device=device, precision=precision)
-        reporter.note(f"batch size {size}: {why}")
-        config = config.updated({"train.batch_size": size})
-    if config.train.lr == "auto":
-        rate = find_rate(model, config, training, device=device, precision=precision)
-        reporter.note(f"learning rate {rate:g}: in the range test nine tenths of the loss's fall were done there")
-        config = config.updated({"train.lr": rate})
-    return config
-
-
 def _some_images(training: Dataset, config: Config) -> Iterator[Tensor]:
     images = AugmentedPictures(training, config.model.input_size, ())
     batches = in_order(min(len(training), UNFOLD_IMAGES), UNFOLD_BATCH)
@@ -337,7 +298,8 @@ def _some_images(training: Dataset, config: Config) -> Iterator[Tensor]:
 def _refuse_other_settings(options: RunOptions, config: Config) -> None:
     """Refuse what would change a resumed run; what it has anyway may be said again."""
     folder = options.resume
-    if options.out is not None and options.out.resolve() != options.resume.resolve():
+    assert folder is not None
+    if options.out is not None and options.out.resolve() != folder.resolve():
         raise ConfigError(f"--resume {folder} goes on in its own folder; leave --out away")
     if options.epochs is not None and options.minutes is not None:
         raise ConfigError("--minutes and --epochs exclude each other; give one of them")

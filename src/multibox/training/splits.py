@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from multibox.config import DataConfig
-from multibox.data.checking import check_pictures
+from multibox.data.checking import check_pictures, match_classes
 from multibox.data.formats import find_splits, open_dataset, split_for
 from multibox.errors import ConfigError, DataError, did_you_mean
 from multibox.structures import Dataset
@@ -22,14 +22,14 @@ def open_splits(data: DataConfig) -> tuple[Dataset, Dataset | None, list[str]]:
         ConfigError: `data.classes` or `data.merge` name a class that the data does not have.
         DataError: there is nothing to learn from, or too little to hold some out.
     """
-    if len(data.path) > 1:
+    if len(data.path) != 1:
         raise ConfigError(f"data.path={list(data.path)}: expected one data set; put them into one folder or file first")
-    path = data.path[0]
+    (path,) = data.path
     format = None if data.format == "auto" else data.format
     splits = find_splits(path, format)
 
-    def read(split: str | None, names: tuple[str, ...] | None = None) -> Dataset:
-        dataset = open_dataset(path, split, format=format, class_names=names, on_bad=data.on_bad)
+    def read(split: str | None) -> Dataset:
+        dataset = open_dataset(path, split, format=format, on_bad=data.on_bad)
         return check_pictures(dataset, data.on_bad)
 
     training = read(split_for(splits, "train") if data.train_split == "auto" else data.train_split)
@@ -37,15 +37,16 @@ def open_splits(data: DataConfig) -> tuple[Dataset, Dataset | None, list[str]]:
     if data.val_split != "none":
         val_split = split_for(splits, "val") if data.val_split == "auto" else data.val_split
         if val_split is not None and val_split != training.split:
-            validation = read(val_split, training.class_names)
+            validation = read(val_split)
         else:
             training, validation = hold_out(training, path)
+    training, validation, strange = match_classes(training, validation)
     training, validation, note = choose_classes(training, validation, data)
     if training.crowd.all():
         raise DataError(
             f"{path}: no image to train on (split {training.split}) has an object; there is nothing to learn"
         )
-    notes = dict.fromkeys((*training.notes, *(validation.notes if validation else ()), *note))
+    notes = dict.fromkeys((*training.notes, *(validation.notes if validation else ()), *strange, *note))
     return training, validation, list(notes)
 
 

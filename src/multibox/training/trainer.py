@@ -137,6 +137,8 @@ class Trainer:
                 self.reporter.step(self, parts)
                 if self.pace.step % self.batches.steps_per_epoch == 0 or self.pace.finished:
                     self._end_epoch(batch)
+                    if threads:
+                        threads.pause()
                 if self.finished:
                     break
                 if interrupt.asked:
@@ -350,10 +352,14 @@ class Trainer:
 
     @contextlib.contextmanager
     def _released(self) -> Iterator[None]:
-        """Leave the folder to others afterwards."""
+        """Leave the folder to others afterwards, and cuDNN as it was."""
+        before = torch.backends.cudnn.benchmark
+        # Steps have one shape, or few (train.scales): let cuDNN try its kernels for each and keep the fastest
+        torch.backends.cudnn.benchmark = before or self.device != "cpu"
         try:
             yield
         finally:
+            torch.backends.cudnn.benchmark = before
             if self.hold is not None:
                 self.hold.close()
 

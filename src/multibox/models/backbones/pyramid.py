@@ -75,7 +75,7 @@ class FineMobileNetV1Body(MobileNetV1Body):
         narrow, wide = scaled(256, width), scaled(512, width)
         self.lateral = nn.Sequential(nn.Conv2d(narrow, WIDTH, 1, bias=False), nn.BatchNorm2d(WIDTH))
         self.above = nn.Sequential(nn.Conv2d(wide, WIDTH, 1, bias=False), nn.BatchNorm2d(WIDTH))
-        self.smooth = _separable(WIDTH)
+        self.smooth = nn.Sequential(_separable(WIDTH), _separable(WIDTH))
         self.channels = (*self.channels, WIDTH)
 
     def forward(self, images: Tensor) -> list[Tensor]:
