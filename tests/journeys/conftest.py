@@ -1,6 +1,7 @@
 """A user's whole paths: commands and scripts in processes of their own, on small made-up data."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -37,12 +38,18 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **more}
 
 
+def heed_ctrl_c() -> None:
+    """Undo what a shell does to tests that it runs in the background: their children would ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start(*arguments, cwd=None, env=None, script=False):
     """Start `multibox ARGUMENTS`, or a script, in a session of its own and return the process."""
     command = [sys.executable, *([] if script else ["-m", "multibox"]), *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=cwd, env=env or environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         encoding="utf-8", errors="replace", start_new_session=True,
+        preexec_fn=heed_ctrl_c if os.name == "posix" else None,
     )  # fmt: skip
 
 
