@@ -166,7 +166,9 @@ def test_every_layer_is_told(squares, tmp_path):
     config, origins = resolve_options(squares, asked)
     assert (config.train.lr, config.train.seed, config.train.minutes, config.train.steps) == (0.01, 4, 2, "none")
     assert origins["train.lr"] == str(tmp_path / "mine.toml")
-    assert origins["train.seed"] == origins["train.minutes"] == "--set"
+    assert (origins["train.seed"], origins["train.minutes"]) == ("--set", "command line")
+    with pytest.raises(ConfigError, match=r"train.steps.*train.minutes|train.minutes.*train.steps"):
+        resolve_options(squares, RunOptions(preset="tinyssd", changes={"train.steps": "4"}, minutes=2))
     assert origins["anchors.sizes"] == "preset tinyssd"
     assert origins["train.optimizer"] == "recipe default"
     assert origins["model.width"] == "default"

@@ -24,9 +24,9 @@ PresetName = Annotated[
 ]
 RecipeName = Annotated[str | None, typer.Option(help="How to train it; see `multibox list recipes`. Default: default.")]
 Minutes = Annotated[
-    float | None, typer.Option(min=0.01, help="Train for so many minutes, start-up and validation included.")
+    float | None, typer.Option(help="Train for so many minutes, start-up and validation included.")
 ]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the images instead; excludes --minutes.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the images instead; excludes --minutes.")]
 Weights = Annotated[
     str | None,
     typer.Option(help="What to start from: coco, none, a detector's file or run folder, or a backbone's weights."),

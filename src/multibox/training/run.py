@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from multibox import __version__
-from multibox.config import Config, read_toml
+from multibox.config import Config, read_toml, with_one_length
 from multibox.data.augmentation import find_augmentation
 from multibox.data.fingerprint import fingerprint
 from multibox.data.formats import FORMATS
@@ -26,7 +26,7 @@ from multibox.models.backbones import check_backbone
 from multibox.models.build import build_model
 from multibox.models.ssd import SSD
 from multibox.models.weights import choose_network, load_weights
-from multibox.presets import resolve_layers
+from multibox.presets import SET, resolve_layers
 from multibox.settings import flatten
 from multibox.structures import Dataset
 from multibox.training.adapting import drop_difficult, enlarge_input, find_numbers, fit_anchors, spare_knowledge
@@ -41,6 +41,8 @@ from multibox.training.splits import open_splits
 from multibox.training.trainer import Trainer
 
 DEFAULT_RECIPE = "default"
+OPTIONS = "command line"
+"""The layer of settings that have an option or argument of their own."""
 UNFOLD_IMAGES, UNFOLD_BATCH = 64, 16
 
 
@@ -107,15 +109,18 @@ def resolve_options(data: Path | None, options: RunOptions) -> tuple[Config, dic
         ConfigError: an unknown name, a value out of range, or settings that exclude each other.
     """
     file = _read_file(options.config)
-    changes = _asked(data, options)
+    changes, given = dict(options.changes), _given(data, options)
+    if twice := sorted(given.keys() & changes.keys()):
+        raise ConfigError(f"{twice[0]} is given twice, as an option and by --set; leave one away")
+    with_one_length({**changes, **given})
     preset = options.preset or changes.pop("preset", None) or file.pop("preset", None)
     recipe = options.recipe or changes.pop("recipe", None) or file.pop("recipe", None) or DEFAULT_RECIPE
-    weights = changes.get("train.weights", file.get("train.weights"))
+    weights = given.get("train.weights", changes.get("train.weights", file.get("train.weights")))
     try:
         preset, network = choose_network(weights, preset, recipe)
     except WeightsError as error:
         raise WeightsError(f"{'train.weights' if options.weights is None else '--weights'}: {error}") from None
-    layers = [(f"weights {weights}", network), (str(options.config), file), ("--set", changes)]
+    layers = [(f"weights {weights}", network), (str(options.config), file), (SET, changes), (OPTIONS, given)]
     layers = [layer for layer in layers if layer[1]]
     config, origins = resolve_layers(preset, recipe, layers)
     _check_without_data(config)
@@ -156,8 +161,8 @@ def _read_file(path: Path | None) -> dict[str, Any]:
     return values
 
 
-def _asked(data: Path | None, options: RunOptions) -> dict[str, Any]:
-    """Return what the command's options and --set say, by dotted key."""
+def _given(data: Path | None, options: RunOptions) -> dict[str, Any]:
+    """Return what the command's own options say, by dotted key."""
     asked = {
         "train.epochs": options.epochs,
         "train.minutes": options.minutes,
@@ -170,10 +175,8 @@ def _asked(data: Path | None, options: RunOptions) -> dict[str, Any]:
     given = {key: value for key, value in asked.items() if value is not None}
     if options.epochs is not None and options.minutes is not None:
         raise ConfigError("--minutes and --epochs exclude each other; give one of them")
-    if twice := sorted(given.keys() & options.changes.keys()):
-        raise ConfigError(f"{twice[0]} is given twice, as an option and by --set; leave one away")
     path = {} if data is None else {"data.path": [str(data.resolve())]}
-    return {**options.changes, **given, **path}
+    return {**given, **path}
 
 
 def _resume(data: Path | None, options: RunOptions, reporter: Reporter) -> Trainer:
