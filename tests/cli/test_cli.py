@@ -178,7 +178,7 @@ def test_a_class_that_changed_its_name_is_named(run, squares, trained):
     assert "--rename crimson: expected A=B" in err
     code, _, err = run("eval", trained, squares, "--split", "val", "--rename", "blue=green")
     assert code == 2
-    assert "shares no class with the model: it has crimson, green" in err
+    assert "shares no class with the model: it has " in err
 
 
 def test_broken_pictures_stop_or_are_skipped(run, squares, trained, tmp_path):
