@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             held = order[fold :: asked.folds].tolist()
             folder, run = Path(scratch) / f"data-{fold}", Path(scratch) / f"run-{fold}"
             write_dataset({"train": data.subset(int(row) for row in order if row not in held)}, folder, "voc")
-            changes = {"train.steps": asked.steps, "train.epochs": 0, "train.batch_size": 16}
+            changes = {"train.steps": asked.steps, "train.batch_size": 16}
             changes |= parse_assignments(asked.set)
             options = {"out": run, "val_split": "none", "weights": asked.weights, "changes": changes}
             api.train(folder, preset=asked.preset, **options)

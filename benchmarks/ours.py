@@ -43,7 +43,7 @@ class Facts(NamedTuple):
 
 def make_config(recipe: str, size: int) -> Config:
     """Return TinySSD's config at `size`; fitted anchors are as many as the preset's, which are used here."""
-    return resolve("tinyssd", recipe, {"model.input_size": (size, size), "anchors.fit": 0})
+    return resolve("tinyssd", recipe, {"model.input_size": (size, size), "anchors.fit": "none"})
 
 
 def make_batch(pictures: int, size: int, objects: int, seed: int = 0) -> Batch:
@@ -64,7 +64,7 @@ def make_batch(pictures: int, size: int, objects: int, seed: int = 0) -> Batch:
 def make_stepper(config: Config, device: str, precision: str, weights: dict[str, Tensor] | None = None) -> Stepper:
     """Return the product's training step for one class, with `weights` if given."""
     if device == "cpu":
-        keep_freed_memory()
+        keep_freed_memory(always=True)
     model = build_model(config, classes=1)
     if weights is not None:
         model.load_state_dict(weights)
@@ -127,7 +127,7 @@ def _parts(stepper: Stepper) -> Iterator[tuple[str, Any, str]]:
     yield "matching and coding", product, "make_targets"
     yield "loss", product, "multibox_loss"
     yield "backward", torch.Tensor, "backward"
-    if stepper.config.train.clip_norm > 0:
+    if stepper.config.train.clip_norm != "none":
         yield "clipping", torch.nn.utils, "clip_grad_norm_"
     yield "optimiser", stepper.optimizer, "step"
     if stepper.average is not None:

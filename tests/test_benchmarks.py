@@ -78,6 +78,19 @@ def test_latency_where_the_sides_agree():
     assert len(re.findall(r"(reached|MISSED): ours, exported, OpenVINO takes", report)) == 2
 
 
+@pytest.mark.slow
+def test_throughput_of_predict(tmp_path):
+    pytest.importorskip("onnxscript", reason="needs multibox[export]")
+    from multibox import api
+
+    detector = api.create("tinyssd", ["a", "b"])
+    detector.config = detector.config.updated({"model.input_size": (64, 64)})
+    api.export(detector, tmp_path / "m.onnx")
+    report = run("predict_throughput.py", str(tmp_path / "m.onnx"), "--images", "6", "--rounds", "1")
+    assert re.search(r"^6 images: \d+ of \d+ boxes are the same on both sides", report, re.MULTILINE)
+    assert re.search(r"^(reached|MISSED): \d", report, re.MULTILINE)
+
+
 def test_bars_of_latency(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = importlib.import_module("latency")

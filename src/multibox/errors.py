@@ -37,6 +37,11 @@ class MissingExtraError(MultiboxError):
 
     def __init__(self, purpose: str, extra: str) -> None:
         super().__init__(f"{purpose} needs packages that are not installed: pip install 'multibox[{extra}]'")
+        self.purpose, self.extra = purpose, extra
+
+    def __reduce__(self) -> tuple[type[Exception], tuple[str, str]]:
+        # An exception is rebuilt from its message otherwise, which is one argument too few on the way out of a process
+        return type(self), (self.purpose, self.extra)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

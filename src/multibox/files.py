@@ -1,12 +1,101 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and never over something of the user's."""
 
 import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from typing import BinaryIO
+
+from multibox.errors import ConfigError
+
+
+def check_outputs(targets: Iterable[str | Path], *, overwrite: bool = False, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse output files that cannot be written or would land on something that is there. Call it before any work.
+
+    Args:
+        targets: the files that will be written; all of one command, so that two with one name are noticed.
+        overwrite: replace files that are there; an input is never replaced, under whatever name it is reached.
+        inputs: files that the command reads, and folders all of whose files count as inputs.
+
+    Raises:
+        ConfigError: a target exists, is an input or a folder, has the name of another target, or lies in a place where
+            nothing can be written.
+    """
+    targets = [Path(target) for target in targets]
+    _refuse_twins(targets)
+    for folder in dict.fromkeys(target.parent for target in targets):
+        _refuse_unwritable(folder)
+    taken = [target for target in targets if os.path.lexists(target) and not _is_special(target)]
+    if not taken:
+        return
+    for target in taken:
+        if target.is_dir():
+            raise ConfigError(f"{target} is a folder, expected the name of a file to write; give another name")
+    files, folders = _identities(inputs)
+    own = [target for target in taken if _identity(target) in files or folders.intersection(_above(target))]
+    more = f" (and {len(own or taken) - 1} more)" if len(own or taken) > 1 else ""
+    if own:
+        raise ConfigError(f"{own[0]}{more} belongs to the input and is never replaced; give the results another place")
+    if not overwrite:
+        raise ConfigError(f"{taken[0]}{more} exists already; give another place, or --overwrite to replace it")
+
+
+def free_path(path: str | Path) -> Path:
+    """Return the first of `name`, `name-2`, `name-3` ... that does not exist; a file keeps its ending."""
+    path = Path(path)
+    names = (path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(1))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def make_numbered_folder(path: str | Path) -> Path:
+    """Make and return the first of the folders `path`, `path-2`, `path-3` ... that does not exist.
+
+    Two commands that do so at the same time get different folders.
+
+    Raises:
+        OSError: the place cannot be written to.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = free_path(path)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield a scratch file beside `path` that becomes `path` when the block ends well and vanishes otherwise.
+
+    A reader of `path` sees the old file or the new one, never half of one. Parent folders are made. What is no regular
+    file, such as /dev/null or a pipe, is written to directly.
+
+    Raises:
+        OSError: the place cannot be written to; nothing is left behind.
+    """
+    path = Path(path)
+    if _is_special(path):
+        with path.open("wb") as file:
+            yield file
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = _beside(path)
+    try:
+        with part.open("wb") as file:
+            yield file
+        os.replace(part, path)  # noqa: PTH105 - named as in the project's rule
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
+            # Nobody has asked for the scratch file that the system names; a full disk is reported without any name
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def write_bytes_whole(path: str | Path, data: bytes) -> None:
@@ -15,20 +104,8 @@ def write_bytes_whole(path: str | Path, data: bytes) -> None:
     Raises:
         OSError: the folder cannot be written to; nothing is left behind.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = _beside(path)
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)  # noqa: PTH105 - named as in the project's rule
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        # Nobody has asked for the scratch file that the system names
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as file:
+        file.write(data)
 
 
 def write_text_whole(path: str | Path, text: str) -> None:
@@ -59,6 +136,59 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def same_name(name: str) -> str:
+    """Return a key that is equal for names that some file system takes for one: capitals and accents differ there."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def _beside(path: Path) -> Path:
     # Not tempfile: it makes files that only their owner may read, and os.replace would keep that.
-    return path.absolute().with_name(f".{path.absolute().name}.{secrets.token_hex(6)}.part")
+    # And not the whole name, which may be as long as a name can be.
+    return path.absolute().with_name(f".{path.absolute().name[:40]}.{secrets.token_hex(6)}.part")
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _refuse_twins(targets: Iterable[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for target in targets:
+        first = seen.setdefault(same_name(os.path.normpath(target.absolute())), target)
+        if first is not target and not _is_special(target):
+            raise ConfigError(f"two outputs would be written to {first}; give each a name of its own")
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Refuse a folder that is a file, or cannot be made or written to."""
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise ConfigError(f"{there} is no folder, so nothing can be written below it; give another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{there} is a folder that you may not write to; give another place")
+
+
+def _identities(paths: Iterable[str | Path]) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+    """Return device and inode of the files and of the folders among `paths`."""
+    files: set[tuple[int, int]] = set()
+    folders: set[tuple[int, int]] = set()
+    for path in map(Path, paths):
+        identity = _identity(path)
+        if identity is not None:
+            (folders if path.is_dir() else files).add(identity)
+    return files, folders
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode, which links and other spellings of a path share; None if there is no such file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _above(path: Path) -> Iterator[tuple[int, int] | None]:
+    """Yield the identities of all folders that hold the file, as given and behind links."""
+    for place in dict.fromkeys((*path.absolute().parents, *path.resolve().parents)):
+        yield _identity(place)

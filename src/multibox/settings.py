@@ -1,30 +1,132 @@
-"""Settings by dotted key: typed values from text or JSON, typos answered by their nearest neighbour."""
+"""Settings by dotted key: types, ranges and meanings from the schema, values from text or JSON, hints for mistakes."""
 
-import dataclasses
+import difflib
+import functools
 import json
+import math
 import typing
-from typing import Annotated, Any, Literal, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
-from multibox.errors import ConfigError, did_you_mean
+import msgspec
+from msgspec import Meta, Struct
 
-T = TypeVar("T")
+from multibox.errors import ConfigError
 
-AUTO = 0
-"""What a setting that may be `auto` holds until a run has found its number."""
-AutoFloat = Annotated[float, "auto"]
-AutoInt = Annotated[int, "auto"]
+T = TypeVar("T", bound=Struct)
+
+ELSEWHERE = {
+    **dict.fromkeys(("batch", "bs", "batchsize"), "train.batch_size"),
+    **dict.fromkeys(("imgsz", "img_size", "img", "image_size", "size", "input", "resolution"), "model.input_size"),
+    **dict.fromkeys(("lr0", "learning_rate", "base_lr", "initial_lr"), "train.lr"),
+    **dict.fromkeys(("epoch", "max_epochs", "num_epochs", "n_epochs"), "train.epochs"),
+    **dict.fromkeys(("iterations", "iters", "max_iter", "max_steps", "num_steps"), "train.steps"),
+    **dict.fromkeys(("minute", "time"), "train.minutes"),
+    **dict.fromkeys(("wd", "decay"), "train.weight_decay"),
+    **dict.fromkeys(("num_workers", "nworkers"), "train.workers"),
+    **dict.fromkeys(("pretrained", "checkpoint"), "train.weights"),
+    **dict.fromkeys(("amp", "fp16", "bf16", "half"), "train.precision"),
+    **dict.fromkeys(("augment", "aug", "augmentations"), "train.augmentation"),
+    **dict.fromkeys(("conf", "confidence", "conf_thres"), "post.score_threshold"),
+    **dict.fromkeys(("iou", "iou_thres", "nms"), "post.nms_threshold"),
+    **dict.fromkeys(("max_det", "top_k", "topk"), "post.max_detections"),
+    **dict.fromkeys(("arch", "network"), "model.backbone"),
+}
+"""Names that other programs have for our settings."""
+NO_SETTING = {
+    "data": "the data set is the first argument: multibox train DATA",
+    "dataset": "the data set is the first argument: multibox train DATA",
+    "preset": "give --preset NAME",
+    "recipe": "give --recipe NAME",
+    "device": "give --device NAME",
+    "resume": "give --resume RUN",
+    **dict.fromkeys(("project", "name", "out", "output", "save_dir"), "give --out DIR"),
+}
+"""What is asked for in another way than as a setting."""
+WORDS: dict[type, tuple[str, str]] = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers")}
 
 
-def replace_setting(config: T, key: str, value: Any) -> T:
-    """Return a copy of nested dataclasses with one dotted key replaced; a string is parsed to the field's type.
+class Setting(NamedTuple):
+    """One setting of the schema."""
+
+    key: str
+    """Dotted: section.name."""
+    kind: Any
+    """Its type, with constraints."""
+    default: Any
+    meaning: str
+    example: Any = None
+    """Of a list."""
+    said: str = ""
+    """What messages say is expected, where the type does not say enough."""
+    separator: str = ","
+    """Between the items of a list of texts."""
+
+    @property
+    def expected(self) -> str:
+        """Return type and range in words."""
+        if self.said:
+            return self.said
+        if self.example is None:
+            return describe(self.kind)
+        return f"{describe(self.kind)}, such as {as_text(self.example)}"
+
+
+@functools.cache
+def list_settings(config: type[Struct]) -> dict[str, Setting]:
+    """Return every setting of nested structs by its dotted key, in their order."""
+    found: dict[str, Setting] = {}
+    hints = typing.get_type_hints(config, include_extras=True)
+    for field in msgspec.structs.fields(config):
+        kind, metas = _split(hints[field.name])
+        if isinstance(kind, type) and issubclass(kind, Struct):
+            inner = list_settings(kind)
+            found.update({f"{field.name}.{key}": one._replace(key=f"{field.name}.{key}") for key, one in inner.items()})
+            continue
+        meaning = next((meta for meta in reversed(metas) if meta.description), Meta())
+        extra = meaning.extra or {}
+        constraints = tuple(meta for meta in metas if meta is not meaning)
+        found[field.name] = Setting(
+            field.name,
+            Annotated[kind, *constraints] if constraints else kind,
+            field.default,
+            meaning.description or "",
+            meaning.examples[0] if meaning.examples else None,
+            extra.get("expected", ""),
+            extra.get("separator", ","),
+        )
+    return found
+
+
+def get_setting(config: Struct, key: str) -> Any:
+    """Return the value of a dotted key."""
+    return functools.reduce(getattr, key.split("."), config)
+
+
+def change_settings(config: T, changes: Mapping[str, Any], *, parse: bool = True) -> T:
+    """Return a copy of nested structs with dotted keys replaced.
+
+    Args:
+        config: the structs.
+        changes: new values by dotted key.
+        parse: whether a string is read as the value of a setting that is no text.
 
     Raises:
-        ConfigError: an unknown key, or a value of another type.
+        ConfigError: an unknown key, or a value that its setting refuses.
     """
-    return _set(config, key, key.split("."), value)
+    known = list_settings(type(config))
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in changes.items():
+        if key not in known:
+            raise ConfigError(unknown_setting(key, known, value))
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, {})[name] = convert(known[key], value, parse=parse)
+    own = sections.pop("", {})
+    inner = {name: msgspec.structs.replace(getattr(config, name), **new) for name, new in sections.items()}
+    return msgspec.structs.replace(config, **own, **inner)
 
 
-def parse_assignments(assignments: list[str]) -> dict[str, str]:
+def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
     """Split `section.key=value` strings as given to `--set`."""
     changes: dict[str, str] = {}
     for text in assignments:
@@ -35,79 +137,207 @@ def parse_assignments(assignments: list[str]) -> dict[str, str]:
     return changes
 
 
-def _set(section: T, full_key: str, keys: list[str], value: Any) -> T:
-    hints = typing.get_type_hints(type(section), include_extras=True)
-    if keys[0] not in hints:
-        raise ConfigError(f"unknown setting {full_key!r}{did_you_mean(keys[0], hints)}; known: {', '.join(hints)}")
-    current = getattr(section, keys[0])
-    if dataclasses.is_dataclass(current):
-        if len(keys) == 1:
-            raise ConfigError(f"{full_key!r} is a section; name a setting in it, such as {full_key}.{_first(current)}")
-        new = _set(current, full_key, keys[1:], value)
-    elif len(keys) > 1:
-        raise ConfigError(f"{'.'.join(keys[:-1])!r} is a setting, not a section, so {full_key!r} does not exist")
-    else:
-        new = _convert(full_key, hints[keys[0]], value)
-    return dataclasses.replace(cast(Any, section), **{keys[0]: new})
+def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested sections as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            section = cast(Mapping[str, Any], value)
+            flat.update({f"{key}.{name}": inner for name, inner in section.items()})
+        else:
+            flat[key] = value
+    return flat
 
 
-def _first(section: Any) -> str:
-    return dataclasses.fields(section)[0].name
+def unknown_setting(key: str, known: Mapping[str, Setting], value: Any = None) -> str:
+    """Return the sentence about a key that is no setting, with the one that was probably meant."""
+    sections = list(dict.fromkeys(other.partition(".")[0] for other in known if "." in other))
+    section, _, name = key.rpartition(".")
+    if not section and (instead := NO_SETTING.get(plain_name(name))):
+        return f"{key!r} is no setting; {instead}"
+    if key in sections:
+        first = next(other for other in known if other.startswith(f"{key}."))
+        return f"{key!r} is a section; name a setting in it, such as {first}"
+    if section in known:
+        return f"{section!r} is a setting, not a section, so {key!r} does not exist"
+    meant = meant_settings(key, known)
+    if len(meant) == 1:
+        return f"unknown setting {key!r}, did you mean {meant[0]}{assigned(known[meant[0]], value)}?"
+    if meant:
+        return f"unknown setting {key!r}; did you mean one of {', '.join(meant)}?"
+    if section in sections:
+        names = [other.partition(".")[2] for other in known if other.startswith(f"{section}.")]
+        return f"unknown setting {key!r}; known in {section}: {', '.join(names)}"
+    return (
+        f"unknown setting {key!r}; sections are {', '.join(sections)}, and `multibox list settings` shows all of them"
+    )
 
 
-def _convert(key: str, kind: Any, value: Any, other: str = "") -> Any:
-    """Turn a string or JSON value into the field's type, or say what was expected."""
-    if typing.get_origin(kind) is Annotated:
-        number = typing.get_args(kind)[0]
-        return number(AUTO) if value == "auto" else _convert(key, number, value, ", or auto")
-    if kind == tuple[str, ...] and isinstance(value, str) and not value.startswith("["):
-        value = [part.strip() for part in value.split(",") if part.strip()]
-    elif isinstance(value, str) and kind is not str and typing.get_origin(kind) is not Literal:
+def assigned(setting: Setting, value: Any) -> str:
+    """Return "=VALUE" as the setting takes a value that was given to a wrong key; empty where it does not."""
+    if not isinstance(value, str):
+        return ""
+    arguments = typing.get_args(_split(setting.kind)[0])
+    for text in (value, f"[{','.join([value] * len(arguments))}]"):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            raise ConfigError(f"{key}={value}: expected {_describe(kind)}{other}") from None
-    if not _fits(kind, value):
-        raise ConfigError(f"{key}={json.dumps(value)}: expected {_describe(kind)}{other}")
-    return _freeze(float(value) if kind is float else value)
+            convert(setting, text)
+        except ConfigError:
+            continue
+        return f"={text}"
+    return ""
+
+
+def meant_settings(key: str, known: Mapping[str, Setting], *, near: bool = True) -> list[str]:
+    """Return the settings that a wrong key may stand for; several only where all of them have one name.
+
+    Args:
+        key: with or without a section.
+        known: every setting.
+        near: whether a name that is only alike counts.
+    """
+    section, _, name = key.rpartition(".")
+    named = [other for other in known if other.rpartition(".")[2] == plain_name(name)]
+    if named:
+        return named
+    if (other := ELSEWHERE.get(plain_name(name))) in known:
+        return [cast(str, other)]
+    if not near:
+        return []
+    if section:
+        own = [other for other in known if other.startswith(f"{section}.")]
+        alike = difflib.get_close_matches(name, [other.rpartition(".")[2] for other in own], n=1)
+        return [f"{section}.{alike[0]}"] if alike else ([] if own else difflib.get_close_matches(key, known, n=1))
+    names = _names(known)
+    return [key for alike in difflib.get_close_matches(plain_name(name), names, n=1) for key in names[alike]]
+
+
+def _names(known: Mapping[str, Setting]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for key in known:
+        names.setdefault(key.rpartition(".")[2], []).append(key)
+    return names
+
+
+def plain_name(name: str) -> str:
+    """Return an option's or setting's name without dashes, in small letters."""
+    return name.strip("-").replace("-", "_").lower()
+
+
+def convert(setting: Setting, value: Any, *, parse: bool = True) -> Any:
+    """Return a value as its setting holds it: lists become tuples, whole numbers floats where those are meant.
+
+    Raises:
+        ConfigError: the value is of another type or beyond the range.
+    """
+    given = value
+    if parse and isinstance(value, str):
+        value = _parse(setting, value)
+    if not _finite(value):
+        raise ConfigError(f"{setting.key}={_shown(given)}: expected {setting.expected}")
+    try:
+        found = msgspec.convert(value, setting.kind, strict=True)
+    except (msgspec.ValidationError, OverflowError):
+        raise ConfigError(f"{setting.key}={_shown(given)}: expected {setting.expected}") from None
+    # Items of lists stay as they were written: whole numbers are in the fingerprint of older models' anchors
+    return _freeze(value) if isinstance(value, list | tuple) else found
+
+
+def _parse(setting: Setting, text: str) -> Any:
+    """Read a text by the setting's type: JSON, a word, or items between commas."""
+    bare, _ = _split(setting.kind)
+    if typing.get_origin(bare) is tuple and not text.startswith("[") and _split(typing.get_args(bare)[0])[0] is str:
+        return [part.strip() for part in text.split(setting.separator) if part.strip()]
+    if bare is str or text in _words(bare):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise ConfigError(f"{setting.key}={text}: expected {setting.expected}") from None
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_finite(item) for item in cast(Sequence[Any], value))
+    return abs(value) < 2**63 if isinstance(value, int) else not isinstance(value, float) or math.isfinite(value)
 
 
 def _freeze(value: Any) -> Any:
-    return tuple(_freeze(item) for item in cast(list[Any], value)) if isinstance(value, list | tuple) else value
+    return tuple(_freeze(item) for item in cast(Sequence[Any], value)) if isinstance(value, list | tuple) else value
 
 
-def _fits(kind: Any, value: Any) -> bool:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    text = as_text(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def as_text(value: Any) -> str:
+    """Return a value as `--set` and TOML take it, a text without its quotation marks."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _split(kind: Any) -> tuple[Any, tuple[Meta, ...]]:
+    """Return a type without its annotations, and those."""
+    if typing.get_origin(kind) is Annotated:
+        bare, *metas = typing.get_args(kind)
+        return bare, tuple(meta for meta in metas if isinstance(meta, Meta))
+    return kind, ()
+
+
+def _words(kind: Any) -> tuple[str, ...]:
+    """Return the words that a type allows."""
+    bare, _ = _split(kind)
+    if typing.get_origin(bare) is Literal:
+        return typing.get_args(bare)
+    is_tuple = typing.get_origin(bare) is tuple
+    return () if is_tuple else tuple(word for part in typing.get_args(bare) for word in _words(part))
+
+
+def describe(kind: Any) -> str:
+    """Return a type and its range in words."""
+    bare, metas = _split(kind)
+    origin, arguments = typing.get_origin(bare), typing.get_args(bare)
     if origin is Literal:
-        return value in arguments
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False
-        items = cast(list[Any], value)
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return all(_fits(arguments[0], item) for item in items)
-        return len(items) == len(arguments) and all(_fits(a, item) for a, item in zip(arguments, items, strict=True))
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e308
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
+        return _describe_list(arguments)
+    if arguments:
+        # A number, or a word in its place
+        return ", or ".join(describe(part) for part in arguments)
+    if bare is bool:
+        return "true or false"
+    return f"{WORDS[bare][0]}{_range(metas)}" if bare in WORDS else "text"
 
 
-def _describe(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return "one of " + ", ".join(str(argument) for argument in arguments)
-    if kind == tuple[str, ...]:
-        return "texts separated by commas"
-    if origin is tuple:
-        return f"a list such as {json.dumps(_example(kind))}"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
+def _describe_list(arguments: tuple[Any, ...]) -> str:
+    item, metas = _split(arguments[0])
+    several = arguments[-1] is Ellipsis
+    if item is str:
+        return "a list of texts"
+    if typing.get_origin(item) is tuple:
+        return "a list of lists, one per feature map, of " + _innermost(item)
+    return ("a list of " if several else f"{len(arguments)} ") + WORDS[item][1] + _range(metas)
 
 
-def _example(kind: Any) -> Any:
-    """Return numbers nested as a field of this type has them."""
-    arguments = typing.get_args(kind)
-    if not arguments:
-        return 256 if kind is int else 0.5
-    return [_example(item) for item in (arguments[:1] * 2 if arguments[-1] is Ellipsis else arguments)]
+def _innermost(kind: Any) -> str:
+    item, metas = _split(typing.get_args(kind)[0])
+    if typing.get_origin(item) is tuple:
+        return "pairs of " + _innermost(item)
+    return WORDS[item][1] + _range(metas)
+
+
+def _range(metas: Sequence[Meta]) -> str:
+    low = next((m for m in metas if m.ge is not None or m.gt is not None), Meta())
+    high = next((m for m in metas if m.le is not None or m.lt is not None), Meta())
+    if low.ge is not None and high.le is not None:
+        return f" from {low.ge:g} to {high.le:g}" if abs(high.le) < 1e6 else f" from {low.ge} to {high.le}"
+    if low.gt is None and low.ge is None and high.le is None and high.lt is None:
+        return ""
+    parts = (
+        f"above {low.gt:g}" if low.gt is not None else "",
+        f"of at least {low.ge:g}" if low.ge is not None else "",
+        f"at most {high.le:g}" if high.le is not None else "",
+        f"below {high.lt:g}" if high.lt is not None else "",
+    )
+    return " " + " and ".join(part for part in parts if part)

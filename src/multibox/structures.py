@@ -1,11 +1,17 @@
 """What flows between the parts, as numpy: labelled pictures in, detections out. Importable without torch."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from multibox.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Boxes = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -125,21 +131,57 @@ def pack(
     )
 
 
+def checked_class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return class names as a tuple, if a detector can have them.
+
+    Raises:
+        ConfigError: `names` is one string, is empty, or holds something else than text, a blank name or a name twice.
+    """
+    if isinstance(names, str):
+        raise ConfigError(f"class names are the text {names!r}, expected a list; for one class give [{names!r}]")
+    found = tuple(names)
+    if not found:
+        raise ConfigError("a detector needs at least one class name, got none; give a list such as ['cat', 'dog']")
+    for place, name in enumerate(found):
+        # A name from outside may be anything, whatever the annotation says
+        if not isinstance(name, str) or not name.strip():  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"class name {place} is {name!r}, expected text that is not blank")
+        if found.index(name) != place:
+            raise ConfigError(
+                f"class name {name!r} is given twice (places {found.index(name)} and {place}); give each class once"
+            )
+    return found
+
+
+class Detection(NamedTuple):
+    """One detection: unpacks as `box, score, label, name`."""
+
+    box: NDArray[np.float32]
+    """[4]; xyxy in pixels of the original image"""
+    score: float
+    """0 to 1"""
+    label: int
+    """Class index; 0-based, no background"""
+    name: str
+    """Of the class"""
+
+
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What a detector found in one picture, best first.
+    """What a detector found in one image, best first.
 
-    `boxes` are xyxy in pixels of the ORIGINAL picture, `labels` are 0-based without background.
+    Iterating gives one `Detection` each: `for box, score, label, name in found`. `found[0]` is one `Detection`;
+    `found[found.scores > 0.5]`, `found[:10]` and `found[[0, 2]]` are `Detections` again.
     """
 
     boxes: NDArray[np.float32]
-    """[N, 4]"""
+    """[N, 4]; xyxy in pixels of the ORIGINAL image"""
     scores: NDArray[np.float32]
     """[N], 0 to 1"""
     labels: Labels
-    """[N]"""
+    """[N]; class indices, 0-based, no background"""
     names: tuple[str, ...]
-    """The detector's class names; `names[labels[i]]` is the i-th detection's."""
+    """The detector's class names; `names[labels[i]]` is that of detection i."""
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -152,9 +194,26 @@ class Detections:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, mask: Flags | NDArray[np.int64] | slice) -> "Detections":
-        """Select by boolean mask, indices or slice: `found[found.scores > 0.5]`."""
-        return Detections(self.boxes[mask], self.scores[mask], self.labels[mask], self.names)
+    def __iter__(self) -> Iterator[Detection]:
+        rows = zip(self.boxes, self.scores.tolist(), self.labels.tolist(), strict=True)
+        return (Detection(box, score, label, self.names[label]) for box, score, label in rows)
+
+    @overload
+    def __getitem__(self, index: int | np.integer[Any]) -> Detection: ...
+    @overload
+    def __getitem__(self, index: "Flags | NDArray[np.integer[Any]] | Sequence[int] | slice") -> "Detections": ...
+    def __getitem__(
+        self, index: "int | np.integer[Any] | Flags | NDArray[np.integer[Any]] | Sequence[int] | slice"
+    ) -> "Detection | Detections":
+        """Return detection `index`, or the `Detections` that a mask, a slice or a list of indices chooses."""
+        if isinstance(index, int | np.integer) and not isinstance(index, bool):
+            label = int(self.labels[index])
+            return Detection(self.boxes[index], float(self.scores[index]), label, self.names[label])
+        if not isinstance(index, slice):
+            chosen = np.asarray(index)
+            # An empty list has numpy's default type, which is no index
+            index = chosen if chosen.size else chosen.astype(chosen.dtype if chosen.dtype == bool else np.int64)
+        return Detections(self.boxes[index], self.scores[index], self.labels[index], self.names)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Detections):
@@ -165,3 +224,59 @@ class Detections:
             and np.array_equal(self.scores, other.scores)
             and np.array_equal(self.labels, other.labels)
         )
+
+    def to_dict(self) -> dict[str, NDArray[Any]]:
+        """Return `boxes`, `scores` and `labels` as a dict with torchvision's keys; the arrays are not copied.
+
+        The values are numpy arrays, with and without PyTorch; `{key: torch.from_numpy(value) for ...}` makes tensors.
+        Labels are 0-based, where torchvision's own detectors count the background as 0.
+        """
+        return {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}
+
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
+        """Return one entry of COCO's results format per detection.
+
+        Args:
+            image_id: of the image in the COCO file.
+
+        Returns:
+            Dicts of `image_id`, `category_id` (the label + 1, as in the files of `multibox data convert`), `bbox` (x,
+            y, width and height in pixels) and `score`.
+        """
+        corners = self.boxes.astype(np.float64)
+        corners[:, 2:] -= corners[:, :2]
+        rows = zip(self.labels.tolist(), corners.tolist(), self.scores.tolist(), strict=True)
+        return [
+            {"image_id": image_id, "category_id": label + 1, "bbox": bbox, "score": score}
+            for label, bbox, score in rows
+        ]
+
+    def to_supervision(self) -> Any:
+        """Return a `supervision.Detections` with class names in `data["class_name"]`.
+
+        Raises:
+            MissingExtraError: the package supervision is not installed.
+        """
+        try:
+            import supervision
+        except ModuleNotFoundError:
+            raise MissingExtraError("to_supervision()", "video") from None
+        names = np.array([self.names[label] for label in self.labels.tolist()], dtype=np.str_)
+        return supervision.Detections(
+            xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data={"class_name": names}
+        )
+
+    def draw(self, image: Any, threshold: float = 0.0) -> "Image.Image":
+        """Return a copy of `image` with the boxes, names and scores drawn on it.
+
+        Args:
+            image: the image on which the detector ran, in any form that `predict` takes.
+            threshold: lowest score to draw.
+
+        Raises:
+            PictureError: as `predict` does.
+        """
+        from multibox.inference.inputs import open_picture
+        from multibox.plots.detections import draw_detections
+
+        return draw_detections(open_picture(image), self, threshold)

@@ -116,7 +116,7 @@ def test_pictures(tmp_path):
     assert (first != second).mean() > 0.5
     decoded = np.asarray(decode_picture(as_jpeg(first), "memory"))
     assert np.abs(decoded.astype(int) - first).mean() < 5
-    with pytest.raises(PictureError, match="no picture in folder"):
+    with pytest.raises(PictureError, match="no image in folder"):
         folder_pictures(tmp_path, 3)
     (tmp_path / "a.jpg").write_bytes(as_jpeg(first))
     (tmp_path / "b.jpg").write_bytes(as_jpeg(synthetic_pictures(1, (40, 30))[0]))

@@ -55,5 +55,6 @@ def test_refusals(model, arguments, message):
 
 
 def test_an_exported_file_has_no_weights_for_torchvision(tmp_path):
+    (tmp_path / "model.onnx").touch()
     done = run(tmp_path / "model.onnx", "--against", "torchvision")
     assert "--against needs the checkpoint" in str(done.exception)

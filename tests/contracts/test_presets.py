@@ -38,7 +38,7 @@ class Learnt(Exception):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("size", [None, (270, 480), (64, 96)])
 def test_every_anchor_has_its_output(preset, size):
-    config = resolve(preset, changes={"anchors.fit": 0})
+    config = resolve(preset, changes={"anchors.fit": "none"})
     size = size or config.model.input_size
     with torch.device("meta"):  # shapes are all that is asked for
         outputs = build_model(config, 3).eval()(torch.zeros(1, 3, *size, dtype=torch.uint8))

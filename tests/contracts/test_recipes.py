@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-from multibox.presets import PRESETS, RECIPES, fitting, resolve
+from multibox.presets import RECIPES, fitting, resolve
 
 VGG_STEPS: dict[str, Any] = {
     "model.init": "xavier",  # 1.1: Glorot's rule, biases 0
     "loss.localization": "smooth_l1",  # 5.2
     "loss.negative_ratio": 3.0,  # 6
-    "train.epochs": 0,
     "train.steps": 120_000,  # 9
     "train.batch_size": 32,
     "train.lr": 1e-3,
@@ -25,7 +24,7 @@ VGG_STEPS: dict[str, Any] = {
 D2L: dict[str, Any] = {
     "model.mean": (0.0, 0.0, 0.0),  # 1.4: raw pixels
     "model.std": (1.0, 1.0, 1.0),
-    "anchors.fit": 0,  # 2.3: the preset's sizes
+    "anchors.fit": "none",  # 2.3: the preset's sizes
     "matching.matcher": "bipartite",  # 3.3
     "matching.threshold": 0.5,
     "matching.inclusive": False,  # 3.3.2: strictly above
@@ -49,7 +48,7 @@ TORCHVISION: dict[str, Any] = {
     "loss.localization": "smooth_l1",  # ssd.SSD.compute_loss
     "loss.normalizer": "positives",
     "loss.negative_ratio": 3.0,  # positive_fraction 0.25
-    "loss.negative_overlap": 2.0,  # every unmatched anchor
+    "loss.negative_overlap": "any",  # every unmatched anchor
     "train.momentum": 0.9,  # references/detection/train.py
     "train.warmup_steps": 1000,  # references/detection/engine.py: min(1000, steps of the first epoch - 1)
     "post.clip": "before_nms",  # ssd.SSD.postprocess_detections
@@ -63,7 +62,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "train.weight_decay": 5e-4,  # 7
         "train.bias_decay": 0.0,  # 7
         "train.bias_lr": 2.0,  # 7
-        "train.boundaries": (80_000, 100_000),  # 9: from the very step
+        "train.boundaries": (80_000 / 120_000, 100_000 / 120_000),  # 9: from the very step
         "train.factors": (1.0, 0.1, 0.01),
         "train.augmentation": "caffe",  # 8
     },
@@ -90,10 +89,14 @@ EXPECTED: dict[str, dict[str, Any]] = {
         ),
         "matching.matcher": "dual_max",  # 3.2
         "loss.normalizer": "selected",  # 5.3
-        "loss.negative_overlap": 2.0,  # 6: class target 0
+        "loss.negative_overlap": "any",  # 6: class target 0
         "loss.l2_penalty": 5e-4,  # 5.7
         "train.weight_decay": 0.0,  # 7
-        "train.boundaries": (501, 80_001, 100_001),  # 9, 17.12: a boundary belongs to the old rate
+        "train.boundaries": (
+            501 / 120_000,  # 9, 17.12: a boundary belongs to the old rate
+            80_001 / 120_000,
+            100_001 / 120_000,
+        ),
         "train.factors": (0.1, 1.0, 0.1, 0.01),
         "train.minimum_lr": 1e-6,  # 9
         "train.augmentation": "hikapok",  # 8
@@ -126,12 +129,11 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "anchors.sizes": COCO_SIZES,  # scales .07, .15, .33, .51, .69, .87, 1.05
         "anchors.clip_shapes": True,  # DefaultBoxGenerator(clip=True)
         "train.epochs": 120,  # references/detection/README.md
-        "train.steps": 120,
         "train.batch_size": 32,  # 8 x 4
         "train.lr": 2e-3,
         "train.weight_decay": 5e-4,
         "train.schedule": "steps",
-        "train.boundaries": (80, 110),
+        "train.boundaries": (80 / 120, 110 / 120),
         "train.factors": (1.0, 0.1, 0.01),
         "train.warmup": 1 / 120,  # within the first epoch
         "train.augmentation": "torchvision-ssd",  # references/detection/presets.py
@@ -155,9 +157,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "loss.localization": "smooth_l1",  # model.py, Loss
         "loss.normalizer": "pictures",
         "loss.negative_ratio": 3.0,
-        "loss.negative_overlap": 2.0,
+        "loss.negative_overlap": "any",
         "train.epochs": 65,  # main.py
-        "train.steps": 65,
         "train.batch_size": 32,
         "train.lr": 2.6e-3,
         "train.momentum": 0.9,
@@ -165,7 +166,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "train.bias_decay": 0.0,  # train.py, tencent_trick
         "train.norm_decay": 0.0,
         "train.schedule": "steps",
-        "train.boundaries": (43, 54),
+        "train.boundaries": (43 / 65, 54 / 65),
         "train.factors": (1.0, 0.1, 0.01),
         "train.warmup": 1 / 65,
         "train.warmup_steps": 300,  # examples/*.sh: --warmup 300
@@ -181,7 +182,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "loss.localization": "smooth_l1",
         "loss.normalizer": "positives",
         "loss.negative_ratio": 3.0,
-        "train.epochs": 0,
+        "loss.minimum_negatives": 3,
         "train.steps": 700,
         "train.batch_size": 32,
         "train.optimizer": "adamw",
@@ -198,10 +199,10 @@ EXPECTED: dict[str, dict[str, Any]] = {
 }
 """What each recipe says itself."""
 
-SGD = {"train.optimizer": "sgd", "train.ema": 0.0, "train.clip_norm": 0.0, "model.prior": 0.0}
+SGD = {"train.optimizer": "sgd", "train.ema": "none", "train.clip_norm": "none", "model.prior": "none"}
 SOFTMAX = {"model.score": "softmax", "loss.classification": "cross_entropy", "loss.sigma": 1.0}
 CAFFE_POST = {"post.score_threshold": 0.01, "post.nms_threshold": 0.45, "post.nms_inclusive": False}
-PER_CLASS = {"post.multi_label": True, "post.max_per_class": 0, "post.min_size": 0.0}
+PER_CLASS = {"post.multi_label": True, "post.max_per_class": "none", "post.min_size": 0.0}
 HALF = {"matching.threshold": 0.5, "matching.low": 0.5, "matching.inclusive": True}
 INHERITED: dict[str, dict[str, Any]] = {
     "caffe": {
@@ -233,7 +234,7 @@ INHERITED: dict[str, dict[str, Any]] = {
     "d2l": {
         **SGD,
         "model.init": "xavier",  # 1.4
-        "loss.negative_ratio": 0.0,  # 6: none
+        "loss.negative_ratio": "all",  # 6: none
         "train.bias_decay": 1.0,  # 5.6: everything decays
         "train.norm_decay": 1.0,
         "train.bias_lr": 1.0,
@@ -295,13 +296,14 @@ def lines(table):
 
 
 def fitting_plainly(recipe, setting):
-    """Return the presets that a recipe was made for, without those that have a `default` of their own in `setting`."""
-    return [name for name in fitting(recipe) if recipe != "default" or setting not in PRESETS[name].default]
+    """Return the presets that a recipe was made for, without those that it tunes otherwise."""
+    return [name for name in fitting(recipe) if setting not in RECIPES[recipe].tuning.get(name, {})]
 
 
-def test_a_presets_own_default_is_for_that_recipe_alone():
-    for name, preset in PRESETS.items():
-        for setting, wanted in preset.default.items():
+def test_a_tuning_goes_above_its_recipe_and_below_set():
+    assert [name for name, recipe in RECIPES.items() if recipe.tuning] == ["default"]
+    for name, settings in RECIPES["default"].tuning.items():
+        for setting, wanted in settings.items():
             assert value_of(resolve(name), setting) == wanted
     assert resolve("multibox-coco", changes={"train.steps": 7}).train.steps == 7
 

@@ -1,3 +1,9 @@
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -5,24 +11,32 @@ import torch
 from multibox.data import loading
 from multibox.data.augmentation import AUGMENTATIONS
 from multibox.data.formats import open_dataset
-from multibox.data.loading import AugmentedPictures, choose_workers, collate, in_order, load_batches
-from multibox.data.sampling import EpochBatches
-from multibox.errors import PictureError
+from multibox.data.loading import (
+    AugmentedPictures,
+    choose_workers,
+    collate,
+    in_order,
+    load_batches,
+    use_processes,
+)
+from multibox.data.mixing import Mosaic
+from multibox.data.sampling import EpochBatches, Key
+from multibox.errors import MultiboxError, PictureError
 
 
 def test_batches_of_an_epoch_are_a_permutation_and_epochs_differ():
-    batches = list(EpochBatches(10, 5, 3, seed=1))
+    batches = list(EpochBatches(10, 5, 6, seed=1))
     assert len(batches) == 6
-    epochs = [[index for batch in batches[2 * e : 2 * e + 2] for _, index in batch] for e in range(3)]
+    epochs = [[key.index for batch in batches[2 * e : 2 * e + 2] for key in batch] for e in range(3)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1]
     assert [key[0] for batch in batches for key in batch] == [0] * 10 + [1] * 10 + [2] * 10
 
 
 def test_a_resumed_order_is_the_tail_of_the_whole():
-    whole = list(EpochBatches(10, 3, 4, seed=1))
+    whole = list(EpochBatches(10, 3, 12, seed=1))
     for start in range(len(whole)):
-        tail = EpochBatches(10, 3, 4, seed=1, start_step=start)
+        tail = EpochBatches(10, 3, 12, seed=1, start_step=start)
         assert list(tail) == whole[start:]
         assert len(tail) == len(whole) - start
 
@@ -49,31 +63,114 @@ def test_collate_pads_and_empty_pictures_are_all_padding():
     assert collate(items[1:]).gt_labels.tolist() == [[-1]]
 
 
-# Where this process has one core, torch warns of the second worker
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
-def test_items_do_not_depend_on_order_workers_or_cache(squares):
+def make(dataset, recipe="default", cache=1 << 30):
+    return AugmentedPictures(dataset, (64, 64), AUGMENTATIONS[recipe], seed=3, cache_bytes=cache)
+
+
+def same(batches, others):
+    return all(
+        a.names == b.names and torch.equal(a.images, b.images) and torch.equal(a.gt_xyxy, b.gt_xyxy)
+        for a, b in zip(batches, others, strict=True)
+    )
+
+
+KEYS = [[(0, 1), (0, 4), (0, 2)], [(5, 2), (5, 0), (5, 1)]]
+
+
+@pytest.mark.parametrize(("workers", "processes"), [(1, False), (3, False), (2, True)])
+def test_items_do_not_depend_on_order_workers_or_cache(squares, workers, processes):
     dataset = open_dataset(squares, "train")
-    make = lambda cache: AugmentedPictures(dataset, (64, 64), AUGMENTATIONS["default"], seed=3, cache_bytes=cache)  # noqa: E731
-    cached, plain = make(1 << 30), make(0)
-    keys = [[(0, 1), (0, 4), (0, 2)], [(5, 2), (5, 0), (5, 1)]]
-    alone = [list(load_batches(cached, keys, 0, pin=False)), list(load_batches(plain, keys, 0, pin=False))]
-    worked = list(load_batches(make(1 << 30), keys, 2, pin=False))
-    for batches in (alone[1], worked):
-        for a, b in zip(alone[0], batches, strict=True):
-            assert a.names == b.names
-            assert torch.equal(a.images, b.images)
-            assert torch.equal(a.gt_xyxy, b.gt_xyxy)
-    assert not torch.equal(alone[0][0].images[2], alone[0][1].images[0])
+    cached, plain = make(dataset), make(dataset, cache=0)
+    alone = list(load_batches(cached, KEYS, 0, pin=False))
+    assert same(alone, load_batches(plain, KEYS, 0, pin=False))
+    assert same(alone, load_batches(make(dataset), KEYS, workers, pin=False, processes=processes, tell=pytest.fail))
+    assert not torch.equal(alone[0].images[2], alone[1].images[0])
     assert len(cached.cache) == 4
     assert not plain.cache
 
 
+def test_a_key_says_whether_its_image_is_mixed(squares):
+    dataset = open_dataset(squares, "train")
+    strong, default = make(dataset, "mosaic"), make(dataset)
+    strong.mixing = [Mosaic(1.0)]
+    assert np.array_equal(strong[Key(0, 1, mixed=False)][0], default[(0, 1)][0])
+    assert not np.array_equal(strong[Key(0, 1)][0], default[(0, 1)][0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_becomes_longer_or_shorter_while_it_is_loaded(squares, workers):
+    dataset = open_dataset(squares, "train")
+    whole = list(load_batches(make(dataset), EpochBatches(len(dataset), 2, steps=9), 0, pin=False))
+    for change, end in ((9, 9), (4, 4), (1, 3)):
+        order = EpochBatches(len(dataset), 2, steps=5)
+        seen = []
+        for batch in load_batches(make(dataset), order, workers, pin=False):
+            seen.append(batch)
+            if len(seen) == 3:
+                order.steps = change
+        assert len(seen) == end
+        assert same(seen, whole[:end])
+
+
+def test_threads_go_on_with_the_same_batches_where_a_worker_process_is_killed(squares, capfd):
+    dataset = open_dataset(squares, "train")
+    whole = list(load_batches(make(dataset), EpochBatches(len(dataset), 2, steps=40), 0, pin=False))
+    said, seen = [], []
+    order = EpochBatches(len(dataset), 2, steps=40)
+    for batch in load_batches(make(dataset), order, 2, pin=False, processes=True, tell=said.append):
+        seen.append(batch)
+        if len(seen) == 1:
+            workers = [child for child in multiprocessing.active_children() if child.is_alive()]
+            os.kill(workers[0].pid, signal.SIGKILL)
+            os.kill(workers[-1].pid, signal.SIGKILL)
+    assert same(seen, whole)
+    assert len(said) == 1
+    assert "was killed" in said[0]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_threads_load_where_processes_cannot_be_started(squares, monkeypatch):
+    dataset = open_dataset(squares, "train")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loading, "ProcessPoolExecutor", full)
+    said = []
+    loaded = load_batches(make(dataset), KEYS, 2, pin=False, processes=True, tell=said.append)
+    assert same(loaded, load_batches(make(dataset), KEYS, 0, pin=False))
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_picture_is_named_in_one_line_whichever_process_met_it(squares, workers):
+def test_memory_that_runs_out_is_a_sentence(squares, monkeypatch, workers):
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(AugmentedPictures, "batch", full)
+    with pytest.raises(MultiboxError, match=r"train\.batch_size"):
+        list(load_batches(make(open_dataset(squares, "train")), KEYS, workers, pin=False))
+
+
+def test_a_script_without_main_guard_loads_in_processes(squares, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from multibox.data.loading import *\n"
+        "from multibox.data.formats import open_dataset\n"
+        f"pictures = AugmentedPictures(open_dataset({str(squares)!r}, 'train'), (64, 64), ())\n"
+        "batches = load_batches(pictures, in_order(5, 2), 2, pin=False, processes=True, tell=print)\n"
+        "print(sum(len(batch.names) for batch in batches))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", "")
+
+
+@pytest.mark.parametrize(("workers", "processes"), [(0, False), (1, False), (1, True)])
+def test_a_bad_picture_is_named_in_one_line_whichever_worker_met_it(squares, workers, processes):
     dataset = open_dataset(squares, "train")
     dataset.paths[1].write_bytes(b"")
     with pytest.raises(PictureError) as error:
-        list(load_batches(AugmentedPictures(dataset, (64, 64), ()), in_order(3, 3), workers, pin=False))
+        list(load_batches(make(dataset), in_order(3, 3), workers, pin=False, processes=processes))
     assert "001.png" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -86,8 +183,11 @@ def test_crowds_are_not_asked_for(squares):
     assert len(pictures[(0, 1)][2]) == 1
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (3, 2), (64, 8)])
-def test_workers_are_the_cores_that_this_process_may_use(monkeypatch, cores, workers):
-    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    assert choose_workers(-1) == workers
+@pytest.mark.parametrize(("cores", "threads", "processes"), [(1, 1, 1), (3, 2, 2), (64, 4, 8)])
+def test_workers_are_the_cores_that_this_process_may_use(monkeypatch, cores, threads, processes):
+    monkeypatch.setattr(loading, "available_cores", lambda: cores)
+    assert choose_workers("auto") == threads
+    assert choose_workers("auto", "cuda") == processes
     assert choose_workers(0) == 0
+    assert not use_processes(8, "cpu")
+    assert use_processes(processes, "cuda") == (processes > 2)

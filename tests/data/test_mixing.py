@@ -14,7 +14,7 @@ from multibox.data.formats import open_dataset
 from multibox.data.loading import AugmentedPictures, load_batches
 from multibox.data.mixing import CopyPaste, Mixing, MixUp, Mosaic, Scene, mix, narrow
 from multibox.data.samples import load_picture
-from multibox.data.sampling import EpochBatches
+from multibox.data.sampling import Key
 
 MIXING = ("mosaic", "mixup", "copy-paste", "strong")
 COLOURS = np.array([[250, 40, 40], [40, 250, 40], [40, 40, 250]])
@@ -329,12 +329,13 @@ def test_items_depend_on_seed_epoch_and_index_alone(squares, name):
 
 
 @pytest.mark.parametrize("name", MIXING)
-def test_late_epochs_are_those_of_the_recipe_without_mixing(squares, name):
+def test_keys_that_are_not_mixed_are_those_of_the_recipe_without_mixing(squares, name):
     dataset = open_dataset(squares, "train")
-    mixed = AugmentedPictures(dataset, (64, 64), AUGMENTATIONS[name], mixing_epochs=2)
+    mixed = AugmentedPictures(dataset, (64, 64), AUGMENTATIONS[name])
     plain = AugmentedPictures(dataset, (64, 64), AUGMENTATIONS["default"])
     for epoch in range(4):
-        equal = [np.array_equal(mixed[epoch, i][0], plain[epoch, i][0]) for i in range(len(dataset))]
+        keys = [Key(epoch, i, mixed=epoch < 2) for i in range(len(dataset))]
+        equal = [np.array_equal(mixed[key][0], plain[key][0]) for key in keys]
         assert all(equal) if epoch >= 2 else not all(equal)
 
 
@@ -353,7 +354,7 @@ def test_partners_come_from_the_cache(squares, monkeypatch):
     dataset = open_dataset(squares, "train")
     pictures = AugmentedPictures(dataset, (64, 64), AUGMENTATIONS["mosaic"])
     read = []
-    monkeypatch.setattr("multibox.data.loading.load_picture", lambda s: read.append(s.name) or load_picture(s))
+    monkeypatch.setattr("multibox.data.augmented.load_picture", lambda s: read.append(s.name) or load_picture(s))
     for epoch in range(5):
         for index in range(len(dataset)):
             pictures[epoch, index]
@@ -367,18 +368,17 @@ def test_crowds_of_partners_are_not_asked_for(squares):
     assert not any(len(pictures[0, index][2]) for index in range(len(dataset)))
 
 
-def test_training_mixes_in_the_first_epochs_only(squares, monkeypatch):
-    from multibox.config import Config
-    from multibox.training import trainer
+@pytest.mark.parametrize(("steps", "until", "mixed"), [(20, 0.85, 17), (1, 0.85, 0), (10, 1.0, 10), (10, 0.0, 0)])
+def test_training_mixes_in_its_share_of_the_steps_only(squares, tmp_path, steps, until, mixed):
+    from multibox.training.run import RunOptions, prepare
 
-    seen = []
-    monkeypatch.setattr(trainer, "load_batches", lambda pictures, *_, **__: iter([seen.append(pictures.mixing_epochs)]))
-    dataset = open_dataset(squares, "train")
-    for epochs, until, expected in ((20, 0.85, 17), (1, 0.85, 0), (10, 1.0, 10), (10, 0.0, 0)):
-        config = Config().updated({"train.mix_until": until, "train.augmentation": "strong"})
-        list(trainer.load_training(dataset, config, EpochBatches(len(dataset), 4, epochs), "cpu"))
-        assert seen.pop() == expected
-    assert Config().train.mix_until == 0.85
+    changes = {"train.steps": steps, "train.mix_until": until, "train.augmentation": "strong", "train.batch_size": 4}
+    changes |= {"model.input_size": [64, 64]}
+    trainer = prepare(squares, RunOptions(preset="tinyssd", out=tmp_path / "run", changes=changes))
+    trainer._plan_mixing()
+    assert trainer.batches.mixed_steps == mixed
+    assert [all(key.mixed for key in trainer.batches.batch(step)) for step in range(steps)].count(True) == mixed
+    trainer.hold.close()
 
 
 # Recipes without mixing give what they gave before there was any (commit 1b90849)

@@ -1,3 +1,4 @@
+import base64
 import io
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 
 from multibox.data.pictures import (
     decode_picture,
+    find_images,
     list_pictures,
     picture_size,
     read_picture,
@@ -147,6 +149,47 @@ def test_listing(tmp_path):
     for source in ("empty", "*.gif", "nowhere"):
         with pytest.raises(PictureError, match=source.replace("*", r"\*")):
             list_pictures(tmp_path / source)
+
+
+def test_sources_are_joined_and_what_is_passed_over_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("multibox.data.pictures.reads_heif", lambda: False)
+    for name in ("a.jfif", "b.JPE", "c.jif", "d.heic", "e.HEIF", "labels.txt", "clip.mp4", ".hidden"):
+        (tmp_path / name).write_bytes(b"x")
+    found = find_images([tmp_path / "c.jif", tmp_path, f"{tmp_path}/*.jfif"])
+    assert [path.name for path in found.paths] == ["c.jif", "a.jfif", "b.JPE"]
+    assert found.notes == [
+        "2 HEIC images were passed over; pip install 'multibox[heic]' reads them",
+        "2 other files were passed over: 1 .mp4, 1 .txt",
+    ]
+    monkeypatch.setattr("multibox.data.pictures.reads_heif", lambda: True)
+    assert [path.name for path in find_images([tmp_path]).paths] == ["a.jfif", "b.JPE", "c.jif", "d.heic", "e.HEIF"]
+
+
+def test_heic_needs_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr("multibox.data.pictures.reads_heif", lambda: False)
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    with pytest.raises(PictureError, match=r"a\.heic is a HEIC image: pip install 'multibox\[heic\]'"):
+        read_picture(tmp_path / "a.heic")
+
+
+HEIC = """
+AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAX1tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAA
+ACJpbG9jAAAAAERAAAEAAQAAAAABoQABAAAAAAAAABwAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRt
+AAAAAAABAAAA/WlwcnAAAADdaXBjbwAAAHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMA
+AAMAHroCQGEAAQAqQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5j
+bHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAAAAAoY2xhcAAAAEAAAAABAAAAMAAAAAEAAAAAAAAAAv////AAAAACAAAAEHBp
+eGkAAAAAAwgICAAAABhpcG1hAAAAAAAAAAEAAQWBAgMFhAAAACRtZGF0AAAAGCgBrxOA+BDhp//6AqP9rzw+20u/OikM+A==
+"""
+"""An image of 64x48 pixels, all (200, 40, 90)."""
+
+
+def test_heic_is_read_with_its_extra(tmp_path):
+    pytest.importorskip("pi_heif", reason="needs multibox[heic]")
+    path = tmp_path / "a.heic"
+    path.write_bytes(base64.b64decode(HEIC))
+    assert picture_size(path) == (64, 48)
+    assert np.abs(read(path)[5, 5].astype(int) - (200, 40, 90)).max() <= 3
+    assert find_images([tmp_path]).paths == [path]
 
 
 def test_bytes_and_file_agree(tmp_path):

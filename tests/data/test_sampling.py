@@ -29,10 +29,14 @@ def labelled(pictures, crowd=()):
     return pack(samples, root=Path(), format="voc", split="train", class_names=["a", "b", "c"])
 
 
+def plain(batches):
+    return [[key[:2] for key in batch] for batch in batches]
+
+
 def test_the_uniform_order_is_what_it_always_was():
     expected = [[(0, 1), (0, 4), (0, 2)], [(0, 3), (0, 6), (0, 5)], [(1, 4), (1, 2), (1, 0)], [(1, 6), (1, 5), (1, 3)]]
-    assert list(EpochBatches(7, 3, 2, seed=5)) == expected
-    text = repr(list(EpochBatches(205, 32, 3, seed=0)))
+    assert plain(EpochBatches(7, 3, 4, seed=5)) == expected
+    text = repr(plain(EpochBatches(205, 32, 18, seed=0)))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "89b6907a79a0d650"
 
 
@@ -57,22 +61,50 @@ def test_equal_shares_empty_pictures_and_crowds_repeat_nothing():
 )
 def test_balanced_keeps_the_length_resumes_and_bounds_the_copies(repeats, size, start, seed):
     count = len(repeats)
-    whole = list(EpochBatches(count, size, 4, seed=seed, repeats=np.array(repeats)))
     steps = count // min(size, count)
+    whole = list(EpochBatches(count, size, 4 * steps, seed=seed, repeats=np.array(repeats)))
     assert len(whole) == 4 * steps
     assert {len(batch) for batch in whole} == {min(size, count)}
     assert [key[0] for batch in whole for key in batch] == sorted(key[0] for batch in whole for key in batch)
-    tail = list(EpochBatches(count, size, 4, seed=seed, start_step=start, repeats=np.array(repeats)))
+    tail = list(EpochBatches(count, size, 4 * steps, seed=seed, start_step=start, repeats=np.array(repeats)))
     assert tail == whole[start:]
     keys = [key for batch in whole for key in batch]
     assert len(set(keys)) == len(keys)
-    assert all(copy < np.ceil(repeats[index]) for _, index, copy in (key for key in keys if len(key) == 3))
+    assert all(key.copy < np.ceil(repeats[key.index]) for key in keys)
+
+
+@given(
+    images=st.integers(1, 12),
+    size=st.integers(1, 14),
+    steps=st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    start=st.integers(0, 9),
+)
+def test_a_batch_does_not_depend_on_the_length_of_the_run(images, size, steps, start):
+    long = EpochBatches(images, size, steps=1000, seed=2)
+    order = EpochBatches(images, size, steps=steps[0], seed=2, start_step=start)
+    walk, seen = iter(order), []
+    for total in steps:
+        # Re-planned while it is walked through, as --minutes does
+        order.steps = total
+        seen += [batch for _, batch in zip(range(3), walk, strict=False)]
+    assert seen == [long.batch(start + k) for k in range(len(seen))]
+    assert start + len(seen) <= max(start, *steps)
+    assert {len(batch) for batch in seen} <= {min(size, images)}
+
+
+def test_a_run_has_exactly_its_steps_and_mixing_ends_where_it_is_told():
+    order = EpochBatches(7, 3, steps=5, seed=1)
+    assert (len(order), len(list(order)), order.steps_per_epoch) == (5, 5, 2)
+    order.mixed_steps = 3
+    mixed = [[key.mixed for key in batch] for batch in order]
+    assert mixed == [[True] * 3] * 3 + [[False] * 3] * 2
+    assert plain(order) == plain(EpochBatches(7, 3, steps=5, seed=1))
 
 
 def test_balanced_shows_pictures_in_proportion():
     repeats = np.ones(20)
     repeats[3] = 2.5
-    keys = [key for batch in EpochBatches(20, 4, 4000, seed=1, repeats=repeats) for key in batch]
+    keys = [key for batch in EpochBatches(20, 4, 20_000, seed=1, repeats=repeats) for key in batch]
     counts = np.bincount([key[1] for key in keys], minlength=20)
     assert counts[3] / np.delete(counts, 3).mean() == pytest.approx(2.5, rel=0.03)
 

@@ -23,7 +23,7 @@ def test_the_body_shown_is_a_body(monkeypatch):
     monkeypatch.setitem(backbones.FIXED, "two", names["Two"])
     changes = {
         "model.backbone": "two",
-        "anchors.fit": 0,
+        "anchors.fit": "none",
         "anchors.sizes": [[0.2, 0.272], [0.37, 0.447]],
         "anchors.ratios": [[1.0, 2.0, 0.5], [1.0, 2.0, 0.5]],
     }

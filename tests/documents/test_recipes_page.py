@@ -31,10 +31,12 @@ def matching(config: Config) -> str:
 
 def negatives(config: Config) -> str:
     loss = config.loss
-    if not loss.negative_ratio:
+    if loss.negative_ratio == "all":
         return "all"
-    below = f"of those below IoU {loss.negative_overlap:g}" if loss.negative_overlap < 1 else "of all unmatched"
-    return f"{loss.negative_ratio:g} per positive, {below}"
+    some = loss.negative_overlap != "any"
+    text = f"{loss.negative_ratio:g} per positive, "
+    text += f"of those below IoU {loss.negative_overlap:g}" if some else "of all unmatched"
+    return text + (f", at least {loss.minimum_negatives}" if loss.minimum_negatives else "")
 
 
 def losses(config: Config) -> str:
@@ -43,7 +45,7 @@ def losses(config: Config) -> str:
     per = {
         "positives": "over the batch's positives",
         "pictures": "over each picture's positives, averaged",
-        "selected": f"x {loss.negative_ratio + 1:g} over the chosen anchors; boxes over positives",
+        "selected": "x 4 over the chosen anchors; boxes over positives",
         "anchors": "over all anchors",
     }[loss.normalizer]
     penalty = f"; L2 {loss.l2_penalty:g} in the loss" if loss.l2_penalty else ""
@@ -58,17 +60,17 @@ def optimiser(config: Config) -> str:
     spared = [name for name, share in (("biases", train.bias_decay), ("norms", train.norm_decay)) if not share]
     text += f" (not {' and '.join(spared)})" if spared and train.weight_decay else ""
     text += f", biases x {train.bias_lr:g}" if train.bias_lr != 1 else ""
-    return text + (f", EMA {train.ema:g}" if train.ema else "")
+    return text + ("" if train.ema == "none" else f", EMA {train.ema:g}")
 
 
 def schedule(config: Config) -> str:
     train = config.train
-    long = f"{train.epochs} epochs" if train.epochs else f"{train.steps} steps"
+    long = f"{train.epochs} epochs" if train.epochs != "none" else f"{train.steps} steps"
     warm = f"warm-up {train.warmup:.2%}" if train.warmup else ""
-    warm += f", at most {train.warmup_steps} steps" if train.warmup_steps else ""
+    warm += f", at most {train.warmup_steps} steps" if train.warmup_steps != "none" else ""
     falls = train.schedule
     if train.schedule == "steps":
-        falls = f"x {', '.join(f'{f:g}' for f in train.factors)} from {', '.join(map(str, train.boundaries))}"
+        falls = f"x {', '.join(f'{f:g}' for f in train.factors)} from {', '.join(f'{b:.2%}' for b in train.boundaries)}"
     floor = f"floor {train.minimum_lr:g}" if train.minimum_lr else ""
     return "; ".join(part for part in (long, falls, warm, floor) if part)
 
@@ -79,7 +81,7 @@ def boxes(config: Config) -> str:
     text = (
         f"score > {post.score_threshold:g}, best {post.pre_nms_topk} a class, IoU {sign} {post.nms_threshold:g} goes, "
     )
-    text += f"{post.max_per_class} a class, " if post.max_per_class else ""
+    text += f"{post.max_per_class} a class, " if post.max_per_class != "none" else ""
     text += f"{post.max_detections} in all; cut {post.clip.replace('_nms', ' NMS')}"
     text += f"; sides > {post.min_size:g}" if post.min_size else ""
     return text + ("" if post.multi_label else "; one class an anchor")

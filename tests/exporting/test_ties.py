@@ -37,7 +37,7 @@ def shapes_of(backbone, width, levels, size):
 
 def saturated(preset, recipe):
     """Return config and outputs of a network whose logits are in the hundreds, at its full size."""
-    config = resolve(preset, recipe, {"anchors.fit": 0})
+    config = resolve(preset, recipe, {"anchors.fit": "none"})
     limits = {name: min(MOST, getattr(config.post, name)) for name in ("pre_nms_topk", "max_detections")}
     config = config.updated({f"post.{name}": value for name, value in limits.items()})
     model = config.model

@@ -1,3 +1,7 @@
+import dataclasses
+import inspect
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -128,3 +132,20 @@ def test_mistakes(detector, tmp_path):
         multibox.load(tmp_path / "x.safetensors")
     with pytest.raises(ConfigError, match="did you mean"):
         multibox.create("tinysd", ["a"])
+    for names in ([], ["a", "a"], "cat", [""]):
+        with pytest.raises(ConfigError, match="class name"):
+            multibox.create("tinyssd", names)
+
+
+@pytest.mark.parametrize("name", ["create", "evaluate", "export"])
+def test_public_functions_spell_every_argument_with_its_type(name):
+    for parameter in inspect.signature(getattr(multibox, name)).parameters.values():
+        assert parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        assert parameter.annotation not in (Any, inspect.Parameter.empty)
+
+
+def test_export_takes_all_that_its_options_hold():
+    from multibox.exporting import ExportOptions
+
+    options = {field.name for field in dataclasses.fields(ExportOptions)}
+    assert set(inspect.signature(multibox.export).parameters) == {"detector", "out"} | options

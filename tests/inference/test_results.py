@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from multibox.errors import DataError
-from multibox.inference.results import PictureResult, distinct_names, read_predictions, write_results
+from multibox.inference.results import PictureResult, distinct_names, read_predictions, result_files, write_results
 from multibox.structures import Detections
 
 NAMES = ("cat", "dog")
@@ -60,7 +60,30 @@ def test_voc_text_one_file_a_class(tmp_path):
         write_results([result("a/x y.jpg")], voc=tmp_path / "voc2")
 
 
+def test_nothing_is_left_of_results_that_were_not_finished(tmp_path):
+    places = {name: tmp_path / name for name in ("json_file", "coco", "voc")}
+    with pytest.raises(RuntimeError), result_files(["a.jpg", "b.jpg"], NAMES, **places) as add:
+        add(0, result("a.jpg"))
+        raise RuntimeError
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_image_may_be_left_out(tmp_path):
+    with result_files(["1.jpg", "2.jpg", "3.jpg"], NAMES, coco=tmp_path / "c.json") as add:
+        add(0, result("1.jpg"))
+        add(2, result("3.jpg"))
+    assert [entry["image_id"] for entry in json.loads((tmp_path / "c.json").read_text())] == [1, 3]
+
+
+def test_many_lines_of_voc_go_to_disk_in_between(tmp_path, monkeypatch):
+    monkeypatch.setattr("multibox.inference.results.VOC_LINES", 1)
+    write_results([result(f"{index}.jpg", labels=(index % 2,)) for index in range(7)], voc=tmp_path)
+    lines = (tmp_path / "comp4_det_test_cat.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "2", "4", "6"]
+
+
 def test_names_are_told_apart():
+    assert distinct_names(["A", "a", "A-2", "a"]) == ["A", "a-3", "A-2", "a-4"]
     assert distinct_names(["a", "a", "b", "a-2", "a"]) == ["a", "a-3", "b", "a-2", "a-4"]
 
 

@@ -1,6 +1,5 @@
 """The losses of caffe and hikapok against plain recomputations of their formulas (facts 5, 6, 17.9, 17.10)."""
 
-import dataclasses
 import math
 
 import pytest
@@ -114,7 +113,7 @@ def test_hard_examples_are_chosen_by_both_losses_and_the_others_count_in_neither
     outputs, targets = case([0.2, 1.0, 0.6], [0.5] * 3)
     # Distances of 6, 0 and 0.02: in all the anchors cost 6.2, 1, 0.62 and 0.5 three times
     targets = targets._replace(offsets=torch.tensor([[2.0], [0.0], [0.1]]).expand(3, 4))
-    parts = multibox_loss(outputs, targets, dataclasses.replace(CAFFE.loss, hard_examples=2))
+    parts = multibox_loss(outputs, targets, CAFFE.updated({"loss.hard_examples": 2}).loss)
     assert parts.selected[0].tolist() == [True, True, False, False, False, False]
     assert parts.positives == 2
     assert parts.classification.item() == pytest.approx((0.2 + 1.0) / 2, abs=1e-5)

@@ -4,6 +4,7 @@ import torch
 from multibox.config import LossConfig, MatchingConfig, ModelConfig
 from multibox.losses.multibox import multibox_loss, select_anchors
 from multibox.losses.targets import make_targets
+from multibox.presets import resolve
 from multibox.tensors import HeadOutputs
 
 ANCHORS = torch.tensor(
@@ -118,3 +119,22 @@ def test_sigmoid_heads_learn_one_column_per_class():
     logits[made.image, made.anchor, made.labels[made.image, made.anchor] - 1] = 20.0
     out = HeadOutputs(logits, torch.zeros(1, 5, 4), ((1, 5),))
     assert multibox_loss(out, made, LossConfig(classification="sigmoid_focal")).classification < 1e-6
+
+
+@pytest.mark.parametrize("preset", ["tinyssd", "multibox-coco"])
+def test_under_our_recipe_a_batch_without_objects_teaches_background(preset):
+    config = resolve(preset)
+    columns = 2 if config.model.score == "sigmoid" else 3
+    out = outputs(batch=2, logits=columns)
+    empty = torch.full((2, 1, 4), -1.0), torch.full((2, 1), -1)
+    parts = multibox_loss(out, make_targets(ANCHORS, *empty, MatchingConfig(), config.model), config.loss, config.model)
+    parts.total.backward()
+    assert parts.positives == 0
+    assert out.logits.grad is not None and out.logits.grad.abs().sum() > 0
+    # Learning pushes every object's score down
+    objects = out.logits.grad if columns == 2 else out.logits.grad[..., 1:]
+    assert (objects >= 0).all() and out.offsets.grad is not None and not out.offsets.grad.any()
+    lineage = multibox_loss(
+        out, make_targets(ANCHORS, *empty, MatchingConfig(), ModelConfig()), LossConfig(negative_ratio=3.0)
+    )
+    assert columns == 2 or lineage.total == 0

@@ -27,7 +27,7 @@ from multibox.presets import PRESETS, resolve
     ],
 )
 def test_sizes_are_those_of_the_lineage(preset, classes, parameters, anchors):
-    size = measure(resolve(preset, changes={"anchors.fit": 0}), classes)
+    size = measure(resolve(preset, changes={"anchors.fit": "none"}), classes)
     assert size.anchors == anchors
     if parameters is not None:
         assert size.parameters == parameters
@@ -43,7 +43,7 @@ def test_the_light_presets_are_light():
 
 
 def anchors_of(preset, **changes):
-    config = resolve(preset, changes={"anchors.fit": 0, **changes})
+    config = resolve(preset, changes={"anchors.fit": "none", **changes})
     shapes = measure(config, 2).feature_shapes
     return make_anchors(config.anchors, shapes, config.model.input_size)
 
@@ -90,7 +90,7 @@ def test_at_another_aspect_squares_stay_square_and_centres_fill_the_input(preset
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_pretrained_weights_are_kept_at_any_size(preset):
-    base = resolve(preset, changes={"anchors.fit": 0})
+    base = resolve(preset, changes={"anchors.fit": "none"})
     trained = build_model(base, 2, seed=1).state_dict()
     other = build_model(base.updated({"model.input_size": [160, 288]}), 2, seed=2)
     other.load_state_dict(trained, strict=True)

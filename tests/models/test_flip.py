@@ -10,7 +10,7 @@ from multibox.ops.coding import decode
 from multibox.presets import resolve
 from multibox.tensors import HeadOutputs
 
-SMALL = {"model.input_size": [64, 96], "anchors.fit": 0, "model.score": "softmax"}
+SMALL = {"model.input_size": [64, 96], "anchors.fit": "none", "model.score": "softmax"}
 
 
 def outputs_for(config, shapes, seed=0):
@@ -50,7 +50,7 @@ def test_center_size_on_an_even_grid_only_negates_cx():
 @pytest.mark.parametrize("preset", ["tinyssd", "ssd300-vgg16"])
 def test_boxes_are_mirrored_whatever_the_coder_and_the_steps(coder, preset):
     size = [64, 96] if preset == "tinyssd" else [300, 300]
-    config = resolve(preset, changes={"model.input_size": size, "anchors.fit": 0, "model.coder": coder})
+    config = resolve(preset, changes={"model.input_size": size, "anchors.fit": "none", "model.coder": coder})
     shapes = ((4, 6), (2, 3), (2, 3), (1, 2), (1, 1), (1, 1))[: len(anchors_per_cell(config))]
     if preset == "ssd300-vgg16":
         # 8 pixels x 38 cells are 304, 32 x 10 are 320: these maps are not their own mirror images

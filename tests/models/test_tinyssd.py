@@ -1,4 +1,6 @@
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,9 +78,15 @@ def test_checkpoint_round_trip(tmp_path):
 
 
 def test_a_checkpoint_of_version_1_is_migrated(tmp_path):
-    config = resolve("tinyssd", "d2l")
-    state = build_model(config, 1).state_dict()
-    values = {"format_version": 1, "config": config.to_dict(), "names": ["cat"], "anchors_hash": anchors_hash(config)}
+    text = (Path(__file__).parents[1] / "golden" / "config_format_2.toml").read_text()
+    config = Config.from_toml(text)
+    state = {"weight": torch.zeros(1)}
+    values = {
+        "format_version": 1,
+        "config": tomllib.loads(text),
+        "names": ["cat"],
+        "anchors_hash": anchors_hash(config),
+    }
     train = values["config"]["train"]
     del train["bias_decay"], train["norm_decay"]
     train["decay_norms_and_biases"] = False
@@ -97,7 +105,7 @@ def test_broken_and_foreign_checkpoints_are_refused(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(WeightsError, match=r"cut\.safetensors"):
         load_checkpoint(tmp_path / "cut.safetensors")
-    (tmp_path / "newer.safetensors").write_bytes(data.replace(b'format_version\\": 2', b'format_version\\": 9'))
+    (tmp_path / "newer.safetensors").write_bytes(data.replace(b'format_version\\": 3', b'format_version\\": 9'))
     with pytest.raises(WeightsError, match="format version 9"):
         load_checkpoint(tmp_path / "newer.safetensors")
 

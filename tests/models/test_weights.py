@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 from multibox.api import create
 from multibox.errors import WeightsError
+from multibox.inference.detector import load
 from multibox.models.checkpoint import Checkpoint, load_checkpoint, load_config, read_metadata, save_checkpoint
 from multibox.models.foreign import CAFFE_CONVS, VGG_CONVS
-from multibox.models.weights import choose_network, load_weights
+from multibox.models.weights import choose_network, load_weights, plain_name
 
 
 def saved(detector, path):
@@ -90,7 +91,7 @@ def test_a_checkpoint_from_before_a_setting_still_loads(tmp_path):
     detector = create("tinyssd", ["cat"])
     path = saved(detector, tmp_path / "a.safetensors")
     values = read_metadata(path)
-    assert values["format_version"] == 2
+    assert values["format_version"] == 3
     del values["config"]["post"]["thresholds"]
     save_file(load_checkpoint(path).state, tmp_path / "old.safetensors", {"multibox": json.dumps(values)})
     old = load_checkpoint(tmp_path / "old.safetensors")
@@ -196,3 +197,32 @@ def test_the_mobilenet_in_shared_fits(shared):
     path = shared / "weights/mobilenet_v2_imagenet/weights.npz"
     line = load_weights(detector.model, path, ("cat",)).note
     assert "312 of the body's 384 tensors taken over; fresh parts: extras" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("Dining Table", "diningtable"),
+        ("dining_table", "diningtable"),
+        ("aeroplane", "airplane"),
+        ("安全帽", "安全帽"),
+        ("+", "+"),
+    ],
+)
+def test_class_names_are_compared_without_case_blanks_and_signs(name, plain):
+    assert plain_name(name) == plain
+
+
+def test_the_default_preset_keeps_all_that_coco_knows():
+    names = ["Person", "unicorn", "sofa"]
+    fresh, started = (create("multibox-fine", names, weights=weights) for weights in ("none", "coco"))
+    coco = load("coco")
+    mine, theirs = started.model.state_dict(), coco.model.state_dict()
+    shared = [key for key in theirs if not key.startswith("heads.classification")]
+    assert all(torch.equal(mine[key], theirs[key]) for key in shared)
+    assert any(not torch.equal(mine[key], fresh.model.state_dict()[key]) for key in shared)
+    head = started.model.heads.classification[0].weight.view(-1, 3, 384)
+    theirs = coco.model.heads.classification[0].weight.view(-1, 90, 384)
+    assert torch.equal(head[:, 0], theirs[:, coco.names.index("person")])
+    assert torch.equal(head[:, 2], theirs[:, coco.names.index("couch")])
+    assert not any(torch.equal(head[:, 1], theirs[:, row]) for row in range(90))

@@ -28,15 +28,16 @@ def test_prior(index):
     shape = options.pop("height"), options.pop("width")
     (expected,) = arrays(f"prior{index}", "out")
     close(multibox_prior(shape, **options), expected)
-    close(multibox_prior(torch.zeros(2, 3, *shape), **options), expected)
+    close(multibox_prior(data=torch.zeros(2, 3, *shape), **options), expected)
 
 
 @pytest.mark.parametrize("entry", META["target"], ids=lambda entry: entry["case"])
 def test_target(entry):
     options = dict(entry)
     prefix = f"target{options.pop('case')}"
-    anchors, labels, cls_preds = arrays(prefix, "anchors", "labels", "cls_preds")
-    loc_target, loc_mask, cls_target = multibox_target(anchors, labels, cls_preds, **options)
+    anchor, label, cls_pred = arrays(prefix, "anchors", "labels", "cls_preds")
+    # By MXNet's own keywords, as code written for it calls
+    loc_target, loc_mask, cls_target = multibox_target(anchor=anchor, label=label, cls_pred=cls_pred, **options)
     expected = arrays(prefix, "loc_target", "loc_mask", "cls_target")
     assert torch.equal(cls_target, expected[2])
     assert torch.equal(loc_mask, expected[1])
@@ -47,8 +48,8 @@ def test_target(entry):
 def test_detection(entry):
     options = dict(entry)
     prefix = f"detection{options.pop('case')}"
-    cls_prob, loc_pred, anchors = arrays(prefix, "cls_prob", "loc_pred", "anchors")
-    found = multibox_detection(cls_prob, loc_pred, anchors, **options)
+    cls_prob, loc_pred, anchor = arrays(prefix, "cls_prob", "loc_pred", "anchors")
+    found = multibox_detection(cls_prob=cls_prob, loc_pred=loc_pred, anchor=anchor, **options)
     (expected,) = arrays(prefix, "out")
     assert torch.equal(found[..., 0], expected[..., 0])
     close(found, expected)

@@ -15,6 +15,7 @@ from multibox.presets import resolve
 from multibox.tensors import Batch
 from multibox.training import capacity, range_test
 from multibox.training.optimizer import learning_rate
+from multibox.training.reporter import Reporter
 from multibox.training.run import RunOptions, prepare
 from multibox.training.scales import draw_size, largest_size, resize_batch
 from multibox.training.step import Stepper, anchors_at
@@ -24,12 +25,12 @@ SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0
 
 
 def options(out, epochs=3, **changes):
-    return RunOptions(epochs=epochs, out=out, changes={**SMALL, **changes})
+    return RunOptions(preset="tinyssd", epochs=epochs, out=out, changes={**SMALL, **changes})
 
 
 def stopped_at(step):
     def watch(trainer, parts):
-        if trainer.step == step:
+        if trainer.pace.step == step:
             signal.raise_signal(signal.SIGINT)
 
     return watch
@@ -52,21 +53,21 @@ def assert_equal_ends(whole, parts):
 def test_resumed_equals_uninterrupted(squares, tmp_path, changes):
     whole = prepare(squares, options(tmp_path / "whole", epochs=2, **changes))
     whole.fit()
-    assert whole.steps == 6
+    assert whole.pace.total == 6
     # The body wakes at step 3
     trainer = prepare(squares, options(tmp_path / "parts", epochs=2, **changes))
     for stop in (2, 3, 4):
-        trainer.watch = stopped_at(stop)
+        trainer.reporter.step = stopped_at(stop)
         with pytest.raises(KeyboardInterrupt):
             trainer.fit()
-        assert trainer.step == stop
-        trainer = prepare(squares, RunOptions(out=tmp_path / "parts", resume=True))
+        assert trainer.pace.step == stop
+        trainer = prepare(squares, RunOptions(resume=tmp_path / "parts"))
     trainer.fit()
     assert_equal_ends(whole.stepper, trainer.stepper)
 
 
 def test_frozen_parts_wake_at_their_share_of_the_run(squares, tmp_path):
-    changes = {"train.freeze": "backbone.*", "train.freeze_until": 0.5, "train.ema": 0.0}
+    changes = {"train.freeze": "backbone.*", "train.freeze_until": 0.5, "train.ema": "none"}
     trainer = prepare(squares, options(tmp_path / "run", epochs=2, **changes))
     seen = []
 
@@ -74,7 +75,7 @@ def test_frozen_parts_wake_at_their_share_of_the_run(squares, tmp_path):
         body = {n: t.clone() for n, t in trainer.stepper.model.backbone.state_dict().items()}
         seen.append({name: tensor for name, tensor in body.items() if tensor.is_floating_point()})
 
-    trainer.watch = watch
+    trainer.reporter.step = watch
     trainer.fit()
     # Steps 0, 1, 2 of 6 leave the body and its norms' statistics alone
     assert all(torch.equal(seen[0][name], seen[2][name]) for name in seen[0])
@@ -91,7 +92,7 @@ def test_frozen_parts_wake_at_their_share_of_the_run(squares, tmp_path):
         ([0.3, 0.2, 0.4, 0.1], 2, False),
         ([0.3, 0.2, 0.25], 2, True),
         ([0.3, None, None], 2, False),  # not measured
-        ([0.3, 0.2, 0.1], 0, False),
+        ([0.3, 0.2, 0.1], "none", False),
         ([], 1, False),
     ],
 )
@@ -102,26 +103,21 @@ def test_patience_counts_validations_without_a_better_score(scores, patience, en
 
 
 def test_a_run_out_of_patience_says_so_and_is_finished(squares, tmp_path):
-    changes = {"train.patience": 2, "train.validate_every": 1, "train.lr": 1e-12, "train.ema": 0.0}
+    changes = {"train.patience": 2, "train.validate_every": 1, "train.lr": 1e-12, "train.ema": "none"}
     told = []
-    trainer = prepare(squares, options(tmp_path / "run", epochs=9, **changes), told.append)
+    trainer = prepare(squares, options(tmp_path / "run", epochs=9, **changes), Reporter(told.append))
     scores = iter([0.2, 0.5, 0.4, 0.5, 0.9])
     trainer.validation.score = lambda model: {"val_loss": 1.0, "val_map50": next(scores)}
     rates = []
-    trainer.say = lambda row: rates.append(row["learning_rate"])
+    trainer.reporter.row = lambda trainer, row: rates.append(row["learning_rate"])
     trainer.fit()
-    assert trainer.step == 4 * 3
-    assert "ended after epoch 4 of 9" in told[-1]
+    assert trainer.pace.step == 4 * 3
+    assert "ended after step 12 of 27" in told[-1]
     assert "mAP@0.5 0.500" in told[-1]
     assert "schedule was not shortened" in told[-1]
     assert rates == [learning_rate(step, 27, trainer.config.train) for step in (2, 5, 8, 11)]
-    told.clear()
-    again = prepare(squares, RunOptions(out=tmp_path / "run", resume=True), told.append)
-    assert any("is finished" in line for line in told)
-    before = (tmp_path / "run" / "best.safetensors").read_bytes()
-    again.fit()
-    assert again.step == 12
-    assert (tmp_path / "run" / "best.safetensors").read_bytes() == before
+    with pytest.raises(ConfigError, match="is finished, nothing is left to train; give more --minutes or --epochs"):
+        prepare(None, RunOptions(resume=tmp_path / "run"))
 
 
 def test_sizes_are_multiples_of_32_and_a_function_of_the_step():
@@ -137,8 +133,8 @@ def test_sizes_are_multiples_of_32_and_a_function_of_the_step():
 
 
 def test_scales_that_are_no_range_are_refused(squares, tmp_path):
-    for wrong in ([1.5, 0.5], [0, 1]):
-        with pytest.raises(ConfigError, match=r"train.scales=.*smallest"):
+    for wrong, words in (([1.5, 0.5], "the smallest and the largest"), ([0, 1], "2 numbers above 0")):
+        with pytest.raises(ConfigError, match=f"train.scales=.*{words}"):
             prepare(squares, options(tmp_path / str(wrong), **{"train.scales": wrong}))
 
 
@@ -162,7 +158,7 @@ def test_a_resized_batch_keeps_boxes_and_bytes():
 
 
 def test_anchors_at_another_size_cover_the_same_shares_of_the_picture():
-    config = resolve("ssd300-vgg16", changes={"anchors.fit": 0})
+    config = resolve("ssd300-vgg16", changes={"anchors.fit": "none"})
     shapes = ((38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1))
     own = make_anchors(config.anchors, shapes, (300, 300))
     assert torch.equal(anchors_at(config, shapes, (300, 300), "cpu"), own)
@@ -179,7 +175,7 @@ def test_anchors_at_another_size_cover_the_same_shares_of_the_picture():
 def test_a_range_test_leaves_no_trace(squares, monkeypatch):
     monkeypatch.setattr(range_test, "STEPS", 5)
     dataset = open_dataset(squares, "train")
-    config = resolve("tinyssd", changes={**SMALL, "train.lr": "auto", "train.batch_size": "4", "anchors.fit": 0})
+    config = resolve("tinyssd", changes={**SMALL, "train.lr": "auto", "train.batch_size": "4", "anchors.fit": "none"})
     model = build_model(config, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(7)
@@ -194,8 +190,8 @@ def test_a_range_test_leaves_no_trace(squares, monkeypatch):
 
 def first_loss(data, out, **changes):
     told, losses = [], []
-    trainer = prepare(data, options(out, epochs=1, **changes), told.append)
-    trainer.watch = lambda trainer, parts: losses.append(parts.total.item())
+    trainer = prepare(data, options(out, epochs=1, **changes), Reporter(told.append))
+    trainer.reporter.step = lambda trainer, parts: losses.append(parts.total.item())
     trainer.fit()
     return trainer, told, losses
 
@@ -239,7 +235,7 @@ def test_batch_size_and_its_reason(squares, monkeypatch, pictures, room, size, r
     dataset = open_dataset(squares, "train")
     many = dataclasses.replace(dataset, names=["x"] * pictures)
     monkeypatch.setattr(capacity, "largest_predicted", lambda step, limit: room)
-    config = resolve("tinyssd", changes={**SMALL, "anchors.fit": 0})
+    config = resolve("tinyssd", changes={**SMALL, "anchors.fit": "none"})
     found, why = capacity.choose_batch_size(build_model(config, 2), config, many, device="cpu", precision="float32")
     assert found == size
     assert reason in why
@@ -295,7 +291,7 @@ def test_an_automatic_batch_size_is_a_number_in_the_run(squares, tmp_path):
 
 def test_frozen_for_good_is_not_in_the_optimiser_but_frozen_for_a_while_is():
     for until, included in ((1.0, False), (0.5, True)):
-        changes = {**SMALL, "anchors.fit": 0, "train.freeze": "backbone.*", "train.freeze_until": until}
+        changes = {**SMALL, "anchors.fit": "none", "train.freeze": "backbone.*", "train.freeze_until": until}
         config = resolve("tinyssd", changes=changes)
         stepper = Stepper(build_model(config, 2), config, device="cpu", precision="float32")
         known = {id(p) for group in stepper.optimizer.param_groups for p in group["params"]}

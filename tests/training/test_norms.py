@@ -18,7 +18,7 @@ def test_frozen_parts_keep_weights_and_statistics_while_the_rest_learns(squares,
     changes = {
         "model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.freeze": "backbone.stages.0.*",
     }  # fmt: skip
-    trainer = prepare(squares, RunOptions(epochs=1, out=tmp_path / "run", changes=changes))
+    trainer = prepare(squares, RunOptions(preset="tinyssd", epochs=1, out=tmp_path / "run", changes=changes))
     model = trainer.stepper.model
     before = copy.deepcopy(model.state_dict())
     trainer.fit()
@@ -38,7 +38,9 @@ def test_a_pattern_that_fits_nothing_is_a_mistake():
 def test_parts_learn_at_their_own_rates():
     model = create("tinyssd", ["cat"]).model
     freeze(model, ["heads.localization.*"])
-    config = TrainConfig(lr=0.1, backbone_lr=0.1, head_lr=2.0, bias_lr=2.0, bias_decay=0.0, norm_decay=0.5)
+    config = TrainConfig(
+        lr=0.1, backbone_lr=0.1, head_lr=2.0, bias_lr=2.0, weight_decay=5e-4, bias_decay=0.0, norm_decay=0.5
+    )
     optimizer = make_optimizer(model, config)
     found = {id(p): (g["scale"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     rates = {name: found.get(id(p)) for name, p in model.named_parameters()}

@@ -16,7 +16,9 @@ SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0
 
 def run(squares, out, **more):
     changes = {**SMALL, "train.lr": 0.004, "train.ema": 0.9, **more.pop("changes", {})}
-    return prepare(squares, RunOptions(epochs=more.pop("epochs", 12), out=out, changes=changes, **more))
+    return prepare(
+        squares, RunOptions(preset="tinyssd", epochs=more.pop("epochs", 12), out=out, changes=changes, **more)
+    )
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -40,16 +42,16 @@ def test_weights_that_were_not_validated_have_none(squares, tmp_path):
     trainer = run(squares, tmp_path / "run", epochs=2, changes={"train.validate_every": 1})
 
     def save(trainer, parts):
-        if trainer.step == 4:  # one step into the second epoch
+        if trainer.pace.step == 4:  # one step into the second epoch
             trainer.save()
             last = load_checkpoint(tmp_path / "run" / "last.safetensors")
             assert last.config.post.thresholds == ()
-            assert list(last.metrics) == ["command"]
+            assert last.metrics == {}
 
-    trainer.watch = save
+    trainer.reporter.step = save
     trainer.fit()
     assert len(load_config(tmp_path / "run" / "best.safetensors").post.thresholds) == 2
-    resumed = prepare(squares, RunOptions(out=tmp_path / "run", resume=True))
-    assert resumed.config == trainer.config
+    resumed = prepare(None, RunOptions(resume=tmp_path / "run", epochs=3))
+    assert resumed.config == trainer.config.updated({"train.epochs": 3})
     run(squares, tmp_path / "none", epochs=1, val_split="none").fit()
     assert load_config(tmp_path / "none" / "last.safetensors").post.thresholds == ()

@@ -25,7 +25,7 @@ UNCUT = "parts cannot be told apart in onnxruntime without the package onnx: pip
 
 def exported_subject(path: Path, threads: int | None = None, precision: str | None = None) -> Subject:
     """Return a .onnx or .xml file as a subject; arguments and errors are those of `engines.open_engine`."""
-    detector = open_exported(path, threads, precision)
+    detector = open_exported(path, threads, precision, "cpu")
     engine, about = detector.engine.name, detector.about
     parts = _cut(detector, path, threads, precision)
     threshold = about["post"]["score_threshold"]

@@ -184,7 +184,8 @@ def _onnx_run(model: Any, threads: int | None) -> Run:
 
 def _onnx_flops(network: Any, sides: Mapping[str, list[int]]) -> int:
     """Count multiplications and additions of convolutions for one picture; `sides` are the shapes of values."""
-    weights = {tensor.name: tuple(tensor.dims) for tensor in network.graph.initializer}
+    # Weights of 8 bits are computed in the graph
+    weights = {**sides, **{tensor.name: tuple(tensor.dims) for tensor in network.graph.initializer}}
     convolutions = [node for node in network.graph.node if node.op_type == "Conv"]
     return sum(
         2 * math.prod(weights[node.input[1]][1:]) * math.prod(sides[node.output[0]][1:]) for node in convolutions

@@ -21,9 +21,11 @@ from multibox.benchmarking.workload import (
     synthetic_outputs,
     synthetic_pictures,
 )
+from multibox.builtin import find_model, runnable
 from multibox.data.pictures import decode_picture
 from multibox.errors import ConfigError
 from multibox.inference.engines import SUFFIXES
+from multibox.inference.loading import checked_threads
 
 BATCHES = (1, 8)
 DECODE = "decode"
@@ -50,7 +52,7 @@ class Report(NamedTuple):
 
 
 def bench(
-    path: Path,
+    path: str | Path,
     *,
     against: str | None = None,
     pictures: Path | None = None,
@@ -62,7 +64,7 @@ def bench(
     """Measure a detector on this machine's CPU, part by part.
 
     Args:
-        path: a checkpoint, a run folder, or an exported file.
+        path: the name of a built-in model, a checkpoint, a run folder, or an exported file.
         against: "torchvision" measures its network with the same weights beside it; only for checkpoints.
         pictures: folder whose pictures are shown; None takes synthetic ones of 500x375.
         threads: of the processor; None leaves it to the engine.
@@ -98,28 +100,40 @@ def bench(
     )
 
 
-def open_subject(path: Path, threads: int | None, precision: str | None) -> Subject:
+def open_subject(path: str | Path, threads: int | None, precision: str | None) -> Subject:
     """Open any model of ours as what can be measured."""
+    path = runnable(find_model(path))
     if path.suffix in SUFFIXES:
         return exported_subject(path, threads, precision)
     from multibox.benchmarking.eager import eager_subject
     from multibox.inference.detector import load
 
-    return eager_subject(load(path, threads=threads), precision or "float32")
+    _use_threads(threads)
+    return eager_subject(load(path, device="cpu"), precision or "float32")
+
+
+def _use_threads(threads: int | None) -> None:
+    """Set PyTorch's threads of this process, which does nothing but measure, so that peers have as many."""
+    import torch
+
+    if (count := checked_threads(threads)) is not None:
+        torch.set_num_threads(count)
 
 
 def _sides(
-    path: Path, against: str, threads: int | None, precision: str | None, tick: Tick
+    path: str | Path, against: str, threads: int | None, precision: str | None, tick: Tick
 ) -> tuple[list[Subject], list[str]]:
     """Return torchvision and ours with the same weights, compared, and what the comparison said."""
     if against != "torchvision":
         raise ConfigError(f"--against {against}: expected torchvision")
+    path = find_model(path)
     if path.suffix in SUFFIXES:
         raise ConfigError(f"{path}: --against needs the checkpoint, whose weights torchvision's network takes as well")
     from multibox.benchmarking.sides import compare, torchvision_sides
     from multibox.inference.detector import load
 
-    detector = load(path, threads=threads)
+    _use_threads(threads)
+    detector = load(path, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         subjects = torchvision_sides(detector, Path(folder) / "model.onnx", threads, precision)
     tick("opened")

@@ -33,7 +33,7 @@ MAKERS: dict[str, tuple[Callable[..., nn.Module], Rules]] = {
 LIKE_THEIRS = {
     "post.clip": "before_nms",
     "post.flip": False,
-    "post.max_per_class": 0,
+    "post.max_per_class": "none",
     "post.min_size": 0.0,
     "post.multi_label": True,
     "post.nms_inclusive": False,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def bench(
-    model: Annotated[Path, typer.Argument(help="A .safetensors, .onnx or .xml file, or a run folder.")],
+    model: Annotated[str, typer.Argument(help="coco, face, a .safetensors, .onnx or .xml file, or a run folder.")],
     against: Annotated[
         str | None, typer.Option(help="torchvision: its network with the same weights, in the same run.")
     ] = None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from multibox.cli.bars import counting
+from multibox.cli.outputs import IMAGES, check_suffix
 from multibox.cli.train import OnBad
 
 if TYPE_CHECKING:
@@ -58,10 +59,17 @@ def convert(
     format: Annotated[str | None, typer.Option(help="The source's format, where it cannot be told.")] = None,
     on_bad: Annotated[OnBad, typer.Option(help="A broken file: stop, or skip it and count.")] = OnBad.stop,
 ) -> None:
-    """Write a data set in another format; pictures are copied byte for byte."""
+    """Write a data set in another format; images are copied byte for byte."""
     from multibox.data.convert import convert as run
 
-    typer.echo(str(run(source, destination, to, format=format, on_bad=on_bad.value)))
+    done = run(source, destination, to, format=format, on_bad=on_bad.value)
+    for note in done.notes:
+        typer.echo(note)
+    splits = ", ".join(f"{name} {count:,}" for name, count in done.splits.items())
+    typer.echo(
+        f"wrote {done.destination} as {done.written_as}, from {done.source} ({done.read_as}): "
+        f"{sum(done.splits.values()):,} images ({splits}), {done.boxes:,} boxes, classes {', '.join(done.class_names)}"
+    )
 
 
 @app.command("show")
@@ -71,20 +79,33 @@ def show(
     format: Annotated[str | None, typer.Option(help="The data set's format, where it cannot be told.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Pictures, or draws, on the sheet.")] = 16,
     augmentation: Annotated[str | None, typer.Option(help="Show draws of this augmentation recipe.")] = None,
-    seed: Annotated[int, typer.Option(help="Which pictures are drawn.")] = 0,
-    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("sheet.png"),
+    seed: Annotated[int, typer.Option(help="Which images are drawn.")] = 0,
+    on_bad: Annotated[OnBad, typer.Option(help="A broken file: stop, or skip it and count.")] = OnBad.stop,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG or JPEG to write. Default: sheet.png, or sheet-2.png and so on.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out; a file of DATA never.")] = False,
 ) -> None:
-    """Draw a contact sheet of labelled pictures, and say what the data set holds."""
+    """Draw a contact sheet of labelled images, and say what the data set holds."""
+    import io
+
     import numpy as np
 
+    from multibox.data.checking import check_pictures
     from multibox.data.formats import find_splits, open_dataset
     from multibox.data.samples import load_picture
+    from multibox.files import check_outputs, free_path, write_bytes_whole
     from multibox.plots.detections import contact_sheet, draw_sample
 
+    out = out or free_path("sheet.png")
+    check_suffix(out, IMAGES)
+    check_outputs([out], overwrite=overwrite, inputs=[data])
     splits = find_splits(data, format)
-    dataset = open_dataset(data, split or splits[0], format=format)
+    dataset = open_dataset(data, split or splits[0], format=format, on_bad=on_bad.value)
+    if on_bad is OnBad.skip:
+        dataset = check_pictures(dataset, "skip")
     counts = np.bincount(dataset.labels, minlength=len(dataset.class_names))
-    typer.echo(f"{data}: {dataset.format}, splits {', '.join(splits)}; {dataset.split} has {len(dataset)} pictures")
+    typer.echo(f"{data}: {dataset.format}, splits {', '.join(splits)}; {dataset.split} has {len(dataset)} images")
     for name, number in zip(dataset.class_names, counts, strict=True):
         typer.echo(f"  {name}: {number} boxes")
     for note in dataset.notes:
@@ -97,8 +118,9 @@ def show(
         chosen = np.sort(np.resize(chosen, count))
         tiles = _draws(dataset, chosen.tolist(), augmentation, seed)
     sheet = contact_sheet(tiles, captions=[dataset.names[i] for i in chosen.tolist()])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out)
+    image = io.BytesIO()
+    sheet.save(image, "PNG" if out.suffix.lower() == ".png" else "JPEG")
+    write_bytes_whole(out, image.getvalue())
     typer.echo(f"wrote {out}")
 
 

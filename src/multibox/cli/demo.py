@@ -12,10 +12,14 @@ EPOCHS = 8
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the data, the run and the pictures.")] = Path("demo"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the data, the run and the images. Default: demo, or demo-2 and so on."),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the 900 training pictures.")] = EPOCHS,
 ) -> None:
-    """Make synthetic data, train TinySSD on it, score it on held-out pictures and draw what it finds."""
+    """Make synthetic data, train TinySSD on it, score it on held-out images and draw what it finds."""
+    import os
     import time
 
     from multibox import api
@@ -24,13 +28,15 @@ def demo(
     from multibox.data.samples import load_picture
     from multibox.data.sprites import make_sprites
     from multibox.errors import ConfigError
+    from multibox.files import free_path
     from multibox.inference.detector import load
     from multibox.inference.thresholds import class_thresholds
     from multibox.plots.detections import contact_sheet, draw_detections
     from multibox.training.run import RunOptions
 
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; remove it or give another --out")
+    out = out or free_path("demo")
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not an empty folder; give another --out")
     started = time.monotonic()
     typer.echo("1. make 900 + 100 pictures of a little creature")
     with counting("drawing", IMAGES) as progress:
@@ -38,7 +44,9 @@ def demo(
     typer.echo(f"2. train TinySSD for {epochs} epochs")
     # Four looks at the validation pictures are enough to see it learn
     changes = {"train.validate_every": max(1, epochs // 4)}
-    trainer = train_with_progress(out / "sprites", RunOptions(epochs=epochs, out=out / "run", changes=changes))
+    trainer = train_with_progress(
+        out / "sprites", RunOptions(preset="tinyssd", epochs=epochs, out=out / "run", changes=changes)
+    )
     typer.echo("3. score it on the 100 held-out pictures")
     detector = load(trainer.folder / "last.safetensors")
     dataset = api.open_for(detector, out / "sprites", split="val")
@@ -48,5 +56,5 @@ def demo(
     (least,) = class_thresholds(detector.thresholds, detector.names)
     tiles = [draw_detections(load_picture(dataset[i]), found[i], threshold=least) for i in range(min(12, len(dataset)))]
     contact_sheet(tiles, columns=4).save(out / "detections.png")
-    typer.echo(f"mAP@0.5 {figures['voc12']['mAP']:.3f} on {figures['pictures']} held-out pictures")
+    typer.echo(f"mAP@0.5 {figures['voc12']['mAP']:.3f} on {figures['images']} held-out pictures")
     typer.echo(f"pictures with boxes: {out / 'detections.png'}; {time.monotonic() - started:.0f} seconds in all")

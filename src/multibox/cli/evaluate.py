@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multibox.cli.devices import checked_device
+from multibox.cli.outputs import PLOTS, check_suffix, own_files
 from multibox.cli.train import OnBad
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A .safetensors, .onnx or .xml file, or a run folder.")],
+    model: Annotated[str, typer.Argument(help="coco, face, a .safetensors, .onnx or .xml file, or a run folder.")],
     data: Annotated[Path, typer.Argument(help="Data set: a folder or file in a known format.")],
     split: Annotated[str | None, typer.Option(help="Split to score; needed where there are several.")] = None,
     rename: Annotated[
@@ -35,15 +35,23 @@ def evaluate(
     ] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw precision over recall, per class, to this PNG.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace --json and --plot; a file of DATA never.")
+    ] = False,
 ) -> None:
     """Score MODEL on a split of DATA: VOC 2007, VOC 2012 and COCO figures, also per class."""
     import json
 
     from multibox import api
-    from multibox.files import write_text_whole
+    from multibox.files import check_outputs, write_text_whole
     from multibox.inference.loading import load
 
-    detector = load(model, device=checked_device(device), flip=flip)
+    outputs = [path for path in (json_file, plot) if path is not None]
+    inputs = [data, *own_files(model), *(Path(text) for text in rename or () if "=" not in text)]
+    check_outputs(outputs, overwrite=overwrite, inputs=inputs)
+    if plot is not None:
+        check_suffix(plot, PLOTS)
+    detector = load(model, device=device, flip=flip)
     names = read_rename(rename)
     dataset = api.open_for(detector, data, split=split, rename=names, format=format, on_bad=on_bad.value)
     found = api.find_all(detector, dataset, max_detections)

@@ -23,7 +23,7 @@ class Layout(StrEnum):
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="A .safetensors file or a run folder.")],
+    model: Annotated[str, typer.Argument(help="coco, face, a .safetensors file or a run folder.")],
     to: Annotated[Target, typer.Option(help="Kind of file: onnx, or openvino's .xml and .bin.")] = Target.onnx,
     raw: Annotated[bool, typer.Option("--raw", help="Logits and offsets instead of boxes.")] = False,
     dialect: Annotated[Layout, typer.Option(help="Names and shapes as other software expects them.")] = Layout.plain,
@@ -36,24 +36,31 @@ def export(
         int | None,
         typer.Option(help="onnx: version of the operators, 13 to 20; default 15, and 13 for jetson, for old runtimes."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write; default beside the model.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default beside the model, a built-in one's in this folder.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that was exported before.")] = False,
 ) -> None:
     """Write MODEL as one file that runs without PyTorch, after proving that it finds the same objects."""
+    from multibox.builtin import builtin_name, find_model
     from multibox.errors import ConfigError
     from multibox.exporting import ExportOptions, VerificationError
     from multibox.exporting import export as write
-    from multibox.inference.detector import find_weights, load
+    from multibox.files import check_outputs
+    from multibox.inference.detector import load
     from multibox.models.checkpoint import read_metadata
 
     if raw and dialect is not Layout.plain:
         raise ConfigError(f"--raw and --dialect {dialect.value} exclude each other; leave one out")
-    weights = find_weights(model)
-    detector = load(weights)
-    about = read_metadata(weights) or {}
+    weights = find_model(model)
     suffix = ".onnx" if to is Target.onnx else ".xml"
-    out = out or weights.with_suffix(suffix)
+    out = out or Path(builtin_name(weights) or weights).with_suffix(suffix)
     if out.suffix != suffix:
         raise ConfigError(f"--out {out}: expected a name that ends in {suffix} for --to {to.value}")
+    files = [out] if suffix == ".onnx" else [out, out.with_suffix(".bin")]
+    check_outputs(files, overwrite=overwrite, inputs=[path for path in (weights, data, calibrate) if path is not None])
+    detector = load(weights, device="cpu")
+    about = read_metadata(weights) or {}
     options = ExportOptions(
         dialect="raw" if raw else dialect.value,
         half=fp16,

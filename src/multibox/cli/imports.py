@@ -14,8 +14,11 @@ def import_weights(
         str, typer.Option(help="Class names, separated by commas; default VOC's, COCO's or class0 ...")
     ] = "",
     license: Annotated[str, typer.Option(help="Licence of the weights, kept in the checkpoint.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that exists.")] = False,
 ) -> None:
     """Bring weights of another code base over into a multibox checkpoint, without that code base."""
+    from multibox.files import check_outputs
     from multibox.importers import import_file
 
+    check_outputs([out], overwrite=overwrite, inputs=[file])
     typer.echo(import_file(kind, file, out, [n.strip() for n in names.split(",") if n.strip()], license))

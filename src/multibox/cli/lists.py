@@ -1,6 +1,7 @@
 """`multibox list`."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,23 +14,31 @@ CLASSES = 20
 
 
 def show(
-    what: Annotated[str, typer.Argument(help="presets, recipes, backbones, formats or importers.")],
+    what: Annotated[str, typer.Argument(help="models, presets, recipes, settings, backbones, formats or importers.")],
     diff: Annotated[
         tuple[str, str] | None, typer.Option("--diff", help="Two recipes: print the settings in which they differ.")
     ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Settings: write them here, or - for standard output.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Settings: print docs/settings.md.")] = False,
 ) -> None:
-    """Show what can be named in other commands."""
+    """Show what can be named in other commands. Example: multibox list settings."""
     from multibox.errors import ConfigError, did_you_mean
 
     tables: dict[str, Callable[[], None]] = {
+        "models": _models,
         "presets": _presets,
         "recipes": lambda: _recipes(diff),
+        "settings": lambda: _settings(json_file, markdown),
         "backbones": _backbones,
         "formats": _formats,
         "importers": _importers,
     }
     if what not in tables:
         raise ConfigError(f"cannot list {what!r}{did_you_mean(what, tables)}; known: {', '.join(tables)}")
+    if what != "settings" and (json_file is not None or markdown):
+        raise ConfigError(f"--json and --markdown belong to `multibox list settings`, not to {what}")
     tables[what]()
 
 
@@ -51,13 +60,28 @@ def _print(columns: list[str], rows: list[tuple[str, ...]], note: str = "") -> N
         console.print(note, highlight=False)
 
 
+def _models() -> None:
+    from multibox.builtin import MODELS, about, size_on_disk
+
+    rows: list[tuple[str, ...]] = []
+    for name, model in MODELS.items():
+        said = about(name)
+        height, width = said["config"]["model"]["input_size"]
+        classes = sum(not each.startswith("unused ") for each in said["names"])
+        figures = (f"{classes:,}", f"{width}x{height}", f"{size_on_disk(name) / 1e6:.1f} MB")
+        rows.append((name, model.network, *figures, model.license, model.use, model.accuracy))
+    columns = ["model", "network", ">classes", ">input", ">size", "licence", "good for", "measured"]
+    sources = "\n".join(f"{name}: weights from {model.source}" for name, model in MODELS.items())
+    _print(columns, rows, f"a name stands wherever a model or --weights is taken; ./coco is a path\n{sources}")
+
+
 def _presets() -> None:
     from multibox.models.measure import measure
     from multibox.presets import PRESETS, resolve
 
     rows: list[tuple[str, ...]] = []
     for name, preset in PRESETS.items():
-        config = resolve(name, changes={"anchors.fit": 0})
+        config = resolve(name, changes={"anchors.fit": "none"})
         size = measure(config, CLASSES)
         height, width = config.model.input_size
         billions = size.multiply_adds / 1e9
@@ -94,6 +118,25 @@ def _differences(first: "Config", second: "Config") -> list[tuple[str, ...]]:
         for key, value in values.items()
         if value != b[section][key]
     ]
+
+
+def _settings(json_file: Path | None, markdown: bool) -> None:
+    import json
+
+    from rich.markup import escape
+
+    from multibox.cli.settings_page import defaults_text, settings_json, settings_markdown, settings_rows
+    from multibox.files import write_text_whole
+
+    if markdown:
+        return typer.echo(settings_markdown(), nl=False)
+    if json_file is None:
+        rows = [(row.key, row.expected, escape(defaults_text(row)), row.meaning) for row in settings_rows()]
+        return _print(["setting", "value", "default", "meaning"], rows)
+    text = json.dumps(settings_json(), indent=1) + "\n"
+    if str(json_file) == "-":
+        return typer.echo(text, nl=False)
+    write_text_whole(json_file, text)
 
 
 def _backbones() -> None:

@@ -5,19 +5,27 @@ from typing import Annotated
 
 import typer
 
+from multibox.cli.outputs import PLOTS, check_suffix, own_files
+
 
 def plot(
     what: Annotated[str, typer.Argument(help="losses: both losses of the TinySSD post; curves: a run's training.")],
     run: Annotated[Path | None, typer.Argument(help="Run folder, for curves.")] = None,
-    out: Annotated[Path | None, typer.Option(help="PNG to write; default WHAT.png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG, SVG or PDF to write. Default: WHAT.png, or WHAT-2.png and so on.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
     """Draw the figures of the posts, or of a run."""
     from multibox.errors import ConfigError, did_you_mean
+    from multibox.files import check_outputs, free_path
 
     plots = {"losses": _losses, "curves": _curves}
     if what not in plots:
         raise ConfigError(f"cannot plot {what!r}{did_you_mean(what, plots)}; known: {', '.join(plots)}")
-    path = out or Path(f"{what}.png")
+    path = out or free_path(f"{what}.png")
+    check_suffix(path, PLOTS)
+    check_outputs([path], overwrite=overwrite, inputs=own_files(run) if run is not None else ())
     plots[what](path, run)
     typer.echo(f"wrote {path}")
 

@@ -1,60 +1,240 @@
 """`multibox predict`."""
 
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from multibox.cli.devices import checked_device
+from multibox.cli.bars import counting
+from multibox.cli.outputs import own_files
+from multibox.cli.train import OnBad
+
+if TYPE_CHECKING:
+    from multibox.inference.detector import Detector
+    from multibox.inference.exported import ExportedDetector
+    from multibox.inference.pipeline import Seen
+
+MANY = 20
+"""Above so many images there is a bar instead of a line for each."""
+SHARED_FROM = 200
+"""From so many images on, copies of an exported file save more time than they take to open, 0.3 s each."""
+_OUT = "Folder for the images with boxes, one STEM.jpg each. Default: predictions, or predictions-2 and so on."
+_ON_BAD = (
+    "An image that cannot be read. skip: go on, count it, and end with exit code 1. stop: end at once with exit code "
+    "2; no --json, --coco or --voc file is written then."
+)
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A .safetensors, .onnx or .xml file, or a run folder.")],
-    sources: Annotated[list[str], typer.Argument(help="Picture files, folders or glob patterns.")],
+    model: Annotated[str, typer.Argument(help="coco, face, a .safetensors, .onnx or .xml file, or a run folder.")],
+    sources: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
     threshold: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Lowest score to report. Default: the model's for each class, or 0.3."),
+        typer.Option(help="Lowest score to report, 0 to 1. Default: the model's for each class, or 0.3."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures with boxes.")] = Path("predictions"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all detections here.")] = None,
+    out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all detections here; - for standard output.")
+    ] = None,
     coco: Annotated[Path | None, typer.Option(help="Write COCO's results JSON here.")] = None,
     yolo: Annotated[Path | None, typer.Option(help="Folder for YOLO text files with scores.")] = None,
     voc: Annotated[Path | None, typer.Option(help="Folder for VOC's comp4_det_test_CLASS.txt files.")] = None,
-    on_bad: Annotated[str, typer.Option(help="A picture that cannot be read: stop or skip.")] = "stop",
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    on_bad: Annotated[OnBad, typer.Option(help=_ON_BAD)] = OnBad.skip,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     flip: Annotated[bool, typer.Option("--flip", help="Average over mirror images too; takes twice as long.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace results that exist; an image given as input never.")
+    ] = False,
 ) -> None:
-    """Find objects in pictures; draws them and, where asked, writes result files in pixels of the originals."""
-    from multibox.data.pictures import list_pictures, read_picture
-    from multibox.errors import ConfigError, PictureError
-    from multibox.inference.loading import load
-    from multibox.inference.results import PictureResult, distinct_names, write_results
-    from multibox.plots.detections import draw_detections
+    """Find objects in images; draws them and, where asked, writes result files in pixels of the originals.
 
-    if on_bad not in ("stop", "skip"):
-        raise ConfigError(f"--on-bad {on_bad}: expected stop or skip")
-    paths = list(dict.fromkeys(path for source in sources for path in list_pictures(source)))
-    detector = load(model, device=checked_device(device), flip=flip)
-    typer.echo(describe_thresholds(detector.thresholds, detector.names, threshold))
-    out.mkdir(parents=True, exist_ok=True)
-    names = distinct_names(path.stem for path in paths)
-    rows: list[PictureResult] = []
-    for path, name in zip(paths, names, strict=True):
+    Example: multibox predict model.onnx photos --json found.json
+    """
+    from multibox.data.pictures import find_images
+    from multibox.inference.results import distinct_names
+
+    check_threshold(threshold)
+    images, notes = find_images(sources)
+    stems = distinct_names(path.stem for path in images)
+    asked = _Outputs(out, json_file, coco, yolo, voc, overwrite, (*images, *own_files(model)))
+    asked.check(stems)
+    detector, *_ = detectors = _open(model, device, flip, len(images))
+    asked.check(stems, detector.names)
+    say = partial(typer.echo, err=asked.to_stdout)
+    say("\n".join([*notes, describe_thresholds(detector.thresholds, detector.names, threshold)]))
+    job = _Job(detectors, images, stems, threshold, on_bad, asked.to_stdout)
+    tally = _Tally()
+    with asked.folder() as folder:
         try:
-            picture = read_picture(path)
-        except PictureError as error:
-            if on_bad == "stop":
-                raise
-            typer.echo(f"skipped: {error}", err=True)
-            continue
-        found = detector.predict(picture, threshold)
-        draw_detections(picture, found).save(out / f"{name}.png")
-        rows.append(PictureResult(str(path), picture.width, picture.height, found))
-        pairs = zip(found.labels, found.scores, strict=True)
-        kinds = ", ".join(f"{detector.names[label]} {score:.2f}" for label, score in pairs)
-        typer.echo(f"{path}: {kinds or 'nothing'}")
-    write_results(rows, json_file=json_file, coco=coco, yolo=yolo, voc=voc)
-    typer.echo(f"{len(rows)} pictures with boxes are in {out}")
+            _run(job, asked, folder, tally)
+        except KeyboardInterrupt:
+            say(f"stopped: {tally.summary(folder)}; no --json, --coco or --voc file is written")
+            raise typer.Exit(130) from None
+        say(tally.summary(folder))
+    if tally.broken:
+        typer.echo(f"multibox: {tally.complaint()}", err=True)
+        raise typer.Exit(1)
+
+
+def _open(model: str, device: str, flip: bool, images: int) -> "Sequence[Detector | ExportedDetector]":
+    """Open the model; of an exported file that shall look at many images on the processor, copies that share it."""
+    from multibox.builtin import find_model, runnable
+    from multibox.inference.engines import SUFFIXES
+    from multibox.inference.loading import load
+    from multibox.inference.pipeline import open_copies
+
+    exported = runnable(find_model(model)).suffix in SUFFIXES and not flip
+    # Threads are a matter of each exported file, but of the whole process for a checkpoint
+    if images >= SHARED_FROM and device in ("auto", "cpu") and exported:
+        return open_copies(lambda threads: load(model, device=device, threads=threads))
+    return [load(model, device=device, flip=flip)]
+
+
+class _Outputs(NamedTuple):
+    """Where results go, as asked for."""
+
+    out: Path | None
+    json: Path | None
+    coco: Path | None
+    yolo: Path | None
+    voc: Path | None
+    overwrite: bool
+    inputs: Sequence[Path]
+
+    @property
+    def to_stdout(self) -> bool:
+        return self.json == Path("-")
+
+    def check(self, stems: Sequence[str], names: Sequence[str] = ()) -> None:
+        """Refuse outputs that collide; those of VOC only when the class names are known."""
+        from multibox.files import check_outputs
+        from multibox.inference.results import voc_file
+
+        targets = [path for path in (None if self.to_stdout else self.json, self.coco) if path is not None]
+        targets += [self.out / f"{stem}.jpg" for stem in stems] if self.out is not None else []
+        targets += [self.yolo / f"{stem}.txt" for stem in stems] if self.yolo is not None else []
+        targets += [self.voc / voc_file(name) for name in names] if self.voc is not None else []
+        check_outputs(targets, overwrite=self.overwrite, inputs=self.inputs)
+
+    @contextmanager
+    def folder(self) -> Iterator[Path]:
+        """Yield the folder for drawn images; one that was made here and stays empty is removed again."""
+        from multibox.files import make_numbered_folder
+
+        there = self.out is not None and self.out.exists()
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+        folder = self.out or make_numbered_folder("predictions")
+        try:
+            yield folder
+        finally:
+            if not there and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+class _Job(NamedTuple):
+    detectors: "Sequence[Detector | ExportedDetector]"
+    images: Sequence[Path]
+    stems: Sequence[str]
+    threshold: float | None
+    on_bad: OnBad
+    quiet: bool
+    """Standard output holds the results, so nothing else is written there."""
+
+
+class _Tally:
+    """What was counted on the way."""
+
+    def __init__(self) -> None:
+        self.images = self.objects = self.broken = 0
+        self.first = ""
+
+    def summary(self, folder: Path) -> str:
+        images = "1 image" if self.images == 1 else f"{self.images:,} images"
+        return f"{images} with {self.objects:,} objects drawn in {folder}"
+
+    def complaint(self) -> str:
+        what = "1 image" if self.broken == 1 else f"{self.broken:,} images"
+        return f"{what} of {self.images + self.broken:,} could not be read; the first: {self.first}"
+
+
+def _run(job: _Job, outputs: _Outputs, folder: Path, tally: _Tally) -> None:
+    """Look at every image, draw it, write its results and count.
+
+    Raises:
+        PictureError: an image cannot be read and `--on-bad` is stop, or none can be read.
+    """
+    from multibox.errors import PictureError
+    from multibox.inference.pipeline import drawing, predict_stream
+    from multibox.inference.results import PictureResult, result_files
+
+    with ExitStack() as stack:
+        many = len(job.images) > MANY
+        progress = stack.enter_context(counting("images", len(job.images))) if many else None
+        add = stack.enter_context(
+            result_files(
+                [str(path) for path in job.images],
+                job.detectors[0].names,
+                json_file=sys.stdout.buffer if outputs.to_stdout else outputs.json,
+                coco=outputs.coco,
+                yolo=outputs.yolo,
+                voc=outputs.voc,
+            )
+        )
+        draw = stack.enter_context(drawing())
+        stream = stack.enter_context(closing(predict_stream(job.detectors, job.images, job.threshold)))
+        for index, seen in enumerate(stream):
+            if seen.image is None or isinstance(seen.found, PictureError):
+                _count_broken(tally, seen, job)
+            else:
+                draw(folder / f"{job.stems[index]}.jpg", seen.image, seen.found)
+                add(index, PictureResult(str(seen.path), seen.image.width, seen.image.height, seen.found))
+                tally.images += 1
+                tally.objects += len(seen.found)
+            if progress is not None:
+                progress(index + 1)
+            elif seen.image is not None:
+                typer.echo(describe(seen), err=job.quiet)
+        if not tally.images:
+            raise PictureError(f"no image could be read, so nothing is written: {tally.complaint()}")
+
+
+def _count_broken(tally: _Tally, seen: "Seen", job: _Job) -> None:
+    """Count an image that cannot be read, or end with its error."""
+    if job.on_bad is OnBad.stop and isinstance(seen.found, Exception):
+        raise seen.found
+    tally.broken += 1
+    tally.first = tally.first or str(seen.found)
+    if len(job.images) <= MANY:
+        typer.echo(f"skipped: {seen.found}", err=True)
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Refuse a lowest score outside of 0 to 1.
+
+    Raises:
+        ConfigError: it is no number from 0 to 1.
+    """
+    from multibox.errors import ConfigError
+
+    if threshold is not None and (math.isnan(threshold) or not 0 <= threshold <= 1):
+        raise ConfigError(f"--threshold {threshold:g}: expected a score from 0 to 1, such as 0.3")
+
+
+def describe(seen: "Seen") -> str:
+    """Return a line with an image and what was found in it."""
+    from multibox.structures import Detections
+
+    found = seen.found
+    if not isinstance(found, Detections) or not len(found):
+        return f"{seen.path}: nothing"
+    pairs = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
+    return f"{seen.path}: " + ", ".join(f"{found.names[label]} {score:.2f}" for label, score in pairs)
 
 
 def describe_thresholds(own: tuple[float, ...], names: tuple[str, ...], threshold: float | None) -> str:
@@ -62,9 +242,13 @@ def describe_thresholds(own: tuple[float, ...], names: tuple[str, ...], threshol
     from multibox.inference.thresholds import class_thresholds
 
     if threshold is not None:
-        return f"scores above {threshold:g} are reported"
+        return f"scores from {threshold:g} are reported"
     found = class_thresholds(own, names)
     if not own:
         return f"scores from {found[0]:g} are reported; the model has no thresholds of its own"
-    each = ", ".join(f"{name} {value:.3f}" for name, value in zip(names, found, strict=True))
-    return f"scores from the model's thresholds are reported: {each}"
+    usual = max(found, key=found.count)
+    own_values = [(name, value) for name, value in zip(names, found, strict=True) if value != usual or len(names) <= 8]
+    each = [f"{name} {value:.3f}" for name, value in own_values[:8]]
+    if others := len(names) - len(each):
+        each.append(f"the other {others} classes {usual:.3f}" if len(own_values) <= 8 else f"{others} more")
+    return f"scores from the model's thresholds are reported: {', '.join(each)}"

@@ -20,14 +20,25 @@ class OnBad(StrEnum):
 
 
 PresetName = Annotated[
-    str | None, typer.Option(help="Network; see `multibox list presets`. Default: the weights', or tinyssd.")
+    str | None, typer.Option(help="Network; see `multibox list presets`. Default: the weights' own, or multibox-fine.")
 ]
 RecipeName = Annotated[str | None, typer.Option(help="How to train it; see `multibox list recipes`. Default: default.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the pictures; the schedule scales with it.")]
+Minutes = Annotated[
+    float | None, typer.Option(help="Train for so many minutes, start-up and validation included.")
+]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the images instead; excludes --minutes.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="What to start from: coco, none, a detector's file or run folder, or a backbone's weights."),
+]
 ValSplit = Annotated[
-    str | None, typer.Option(help="Split to validate on; 'none' for none; default val, or a held-out tenth.")
+    str | None, typer.Option(help="Split to validate on; 'none' for none. Default: val, or a held-out tenth.")
 ]
 Format = Annotated[str | None, typer.Option(help="voc, coco, yolo, csv or recordio, where it cannot be told.")]
+Resume = Annotated[
+    Path | None, typer.Option(help="Go on with this run folder; it needs nothing else. --minutes or --epochs prolong.")
+]
+Moved = Annotated[Path | None, typer.Option("--data", help="With --resume: where the same data lies now.")]
 Seeds = Annotated[
     int | None, typer.Option(min=1, help="So many runs with train.seed 0, 1 ... in OUT/seed-0 ..., and their spread.")
 ]
@@ -38,61 +49,123 @@ Ablate = Annotated[
 
 
 def train(
-    data: Annotated[Path, typer.Argument(help="Data set: a folder or file in a known format.")],
+    data: Annotated[Path | None, typer.Argument(help="Data set: a folder or file in a known format.")] = None,
     preset: PresetName = None,
     recipe: RecipeName = None,
+    minutes: Minutes = None,
     epochs: Epochs = None,
-    weights: Annotated[Path | None, typer.Option(help="Start from a detector, or from the weights of a body.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/PRESET-N.")] = None,
-    train_split: Annotated[str | None, typer.Option(help="Split to learn from.")] = None,
+    weights: Weights = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/PRESET-N.")] = None,
+    train_split: Annotated[str | None, typer.Option(help="Split to learn from. Default: train.")] = None,
     val_split: ValSplit = None,
     format: Format = None,
-    on_bad: Annotated[OnBad, typer.Option(help="A broken file: stop, or skip it and count.")] = OnBad.stop,
+    on_bad: Annotated[OnBad | None, typer.Option(help="A broken file: stop (default), or skip it and count.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings, such as a run's config.toml.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, such as train.lr=0.001; repeatable.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print every setting with the layer it came from, and end.")
+    ] = False,
+    resume: Resume = None,
+    moved: Moved = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     seeds: Seeds = None,
     ablate: Ablate = None,
 ) -> None:
-    """Train a detector on DATA; leaves a run folder with best and last weights, metrics and a resumable state."""
+    """Train a detector on DATA; leaves a run folder with best and last weights, metrics and a resumable state.
+
+    With nothing else said it starts from the built-in model `coco`. Example: multibox train photos --minutes 10
+    """
+    from multibox.cli.main import STARTED
     from multibox.settings import parse_assignments
     from multibox.training.run import RunOptions
 
+    _check_usage(data, resume, moved)
     options = RunOptions(
         preset=preset,
         recipe=recipe,
+        minutes=minutes,
         epochs=epochs,
         weights=weights,
         out=out,
         train_split=train_split,
         val_split=val_split,
         format=format,
-        on_bad=on_bad.value,
+        on_bad=on_bad.value if on_bad else None,
+        config=config,
         changes=dict(parse_assignments(set_ or [])),
         resume=resume,
         device=device,
+        started=STARTED,
     )
-    if ablate is not None:
-        _ablate(data, options, ablate, seeds or 1)
+    if dry_run:
+        _print_settings(data, options)
+    elif ablate is not None:
+        _ablate(_needed(data), options, ablate, seeds or 1)
     elif seeds is not None:
-        _repeat(data, options, seeds)
+        _repeat(_needed(data), options, seeds)
     else:
-        _once(data, options)
+        _once(data or moved, options)
 
 
-def _once(data: Path, options: "RunOptions") -> None:
+def _check_usage(data: Path | None, resume: Path | None, moved: Path | None) -> None:
+    from multibox.errors import ConfigError
+
+    if moved is not None and (resume is None or data is not None):
+        raise ConfigError("--data belongs to --resume, where the same data lies elsewhere; otherwise give DATA alone")
+
+
+def _needed(data: Path | None) -> Path:
+    from multibox.errors import ConfigError
+
+    if data is None:
+        raise ConfigError("train needs DATA, a data set's folder or file")
+    return data
+
+
+def _print_settings(data: Path | None, options: "RunOptions") -> None:
+    from multibox.cli.layers import print_layers
+    from multibox.training.run import resolve_options
+
+    config, origins = resolve_options(data, options)
+    print_layers(config, origins)
+
+
+def _once(data: Path | None, options: "RunOptions") -> None:
     from multibox.cli.progress import train_with_progress
 
     trainer = train_with_progress(data, options)
-    held = None if trainer.validation is None else trainer.validation.dataset.split
-    if held == trainer.training.split:
-        # A score on that split would be one of pictures that it has learnt
-        following = f"predict {trainer.folder} PICTURES"
-    else:
-        following = f"eval {trainer.folder} {data}" + (f" --split {held}" if held else "")
-    typer.echo(f"weights, metrics and state are in {trainer.folder}; next: multibox {following}")
+    typer.echo(f"weights, metrics and state are in {trainer.folder}; next: {next_command(trainer)}")
+
+
+def next_command(trainer: "Trainer") -> str:
+    """Return what to do with the run, as it can be pasted: score images that it has not learned from, or predict."""
+    import shlex
+
+    split = _unseen_split(trainer)
+    if split is None:
+        return shlex.join(["multibox", "predict", str(trainer.folder)]) + " IMAGES"
+    return shlex.join(["multibox", "eval", str(trainer.folder), trainer.config.data.path[0], "--split", split])
+
+
+def _unseen_split(trainer: "Trainer") -> str | None:
+    """Return a split without any image that was learned from: val, else test, else another."""
+    from multibox.data.formats import find_splits, open_dataset
+    from multibox.errors import DataError
+
+    data = trainer.config.data
+    format = None if data.format == "auto" else data.format
+    learned = set(trainer.training.names)
+    splits = find_splits(data.path[0], format)
+    for split in sorted(splits, key=lambda name: (name != "val", name != "test", splits.index(name))):
+        try:
+            names = open_dataset(data.path[0], split, format=format, on_bad="skip").names
+        except DataError:
+            continue
+        if learned.isdisjoint(names):
+            return split
+    return None
 
 
 def _repeat(data: Path, options: "RunOptions", seeds: int) -> None:

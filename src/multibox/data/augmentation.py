@@ -185,7 +185,7 @@ def find_augmentation(name: str) -> tuple[Operation, ...]:
     """Return the operations of the recipe called `name`."""
     if name not in AUGMENTATIONS:
         near = did_you_mean(name, AUGMENTATIONS)
-        raise ConfigError(f"unknown augmentation {name!r}{near}; known: {', '.join(AUGMENTATIONS)}")
+        raise ConfigError(f"train.augmentation: unknown augmentation {name!r}{near}; known: {', '.join(AUGMENTATIONS)}")
     return AUGMENTATIONS[name]
 
 

@@ -1,152 +1,234 @@
-"""From a `Dataset` to batches on the way to the device: decode, augment, collate, in worker processes."""
+"""Batches on their way to the device: prepared ahead of the steps by threads or by worker processes.
 
-import math
-import os
+Threads are the default. Pillow and NumPy release the interpreter's lock for most of the work, and threads need no
+shared memory, no start method and no `__main__` guard. Worker processes pay on a GPU with many cores, where Python
+itself becomes the limit. They send their batches through pipes, which need no /dev/shm, and if one of them dies,
+threads go on with the same batches.
+"""
+
+import contextlib
+import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
-from functools import partial
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
-from multibox.data.augmentation import Operation, plan, project, render
-from multibox.data.mixing import Mixing, Scene, mix, narrow
-from multibox.data.samples import load_picture
+from multibox.data.augmented import CACHE_BYTES, Arrays, AugmentedPictures, Item, collate_items
 from multibox.data.sampling import EpochBatches
-from multibox.errors import PictureError
-from multibox.structures import Dataset, Sample
+from multibox.data.workers import make_batch, start_worker
+from multibox.errors import MultiboxError
+from multibox.limits import available_cores
 from multibox.tensors import Batch
 
-_ERROR = f"{PictureError.__module__}.{PictureError.__name__}"
-CACHE_BYTES = 2 << 30
-"""Decoded pictures are kept up to this much memory in all; the rest is decoded again each time."""
+__all__ = [
+    "CACHE_BYTES", "AugmentedPictures", "Item", "choose_workers", "collate", "in_order",
+    "load_batches", "use_processes",
+]  # fmt: skip
 
-Item = tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64], str, tuple[int, int]]
+PREFETCH_BYTES = 1 << 30
+"""Images prepared ahead take at most this much memory, but two batches are always ahead."""
+MOST_THREADS, MOST_PROCESSES = 4, 8
+_NO_PROCESSES = (OSError, ImportError, NotImplementedError, AssertionError, BrokenProcessPool)
+"""Where processes cannot be started: no semaphores, too many processes, within a daemonic process."""
 
-
-class AugmentedPictures(TorchDataset[Item]):
-    """Pictures of the network's size with their labels; item (epoch, index) is the same whoever asks for it."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        size: tuple[int, int],
-        operations: Sequence[Operation],
-        *,
-        seed: int = 0,
-        fill: tuple[int, int, int] = (124, 116, 104),
-        cache_bytes: int = CACHE_BYTES,
-        mixing_epochs: float = math.inf,
-    ) -> None:
-        self.dataset = dataset
-        self.size = size
-        self.operations = operations
-        self.mixing = [operation for operation in operations if isinstance(operation, Mixing)]
-        # From this epoch on every picture stays by itself
-        self.mixing_epochs = mixing_epochs
-        self.seed = seed
-        self.fill = fill
-        self.cache: dict[int, NDArray[np.uint8]] = {}
-        self.cache_left = cache_bytes
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: tuple[int, ...]) -> Item:
-        """Return pixels [h, w, 3], boxes [N, 4] as fractions, labels [N], name and (width, height) of the original."""
-        # A picture that comes several times an epoch has a third number, so that each copy is another one
-        epoch, index, *copy = key
-        sample = self.dataset[index]
-        picture = self._picture(index, sample)
-        rng = np.random.default_rng((self.seed, epoch, index, *copy))
-        own, other = partial(self._scene, sample, picture, rng), partial(self._other, rng)
-        scene = mix(self.mixing if epoch < self.mixing_epochs else (), own, other, self.size, rng)
-        return scene.pixels, scene.boxes_xyxy, scene.labels, sample.name, picture.size
-
-    def _other(self, rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-        index = int(rng.integers(len(self)))
-        sample = self.dataset[index]
-        return self._scene(sample, self._picture(index, sample), rng, size)
-
-    def _scene(self, sample: Sample, picture: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-        # A crowd is a region of many objects: no single box to learn
-        keep = ~sample.crowd
-        boxes, labels = sample.boxes_xyxy[keep], sample.labels[keep]
-        view = plan(self.operations, picture.size, boxes, rng)
-        if size != self.size:
-            narrow(view, size[1] / self.size[1], size[0] / self.size[0], rng)
-        pixels = render(picture, view, size, self.fill)
-        kept = view.kept()
-        return Scene(pixels, project(view, boxes[kept]), labels[kept])
-
-    def _picture(self, index: int, sample: Sample) -> Image.Image:
-        if index in self.cache:
-            return Image.fromarray(self.cache[index])
-        picture = load_picture(sample)
-        pixels = np.asarray(picture)
-        if pixels.nbytes <= self.cache_left:
-            self.cache[index] = pixels
-            self.cache_left -= pixels.nbytes
-        return picture
-
-
-def collate(items: Sequence[Item]) -> Batch:
-    """Stack pictures and pad their labels with -1 rows."""
-    pixels, boxes, labels, names, sizes = zip(*items, strict=True)
-    rows = max(1, *(len(each) for each in labels))
-    gt_xyxy = torch.full((len(items), rows, 4), -1.0)
-    gt_labels = torch.full((len(items), rows), -1, dtype=torch.int64)
-    for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
-        gt_xyxy[i, : len(label)] = torch.from_numpy(np.asarray(box, np.float32))
-        gt_labels[i, : len(label)] = torch.from_numpy(label)
-    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-    return Batch(images, gt_xyxy, gt_labels, list(names), list(sizes))
+Keys = Sequence[tuple[int, ...]]
+Tell = Callable[[str], None]
 
 
 def load_batches(
-    pictures: AugmentedPictures, batches: EpochBatches | Sequence[list[tuple[int, int]]], workers: int, *, pin: bool
+    pictures: AugmentedPictures,
+    batches: EpochBatches | Sequence[Keys],
+    workers: int,
+    *,
+    pin: bool,
+    processes: bool = False,
+    tell: Tell = lambda line: None,
 ) -> Iterator[Batch]:
-    """Yield every batch of `batches`, in order, prepared by `workers` processes (0: by this one).
+    """Yield every batch of `batches`, in order.
+
+    An `EpochBatches` may become longer or shorter while it is loaded; what was prepared beyond a new end is dropped.
+
+    Args:
+        pictures: makes the items.
+        batches: keys of each batch.
+        workers: threads or processes that prepare batches ahead; 0 prepares each when it is asked for.
+        pin: put batches into page-locked memory.
+        processes: whether workers are processes. If they cannot be started or die, threads take over.
+        tell: gets one sentence if that happens.
 
     Raises:
-        PictureError: a picture that cannot be read, in its own words whichever process met it.
+        PictureError: an image cannot be read.
+        MultiboxError: memory ran out.
     """
-    pictures.cache_left //= max(1, workers)
-    loader = DataLoader(
-        pictures,
-        batch_sampler=batches,  # pyright: ignore[reportArgumentType] - a list of keys is a batch
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        worker_init_fn=_start_worker if workers else None,
-        prefetch_factor=4 if workers else None,
-    )
-    try:
-        yield from loader
-    except PictureError as error:
-        # A worker's error arrives wrapped in the text of its traceback, whose last line is the sentence
-        raise PictureError(str(error).strip().splitlines()[-1].removeprefix(f"{_ERROR}: ")) from None
+    order = _Order(batches)
+    if not workers:
+        while (keys := order.take()) is not None:
+            yield _prepare(pictures, keys, pin)
+        return
+    pool = _Pool(pictures, workers, pin, processes, tell)
+    with contextlib.closing(pool):
+        waiting: deque[tuple[int, Keys, Future[Batch]]] = deque()
+        ahead = _ahead(pictures, batches, workers)
+        while True:
+            while len(waiting) < ahead and (keys := order.take()) is not None:
+                waiting.append((order.position, keys, pool.submit(keys)))
+            if not waiting or waiting[0][0] > order.end():
+                return
+            _, keys, future = waiting.popleft()
+            yield pool.finish(keys, future)
 
 
-def choose_workers(asked: int) -> int:
-    """Return how many worker processes to use: this process's cores but one, 1 to 8, when -1 is asked for."""
-    if asked >= 0:
+def choose_workers(asked: int | str, device: str = "cpu") -> int:
+    """Return how many workers prepare images: as asked for, or (-1, "auto") all cores but one.
+
+    At most 4 threads beside training on a CPU, which wants the cores itself, and at most 8 processes beside a GPU.
+    """
+    if isinstance(asked, int) and asked >= 0:
         return asked
-    # A container or a cluster's job may have fewer cores than the machine; only Linux tells
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cores - 1))
+    return min(MOST_THREADS if device == "cpu" else MOST_PROCESSES, max(1, available_cores() - 1))
+
+
+def use_processes(workers: int, device: str) -> bool:
+    """Return whether workers should be processes: beside a GPU, where three or more of them pay for their start."""
+    return device != "cpu" and workers > 2
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Stack images and pad their labels with -1 rows."""
+    return _to_batch(collate_items(items), False)
 
 
 def in_order(pictures: int, batch_size: int) -> list[list[tuple[int, int]]]:
-    """Return batches of (0, index) over all pictures, in order, the last one smaller."""
+    """Return batches of (0, index) over all images, in order, the last one smaller."""
     return [[(0, i) for i in range(s, min(s + batch_size, pictures))] for s in range(0, pictures, batch_size)]
 
 
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    # Ctrl-C is the main process's business: it finishes the step and ends the workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+class _Order:
+    """Walks over batches whose end may move."""
+
+    def __init__(self, batches: EpochBatches | Sequence[Keys]) -> None:
+        self.batches = batches
+        self.position = batches.start_step if isinstance(batches, EpochBatches) else 0
+
+    def end(self) -> int:
+        return self.batches.steps if isinstance(self.batches, EpochBatches) else len(self.batches)
+
+    def take(self) -> Keys | None:
+        if self.position >= self.end():
+            return None
+        self.position += 1
+        if isinstance(self.batches, EpochBatches):
+            return self.batches.batch(self.position - 1)
+        return self.batches[self.position - 1]
+
+
+class _Pool:
+    """Workers that prepare batches, and threads in the place of processes that fail."""
+
+    def __init__(self, pictures: AugmentedPictures, workers: int, pin: bool, processes: bool, tell: Tell) -> None:
+        self.pictures = pictures
+        self.pin = pin
+        self.tell = tell
+        # Beside processes one thread receives and pins what they sent
+        self.threads = ThreadPoolExecutor(1 if processes else workers, "multibox-images")
+        self.processes: ProcessPoolExecutor | None = None
+        if processes:
+            try:
+                self.processes = ProcessPoolExecutor(
+                    workers,
+                    multiprocessing.get_context("spawn"),
+                    initializer=start_worker,
+                    initargs=(pictures, pictures.cache_left // workers),
+                )
+            except _NO_PROCESSES as error:
+                self._give_up(f"worker processes cannot be started here ({error})")
+
+    def submit(self, keys: Keys) -> Future[Batch]:
+        if self.processes is not None:
+            try:
+                with _unseen_main(), _blocked_interrupt():
+                    arrays = self.processes.submit(make_batch, keys)
+                return self.threads.submit(lambda: _to_batch(arrays.result(), self.pin))
+            except _NO_PROCESSES as error:
+                self._give_up(f"worker processes cannot be started here ({error})")
+        return self.threads.submit(_prepare, self.pictures, keys, self.pin)
+
+    def finish(self, keys: Keys, future: Future[Batch]) -> Batch:
+        """Return the batch of a submitted future; threads make it where its process could not."""
+        try:
+            return future.result()
+        except (BrokenProcessPool, CancelledError):
+            self._give_up("a worker process that prepares images was killed or crashed, often for lack of memory")
+        except MemoryError:
+            self._give_up("a worker process that prepares images ran out of memory")
+        return _prepare(self.pictures, keys, self.pin)
+
+    def close(self) -> None:
+        if self.processes is not None:
+            self.processes.shutdown(wait=False, cancel_futures=True)
+        self.threads.shutdown(wait=True, cancel_futures=True)
+
+    def _give_up(self, why: str) -> None:
+        if self.processes is not None:
+            self.processes.shutdown(wait=False, cancel_futures=True)
+            self.processes = None
+        elif "cannot be started" not in why:
+            return
+        self.tell(f"{why}; a thread of this process prepares the same batches from now on")
+
+
+def _ahead(pictures: AugmentedPictures, batches: EpochBatches | Sequence[Keys], workers: int) -> int:
+    """Return how many batches to prepare ahead."""
+    size = batches.batch_size if isinstance(batches, EpochBatches) else max(map(len, batches), default=1)
+    height, width = pictures.size
+    return max(2, min(2 * workers, PREFETCH_BYTES // (size * 3 * height * width)))
+
+
+def _prepare(pictures: AugmentedPictures, keys: Keys, pin: bool) -> Batch:
+    try:
+        return _to_batch(pictures.batch(keys), pin)
+    except MemoryError:
+        raise MultiboxError(
+            f"memory ran out while {len(keys)} images of {list(pictures.size)} pixels were prepared; "
+            "lower train.batch_size or model.input_size, or end other programs"
+        ) from None
+
+
+def _to_batch(arrays: Arrays, pin: bool) -> Batch:
+    images = torch.from_numpy(arrays.images).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(arrays.gt_labels)
+    batch = Batch(images, torch.from_numpy(arrays.gt_xyxy), labels, arrays.names, arrays.sizes)
+    return batch.pin_memory() if pin else batch
+
+
+@contextlib.contextmanager
+def _unseen_main() -> Iterator[None]:
+    """Hide the user's script from new processes, which would run it again if it has no `__main__` guard.
+
+    They need nothing of it: what they run is importable.
+    """
+    main = sys.modules["__main__"].__dict__
+    kept = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+    main["__spec__"] = None
+    main.pop("__file__", None)
+    try:
+        yield
+    finally:
+        main.update(kept)
+
+
+@contextlib.contextmanager
+def _blocked_interrupt() -> Iterator[None]:
+    """Let new processes inherit a blocked SIGINT: Ctrl-C is the main process's business, which ends them in order."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

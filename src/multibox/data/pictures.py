@@ -8,9 +8,11 @@ import glob
 import io
 import struct
 import zlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +21,15 @@ from PIL import Image
 from multibox.errors import PictureError
 
 SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {".avif", ".bmp", ".gif", ".jfif", ".jif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    | {".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
-"""File name endings, in lower case, that `list_pictures` takes for pictures."""
+"""File name endings, in lower case, that `find_images` takes for images."""
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+"""Endings of images that are read where the extra `heic` is installed."""
+_VIDEOS = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"})
+_ARCHIVES = frozenset({".7z", ".bz2", ".gz", ".rar", ".rec", ".tar", ".tgz", ".xz", ".zip", ".zst"})
+_SOURCES = "give image files, folders of images or glob patterns"
 
 # No EPS: Pillow hands it to Ghostscript, and pictures may come from strangers.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -37,6 +45,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = frozenset({5, 6, 7, 8})
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""What stands at bytes 8 to 12 of a HEIF file, after `ftyp`; the last two may be AVIF as well."""
 
 _FULL_SCALES = (255, 4095, 65535)
 
@@ -125,30 +135,110 @@ def resize_picture(
     return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
-def list_pictures(source: str | Path) -> list[Path]:
-    """List the pictures meant by a file, a folder or a glob pattern, sorted by path.
+class Listing(NamedTuple):
+    """Image files that were found, and sentences on what was passed over."""
 
-    A file is taken whatever its name. Of a folder the picture files directly in it are taken, by their endings;
-    `folder/**/*` reaches deeper. Hidden files are passed over.
+    paths: list[Path]
+    notes: list[str]
+
+
+def find_images(sources: Iterable[str | Path]) -> Listing:
+    """List the images meant by files, folders and glob patterns: source by source, each sorted by path, none twice.
+
+    A file is taken whatever its name. Of a folder the images directly in it are taken, by their endings; `folder/**/*`
+    reaches deeper. Hidden files are passed over in silence; other files are counted in the notes.
 
     Raises:
-        PictureError: there is nothing there, or no picture among it.
+        PictureError: a source does not exist, holds no image, or is of a kind that cannot be read.
     """
+    found: dict[Path, None] = {}
+    others: Counter[str] = Counter()
+    for source in sources:
+        paths, passed = _list_source(source)
+        found |= dict.fromkeys(paths)
+        others += passed
+    return Listing(list(found), _notes(others))
+
+
+def list_pictures(source: str | Path) -> list[Path]:
+    """List the images meant by one file, folder or glob pattern, as `find_images` does.
+
+    Raises:
+        PictureError: there is nothing there, or no image among it.
+    """
+    return find_images([source]).paths
+
+
+def _list_source(source: str | Path) -> tuple[list[Path], Counter[str]]:
     path = Path(source)
     if path.is_file():
-        return [path]
+        if path.suffix.lower() in _VIDEOS | _ARCHIVES:
+            raise _not_yet(str(source))
+        return [path], Counter()
     if path.is_dir():
-        found = _only_pictures(path.iterdir())
-        hint = f"; for pictures in folders below it write '{path}/**/*'"
-        what = f"no picture in folder {path}: expected files ending in {', '.join(sorted(SUFFIXES))}{hint}"
+        hits, where = path.iterdir(), f"in folder {path}"
+        hint = f"; for images in folders below it write '{path}/**/*'"
     elif glob.has_magic(str(source)):
-        found = _only_pictures(Path(hit) for hit in glob.glob(str(source), recursive=True))  # noqa: PTH207 - absolute patterns
-        what = f"no picture matches {source}: expected files ending in {', '.join(sorted(SUFFIXES))}"
+        hits = (Path(hit) for hit in glob.glob(str(source), recursive=True))  # noqa: PTH207 - absolute patterns
+        where, hint = f"matches {source}", ""
     else:
-        raise PictureError(f"{source} does not exist: give a picture file, a folder of pictures or a glob pattern")
+        raise _not_yet(str(source))
+    files = sorted(hit for hit in hits if not hit.name.startswith(".") and hit.is_file())
+    wanted = SUFFIXES | HEIF_SUFFIXES if any(_is_heif(p) for p in files) and reads_heif() else SUFFIXES
+    found = [file for file in files if file.suffix.lower() in wanted]
+    others = Counter(file.suffix.lower() for file in files if file.suffix.lower() not in wanted)
     if not found:
-        raise PictureError(what)
-    return found
+        notes = "".join(f"; {note}" for note in _notes(others))
+        raise PictureError(f"no image {where}: expected files ending in {', '.join(sorted(SUFFIXES))}{notes}{hint}")
+    return found, others
+
+
+def _is_heif(path: Path) -> bool:
+    return path.suffix.lower() in HEIF_SUFFIXES
+
+
+def _notes(others: Mapping[str, int]) -> list[str]:
+    """Return sentences that count files that were passed over, given how many there are of each ending."""
+    heif = sum(count for suffix, count in others.items() if suffix in HEIF_SUFFIXES)
+    notes = [f"{_counted(heif, 'HEIC image')} passed over; pip install 'multibox[heic]' reads them"] if heif else []
+    rest = {suffix: count for suffix, count in sorted(others.items()) if suffix not in HEIF_SUFFIXES}
+    if rest:
+        kinds = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in rest.items())
+        notes.append(f"{_counted(sum(rest.values()), 'other file')} passed over: {kinds}")
+    return notes
+
+
+def _counted(count: int, what: str) -> str:
+    return f"1 {what} was" if count == 1 else f"{count} {what}s were"
+
+
+def _not_yet(source: str) -> PictureError:
+    """Return what to say of a source that does not exist as a file, or that holds images in another way."""
+    scheme, _, rest = source.partition("://")
+    suffix = Path(source).suffix.lower()
+    if rest and scheme.isalnum():
+        return PictureError(f"{source} is an address, and nothing is downloaded: fetch it and {_SOURCES}")
+    if source.isdigit() or source.startswith("/dev/video"):
+        return PictureError(f"{source} names a camera, which cannot be read yet: {_SOURCES}")
+    if Path(source).is_file() and suffix in _VIDEOS:
+        return PictureError(
+            f"{source} is a video, which cannot be read yet: write its frames as images "
+            f"(ffmpeg -i {source} frames/%05d.png) and give their folder"
+        )
+    if Path(source).is_file() and suffix in _ARCHIVES:
+        return PictureError(f"{source} is an archive, which is not opened: unpack it and {_SOURCES}")
+    return PictureError(f"{source} does not exist: {_SOURCES}")
+
+
+@cache
+def reads_heif() -> bool:
+    """Return whether HEIC images can be read; Pillow learns it when this is first asked."""
+    try:
+        import pi_heif  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return False
+    pi_heif.register_heif_opener()
+    return True
 
 
 def grey_to_8_bit(values: NDArray[np.generic], where: str) -> NDArray[np.uint8]:
@@ -188,24 +278,28 @@ def _unreadable(path: Path, error: OSError) -> PictureError:
 
 
 @cache
-def _known_formats() -> tuple[str, ...]:
+def _known_formats(heif: bool) -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    return tuple(name for name in (*_FORMATS, *(("HEIF",) if heif else ())) if name in Image.OPEN)
 
 
 def _open(source: bytes | io.BufferedReader, where: str) -> Image.Image:
-    empty = not source if isinstance(source, bytes) else not source.peek(1)
-    if empty:
-        raise PictureError(f"{where} is empty (0 bytes), expected a picture")
+    head = source[:12] if isinstance(source, bytes) else source.peek(12)[:12]
+    if not head:
+        raise PictureError(f"{where} is empty (0 bytes), expected an image")
+    heif = head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_known_formats())
+        formats = _known_formats(heif and reads_heif())
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(
             f"{where} says it is larger than {Image.MAX_IMAGE_PIXELS or 0} pixels, which may be an attack; "
             "make it smaller"
         ) from error
     except _BROKEN as error:
-        raise PictureError(f"{where} is no picture that can be read: expected JPEG, PNG or the like") from error
+        if heif and not reads_heif():
+            raise PictureError(f"{where} is a HEIC image: pip install 'multibox[heic]' reads it") from error
+        raise PictureError(f"{where} is no image that can be read: expected JPEG, PNG or the like") from error
     if min(image.size) < 1:
         raise PictureError(f"{where} has no pixels: {image.size[0]} x {image.size[1]}")
     return image
@@ -244,10 +338,6 @@ def _bare(image: Image.Image) -> Image.Image:
     bare = Image.new("RGB", image.size)
     bare.paste(image)
     return bare
-
-
-def _only_pictures(paths: Iterable[Path]) -> list[Path]:
-    return sorted(p for p in paths if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file())
 
 
 def _png_may_be_turned(path: Path) -> bool:

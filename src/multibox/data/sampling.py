@@ -1,39 +1,54 @@
-"""Which pictures a step sees: the order of a whole run, uniform or with more of the rare classes."""
+"""Which images each step sees: the order of a whole run, uniform or with more of the rare classes."""
 
+import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multibox.structures import Dataset
 
-Key = tuple[int, ...]
 Repeats = NDArray[np.float64]
 
 
+class Key(NamedTuple):
+    """What an augmented image is a function of, beside the seed; plain tuples (epoch, index) are keys as well."""
+
+    epoch: int
+    index: int
+    """Position of the image in its data set."""
+    copy: int = 0
+    """Counts the repetitions of an image within an epoch, so that each is augmented in another way."""
+    mixed: bool = True
+    """Whether operations that mix images apply. It draws nothing, so the other operations stay the same."""
+
+
 class EpochBatches:
-    """The order of the pictures of a whole run: batches of (epoch, index), each epoch shuffled by (seed, epoch).
+    """The order of the images of a run: one list of keys per step, each epoch shuffled by (seed, epoch).
 
-    A picture that comes again in the same epoch is (epoch, index, 1), so that it is augmented in another way.
+    Batch k depends on the seed and k only, except for `Key.mixed`, so a resumed run sees exactly the images that the
+    interrupted one had left. `steps`, `start_step` and `mixed_steps` may change while batches are loaded: a longer run
+    goes on with the same batches, a shorter one ends earlier.
 
-    It can start anywhere, so a resumed run sees exactly the pictures that the interrupted one had left. An epoch has
-    pictures // batch_size steps whatever is repeated: what is left over comes in other epochs.
+    The last, smaller batch of an epoch is left out, so that every step has one shape; its images come in other epochs.
+    An epoch has images // batch_size steps whatever is repeated.
 
     Args:
-        pictures: how many there are.
-        batch_size: pictures a step; all of them where there are fewer.
-        epochs: of the whole run.
+        pictures: number of images, at least 1.
+        batch_size: images per step; all of them where there are fewer.
+        steps: of the whole run, not necessarily whole epochs; may be set later.
         seed: of the order.
-        start_step: where to begin.
-        repeats: how often each picture comes on average in a full pass, 1 or more; None is once each. The fraction is
-            rounded up or down at random in each epoch.
+        start_step: step to begin with.
+        repeats: [images], how often each image comes on average in a full pass, 1 or more; None is once each. The
+            fraction is rounded up or down at random in each epoch.
     """
 
     def __init__(
         self,
         pictures: int,
         batch_size: int,
-        epochs: int,
+        steps: int = 0,
         *,
         seed: int = 0,
         start_step: int = 0,
@@ -41,24 +56,33 @@ class EpochBatches:
     ) -> None:
         self.pictures = pictures
         self.batch_size = min(batch_size, pictures)
-        self.epochs = epochs
+        self.steps_per_epoch = pictures // self.batch_size
+        self.steps = steps
         self.seed = seed
         self.start_step = start_step
         self.repeats = repeats
-        # The last, smaller batch is left out: its pictures come in other epochs, and every step has one shape
-        self.steps_per_epoch = pictures // self.batch_size
+        self.mixed_steps = math.inf
+        """From this step on no images are mixed."""
+        self._shuffled: tuple[int, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
-        return self.epochs * self.steps_per_epoch - self.start_step
+        return max(0, self.steps - self.start_step)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        first, skip = divmod(self.start_step, self.steps_per_epoch)
-        for epoch in range(first, self.epochs):
-            order = self._order(epoch)
-            for batch in range(skip, self.steps_per_epoch):
-                chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-                yield [(epoch, index, copy) if copy else (epoch, index) for index, copy in chosen.tolist()]
-            skip = 0
+        step = self.start_step
+        # Read anew each time: the run may have become longer or shorter
+        while step < self.steps:
+            yield self.batch(step)
+            step += 1
+
+    def batch(self, step: int) -> list[Key]:
+        """Return the keys of a step, counted from 0, whether or not the run is that long."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            self._shuffled = epoch, self._order(epoch)
+        chosen = self._shuffled[1][place * self.batch_size : (place + 1) * self.batch_size]
+        mixed = step < self.mixed_steps
+        return [Key(epoch, index, copy, mixed) for index, copy in chosen.tolist()]
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return rows of (index, copy), shuffled."""

@@ -179,7 +179,7 @@ def _suppress(op: Any, candidates: _Candidates, limits: Limits, config: Config) 
         candidates.boxes,
         candidates.scores,
         # Not `max_detections`, for what clipping leaves no area takes nobody's place
-        [config.post.max_per_class or config.post.pre_nms_topk],
+        [config.post.pre_nms_topk if config.post.max_per_class == "none" else config.post.max_per_class],
         overlap,
         limits.score_threshold,
     )

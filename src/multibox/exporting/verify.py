@@ -218,7 +218,8 @@ def _cuts(scores: Tensor, config: Config) -> Cuts:
     lowest = np.full(classes, -np.inf)
     if anchors > post.pre_nms_topk:
         lowest = scores.topk(post.pre_nms_topk, dim=0).values[-1].numpy()
-    return Cuts(lowest, post.max_per_class, post.max_detections)
+    per_class = 0 if post.max_per_class == "none" else post.max_per_class
+    return Cuts(lowest, per_class, post.max_detections)
 
 
 def _known(found: Detections, scores: Tensor, boxes: Tensor, side: float) -> int:

@@ -137,6 +137,8 @@ def _anchors(file: Path, maps: list[Tensor]) -> dict[str, Any]:
         steps.append(round(2 * x, 3))
     # A map's max is the next map's min; behind the last one only its square tells
     edges.append(round(square * square / low, 3) if low > 0 else 0.0)
+    if min(*edges, *steps) <= 0:
+        raise _other_anchors(file)
     return {"anchors.sizes": tuple(pairwise(edges)), "anchors.steps": tuple(steps)}
 
 
@@ -148,7 +150,11 @@ def _check_anchors(file: Path, maps: list[Tensor], config: Config) -> None:
     corners = torch.cat([theirs[:, :2] - half, theirs[:, :2] + half], dim=1)
     ours = make_anchors(config.anchors, ((2, 2),) * len(maps), config.model.input_size).double()
     if ours.shape != corners.shape or not torch.allclose(ours, corners, rtol=0, atol=CLOSE):
-        raise WeightsError(
-            f"{file}: its anchors are not those of ratios 1, 2, 1/2, 3, 1/3 over sizes that follow each other from "
-            f"map to map, as {WHAT} has them; train with GluonCV's own ratios"
-        )
+        raise _other_anchors(file)
+
+
+def _other_anchors(file: Path) -> WeightsError:
+    return WeightsError(
+        f"{file}: its anchors are not those of ratios 1, 2, 1/2, 3, 1/3 over sizes that follow each other from map to "
+        f"map, as {WHAT} has them; train with GluonCV's own ratios"
+    )

@@ -1,21 +1,23 @@
-"""A trained detector: load it, show it pictures, get `Detections`."""
+"""A trained detector: load it, show it images, get `Detections`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
+from multibox.builtin import find_model
 from multibox.config import Config
 from multibox.data.pictures import resize_picture
-from multibox.errors import WeightsError
 from multibox.inference.detect import detect
-from multibox.inference.inputs import BATCH, Picture, open_picture
-from multibox.inference.quick import computing_in, gains, quick_copy
-from multibox.inference.thresholds import class_thresholds
+from multibox.inference.inputs import Picture, Pictures, is_one, open_picture, several
+from multibox.inference.loading import checked_threads, choose_device
+from multibox.inference.quick import computing_in, gains, quick_copy, single_threaded_forks
+from multibox.inference.thresholds import lowest_scores
 from multibox.models.build import build_model
 from multibox.models.checkpoint import load_checkpoint
 from multibox.models.flip import answer_both_ways
@@ -25,52 +27,75 @@ from multibox.tensors import HeadOutputs
 
 
 class Detector:
-    """A network with its config and class names."""
+    """A network with its config and class names.
 
-    def __init__(self, model: SSD, config: Config, names: tuple[str, ...], device: str = "cpu") -> None:
-        self.model = model.to(device).to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+    Can be pickled, and so sent to a process pool. A process forked after the first `predict` computes with one CPU
+    thread; start processes by `spawn` or `forkserver` to use more.
+    """
+
+    # Whoever loads within `torch.inference_mode` may train later, and inference tensors do not count their versions
+    @torch.inference_mode(False)
+    def __init__(
+        self, model: SSD, config: Config, names: tuple[str, ...], device: str = "cpu", threads: int | None = None
+    ) -> None:
+        """Put `model` on `device` ("cpu", "cuda", "mps" or "auto"), and let forward passes use `threads` CPU threads.
+
+        Raises:
+            ConfigError: this machine has no such device, or threads is not at least 1.
+        """
+        self.device = choose_device(device)
+        self.threads = checked_threads(threads)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         self.config = config
         self.names = names
-        self.device = device
         self.precision = "float32"
         self._quick: SSD | None = None
         self._copied: tuple[int, ...] = ()
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """The model's own lowest scores to report, one a class; empty where it has none."""
+        """The model's own lowest scores to report, one per class; empty where it has none."""
         return self.config.post.thresholds
 
     @overload
     def predict(self, picture: Picture, threshold: float | None = None) -> Detections: ...
     @overload
-    def predict(self, picture: Sequence[Picture], threshold: float | None = None) -> list[Detections]: ...
+    def predict(self, picture: Iterator[Picture], threshold: float | None = None) -> Iterator[Detections]: ...
+    @overload
+    def predict(self, picture: Iterable[Picture], threshold: float | None = None) -> list[Detections]: ...
     def predict(
-        self, picture: Picture | Sequence[Picture], threshold: float | None = None
-    ) -> Detections | list[Detections]:
-        """Find objects in one picture or in a list of them.
+        self, picture: Picture | Pictures, threshold: float | None = None
+    ) -> Detections | list[Detections] | Iterator[Detections]:
+        """Detect objects in one image, or in several.
 
         Args:
-            picture: a path, a PIL picture or a uint8 RGB array [H, W, 3]; a list gives a list.
-            threshold: detections with lower scores are left out; None takes the model's threshold of each class, which
-                training with validation found, and 0.3 where there are none.
+            picture: one image: a path, a PIL image of any mode, a uint8 RGB array [H, W, 3], a uint8 RGB tensor
+                [3, H, W] or [H, W, 3], or an encoded file as bytes or as a binary file object. OpenCV's arrays are BGR:
+                give `image[..., ::-1]`. A list or tuple gives a list of `Detections`; a generator or another iterator
+                gives a generator, which takes images as it is read, so memory does not grow.
+            threshold: lowest score to report, 0 to 1; a score equal to it is reported, a score of 0 never. None takes
+                the model's threshold of each class, which training with validation found, and 0.3 where it has none.
+
+        Returns:
+            Boxes as xyxy in pixels of the original image (turned as its EXIF orientation says), best first.
 
         Raises:
-            PictureError: a file that is missing, truncated or no picture, or an array of another shape or type.
+            PictureError: a file that is missing, truncated or no image, or an array or tensor of another shape or type.
+            ConfigError: `threshold` is no number from 0 to 1.
         """
-        if isinstance(picture, str | Path | Image.Image | np.ndarray):
-            return self._predict([picture], threshold)[0]
-        found: list[Detections] = []
-        for start in range(0, len(picture), BATCH):
-            found += self._predict(picture[start : start + BATCH], threshold)
-        return found
+        lowest = lowest_scores(threshold, self.thresholds, self.names)
+        if is_one(picture):
+            return self._predict([self._opened(picture)], lowest)[0]
+        return several(picture, self._opened, partial(self._predict, lowest=lowest))
 
     def answer(self, images: Tensor) -> HeadOutputs:
-        """Return the network's answer for pictures of its input size, on its device; both ways with `post.flip`."""
-        with computing_in(self.precision, self.device):
+        """Return the network's answer for images of its input size, on its device; both ways with `post.flip`."""
+        single_threaded_forks()
+        with computing_in(self.precision, self.device, self.threads):
             network = self._network()
             return answer_both_ways(network, images, self.config) if self.config.post.flip else network(images)
 
+    @torch.inference_mode(False)
     def quicken(self, precision: str = "float32") -> "Detector":
         """Answer from a faster copy of the network from now on, and return itself; `model` stays as it is.
 
@@ -78,9 +103,9 @@ class Detector:
             precision: "float32", or "bfloat16", which is several times as fast where the hardware multiplies it.
 
         Raises:
-            ConfigError: an unknown precision.
+            ConfigError: an unknown precision, or bfloat16 on MPS.
         """
-        self._quick = quick_copy(self.model, precision) if gains(self.model, precision) else None
+        self._quick = quick_copy(self.model, precision, self.device) if gains(self.model, precision) else None
         self._copied = _versions(self.model)
         self.precision = precision
         return self
@@ -93,13 +118,18 @@ class Detector:
             self.quicken(self.precision)
         return self._quick or self.model
 
+    def _opened(self, picture: Any) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """Return the pixels of the network's size and (width, height) of the original."""
+        opened = open_picture(picture)
+        return np.asarray(resize_picture(opened, self.config.model.input_size)), opened.size
+
     @torch.inference_mode()
-    def _predict(self, pictures: Sequence[Picture], threshold: float | None) -> list[Detections]:
-        lowest = class_thresholds(self.thresholds, self.names) if threshold is None else threshold
-        opened = [open_picture(picture) for picture in pictures]
-        pixels = np.stack([np.asarray(resize_picture(p, self.config.model.input_size)) for p in opened])
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
-        return detect(self.answer(images), [p.size for p in opened], self.config, self.names, lowest)
+    def _predict(
+        self, opened: list[tuple[NDArray[np.uint8], tuple[int, int]]], lowest: NDArray[np.float32]
+    ) -> list[Detections]:
+        pixels, sizes = zip(*opened, strict=True)
+        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
+        return detect(self.answer(images), sizes, self.config, self.names, lowest)
 
 
 def _versions(model: SSD) -> tuple[int, ...]:
@@ -107,32 +137,24 @@ def _versions(model: SSD) -> tuple[int, ...]:
     return tuple(tensor._version for tensor in (*model.parameters(), *model.buffers()))
 
 
-def load(path: str | Path, *, device: str = "cpu", threads: int | None = None, flip: bool = False) -> Detector:
-    """Open a checkpoint or a run folder (its `best.safetensors`, or `last` where there is no best).
+@torch.inference_mode(False)
+def load(path: str | Path, *, device: str = "auto", threads: int | None = None, flip: bool = False) -> Detector:
+    """Open a checkpoint or a run folder (its `best.safetensors`, or `last` where there is no best) in PyTorch.
 
     Args:
-        path: a `.safetensors` file or a run folder.
-        device: where to run, such as "cpu" or "cuda".
-        threads: CPU threads to use; None leaves PyTorch's setting.
-        flip: average over every picture and its mirror image, at twice the time.
+        path: a `.safetensors` file, a run folder, or the name of a built-in model.
+        device: "cpu", "cuda" or "mps"; "auto" takes CUDA where it is present, else the CPU.
+        threads: CPU threads of its forward passes; None leaves PyTorch's setting. Outside of them PyTorch's setting of
+            this process stays as it is.
+        flip: average over every image and its mirror image, at twice the time.
 
     Raises:
         WeightsError: the file is missing, broken, foreign or of a newer version.
+        ConfigError: this machine has no such device, or threads is not at least 1.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    checkpoint = load_checkpoint(find_weights(Path(path)))
+    device, threads = choose_device(device), checked_threads(threads)
+    checkpoint = load_checkpoint(find_model(path))
     model = build_model(checkpoint.config, len(checkpoint.names))
     model.load_state_dict(dict(checkpoint.state))
     config = checkpoint.config.updated({"post.flip": True}) if flip else checkpoint.config
-    return Detector(model, config, checkpoint.names, device)
-
-
-def find_weights(path: Path) -> Path:
-    """Return the weights file meant by a file or a run folder."""
-    if not path.is_dir():
-        return path
-    for name in ("best.safetensors", "last.safetensors"):
-        if (path / name).is_file():
-            return path / name
-    raise WeightsError(f"{path} holds neither best.safetensors nor last.safetensors; give a run folder or a model file")
+    return Detector(model, config, checkpoint.names, device, threads)

@@ -25,6 +25,7 @@ OUTPUTS = ("boxes", "scores", "labels", "counts")
 SUFFIXES = (".onnx", ".xml")
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 """Ours by OpenVINO's names."""
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -38,50 +39,99 @@ class Engine(NamedTuple):
     """What the file says of itself."""
     name: str
     """Of the runtime."""
+    opened: tuple[Path, int | None, str | None, str]
+    """The arguments of `open_engine`, with an absolute path: another process opens the same file by them."""
 
 
-def open_engine(path: Path, threads: int | None = None, precision: str | None = None) -> Engine:
-    """Open a .onnx or .xml file, in OpenVINO where it is installed.
+def open_engine(path: Path, threads: int | None = None, precision: str | None = None, device: str = "auto") -> Engine:
+    """Open a .onnx or .xml file: on CUDA where onnxruntime has it, else in OpenVINO where it is installed.
 
     Args:
         path: the file.
         threads: of the processor to use; None leaves it to the runtime.
         precision: "float32" or "bfloat16"; None takes bfloat16 in OpenVINO on processors that multiply it in hardware.
+        device: "cpu", "cuda" (.onnx, with onnxruntime-gpu) or "auto": CUDA where it can be had, else the CPU.
 
     Raises:
         WeightsError: the file is missing, broken, no model of ours, or of a newer version.
         MissingExtraError: .xml, and OpenVINO is not installed.
-        ConfigError: an unknown precision, or bfloat16 without OpenVINO.
+        ConfigError: an unknown precision, bfloat16 without OpenVINO, or a device that cannot run this file.
     """
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; expected a .safetensors, .onnx or .xml file, or a run folder")
     if precision not in (None, *PRECISIONS):
         raise ConfigError(f"precision={precision!r}: expected {' or '.join(PRECISIONS)}")
-    fast = find_spec("openvino") is not None
+    opened = (path.absolute(), threads, precision, device)
+    on_gpu = _on_cuda(path, precision, device)
+    fast = find_spec("openvino") is not None and not on_gpu
     if precision == "bfloat16" and not fast:
         raise ConfigError("precision='bfloat16' needs OpenVINO (pip install openvino); onnxruntime computes in float32")
     if path.suffix == ".xml" and not fast:
         raise MissingExtraError(str(path), "export")
     try:
-        return _openvino(path, threads, precision) if fast else _onnxruntime(path, threads)
+        return _openvino(path, opened) if fast else _onnxruntime(path, opened, on_gpu)
     except RuntimeError as error:
         raise _unreadable(path, error) from None
 
 
-def _onnxruntime(path: Path, threads: int | None) -> Engine:
+def _on_cuda(path: Path, precision: str | None, device: str) -> bool:
+    """Return whether a file runs on CUDA.
+
+    Raises:
+        ConfigError: it is asked to and cannot.
+    """
+    kind, _, number = str(device).partition(":")
+    if device not in ("auto", "cpu") and not (kind == "cuda" and number in ("", "0")):
+        raise ConfigError(f"{path}: device {device!r}, expected cpu, cuda or auto for an exported file")
+    possible = path.suffix == ".onnx" and precision != "bfloat16"
+    if device == "cpu" or (device == "auto" and not possible):
+        return False
+    if not possible:
+        raise ConfigError(f"{path}: on cuda only .onnx files run, in float32; give cpu or auto")
     onnxruntime = import_onnxruntime()
+    # A build with CUDA lists it on machines without a GPU, too
+    usable = _CUDA in onnxruntime.get_available_providers() and onnxruntime.get_device() == "GPU" and _cuda_driver()
+    if device != "auto" and not usable:
+        raise ConfigError(
+            f"{path}: device {device!r} needs onnxruntime-gpu and an NVIDIA GPU, which are not both here; give cpu or "
+            "auto"
+        )
+    return usable
+
+
+def _cuda_driver() -> bool:
+    """Return whether NVIDIA's driver is loaded and has a GPU."""
+    import ctypes
+
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except (OSError, AttributeError):
+        return False
+
+
+def _onnxruntime(path: Path, opened: tuple[Path, int | None, str | None, str], on_gpu: bool) -> Engine:
+    onnxruntime = import_onnxruntime()
+    _, threads, _, device = opened
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # of files of version 0.1 it warns: their limits have defaults
     if threads is not None:
         options.intra_op_num_threads = threads
+    providers = [_CUDA, _CPU] if on_gpu else [_CPU]
     try:
-        session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
     # Its exceptions have no common base but this
     except Exception as error:
         raise _unreadable(path, error) from None
+    # It goes on without what it cannot load, such as cuDNN
+    if on_gpu and device != "auto" and _CUDA not in session.get_providers():
+        raise ConfigError(f"{path}: onnxruntime cannot start CUDA here (its log says why); give cpu or auto")
     names = [output.name for output in session.get_outputs()]
     about = _about(path, session.get_modelmeta().custom_metadata_map.get(KEY))
-    return Engine(lambda feeds: dict(zip(names, session.run(None, dict(feeds)), strict=True)), about, "onnxruntime")
+    return Engine(
+        lambda feeds: dict(zip(names, session.run(None, dict(feeds)), strict=True)), about, "onnxruntime", opened
+    )
 
 
 @cache
@@ -121,7 +171,8 @@ def _import_openvino() -> None:
     openvino.__getattr__ = late
 
 
-def _openvino(path: Path, threads: int | None, precision: str | None) -> Engine:
+def _openvino(path: Path, opened: tuple[Path, int | None, str | None, str]) -> Engine:
+    _, threads, precision, _ = opened
     core = openvino_core()
     import openvino
 
@@ -153,7 +204,7 @@ def _openvino(path: Path, threads: int | None, precision: str | None) -> Engine:
             request.infer()
             return {name: np.array(request.get_tensor(name).data) for name in OUTPUTS}
 
-    return Engine(run, about, "OpenVINO")
+    return Engine(run, about, "OpenVINO", opened)
 
 
 class _Unlocked:

@@ -1,16 +1,23 @@
 """Detections of many pictures as files: our JSON, COCO's results, YOLO's and PASCAL VOC's text files."""
 
 import json
-from collections.abc import Iterable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from multibox.errors import DataError
-from multibox.files import write_text_whole
+from multibox.files import same_name, whole_file, write_text_whole
 from multibox.structures import Detections
+
+VOC_LINES = 10_000
+"""Lines of VOC's files that are held in memory."""
 
 
 @dataclass(frozen=True)
@@ -34,42 +41,76 @@ def write_results(
     yolo: str | Path | None = None,
     voc: str | Path | None = None,
 ) -> None:
-    """Write detections in every format that is given a place; scores to 5 digits, pixels to 2, YOLO's shares to 6.
-
-    Each file is written whole, over one of that name; other files of the folders stay. COCO, YOLO and VOC know a
-    picture by its file name without folder and ending; of several with one such name, the later ones are called
-    `name-2`, `name-3` and so on (see `distinct_names`).
-
-    Args:
-        rows: One per picture, in the order to write; all of one detector.
-        json_file: A list of `{"file", "width", "height", "detections": [{"label", "name", "score", "box": [x1, y1, x2,
-            y2]}]}`, which `read_predictions` reads.
-        coco: COCO's results JSON: a list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`.
-            `image_id` is the picture's name as a number if all names are different numbers (000000000139 is 139), else
-            the name. `category_id` is the label + 1, as in the COCO files that `multibox data convert` writes; COCO's
-            own ids have gaps.
-        yolo: Folder for one text file a picture, empty where nothing was found: `label cx cy width height score`, the
-            box as shares of the picture's width and height, clipped to the picture.
-        voc: Folder for one `comp4_det_test_CLASS.txt` for each class, empty where nothing was found:
-            `name score x1 y1 x2 y2`. Pixels count as in the labels the detector learned from, so from 1 if they were
-            VOC's. Without rows no class is known and nothing is written.
+    """Write the detections of a list of images; formats and errors are those of `result_files`.
 
     Raises:
-        DataError: The rows have different class names; or a picture's or class's name cannot stand in VOC's files,
-            found after the other formats were written.
-        OSError: A file cannot be written.
+        DataError: The rows have different class names.
     """
     if len({row.detections.names for row in rows}) > 1:
         raise DataError("the results come from detectors with different class names: write one file for each detector")
-    names = distinct_names(Path(row.file).stem for row in rows)
-    if json_file is not None:
-        write_text_whole(json_file, _json_list(_own_row(row) for row in rows))
-    if coco is not None:
-        write_text_whole(coco, _json_list(_coco_entries(rows, names)))
-    if yolo is not None:
-        _write_yolo(Path(yolo), rows, names)
-    if voc is not None:
-        _write_voc(Path(voc), rows, names)
+    names = rows[0].detections.names if rows else ()
+    files = [row.file for row in rows]
+    with result_files(files, names, json_file=json_file, coco=coco, yolo=yolo, voc=voc) as add:
+        for index, row in enumerate(rows):
+            add(index, row)
+
+
+@contextmanager
+def result_files(
+    files: Sequence[str],
+    names: Sequence[str],
+    *,
+    json_file: str | Path | BinaryIO | None = None,
+    coco: str | Path | None = None,
+    yolo: str | Path | None = None,
+    voc: str | Path | None = None,
+) -> Iterator[Callable[[int, PictureResult], None]]:
+    """Yield a function that adds one image's detections, given the index of its file, to every format asked for.
+
+    Results are written as they come, so memory does not grow with their number. Each file is written whole: it appears,
+    in the place of one of that name, when the block ends well, and YOLO's with each image. Scores have 5 digits, pixels
+    2, YOLO's shares 6. COCO, YOLO and VOC know an image by the name that `distinct_names` gives its file.
+
+    Args:
+        files: The image files that may come, in the order in which they will be added; some may be left out.
+        names: The detector's class names.
+        json_file: A list of `{"file", "width", "height", "detections": [{"label", "name", "score", "box": [x1, y1, x2,
+            y2]}]}`, which `read_predictions` reads. A file opened in binary mode is written to directly.
+        coco: COCO's results JSON: a list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`.
+            `image_id` is the image's name as a number if all names are different numbers (000000000139 is 139), else
+            the name. `category_id` is the label + 1, as in the COCO files that `multibox data convert` writes; COCO's
+            own ids have gaps.
+        yolo: Folder for one text file per image, empty where nothing was found: `label cx cy width height score`, the
+            box as shares of the image's width and height, clipped to the image.
+        voc: Folder for one `comp4_det_test_CLASS.txt` for each class, empty where nothing was found: `name score x1 y1
+            x2 y2`. Pixels count as in the labels the detector learned from, so from 1 if they were VOC's.
+
+    Raises:
+        DataError: An image's or class's name cannot stand in VOC's files.
+        OSError: A file cannot be written.
+    """
+    stems = distinct_names(Path(file).stem for file in files)
+    with ExitStack() as stack:
+        sinks: list[Callable[[int, PictureResult], None]] = []
+        if json_file is not None:
+            sinks.append(stack.enter_context(_own_sink(json_file)))
+        if coco is not None:
+            sinks.append(stack.enter_context(_coco_sink(coco, stems)))
+        if yolo is not None:
+            sinks.append(partial(_write_yolo, Path(yolo), stems))
+        if voc is not None:
+            sinks.append(stack.enter_context(_voc_sink(Path(voc), files, stems, names)))
+
+        def add(index: int, row: PictureResult) -> None:
+            for sink in sinks:
+                sink(index, row)
+
+        yield add
+
+
+def voc_file(kind: str) -> str:
+    """Return the name of VOC's result file for a class."""
+    return f"comp4_det_test_{kind}.txt"
 
 
 def read_predictions(path: str | Path) -> list[PictureResult]:
@@ -98,25 +139,40 @@ def read_predictions(path: str | Path) -> list[PictureResult]:
 
 
 def distinct_names(names: Iterable[str]) -> list[str]:
-    """Return the names with `-2`, `-3` and so on after those that came before; no number makes a name that is given."""
+    """Return the names with `-2`, `-3` and so on after those that came before; no number makes a name that is given.
+
+    Names that differ only in capitals count as one, for some file systems do not tell them apart.
+    """
     given = list(names)
-    taken, seen = set(given), set()
+    taken, seen = {same_name(name) for name in given}, set[str]()
+    numbers: dict[str, int] = {}
     distinct: list[str] = []
     for name in given:
-        new, number = name, 1
-        while name in seen and new in taken:
-            number += 1
-            new = f"{name}-{number}"
-        seen.add(name)
-        taken.add(new)
+        key, new = same_name(name), name
+        while key in seen and same_name(new) in taken:
+            numbers[key] = numbers.get(key, 1) + 1
+            new = f"{name}-{numbers[key]}"
+        seen.add(key)
+        taken.add(same_name(new))
         distinct.append(new)
     return distinct
 
 
-def _json_list(entries: Iterable[dict[str, Any]]) -> str:
-    # Escaped, not UTF-8: a file name that is no valid text would not survive otherwise.
-    lines = ",\n".join(json.dumps(entry, allow_nan=False) for entry in entries)
-    return f"[\n{lines}\n]\n" if lines else "[]\n"
+@contextmanager
+def _list_of_objects(target: str | Path | BinaryIO) -> Iterator[Callable[[Iterable[dict[str, Any]]], None]]:
+    """Yield a function that adds objects to a JSON list, one on each line."""
+    with whole_file(target) if isinstance(target, str | Path) else nullcontext(target) as file:
+        written = 0
+
+        def add(entries: Iterable[dict[str, Any]]) -> None:
+            nonlocal written
+            for entry in entries:
+                # Escaped, not UTF-8: a file name that is no valid text would not survive otherwise.
+                file.write((",\n" if written else "[\n").encode() + json.dumps(entry, allow_nan=False).encode())
+                written += 1
+
+        yield add
+        file.write(b"\n]\n" if written else b"[]\n")
 
 
 def _values(found: Detections) -> Iterable[tuple[int, float, list[float]]]:
@@ -134,43 +190,74 @@ def _own_row(row: PictureResult) -> dict[str, Any]:
     return {"file": row.file, "width": row.width, "height": row.height, "detections": found}
 
 
-def _coco_entries(rows: Sequence[PictureResult], names: Sequence[str]) -> Iterable[dict[str, Any]]:
-    numbers = {int(name) for name in names if name.isascii() and name.isdigit()}
-    ids = [int(name) for name in names] if len(numbers) == len(names) else names
-    for row, image_id in zip(rows, ids, strict=True):
-        for label, score, (x1, y1, x2, y2) in _values(row.detections):
-            bbox = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
-            yield {"image_id": image_id, "category_id": label + 1, "bbox": bbox, "score": score}
+@contextmanager
+def _own_sink(target: str | Path | BinaryIO) -> Iterator[Callable[[int, PictureResult], None]]:
+    with _list_of_objects(target) as add:
+        yield lambda _, row: add([_own_row(row)])
 
 
-def _write_yolo(folder: Path, rows: Sequence[PictureResult], names: Sequence[str]) -> None:
-    for row, name in zip(rows, names, strict=True):
-        lines: list[str] = []
-        for label, score, box in _values(row.detections):
-            x1, x2 = np.clip(box[::2], 0, row.width) / row.width
-            y1, y2 = np.clip(box[1::2], 0, row.height) / row.height
-            shares = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
-            lines.append(f"{label} {' '.join(f'{share:.6f}' for share in shares)} {score:.5f}\n")
-        write_text_whole(folder / f"{name}.txt", "".join(lines))
+@contextmanager
+def _coco_sink(target: str | Path, stems: Sequence[str]) -> Iterator[Callable[[int, PictureResult], None]]:
+    numbers = {int(stem) for stem in stems if stem.isascii() and stem.isdigit()}
+    ids = [int(stem) for stem in stems] if len(numbers) == len(stems) else stems
+    with _list_of_objects(target) as add:
+        yield lambda index, row: add(_coco_entries(row, ids[index]))
 
 
-def _write_voc(folder: Path, rows: Sequence[PictureResult], names: Sequence[str]) -> None:
-    classes = rows[0].detections.names if rows else ()
+def _coco_entries(row: PictureResult, image_id: int | str) -> Iterator[dict[str, Any]]:
+    for label, score, (x1, y1, x2, y2) in _values(row.detections):
+        bbox = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+        yield {"image_id": image_id, "category_id": label + 1, "bbox": bbox, "score": score}
+
+
+def _write_yolo(folder: Path, stems: Sequence[str], index: int, row: PictureResult) -> None:
+    lines: list[str] = []
+    for label, score, box in _values(row.detections):
+        x1, x2 = np.clip(box[::2], 0, row.width) / row.width
+        y1, y2 = np.clip(box[1::2], 0, row.height) / row.height
+        shares = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+        lines.append(f"{label} {' '.join(f'{share:.6f}' for share in shares)} {score:.5f}\n")
+    write_text_whole(folder / f"{stems[index]}.txt", "".join(lines))
+
+
+@contextmanager
+def _voc_sink(
+    folder: Path, files: Sequence[str], stems: Sequence[str], classes: Sequence[str]
+) -> Iterator[Callable[[int, PictureResult], None]]:
+    """Collect the lines of each class in a temporary file; a thousand classes are more files than may be open."""
     for kind in classes:
         if not kind.isprintable() or set(kind) & set('/\\:*?"<>|'):
             raise DataError(f"class {kind!r} cannot be part of a file name: rename it, or do not ask for VOC's files")
-    for name, row in zip(names, rows, strict=True):
-        if not name.isprintable() or " " in name:
+    for file, stem in zip(files, stems, strict=True):
+        if not stem.isprintable() or " " in stem:
             raise DataError(
-                f"{row.file}: VOC's files separate by blanks, so a picture's name must not hold one: rename it, "
+                f"{file}: VOC's files separate by blanks, so an image's name must not hold one: rename it, "
                 "or ask for another format"
             )
-    lines: list[list[str]] = [[] for _ in classes]
-    for row, name in zip(rows, names, strict=True):
-        for label, score, box in _values(row.detections):
-            lines[label].append(f"{name} {score:.5f} {' '.join(f'{edge:.2f}' for edge in box)}\n")
-    for kind, text in zip(classes, lines, strict=True):
-        write_text_whole(folder / f"comp4_det_test_{kind}.txt", "".join(text))
+    with tempfile.TemporaryDirectory() as scratch:
+        waiting: dict[int, list[str]] = {}
+
+        def flush() -> None:
+            for label, lines in waiting.items():
+                with Path(scratch, str(label)).open("a", encoding="utf-8") as file:
+                    file.writelines(lines)
+            waiting.clear()
+
+        def add(index: int, row: PictureResult) -> None:
+            for label, score, box in _values(row.detections):
+                line = f"{stems[index]} {score:.5f} {' '.join(f'{edge:.2f}' for edge in box)}\n"
+                waiting.setdefault(label, []).append(line)
+            if sum(map(len, waiting.values())) > VOC_LINES:
+                flush()
+
+        yield add
+        flush()
+        for label, kind in enumerate(classes):
+            with whole_file(folder / voc_file(kind)) as target:
+                part = Path(scratch, str(label))
+                if part.exists():
+                    with part.open("rb") as lines:
+                        shutil.copyfileobj(lines, target)
 
 
 def _class_names(path: Path, found: Sequence[dict[str, Any]]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ def multibox_loss(
     per_anchor = _classification(logits, targets, config)
     predicted = at_least_float32(outputs.offsets[targets.image, targets.anchor])
     distances = _localization(predicted, targets, config, model) * targets.weight[:, None]
-    if config.hard_examples:
+    if config.hard_examples != "none":
         selected = _hard_examples(per_anchor, distances, targets, config.hard_examples)
         # A positive that is not among them counts in neither loss
         distances = distances * selected[targets.image, targets.anchor, None]
@@ -53,7 +53,9 @@ def multibox_loss(
         classification = (chosen.sum(1) * shares).sum()
         localization = (distances.sum(1) * shares[targets.image]).sum()
     elif config.normalizer == "selected":
-        classification = chosen.sum() / selected.sum().clamp(min=1) * (config.negative_ratio + 1)
+        # HiKapok's factor; without mining there is no ratio
+        more = 0.0 if config.negative_ratio == "all" else config.negative_ratio
+        classification = chosen.sum() / selected.sum().clamp(min=1) * (more + 1)
         localization = localization / several
     else:
         classification = chosen.sum() / selected.numel()
@@ -74,10 +76,12 @@ def _hard_examples(
 
 def select_anchors(logits: Float[Tensor, "b a k"], targets: Targets, config: LossConfig) -> Bool[Tensor, "b a"]:
     """Return the anchors whose class is learnt: positives, and mined negatives or all of them."""
-    if config.negative_ratio <= 0:
+    if config.negative_ratio == "all":
         return targets.labels != IGNORE
     positive = targets.labels > BACKGROUND
-    candidate = (targets.labels == BACKGROUND) & negative_candidates(positive, targets.overlap, config.negative_overlap)
+    candidate = targets.labels == BACKGROUND
+    if config.negative_overlap != "any":
+        candidate &= negative_candidates(positive, targets.overlap, config.negative_overlap)
     loss = background_loss(logits.detach(), config)
     return positive | mine_hard_negatives(loss, positive, candidate, config.negative_ratio, config.minimum_negatives)
 

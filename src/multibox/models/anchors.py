@@ -7,6 +7,7 @@ import json
 from torch import Tensor
 
 from multibox.config import AnchorConfig, Config, ShapesPerLevel
+from multibox.errors import ConfigError
 from multibox.ops.anchors import caffe_shapes, grid_anchors, hikapok_shapes, mxnet_shapes, pair_shapes
 
 FeatureShapes = tuple[tuple[int, int], ...]
@@ -32,6 +33,32 @@ def cell_shapes(anchors: AnchorConfig, input_size: tuple[int, int]) -> ShapesPer
     return shapes
 
 
+def check_anchors(config: Config) -> None:
+    """Refuse lists of sizes, ratios, shapes and steps that do not describe the same feature maps.
+
+    Raises:
+        ConfigError: lists of different lengths, or sizes that the style cannot read.
+    """
+    anchors = config.anchors
+    lists = "anchors.shapes" if anchors.style == "shapes" else "anchors.sizes and anchors.ratios"
+    try:
+        maps = len(cell_shapes(anchors, config.model.input_size))
+    except ConfigError as error:
+        raise ConfigError(f"{lists}: {error}") from None
+    except ValueError:
+        # Caffe and HiKapok have two numbers per feature map
+        raise ConfigError(
+            f"anchors.sizes={[list(level) for level in anchors.sizes]}: expected two numbers per feature map for "
+            f"anchors.style={anchors.style}"
+        ) from None
+    if not maps:
+        raise ConfigError(f"{lists}: expected one entry per feature map for anchors.style={anchors.style}, got none")
+    if anchors.steps and len(anchors.steps) != maps:
+        raise ConfigError(
+            f"anchors.steps={list(anchors.steps)}: expected one number per feature map as in {lists}, which have {maps}"
+        )
+
+
 def anchors_per_cell(config: Config) -> list[int]:
     """Return how many anchors a cell of each feature map has."""
     return [len(shapes) for shapes in cell_shapes(config.anchors, config.model.input_size)]
@@ -43,7 +70,7 @@ def _of_shorter_side(anchors: AnchorConfig, input_size: tuple[int, int]) -> Shap
     first, second = zip(*anchors.sizes, strict=True) if anchors.sizes else ((), ())
     if anchors.style == "hikapok":
         return hikapok_shapes(second, first, anchors.ratios)
-    side = anchors.design_size or min(input_size)
+    side = min(input_size) if anchors.design_size == "none" else anchors.design_size
     return caffe_shapes(first, second, anchors.ratios, (side, side))
 
 
@@ -58,7 +85,7 @@ def make_anchors(
     if device != "cpu":
         return make_anchors(anchors, feature_shapes, input_size).to(device)
     height, width = input_size
-    designed = anchors.design_size in (0, height) and anchors.design_size in (0, width)
+    designed = anchors.design_size == "none" or anchors.design_size == height == width
     steps = tuple((step / height, step / width) for step in anchors.steps) if designed else ()
     return grid_anchors(
         cell_shapes(anchors, input_size),

@@ -18,12 +18,8 @@ def build_model(config: Config, classes: int, seed: int = 0) -> SSD:
     """Make a network with fresh weights for `classes` classes; the same seed gives the same weights.
 
     Raises:
-        ConfigError: an input without pixels, variances of 0, an unknown body, or anchors of another number of maps.
+        ConfigError: an unknown backbone, or anchors of another number of maps.
     """
-    if min(config.model.input_size) < 1:
-        raise ConfigError(f"model.input_size={list(config.model.input_size)}: expected height and width in pixels")
-    if min(config.model.variances) <= 0:
-        raise ConfigError(f"model.variances={list(config.model.variances)}: expected numbers above 0")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         per_cell = anchors_per_cell(config)
@@ -65,12 +61,12 @@ def _initialize(model: SSD, config: ModelConfig) -> None:
     if config.init == "kaiming":
         features = FEATURE_SPREAD
         _expect_pixels(model, config)
-    if config.prior:
+    if config.prior != "none":
         for _, layer in model.heads.class_layers():
             if config.init != "torch":
                 # PyTorch's own rule is small enough
                 nn.init.normal_(layer.weight, std=HEAD_SPREAD / features / math.sqrt(layer.weight[0].numel()))
-            _set_prior(layer, model.heads.logits, config)
+            _set_prior(layer, model.heads.logits, config.score, config.prior)
 
 
 def _expect_pixels(model: SSD, config: ModelConfig) -> None:
@@ -90,11 +86,11 @@ def _expect_pixels(model: SSD, config: ModelConfig) -> None:
             conv.weight /= FEATURE_SPREAD
 
 
-def _set_prior(head: nn.Conv2d, logits: int, config: ModelConfig) -> None:
+def _set_prior(head: nn.Conv2d, logits: int, score: str, prior: float) -> None:
     """Start with `prior` as the probability of any object, so that the first loss is not all background."""
     assert head.bias is not None
     bias = head.bias.detach().view(-1, logits)
-    if config.score == "softmax":
-        bias[:, 0] = math.log((1 - config.prior) / config.prior * (logits - 1))
+    if score == "softmax":
+        bias[:, 0] = math.log((1 - prior) / prior * (logits - 1))
     else:
-        bias[:] = math.log(config.prior / (1 - config.prior))
+        bias[:] = math.log(prior / (1 - prior))

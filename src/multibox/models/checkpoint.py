@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -14,8 +15,11 @@ from multibox.config import Config
 from multibox.errors import WeightsError
 from multibox.files import write_bytes_whole
 from multibox.models.anchors import anchors_hash
+from multibox.old_settings import migrate_settings
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+SCALE, ZERO_POINT = ".scale", ".zero_point"
+"""After an 8-bit tensor's name: what its values are multiplied by, after this was subtracted from them."""
 _KNOWN = {"format_version", "config", "names", "anchors_hash", "metrics", "source", "license"}
 
 
@@ -66,7 +70,7 @@ def load_config(path: Path) -> Config | None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint that `save_checkpoint` wrote.
+    """Read a checkpoint that `save_checkpoint` wrote; 8-bit weights come as float32.
 
     Raises:
         WeightsError: the file is missing, broken, foreign, or of a newer version.
@@ -81,13 +85,23 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise WeightsError(f"{path} is not a readable safetensors file ({error}); was it copied whole?") from None
     if metadata is None:
         raise WeightsError(f"{path} holds weights but no multibox config; bring it over with `multibox import`")
-    return _parse(path, json.loads(metadata), state)
+    return _parse(path, json.loads(metadata), _dequantised(state))
+
+
+def _dequantised(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state with every 8-bit tensor as float32, its scale and zero point taken in."""
+    packed = [name for name, value in state.items() if value.dtype == torch.uint8 and name + SCALE in state]
+    for name in packed:
+        state[name] = (state[name].float() - state.pop(name + ZERO_POINT).float()) * state.pop(name + SCALE)
+    return state
 
 
 def _parse(path: Path, values: dict[str, Any], state: dict[str, Tensor]) -> Checkpoint:
     version = values.get("format_version")
     if version == 1:
         _migrate_1(values)
+    if version in (1, 2):
+        migrate_settings(values["config"], str(path), resume=False)
     elif version != FORMAT_VERSION:
         raise WeightsError(
             f"{path} has format version {version}, this multibox reads {FORMAT_VERSION}; update multibox to open it"

@@ -7,13 +7,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from multibox.builtin import NO_WEIGHTS, builtin_name, find_model
 from multibox.errors import WeightsError
 from multibox.models.checkpoint import Checkpoint, load_checkpoint, load_config, read_metadata
 from multibox.models.foreign import fit_backbone, read_state
 from multibox.models.ssd import SSD
-from multibox.presets import resolve
+from multibox.presets import RECIPES, fitting, resolve
 
-DEFAULT_PRESET = "tinyssd"
+DEFAULT_PRESET = "multibox-fine"
+
+
+_SPELLINGS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
+"""VOC's names of classes that COCO spells otherwise."""
 
 
 class Taken(NamedTuple):
@@ -21,11 +26,13 @@ class Taken(NamedTuple):
 
     note: str
     """A sentence about what was taken over."""
-    whole: bool
-    """Whether nothing is fresh: it is a detector that knows every class already."""
+    known: bool
+    """Whether the weights are a detector's that knows every class already."""
 
 
-def choose_network(path: Path | None, preset: str | None, recipe: str = "default") -> tuple[str, dict[str, Any]]:
+def choose_network(
+    weights: str | Path | None, preset: str | None, recipe: str = "default"
+) -> tuple[str, dict[str, Any]]:
     """Return the preset to use with these weights, and the settings that belong to them.
 
     A detector of the same preset brings its network, anchors and post-processing: width, input size, mean and fitted
@@ -34,13 +41,17 @@ def choose_network(path: Path | None, preset: str | None, recipe: str = "default
     its scores. Other weights bring nothing.
 
     Args:
-        path: weights to start from, if any.
-        preset: what was asked for; None takes the detector's, and TinySSD without one.
+        weights: a built-in model's name, a file or a run folder to start from; None or "none" starts from nothing.
+        preset: what was asked for; None takes the detector's, and without one the recipe's default.
         recipe: what it will be trained by.
+
+    Raises:
+        WeightsError: there is no such file.
     """
-    config = None if path is None else load_config(path)
-    if config is None:
-        return preset or DEFAULT_PRESET, {}
+    config = None if weights in (None, NO_WEIGHTS) else load_config(find_model(weights))
+    # The default preset starts from `coco` anyway and keeps all that it knows
+    if config is None or (weights == "coco" and preset is None):
+        return preset or default_preset(recipe), {}
     if preset not in (None, config.preset):
         return str(preset), {}
     settings = config.to_dict()
@@ -50,18 +61,28 @@ def choose_network(path: Path | None, preset: str | None, recipe: str = "default
     return config.preset, changes | {"post.thresholds": ()}
 
 
-def load_weights(model: SSD, path: Path, names: tuple[str, ...]) -> Taken:
-    """Fill `model` from a detector or from a body's weights and say what was taken.
+def default_preset(recipe: str) -> str:
+    """Return the preset of a run that names none: multibox-fine, or the first one that the recipe was made for."""
+    fits = fitting(recipe) if recipe in RECIPES else [DEFAULT_PRESET]
+    return DEFAULT_PRESET if DEFAULT_PRESET in fits else fits[0]
+
+
+def load_weights(model: SSD, weights: str | Path, names: tuple[str, ...]) -> Taken:
+    """Fill `model` from a detector or from a backbone's weights and say what was taken.
+
+    Args:
+        model: the network to fill, in place.
+        weights: a built-in model's name, a file or a run folder; "none" leaves the network as it is.
+        names: the class names of `model`.
 
     Raises:
         WeightsError: the file is missing or broken, or nothing in it fits the network.
     """
-    if path.is_dir():
-        raise WeightsError(f"{path} is a folder; give the file in it, of a run {path / 'best.safetensors'}")
-    if not path.is_file():
-        raise WeightsError(f"{path} does not exist; expected a detector (.safetensors) or a body's weights")
+    if weights == NO_WEIGHTS:
+        return Taken("no weights given: every tensor is fresh", known=False)
+    path = find_model(weights)
     if read_metadata(path) is not None:
-        return _load_detector(model, path, load_checkpoint(path), names)
+        return _load_detector(model, builtin_name(path) or str(path), load_checkpoint(path), names)
     return _load_body(model, path)
 
 
@@ -76,15 +97,17 @@ def _load_body(model: SSD, path: Path) -> Taken:
     body = [name for name in own if name.startswith("backbone.")]
     fresh = sorted({name.removeprefix("backbone.").split(".")[0] for name in body if name not in kept})
     parts = ", ".join(fresh) or "none"
-    return Taken(f"{path}: {len(kept)} of the body's {len(body)} tensors taken over; fresh parts: {parts}", whole=False)
+    return Taken(f"{path}: {len(kept)} of the body's {len(body)} tensors taken over; fresh parts: {parts}", known=False)
 
 
-def _load_detector(model: SSD, path: Path, checkpoint: Checkpoint, names: tuple[str, ...]) -> Taken:
+def _load_detector(model: SSD, where: str, checkpoint: Checkpoint, names: tuple[str, ...]) -> Taken:
     """Copy tensors of equal name and shape; class heads row by row for the classes, by name, that both know."""
     own = model.state_dict()
     background = model.heads.logits - len(names)
     foreign_background = checkpoint.config.model.score == "softmax"
-    shared = [(names.index(name), i) for i, name in enumerate(checkpoint.names) if name in names]
+    own_rows = {plain_name(name): row for row, name in enumerate(names)}
+    theirs = [plain_name(name) for name in checkpoint.names]
+    shared = [(own_rows[name], row) for row, name in enumerate(theirs) if name in own_rows]
     rows = [(0, 0)] if background and foreign_background else []
     rows += [(mine + background, theirs + foreign_background) for mine, theirs in shared]
     logits = len(checkpoint.names) + foreign_background
@@ -98,15 +121,21 @@ def _load_detector(model: SSD, path: Path, checkpoint: Checkpoint, names: tuple[
         elif name in own and name not in ends and own[name].shape == tensor.shape:
             kept[name] = tensor
     if not kept:
-        raise WeightsError(f"{path}: no tensor fits this network; expected names such as {_some(own)}")
+        raise WeightsError(f"{where}: no tensor fits this network; expected names such as {_some(own)}")
     model.load_state_dict(kept, strict=False)
     known = [names[mine] for mine, _ in shared] if heads else []
     fresh = [name for name in names if name not in known]
     note = (
-        f"{path}: {len(kept)} of {len(own)} tensors taken over; class rows kept: {', '.join(known) or 'none'}; "
+        f"{where}: {len(kept)} of {len(own)} tensors taken over; class rows kept: {', '.join(known) or 'none'}; "
         f"fresh: {', '.join(fresh) or 'none'}" + ("" if heads else " (the heads have other anchors or channels)")
     )
-    return Taken(note, whole=len(kept) == len(own) and not fresh)
+    return Taken(note, known=bool(heads) and not fresh)
+
+
+def plain_name(name: str) -> str:
+    """Return a class name without case, blanks and signs, VOC's names of COCO's classes as COCO spells them."""
+    plain = "".join(letter for letter in name.casefold() if letter.isalnum()) or name
+    return _SPELLINGS.get(plain, plain)
 
 
 def _mergeable(own: Tensor, other: Tensor, mine: int, theirs: int) -> bool:

@@ -200,4 +200,4 @@ def _stretched(size: Number, ratio: Number) -> tuple[float, float]:
 def _same_lengths(**lists: Sequence[object]) -> None:
     if len({len(entries) for entries in lists.values()}) > 1:
         found = ", ".join(f"{name} has {len(entries)}" for name, entries in lists.items())
-        raise ConfigError(f"Anchors need one entry a feature map in every list, but {found}; make them equally long")
+        raise ConfigError(f"expected one entry per feature map in every list, but {found}; make them equally long")

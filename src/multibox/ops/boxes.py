@@ -27,6 +27,11 @@ def at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """Return float64, and float32 on Apple's MPS, which has nothing wider."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def xyxy_to_cxcywh(boxes_xyxy: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape 4"]:
     """Turn two corners into centre and size."""
     low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from multibox.ops.boxes import widest
 from multibox.ops.matching import Assignment, MatchInputs, all_negative, is_empty
 from multibox.ops.matching_dynamic import (
     anchor_centers,
@@ -58,7 +59,7 @@ def match_atss(
     counts = [topk * times for times in per_cell or [1] * len(level_sizes)]
     columns = _nearest(anchors_xyxy, gt, level_sizes, counts)
     # In float64 equal IoUs have exactly their mean, and the order of summation decides nothing.
-    ious = overlaps.gather(2, columns).double()
+    ious = overlaps.gather(2, columns).to(widest(overlaps.device))
     deviation = ious.std(dim=2, keepdim=True, correction=min(1, columns.shape[2] - 1))
     x, y = anchor_centers(anchors_xyxy)
     positive = (

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from multibox.errors import ConfigError
 from multibox.ops.bipartite import greedy_bipartite
-from multibox.ops.boxes import Number, pairwise_iou
+from multibox.ops.boxes import Number, pairwise_iou, widest
 from multibox.ops.matching import NEGATIVE, Assignment, MatchInputs, all_negative, is_empty
 from multibox.ops.overlaps import anchor_overlaps, without_padding
 from multibox.ops.ranking import best_first
@@ -114,7 +114,8 @@ def match_task_aligned(
     ious = _decoded_ious(outputs, gt)
     scores = _of_class(outputs.scores.float().nan_to_num(0), outputs.gt_labels)
     # In float64, since a CPU's float32 powers differ in the last digit by place: equals would not tie.
-    alignment = (scores.double().pow(alpha) * ious.double().pow(beta)).float()
+    wide = widest(ious.device)
+    alignment = (scores.to(wide).pow(alpha) * ious.to(wide).pow(beta)).float()
     wanted = lies_inside(*anchor_centers(anchors_xyxy), gt) & (alignment > 0)
     columns, present = best_anchors(alignment, wanted, topk)
     gt_index = settle(mark_pairs(columns, present, len(anchors_xyxy)), ious, overlaps, gt_valid)
@@ -184,7 +185,7 @@ def _cheapest(
     """Return each object's cheapest candidates, as many as their largest IoUs add up to."""
     largest = ious.masked_fill(~candidates, 0).topk(min(topk, ious.shape[2]), dim=2).values
     # Exact in float64: ten boxes that fit make ten, not nine.
-    wanted = largest.sum(dim=2, keepdim=True, dtype=torch.float64).long().clamp(min=1)
+    wanted = largest.sum(dim=2, keepdim=True, dtype=widest(ious.device)).long().clamp(min=1)
     columns, present = best_anchors(-cost, candidates, topk)
     rank = torch.arange(columns.shape[2], device=columns.device)
     return mark_pairs(columns, present & (rank < wanted), cost.shape[2])

@@ -23,7 +23,7 @@ Four = tuple[float, float, float, float]
 
 
 def multibox_prior(
-    data_or_hw: Tensor | tuple[int, int],
+    data: Tensor | tuple[int, int],
     sizes: Sequence[Number] = (1.0,),
     ratios: Sequence[Number] = (1.0,),
     clip: bool = False,
@@ -36,7 +36,7 @@ def multibox_prior(
     other ratio. Cells go row by row.
 
     Args:
-        data_or_hw: the feature map [..., h, w], of which only the shape is used, or its height and width.
+        data: the feature map [..., h, w], of which only the shape is used, or its height and width.
         sizes: side of the square of the anchor's area, as a fraction of the picture's height.
         ratios: width over height.
         clip: cut anchors to 0..1.
@@ -46,11 +46,11 @@ def multibox_prior(
     Returns:
         xyxy, 0 to 1 of the picture, on the device of the feature map.
     """
-    if isinstance(data_or_hw, Tensor):
-        height, width = data_or_hw.shape[-2:]
-        device = data_or_hw.device
+    if isinstance(data, Tensor):
+        height, width = data.shape[-2:]
+        device = data.device
     else:
-        height, width = data_or_hw
+        height, width = data
         device = torch.device("cpu")
     if len(sizes) == 0 or len(ratios) == 0:
         raise ConfigError("multibox_prior: expected at least one size and one ratio, got none")
@@ -68,9 +68,9 @@ def multibox_prior(
 
 
 def multibox_target(
-    anchors: Float[Tensor, "1 a 4"],
-    labels: Float[Tensor, "b l w"],
-    cls_preds: Float[Tensor, "b k a"],
+    anchor: Float[Tensor, "1 a 4"],
+    label: Float[Tensor, "b l w"],
+    cls_pred: Float[Tensor, "b k a"],
     overlap_threshold: Number = 0.5,
     ignore_label: Number = -1.0,
     negative_mining_ratio: Number = -1.0,
@@ -85,9 +85,9 @@ def multibox_target(
     mined, all of them are taken.
 
     Args:
-        anchors: xyxy, 0 to 1.
-        labels: rows of class (from 0), x1, y1, x2, y2 and anything after; the first row of class -1 ends the list.
-        cls_preds: logits with background first, used for mining only.
+        anchor: xyxy, 0 to 1.
+        label: rows of class (from 0), x1, y1, x2, y2 and anything after; the first row of class -1 ends the list.
+        cls_pred: logits with background first, used for mining only.
         overlap_threshold: besides the bipartite pairs, an anchor takes its best object when their IoU is above it;
             not positive: bipartite pairs only.
         ignore_label: class target of anchors that mining left out.
@@ -99,34 +99,34 @@ def multibox_target(
     Returns:
         Box targets and their mask [b, 4a], and class targets [b, a]: 0 is background, class + 1 an object's.
     """
-    valid = (labels[..., 0] != -1).cumprod(dim=1).bool()
+    valid = (label[..., 0] != -1).cumprod(dim=1).bool()
     most = int(valid.sum(dim=1).max()) if valid.numel() > 0 else 0
-    labels, valid = labels[:, :most].float(), valid[:, :most]
+    labels, valid = label[:, :most].float(), valid[:, :most]
     threshold = overlap_threshold if overlap_threshold > 0 else None
-    found = match_bipartite(anchors[0], labels[..., 1:5], valid, threshold=threshold, inclusive=False)
-    image, anchor = (found.gt_index >= 0).nonzero(as_tuple=True)
-    matched = labels[image, found.gt_index[image, anchor]]
+    found = match_bipartite(anchor[0], labels[..., 1:5], valid, threshold=threshold, inclusive=False)
+    image, place = (found.gt_index >= 0).nonzero(as_tuple=True)
+    matched = labels[image, found.gt_index[image, place]]
     if negative_mining_ratio > 0:
-        negative = _mine(found, cls_preds, negative_mining_ratio, negative_mining_thresh)
+        negative = _mine(found, cls_pred, negative_mining_ratio, negative_mining_thresh)
     else:
         negative = valid.any(dim=1, keepdim=True)
     cls_target = torch.zeros_like(found.overlap).masked_fill_(~negative, ignore_label)
-    cls_target[image, anchor] = matched[:, 0] + 1
+    cls_target[image, place] = matched[:, 0] + 1
     loc_target = found.overlap.new_zeros((*found.overlap.shape, 4))
     loc_mask = torch.zeros_like(loc_target)
-    loc_target[image, anchor] = encode(matched[:, 1:5], anchors[0, anchor].float(), _four(variances))
-    loc_mask[image, anchor] = 1
+    loc_target[image, place] = encode(matched[:, 1:5], anchor[0, place].float(), _four(variances))
+    loc_mask[image, place] = 1
     return loc_target.flatten(1), loc_mask.flatten(1), cls_target
 
 
 def _mine(
-    found: Assignment, cls_preds: Float[Tensor, "b k a"], ratio: Number, most_overlap: Number
+    found: Assignment, cls_pred: Float[Tensor, "b k a"], ratio: Number, most_overlap: Number
 ) -> Bool[Tensor, "b a"]:
     """Return the anchors kept as background: of each picture's candidates those surest not to be background."""
     positive = found.gt_index >= 0
     candidate = ~positive & (found.overlap < most_overlap)
     wanted = (positive.sum(dim=1, keepdim=True) * ratio).long()
-    background = cls_preds.float().softmax(dim=1)[:, 0].masked_fill(~candidate, 2)
+    background = cls_pred.float().softmax(dim=1)[:, 0].masked_fill(~candidate, 2)
     order = background.argsort(dim=1, stable=True)
     rank = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return candidate & (torch.empty_like(order).scatter_(1, order, rank) < wanted)
@@ -135,7 +135,7 @@ def _mine(
 def multibox_detection(
     cls_prob: Float[Tensor, "b k a"],
     loc_pred: Float[Tensor, "b a4"],
-    anchors: Float[Tensor, "1 a 4"],
+    anchor: Float[Tensor, "1 a 4"],
     clip: bool = True,
     threshold: Number = 0.01,
     background_id: int = 0,
@@ -152,7 +152,7 @@ def multibox_detection(
     Args:
         cls_prob: probabilities, background first.
         loc_pred: offsets of all anchors.
-        anchors: xyxy, 0 to 1.
+        anchor: xyxy, 0 to 1.
         clip: cut boxes to 0..1, before they are compared.
         threshold: rows with a lower score are dropped.
         background_id: not used: background is the first.
@@ -164,7 +164,7 @@ def multibox_detection(
     Returns:
         Rows of class (from 0; -1 is none), score, x1, y1, x2, y2, best first; missing rows are -1 throughout.
     """
-    counts, found, rows, out = _rows(cls_prob, _Boxes(loc_pred, anchors, _four(variances), clip), threshold)
+    counts, found, rows, out = _rows(cls_prob, _Boxes(loc_pred, anchor, _four(variances), clip), threshold)
     width = int(counts.max())
     limit = min(nms_topk, width) if nms_topk > 0 else width
     suppresses = 0 < nms_threshold <= 1

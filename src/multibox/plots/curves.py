@@ -8,7 +8,7 @@ import importlib
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from multibox.errors import MissingExtraError
 from multibox.files import write_bytes_whole
+from multibox.plots.lettering import drawable_names, extra_fonts
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a4b9a", "#333333")
 STYLES = ("-", "--", "-.", ":")
@@ -96,7 +97,8 @@ def plot_precision_recall(
     half = len(COLOURS) // 2
     shown = ranked if len(ranked) <= len(COLOURS) else ranked[:half] + ranked[-half:]
     looks = {name: (COLOURS[i], STYLES[i % len(STYLES)]) for i, name in enumerate(shown)}
-    with _matplotlib().rc_context(LOOK):
+    drawn = dict(zip(ranked, drawable_names(tuple(ranked)), strict=True))
+    with _matplotlib().rc_context(LOOK | {"font.family": _families(drawn.values())}):
         figure = _figure(9.5, max(4.2, 0.17 * len(ranked) + 0.9))
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         for name in [name for name in ranked if name not in looks] + shown[::-1]:
@@ -113,19 +115,21 @@ def plot_precision_recall(
         left.set_box_aspect(0.75)
         left.set_anchor("N")
         left.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
-        _bars(right, {name: scored[name][2] for name in ranked}, looks)
+        _bars(right, {name: scored[name][2] for name in ranked}, looks, drawn)
         _save(figure, path)
 
 
-def _bars(axes: Any, precisions: dict[str, float], looks: Mapping[str, tuple[str, str]]) -> None:
-    """Draw one bar a class, best on top, named and with its figure."""
+def _bars(
+    axes: Any, precisions: dict[str, float], looks: Mapping[str, tuple[str, str]], drawn: Mapping[str, str]
+) -> None:
+    """Draw one bar per class, best on top, with its name as `drawn` and its value."""
     places = np.arange(len(precisions))
     colours = [looks.get(name, (PALE, "-"))[0] for name in precisions]
     axes.barh(places, list(precisions.values()), color=colours, height=0.72)
     size = 8 if len(precisions) <= 30 else 6.5
     for place, value in zip(places, precisions.values(), strict=True):
         axes.annotate(f"{value:.2f}", (value, place), (3, 0), textcoords="offset points", va="center", fontsize=size)
-    axes.set_yticks(places, list(precisions), fontsize=size)
+    axes.set_yticks(places, [drawn[name] for name in precisions], fontsize=size)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     mean = f", mean {np.mean(list(precisions.values())):.3f}" if precisions else ": no class has objects"
@@ -190,6 +194,16 @@ def _figure(width: float, height: float) -> Any:
     figure = importlib.import_module("matplotlib.figure").Figure((width, height), layout="constrained")
     importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     return figure
+
+
+def _families(texts: Iterable[str]) -> list[str]:
+    """Return Matplotlib's font families for texts, with the system's fonts for letters that its own lacks."""
+    manager = importlib.import_module("matplotlib.font_manager")
+    families = ["DejaVu Sans"]
+    for file in extra_fonts(texts):
+        manager.fontManager.addfont(file)
+        families.append(manager.FontProperties(fname=file).get_name())
+    return families
 
 
 def _save(figure: Any, path: str | Path) -> None:

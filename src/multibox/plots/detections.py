@@ -1,18 +1,22 @@
-"""Pictures with boxes and sheets of them, drawn with Pillow alone.
+"""Images with boxes and sheets of them, drawn with Pillow alone.
 
-Lines and letters scale with the picture. Colours are those of Okabe and Ito, which people with any kind of colour
-vision tell apart; from the eighth class on they repeat, and the label tells.
+Lines and letters scale with the image, and shrink where there are many boxes; `_STYLES` says how. Colours are those of
+Okabe and Ito, which people with any kind of colour vision tell apart; from the eighth class on they repeat, and the
+label tells.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from multibox.plots.lettering import Font, drawable_names, drawable_text, font_for, height, shortened, width
+from multibox.plots.placing import Placed, free_corner, place_labels
 from multibox.structures import Detections, Sample
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#f0e442")
@@ -20,56 +24,91 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#f
 
 _PAPER = "#ffffff"
 _INK = "#000000"
-_SMALLEST_LETTERS = 9  # pixels; below that Pillow's own font cannot be read
-_LETTERS = 0.032  # of the picture's side
+_LETTERS = 0.03  # of the image's side
 _LINE = 1 / 220
+
+
+class _Style(NamedTuple):
+    """How much is written at each box."""
+
+    scale: float
+    """Of letters and lines."""
+    scores: bool = True
+    names: bool = True
+    """False: numbers, which a legend explains."""
+
+
+_STYLES = (
+    _Style(1.0),
+    _Style(0.75),
+    _Style(0.6),
+    _Style(0.6, scores=False),
+    _Style(0.45, scores=False),
+    _Style(0.45, scores=False, names=False),
+)
+"""From few boxes to crowds: the first is taken whose labels find room, else the last."""
+_MISSING, _HIDDEN = 0.02, 0.2
+"""Share of labels without room, and share of an object hidden per label, up to which a style does."""
 
 
 @dataclass(frozen=True)
 class _Mark:
-    box: tuple[int, int, int, int]  # first and last pixel drawn on, both inside the picture
-    colour: str
+    box: tuple[int, int, int, int]  # first and last pixel drawn on, both inside the image
+    label: int
     name: str
     suffix: str  # stays whole when the name has to be shortened
     dashed: bool
+
+    @property
+    def colour(self) -> str:
+        return PALETTE[self.label % len(PALETTE)]
 
 
 def draw_detections(picture: Image.Image, detections: Detections, threshold: float = 0.0) -> Image.Image:
     """Return a copy of `picture` with a box, the name and the score of each detection, the best on top.
 
+    Labels cover no other label, and as little of the objects as can be. Where there are many, letters are smaller, then
+    scores are left out, then numbers and a legend stand in for names. Names whose letters no font of this system has
+    are drawn as "class NUMBER".
+
     Args:
-        picture: The original picture, in whose pixels the boxes are.
-        detections: What to draw; boxes are clipped to the picture, and what is then under a pixel wide or high is left
+        picture: The original image, in whose pixels the boxes are.
+        detections: What to draw; boxes are clipped to the image, and what is then under a pixel wide or high is left
             out.
         threshold: Lowest score to draw.
     """
     shown = np.flatnonzero(detections.scores >= threshold)
-    shown = shown[np.argsort(detections.scores[shown], kind="stable")]
-    marks: list[_Mark] = []
-    for row in shown:
-        label = int(detections.labels[row])
-        if (box := _pixels(detections.boxes[row], picture.size)) is not None:
-            suffix = f" {detections.scores[row]:.2f}"
-            marks.append(_Mark(box, _colour(label), detections.names[label], suffix, dashed=False))
+    shown = shown[np.argsort(-detections.scores[shown], kind="stable")]
+    names = drawable_names(detections.names)
+    marks = [
+        _Mark(box, label, names[label], f" {score:.2f}", dashed=False)
+        for box, label, score in zip(
+            _pixels(detections.boxes[shown], picture.size),
+            detections.labels[shown].tolist(),
+            detections.scores[shown].tolist(),
+            strict=True,
+        )
+        if box is not None
+    ]
     return _marked(picture, marks)
 
 
 def draw_sample(picture: Image.Image, sample: Sample, class_names: Sequence[str]) -> Image.Image:
-    """Return a copy of `picture` with the boxes and names of its labels.
+    """Return a copy of `picture` with the boxes and names of its labels, placed as in `draw_detections`.
 
     Boxes of difficult objects are dashed, those of crowds are labelled "(crowd)".
 
     Args:
-        picture: The sample's picture, as shown.
+        picture: The sample's image, as shown.
         sample: Its labels; clipped and left out as in `draw_detections`.
         class_names: Name of each label.
     """
+    names = drawable_names(tuple(class_names))
+    boxes = _pixels(sample.boxes_xyxy, picture.size)
     marks = [
-        _Mark(box, _colour(int(label)), class_names[int(label)], " (crowd)" if crowd else "", dashed=bool(difficult))
-        for xyxy, label, difficult, crowd in zip(
-            sample.boxes_xyxy, sample.labels.tolist(), sample.difficult, sample.crowd, strict=True
-        )
-        if (box := _pixels(xyxy, picture.size)) is not None
+        _Mark(box, int(label), names[int(label)], " (crowd)" if crowd else "", dashed=bool(difficult))
+        for box, label, difficult, crowd in zip(boxes, sample.labels, sample.difficult, sample.crowd, strict=True)
+        if box is not None
     ]
     return _marked(picture, marks)
 
@@ -98,8 +137,9 @@ def contact_sheet(
     count = max(len(tiles), 1)
     across = min(columns or math.ceil(math.sqrt(count)), count)
     gap = max(2, tile // 32)
-    font = _font(tile / 20)
-    line = 0 if captions is None else _height(font)
+    size = round(tile / 20)
+    captions = None if captions is None else [drawable_text(caption) for caption in captions]
+    line = 0 if captions is None else max(height(font_for(caption, size)) for caption in captions or [""])
     step_y = tile + line + gap
     sheet = Image.new("RGB", (across * (tile + gap) + gap, math.ceil(count / across) * step_y + gap), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -108,38 +148,145 @@ def contact_sheet(
         fitted = _fitted(picture, tile)
         sheet.paste(fitted, (left + (tile - fitted.width) // 2, top + (tile - fitted.height) // 2))
         if captions is not None:
-            text = _shortened(captions[index], font, tile)
+            font = font_for(captions[index], size)
+            text = shortened(captions[index], size, tile)
             indent = (tile - font.getlength(text)) / 2
             draw.text((left + indent, top + tile), text, _INK, font)
     return sheet
 
 
-def _colour(label: int) -> str:
-    return PALETTE[label % len(PALETTE)]
-
-
-def _pixels(xyxy: NDArray[np.floating], size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """Return the first and last pixel inside the clipped box, or None where it is under a pixel wide or high."""
-    if not np.isfinite(xyxy).all():
-        return None
-    width, height = size
-    x1, y1, x2, y2 = np.clip(xyxy, 0, [width, height, width, height]).tolist()
-    if x2 - x1 < 1 or y2 - y1 < 1:
-        return None
-    left, top = min(round(x1), width - 1), min(round(y1), height - 1)
-    return left, top, max(round(x2) - 1, left), max(round(y2) - 1, top)
+def _pixels(xyxy: NDArray[np.floating], size: tuple[int, int]) -> list[tuple[int, int, int, int] | None]:
+    """Return the first and last pixel inside each clipped box; None for boxes under a pixel wide or high."""
+    corners = np.array(xyxy, np.float64).reshape(-1, 4)
+    finite = np.isfinite(corners).all(axis=1)
+    corners[~finite] = 0
+    x1, y1, x2, y2 = np.clip(corners, 0, np.array([*size, *size])).T
+    drawn = (x2 - x1 >= 1) & (y2 - y1 >= 1)
+    left, top = (np.minimum(np.rint(low), side - 1) for low, side in ((x1, size[0]), (y1, size[1])))
+    right, bottom = (np.maximum(np.rint(high) - 1, low) for high, low in ((x2, left), (y2, top)))
+    rows = np.stack([left, top, right, bottom], axis=1).astype(int).tolist()
+    return [(a, b, c, d) if fine else None for (a, b, c, d), fine in zip(rows, drawn.tolist(), strict=True)]
 
 
 def _marked(picture: Image.Image, marks: Sequence[_Mark]) -> Image.Image:
-    drawn = picture.convert("RGB")  # a copy, whatever the mode
-    side = math.sqrt(drawn.width * drawn.height)
-    font = _font(side * _LETTERS)
+    """Return a copy of the image with marks, of which the first are the most important."""
+    drawn = picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
+    if not marks:
+        return drawn
     draw = ImageDraw.Draw(drawn)
-    for mark in marks:
-        _outline(draw, mark, max(1, round(side * _LINE)))
-    for mark in marks:  # after all boxes, so that no line crosses a label
-        _label(draw, mark, font, drawn.size)
+    plan = _plan(marks, drawn.size)
+    line = max(1, round(_side(drawn.size) * _LINE * plan.style.scale))
+    for mark in reversed(marks):
+        _outline(draw, mark, line)
+    # After all boxes, so that no line crosses a label
+    corners = plan.placed.corners.tolist()
+    for mark, (left, top), (name, suffix), size in zip(marks, corners, plan.texts, plan.sizes, strict=True):
+        if left >= 0 and (text := (name + suffix).strip()):
+            _write(draw, text, (left, top), size, mark.colour, plan.letters)
+    if not plan.style.names:
+        _draw_legend(draw, marks, plan)
     return drawn
+
+
+class _Plan(NamedTuple):
+    """What is written where."""
+
+    style: _Style
+    letters: int
+    """Pixels"""
+    texts: list[tuple[str, str]]
+    """Name and what follows it, of each label."""
+    sizes: list[tuple[int, int]]
+    """Width and height of each label in pixels."""
+    placed: Placed
+    legend: tuple[int, int, int, int] | None
+    """x1, y1, x2, y2, the last two exclusive; None without a legend."""
+
+
+def _plan(marks: Sequence[_Mark], image: tuple[int, int]) -> _Plan:
+    """Return the first style whose labels find room, by bisection: each next one takes less of it."""
+    boxes = np.array([mark.box for mark in marks], np.float32)
+    boxes[:, 2:] += 1
+    low, high = 0, len(_STYLES) - 1
+    plans: dict[int, _Plan] = {}
+    while low < high:
+        middle = (low + high) // 2
+        # Most images have few boxes: the first style is worth the first try
+        middle = 0 if not plans else middle
+        plan = plans[middle] = _plan_style(marks, boxes, image, _STYLES[middle])
+        if plan.placed.missing <= _MISSING and plan.placed.hidden <= _HIDDEN:
+            high = middle
+        else:
+            low = middle + 1
+    return plans.get(low) or _plan_style(marks, boxes, image, _STYLES[low])
+
+
+def _plan_style(marks: Sequence[_Mark], boxes: NDArray[np.float32], image: tuple[int, int], style: _Style) -> _Plan:
+    letters = round(_side(image) * _LETTERS * style.scale)
+    texts = [_text(mark, style, letters, image[0]) for mark in marks]
+    sizes = [_measured(name, suffix, letters) for name, suffix in texts]
+    legend = None
+    if not style.names:
+        wide, tall = _legend_size(marks, letters)
+        if wide <= image[0] / 2 and tall <= image[1] / 2:
+            left, top = free_corner(boxes, (wide, tall), image)
+            legend = (left, top, left + wide, top + tall)
+    placed = place_labels(boxes, np.array(sizes, np.float32), image, [legend] if legend else [])
+    return _Plan(style, letters, texts, sizes, placed, legend)
+
+
+def _text(mark: _Mark, style: _Style, letters: int, image_width: int) -> tuple[str, str]:
+    """Return the name, shortened where it has to be, and what follows it."""
+    if not style.names:
+        return str(mark.label), ""
+    suffix = mark.suffix if style.scores or not mark.suffix[-1:].isdigit() else ""
+    room = image_width - _measured("", suffix, letters)[0]
+    return shortened(mark.name, letters, room), suffix
+
+
+@lru_cache(maxsize=4096)
+def _measured(name: str, suffix: str, letters: int) -> tuple[int, int]:
+    """Return width and height of a label; the same few names and scores come again and again."""
+    font = font_for(name, letters)
+    return math.ceil(width(name, letters) + width(suffix, letters, name)) + 2 * _pad(font), height(font)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], size: tuple[int, int], colour: str, letters: int
+) -> None:
+    (left, top), (wide, tall) = corner, size
+    font = font_for(text, letters)
+    draw.rectangle((left, top, left + wide - 1, top + tall - 1), fill=colour)
+    draw.text((left + _pad(font), top + tall / 2), text, _ink_on(colour), font, anchor="lm")
+
+
+def _legend_rows(marks: Sequence[_Mark]) -> list[_Mark]:
+    return sorted({mark.label: mark for mark in marks}.values(), key=lambda mark: mark.label)
+
+
+def _legend_size(marks: Sequence[_Mark], letters: int) -> tuple[int, int]:
+    sizes = [_measured(f"{mark.label} {mark.name}", "", letters) for mark in _legend_rows(marks)]
+    return max(wide for wide, _ in sizes), sum(tall for _, tall in sizes)
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, marks: Sequence[_Mark], plan: _Plan) -> None:
+    """Write number and name of each class, one below the other."""
+    if plan.legend is None:
+        return
+    left, top, right, _ = plan.legend
+    for mark in _legend_rows(marks):
+        text = f"{mark.label} {mark.name}"
+        tall = _measured(text, "", plan.letters)[1]
+        _write(draw, text, (left, top), (right - left, tall), mark.colour, plan.letters)
+        top += tall
+
+
+def _side(size: tuple[int, int]) -> float:
+    return math.sqrt(size[0] * size[1])
+
+
+def _pad(font: Font) -> int:
+    return max(1, round(font.size / 6))
 
 
 def _outline(draw: ImageDraw.ImageDraw, mark: _Mark, line: int) -> None:
@@ -159,48 +306,13 @@ def _outline(draw: ImageDraw.ImageDraw, mark: _Mark, line: int) -> None:
         draw.rectangle((x2 - line + 1, y, x2, end), fill=mark.colour)
 
 
-def _label(draw: ImageDraw.ImageDraw, mark: _Mark, font: ImageFont.FreeTypeFont, size: tuple[int, int]) -> None:
-    """Write the label above its box, or at the box's upper edge where there is no room; inside the picture always."""
-    pad = max(1, round(font.size / 6))
-    room = size[0] - 2 * pad
-    text = (_shortened(mark.name, font, room - font.getlength(mark.suffix)) + mark.suffix).strip()
-    width, height = math.ceil(font.getlength(text)) + 2 * pad, _height(font)
-    if not text or width > size[0] or height > size[1]:
-        return
-    left = min(mark.box[0], size[0] - width)
-    above = mark.box[1] - height
-    top = above if above >= 0 else min(mark.box[1], size[1] - height)
-    draw.rectangle((left, top, left + width - 1, top + height - 1), fill=mark.colour)
-    draw.text((left + pad, top + height / 2), text, _ink_on(mark.colour), font, anchor="lm")
-
-
-def _font(size: float) -> ImageFont.FreeTypeFont:
-    # Given a size, Pillow returns its built-in outline font: no file is needed.
-    return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=max(_SMALLEST_LETTERS, size)))
-
-
-def _height(font: ImageFont.FreeTypeFont) -> int:
-    return math.ceil(font.size * 1.3)
-
-
+@cache
 def _ink_on(colour: str) -> str:
     """Return black or white, whichever has the greater contrast (WCAG 2.2, relative luminance)."""
     channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return _INK if (luminance + 0.05) ** 2 > 1.05 * 0.05 else _PAPER
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    """Return `text` on one line, with an ellipsis for its middle if wider than `room`; empty if nothing fits."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= room:
-        return text
-    for kept in range(len(text) - 1, -1, -1):
-        short = text[: kept - kept // 2] + "…" + text[len(text) - kept // 2 :]
-        if font.getlength(short) <= room:
-            return short
-    return ""
 
 
 def _fitted(picture: Image.Image, side: int) -> Image.Image:

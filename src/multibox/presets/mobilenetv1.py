@@ -27,5 +27,6 @@ SSD300_MOBILENETV1 = Preset(
         "post.nms_threshold": 0.6,
         "post.max_detections": 100,
         "train.lr": 2e-3,
+        "train.known_lr": 5e-5,
     },
 )

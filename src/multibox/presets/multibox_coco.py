@@ -12,15 +12,6 @@ MULTIBOX_COCO = Preset(
         "model.width": 0.75,
         "model.mean": (127.5, 127.5, 127.5),
         "model.std": (127.5, 127.5, 127.5),
-    },
-    default={
-        "model.score": "sigmoid",
-        "matching.matcher": "task_aligned",
-        "loss.classification": "varifocal",
-        "loss.localization": "giou",
-        "loss.localization_weight": 2.0,
-        "loss.negative_ratio": 0.0,
-        "train.steps": 600,
-        "train.batch_size": 16,
+        "train.weights": "coco",
     },
 )

@@ -1,6 +1,6 @@
 """What a preset is."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -17,6 +17,4 @@ class Preset:
     lineage: str
     """Where its parts come from, in a line."""
     settings: dict[str, Any]
-    """Dotted keys; a recipe and `--set` go above them. `train.lr` is the peak rate of the default recipe."""
-    default: dict[str, Any] = field(default_factory=dict)
-    """What the recipe `default` does otherwise for this preset; found on validation data (`docs/decisions.md`)."""
+    """Dotted keys; a recipe and `--set` go above them. `train.lr` is the peak learning rate of the default recipe."""

@@ -1,6 +1,9 @@
-"""Recipes: how a preset is trained. A recipe's settings go above the preset's and below `--set`."""
+"""Recipes: how a preset is trained.
 
-from dataclasses import dataclass
+A recipe's settings go above the preset's, its tuning for a preset above both, and `--config` and `--set` above all.
+"""
+
+from dataclasses import dataclass, field
 from typing import Any
 
 from multibox.presets.preset import COCO300_SIZES
@@ -11,14 +14,16 @@ class Recipe:
     """Settings that belong together, and the presets they were made for."""
 
     fits: tuple[str, ...]
-    """Presets; none stands for all."""
+    """Presets; an empty tuple stands for all."""
     settings: dict[str, Any]
+    tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By preset what the recipe does otherwise for it."""
 
 
 _D2L: dict[str, Any] = {
     "model.mean": (0.0, 0.0, 0.0),
     "model.std": (1.0, 1.0, 1.0),
-    "anchors.fit": 0,
+    "anchors.fit": "none",
     "matching.matcher": "bipartite",
     "matching.threshold": 0.5,
     "matching.inclusive": False,
@@ -40,6 +45,17 @@ _D2L: dict[str, Any] = {
     "post.multi_label": False,
 }
 
+_FROM_COCO: dict[str, Any] = {
+    "model.score": "sigmoid",
+    "matching.matcher": "task_aligned",
+    "loss.classification": "varifocal",
+    "loss.localization": "giou",
+    "loss.localization_weight": 2.0,
+    "loss.negative_ratio": "all",
+    "train.steps": 600,
+    "train.batch_size": 16,
+}
+
 _VGG = ("ssd300-vgg16", "ssd512-vgg16")
 
 _STEPS: dict[str, Any] = {
@@ -47,7 +63,6 @@ _STEPS: dict[str, Any] = {
     "loss.localization": "smooth_l1",
     "loss.normalizer": "positives",
     "loss.negative_ratio": 3.0,
-    "train.epochs": 0,
     "train.steps": 120_000,
     "train.batch_size": 32,
     "train.lr": 1e-3,
@@ -60,7 +75,7 @@ _CAFFE: dict[str, Any] = {
     "train.weight_decay": 5e-4,
     "train.bias_decay": 0.0,
     "train.bias_lr": 2.0,
-    "train.boundaries": (80_000, 100_000),
+    "train.boundaries": (80_000 / 120_000, 100_000 / 120_000),
     "train.factors": (1.0, 0.1, 0.01),
     "train.augmentation": "caffe",
 }
@@ -71,7 +86,7 @@ _TORCHVISION: dict[str, Any] = {
     "loss.localization": "smooth_l1",
     "loss.normalizer": "positives",
     "loss.negative_ratio": 3.0,
-    "loss.negative_overlap": 2.0,
+    "loss.negative_overlap": "any",
     "train.batch_size": 32,
     "train.momentum": 0.9,
     # 1000 steps, and never beyond the first epoch (warmup, a share of all steps, says so for each recipe)
@@ -87,7 +102,8 @@ RECIPES: dict[str, Recipe] = {
             "loss.localization": "smooth_l1",
             "loss.normalizer": "positives",
             "loss.negative_ratio": 3.0,
-            "train.epochs": 0,
+            # An image without objects teaches what is background
+            "loss.minimum_negatives": 3,
             "train.steps": 700,
             "train.batch_size": 32,
             "train.optimizer": "adamw",
@@ -101,6 +117,8 @@ RECIPES: dict[str, Recipe] = {
             "train.ema": 0.998,
             "train.augmentation": "default",
         },
+        # Found on validation data: docs/decisions.md
+        tuning={"multibox-coco": _FROM_COCO, "multibox-fine": _FROM_COCO},
     ),
     "caffe": Recipe(_VGG, _CAFFE),
     "hikapok": Recipe(
@@ -124,11 +142,11 @@ RECIPES: dict[str, Recipe] = {
             "matching.matcher": "dual_max",
             "loss.normalizer": "selected",
             # Every unmatched anchor is a candidate
-            "loss.negative_overlap": 2.0,
+            "loss.negative_overlap": "any",
             # The decay is a term of the loss, and the optimiser's is off
             "loss.l2_penalty": 5e-4,
             "train.weight_decay": 0.0,
-            "train.boundaries": (501, 80_001, 100_001),
+            "train.boundaries": (501 / 120_000, 80_001 / 120_000, 100_001 / 120_000),
             "train.factors": (0.1, 1.0, 0.1, 0.01),
             "train.minimum_lr": 1e-6,
             "train.augmentation": "hikapok",
@@ -150,12 +168,10 @@ RECIPES: dict[str, Recipe] = {
             "anchors.sizes": COCO300_SIZES,
             "anchors.clip_shapes": True,
             "train.epochs": 120,
-            "train.steps": 120,
             "train.lr": 2e-3,
             "train.weight_decay": 5e-4,
             "train.schedule": "steps",
-            # In epochs of a run of 120
-            "train.boundaries": (80, 110),
+            "train.boundaries": (80 / 120, 110 / 120),
             "train.factors": (1.0, 0.1, 0.01),
             "train.warmup": 1 / 120,
             "train.augmentation": "torchvision-ssd",
@@ -187,9 +203,8 @@ RECIPES: dict[str, Recipe] = {
             "loss.localization": "smooth_l1",
             "loss.normalizer": "pictures",
             "loss.negative_ratio": 3.0,
-            "loss.negative_overlap": 2.0,
+            "loss.negative_overlap": "any",
             "train.epochs": 65,
-            "train.steps": 65,
             "train.batch_size": 32,
             "train.lr": 2.6e-3,
             "train.momentum": 0.9,
@@ -197,8 +212,7 @@ RECIPES: dict[str, Recipe] = {
             "train.bias_decay": 0.0,
             "train.norm_decay": 0.0,
             "train.schedule": "steps",
-            # In epochs of a run of 65
-            "train.boundaries": (43, 54),
+            "train.boundaries": (43 / 65, 54 / 65),
             "train.factors": (1.0, 0.1, 0.01),
             # 300 steps; a run whose epochs are shorter warms up for one epoch
             "train.warmup": 1 / 65,

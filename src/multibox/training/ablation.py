@@ -11,13 +11,9 @@ from typing import Any
 from multibox.config import SIGMOID_LOSSES, LossConfig, MatchingConfig
 from multibox.errors import ConfigError, did_you_mean
 from multibox.files import write_text_whole
-from multibox.models.weights import choose_network
-from multibox.presets import resolve
 from multibox.training.repeats import FIGURES, Run, Say, Spread, Train, csv_text, repeat, spread
-from multibox.training.run import DEFAULT_RECIPE, RunOptions
+from multibox.training.run import RunOptions, resolve_options
 
-EVERY_NEGATIVE = 2.0
-"""A `loss.negative_overlap` that no overlap reaches: every unmatched anchor may be mined."""
 Settings = dict[str, Any]
 Grid = dict[str, tuple[str, ...]]
 """The values to combine, by axis."""
@@ -28,8 +24,8 @@ def loss_settings(classification: str) -> Settings:
     return {
         "model.score": "sigmoid" if classification in SIGMOID_LOSSES else "softmax",
         "loss.classification": classification,
-        "loss.negative_ratio": 3.0 if "cross_entropy" in classification else 0.0,
-        "loss.hard_examples": 0,
+        "loss.negative_ratio": 3.0 if "cross_entropy" in classification else "all",
+        "loss.hard_examples": "none",
     }
 
 
@@ -40,7 +36,7 @@ def matcher_settings(matcher: str) -> Settings:
     """
     return {
         "matching.matcher": matcher,
-        "loss.negative_overlap": 0.5 if matcher == "bipartite" else EVERY_NEGATIVE,
+        "loss.negative_overlap": 0.5 if matcher == "bipartite" else "any",
     }
 
 
@@ -52,7 +48,7 @@ AXES: dict[str, dict[str, Settings]] = {
     "loss": {
         "cross_entropy": loss_settings("cross_entropy"),
         # 64 is Caffe's sample_size
-        "ohem": loss_settings("cross_entropy") | {"loss.negative_ratio": 0.0, "loss.hard_examples": 64},
+        "ohem": loss_settings("cross_entropy") | {"loss.negative_ratio": "all", "loss.hard_examples": 64},
         **{name: loss_settings(name) for name in ("focal", "sigmoid_focal", "quality_focal", "varifocal")},
     },
     "localization": {name: {"loss.localization": name} for name in _choices(LossConfig, "localization")},
@@ -142,7 +138,7 @@ def ablate(data: Path, options: RunOptions, grid: Grid, seeds: int, *, train: Tr
         ConfigError: settings that do not go together, or that an axis sets itself.
     """
     cells, axes = make_grid(grid), tuple(grid)
-    _check(options, cells, axes)
+    _check(data, options, cells, axes)
     out = options.out
     if out is None:
         raise ConfigError("--ablate needs --out, the folder for all runs; the same command then goes on with it")
@@ -209,12 +205,10 @@ def describe(figure: Spread | None) -> str:
     return f"{figure.mean:.3f}" + ("" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})")
 
 
-def _check(options: RunOptions, cells: Sequence[Cell], axes: Sequence[str]) -> None:
+def _check(data: Path, options: RunOptions, cells: Sequence[Cell], axes: Sequence[str]) -> None:
     """Refuse before the first run what would stop a later one."""
     taken = sorted({key for cell in cells for key in cell.settings} & options.changes.keys())
     if taken:
         raise ConfigError(f"--ablate {','.join(axes)} sets {taken[0]} itself; leave --set {taken[0]} away")
-    recipe = options.recipe or DEFAULT_RECIPE
-    preset, network = choose_network(options.weights, options.preset, recipe)
     for cell in cells:
-        resolve(preset, recipe, network | options.changes | cell.settings)
+        resolve_options(data, dataclasses.replace(options, changes={**options.changes, **cell.settings}))

@@ -1,6 +1,7 @@
 """A running average of the weights (EMA): what is validated, saved and shipped."""
 
 import copy
+from typing import Literal
 
 import torch
 from torch import nn
@@ -31,6 +32,6 @@ class Average:
             averaged[name].copy_(current[name])
 
 
-def make_average(model: nn.Module, decay: float) -> Average | None:
-    """Return the average of `model`, or None when `decay` is 0."""
-    return Average(model, decay) if decay > 0 else None
+def make_average(model: nn.Module, decay: float | Literal["none"]) -> Average | None:
+    """Return the average of `model`, or None when `decay` is "none"."""
+    return None if decay == "none" else Average(model, decay)

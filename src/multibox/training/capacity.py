@@ -1,24 +1,34 @@
-"""How many pictures a step may have before memory runs out, found by trying."""
+"""What a step takes of memory: estimated before it is taken, and the largest batch found by trying."""
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from multibox.config import Config
+from multibox.errors import ConfigError
+from multibox.limits import available_memory, read_kilobytes
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset
 from multibox.tensors import Batch
 from multibox.training.norms import train_mode
-from multibox.training.scales import largest_size
+from multibox.training.scales import MULTIPLE, largest_size
 from multibox.training.step import Stepper
 
 MOST_CPU, MOST_CUDA = 32, 128
 FEW = 2
 SHARE = 0.7
 """Of the available memory that a run on a CPU may take: pictures, workers and validation want theirs."""
+CAUTIOUS = 6000
+"""Bytes per pixel of a training step that no network of ours exceeds; SSD300 over VGG16 takes 1800."""
+BESIDE = 1.15
+"""Peak memory of a step over what is kept for its backward pass: gradients on their way. Measured: 1.08 to 1.15 for
+TinySSD, multibox-coco and SSD300, float32 and bfloat16, 256 to 640 pixels (2026-11-28)."""
+TRIED = 256
+"""Side of the images of the step that is measured."""
 OBJECTS = 16
 """Labels a picture while trying; matching's memory is small beside the network's."""
 
@@ -43,6 +53,70 @@ def choose_batch_size(model: SSD, config: Config, training: Dataset, *, device: 
     return size, f"at most a quarter of {len(training)} pictures" if 2 * limit > quarter else f"the most for {device}"
 
 
+def check_memory(model: SSD, config: Config, *, device: str, precision: str) -> None:
+    """Refuse a batch and an input size for which memory has no room; without it a process on a CPU is killed.
+
+    Takes a step of two small images if a cautious bound does not already say that there is room. A batch size of "auto"
+    counts as 2, the least that is tried.
+
+    Raises:
+        ConfigError: with the estimate, what is available, and the batch and the input size that fit.
+    """
+    free = available_memory() if device == "cpu" else torch.cuda.mem_get_info(device)[0] if "cuda" in device else None
+    asked = config.train.batch_size
+    images = asked if isinstance(asked, int) and asked > 0 else FEW
+    pixels = math.prod(largest_size(config))
+    if free is None or images * pixels * CAUTIOUS < SHARE * free:
+        return
+    each = _bytes_per_pixel(model, config, precision)
+    # Gradients, two moments and an average, beside the weights that are held already
+    fixed = 4 * sum(p.numel() * p.element_size() for p in model.parameters())
+    if each is None or (need := fixed + each * pixels * images) <= free:
+        return
+    room = max(0.0, SHARE * free - fixed)
+    height, width = config.model.input_size
+    scale = math.sqrt(room / (each * pixels * images))
+    smaller = [max(MULTIPLE, int(side * scale) // MULTIPLE * MULTIPLE) for side in (height, width)]
+    fitting = int(room / (each * pixels))
+    fewer = f"--set train.batch_size={fitting}, or " if fitting >= FEW else ""
+    raise ConfigError(
+        f"model.input_size={[height, width]} with {images} images per step takes about {_gigabytes(need)} of memory, "
+        f"and {_gigabytes(free)} are available; give {fewer}--set model.input_size={smaller}"
+    )
+
+
+def _bytes_per_pixel(model: SSD, config: Config, precision: str) -> float | None:
+    """Return the memory of a training step per pixel of its images; None where a small image does not fit the network.
+
+    Counts what the forward pass and the loss keep for the backward pass of a small step on a copy of the network.
+    """
+    height, width = largest_size(config)
+    scale = min(1.0, TRIED / max(height, width))
+    height, width = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in (height, width))
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        # Storages are held, so that no address is used twice
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.random.fork_rng(devices=[]):
+        stepper = _copy_stepper(model, config, "cpu", precision)
+        weights = {p.untyped_storage().data_ptr() for p in stepper.model.parameters()}
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                stepper.step(_random_batch(FEW, height, width))
+        except (RuntimeError, ValueError):
+            return None
+    held = sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
+    return BESIDE * held / (FEW * height * width)
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
 def largest_predicted(step: Callable[[int], None], limit: int) -> int | None:
     """Return the largest doubling of `FEW` up to `limit` that memory has room for; None where the system is silent.
 
@@ -63,34 +137,30 @@ def largest_predicted(step: Callable[[int], None], limit: int) -> int | None:
         size *= 2
 
 
-def available_memory() -> int | None:
-    """Return the bytes that this process could still take: of the machine, or of its container if that is less."""
-    free = _read_kilobytes(Path("/proc/meminfo"), "MemAvailable:")
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return free
-    if not limit.isdigit():
-        return free
-    left = int(limit) - int(used)
-    return left if free is None else min(free, left)
-
-
 def _make_step(model: SSD, config: Config, device: str, precision: str) -> Callable[[int], None]:
-    stepper = Stepper(copy.deepcopy(model), config, device=device, precision=precision)
-    train_mode(stepper.model)
+    stepper = _copy_stepper(model, config, device, precision)
     height, width = largest_size(config)
-    corner = torch.rand(1, OBJECTS, 2) * 0.7
-    boxes = torch.cat([corner, corner + 0.1 + 0.2 * torch.rand(1, OBJECTS, 2)], 2)
 
     def step(pictures: int) -> None:
-        images = torch.randint(0, 256, (pictures, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        labels = torch.zeros(pictures, OBJECTS, dtype=torch.int64)
-        names, sizes = [""] * pictures, [(width, height)] * pictures
-        stepper.step(Batch(images, boxes.expand(pictures, -1, -1).contiguous(), labels, names, sizes).to(device))
+        stepper.step(_random_batch(pictures, height, width).to(device))
 
     return step
+
+
+def _copy_stepper(model: SSD, config: Config, device: str, precision: str) -> Stepper:
+    stepper = Stepper(copy.deepcopy(model), config, device=device, precision=precision)
+    train_mode(stepper.model)
+    return stepper
+
+
+def _random_batch(pictures: int, height: int, width: int) -> Batch:
+    corner = torch.rand(1, OBJECTS, 2) * 0.7
+    boxes = torch.cat([corner, corner + 0.1 + 0.2 * torch.rand(1, OBJECTS, 2)], 2)
+    images = torch.randint(0, 256, (pictures, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    labels = torch.zeros(pictures, OBJECTS, dtype=torch.int64)
+    return Batch(
+        images, boxes.expand(pictures, -1, -1).contiguous(), labels, [""] * pictures, [(width, height)] * pictures
+    )
 
 
 def _largest_that_runs(step: Callable[[int], None], limit: int) -> int:
@@ -112,18 +182,10 @@ def _largest_that_runs(step: Callable[[int], None], limit: int) -> int:
 
 def _held(name: str) -> int | None:
     """Return the bytes that this process holds (VmRSS) or has held at most (VmHWM)."""
-    return _read_kilobytes(Path("/proc/self/status"), name)
+    return read_kilobytes(Path("/proc/self/status"), name)
 
 
 def _forget_peak() -> None:
     # 5 sets the mark of the most memory back to what is held now
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _read_kilobytes(path: Path, name: str) -> int | None:
-    try:
-        line = next((line for line in path.read_text().splitlines() if line.startswith(name)), None)
-    except OSError:
-        return None
-    return None if line is None else int(line.split()[1]) * 1024

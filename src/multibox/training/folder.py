@@ -1,56 +1,180 @@
-"""The folder of a run: made for a new one, found again for one that goes on."""
+"""The folder of a run: made for a new one, found again for one that goes on, held by one process at a time."""
 
 import contextlib
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 from multibox.config import Config
 from multibox.errors import ConfigError
 
+CONFIG, STATE, LOCK = "config.toml", "state/state.safetensors", ".lock"
+WEIGHTS = ("best.safetensors", "last.safetensors")
+OWN = (CONFIG, "state", LOCK, "metrics.csv", "images")
+"""What a run leaves beside weights and TensorBoard's events."""
+EVENTS = "events.out.tfevents"
+SCRATCH = ".*.part"
+"""Files that were being written when the process was killed."""
+
 
 @contextmanager
-def new_folder(out: Path | None, preset: str) -> Iterator[Path]:
-    """Yield the run's folder, `out` or runs/PRESET-N; where nothing was written in it, all that was made goes again.
+def new_folder(out: Path | None, preset: str) -> Iterator[tuple[Path, "Hold"]]:
+    """Yield the run's folder, `out` or runs/PRESET-N, held; if the block fails, all that was made here goes again.
+
+    The folder of a run that ended before it saved any weights is emptied and used again.
 
     Raises:
-        ConfigError: there is something in it, or it cannot be made.
+        ConfigError: the folder holds something else, another process trains there, or it cannot be made.
     """
-    if out is not None and out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty; give another --out, or --resume to go on with the run there")
-    number = 1
-    while out is None and (Path("runs") / f"{preset}-{number}").exists():
-        number += 1
-    folder = out or Path("runs") / f"{preset}-{number}"
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder, made = _make(out, preset)
     try:
-        folder.mkdir(parents=True, exist_ok=out is not None)
-    except OSError as error:
-        raise ConfigError(
-            f"the run's folder {folder} cannot be made ({error.strerror}: {error.filename}); give another --out"
-        ) from None
-    try:
-        yield folder
+        # Held before anything is looked at: of two runs that start at once only one may clear or fill it
+        hold = Hold(folder)
+        try:
+            _clear_failed_run(folder)
+            before = set(folder.iterdir())
+            try:
+                yield folder, hold
+            except BaseException:
+                for path in set(folder.iterdir()) - before:
+                    if _is_own(path):
+                        _remove(path)
+                raise
+        except BaseException:
+            hold.close()
+            raise
     except BaseException:
-        # Each is removed only if it is empty: the deepest one goes first
         with contextlib.suppress(OSError):
+            # Each is removed only if it is empty: the deepest one goes first
             for path in made:
                 path.rmdir()
         raise
 
 
-def reopen(out: Path | None) -> tuple[Path, Config]:
-    """Return the folder of the run to go on with, and its config: all that the run was asked for stands there.
+def remove_scratch(folder: Path) -> None:
+    """Remove the unfinished files of a run that was killed while it saved; call it only while the folder is held."""
+    for path in (*folder.glob(SCRATCH), *folder.glob(f"*/{SCRATCH}")):
+        path.unlink(missing_ok=True)
+
+
+def find_run(folder: Path) -> tuple[Path, Config]:
+    """Return a run folder and its config: all that the run was told stands there.
 
     Raises:
         ConfigError: there is no run.
     """
-    if out is None:
-        raise ConfigError("--resume needs --out, the run folder to go on with")
-    path = out / "config.toml"
+    path = folder / CONFIG
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist, so {out} is no run to resume")
+        hint = "" if folder.exists() else " (there is no such folder)"
+        raise ConfigError(
+            f"{folder} is no run to resume: it has no {CONFIG}{hint}; give a run folder, such as runs/NAME-1"
+        )
     try:
-        return out, Config.from_toml(path.read_text(encoding="utf-8"), str(path))
+        return folder, Config.from_toml(path.read_text(encoding="utf-8"), str(path))
     except ValueError as error:
-        raise ConfigError(f"{path}: no text ({error}); put back the one that the run was started with") from None
+        raise ConfigError(f"{path} is not text ({error}); put back the one that the run was started with") from None
+
+
+class Hold:
+    """Keeps other processes from training in a folder until it is closed, or the process ends however it ends.
+
+    Raises:
+        ConfigError: another process trains there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK
+        self.file: int | None = None
+        if sys.platform == "win32":
+            return
+        import fcntl
+
+        while True:
+            try:
+                self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            except OSError as error:
+                raise ConfigError(
+                    f"{folder} cannot be written to ({error.strerror}); mend its permissions, or give another --out"
+                ) from None
+            try:
+                # A POSIX lock: worker processes do not inherit it, so it ends with this process even if it is killed
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(self.file)
+                self.file = None
+                # Anything else is a file system without locks
+                if isinstance(error, BlockingIOError | PermissionError):
+                    raise ConfigError(
+                        f"another process trains in {folder}; wait for it, or give another --out"
+                    ) from None
+                return
+            if self._is_there():
+                return
+            # Whoever held it removed the file after it was opened here; a third process may lock a new one
+            os.close(self.file)
+            self.file = None
+
+    def _is_there(self) -> bool:
+        try:
+            return self.file is not None and os.path.samestat(os.fstat(self.file), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        """Let the folder go."""
+        if self.file is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self.file)
+            self.file = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _make(out: Path | None, preset: str) -> tuple[Path, list[Path]]:
+    number = 0
+    while True:
+        number += 1
+        folder = out or Path("runs") / f"{preset}-{number}"
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=out is not None)
+            return folder, made
+        except FileExistsError as error:
+            # Two runs that start at once look for the same number; the second takes the next one
+            if out is None and folder.is_dir():
+                continue
+            raise ConfigError(f"{folder} is a file ({error.strerror}); give another --out") from None
+        except OSError as error:
+            raise ConfigError(
+                f"the run folder {folder} cannot be made ({error.strerror}: {error.filename}); give another --out"
+            ) from None
+
+
+def _clear_failed_run(out: Path) -> None:
+    """Remove what a run left that ended before it saved weights; refuse a folder that holds anything else."""
+    entries = [path for path in out.iterdir() if path.name != LOCK]
+    if any((out / name).exists() for name in WEIGHTS):
+        raise ConfigError(f"{out} holds a run; go on with it by --resume {out}, or give another --out")
+    strange = [path.name for path in entries if not _is_own(path)]
+    unfinished = all(fnmatch(path.name, SCRATCH) for path in entries)
+    if strange or not (unfinished or (out / CONFIG).is_file()):
+        names = ", ".join(sorted(strange or [path.name for path in entries])[:3])
+        raise ConfigError(f"{out} is not empty ({names} ...); give another --out")
+    for path in entries:
+        _remove(path)
+
+
+def _is_own(path: Path) -> bool:
+    return path.name in OWN or path.name.startswith(EVENTS) or fnmatch(path.name, SCRATCH)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from multibox.errors import ConfigError, did_you_mean
+from multibox.ops.boxes import widest
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
@@ -77,7 +78,8 @@ def unfold_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
     norms = folded_norms(model)
     if not norms:
         return 0
-    sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64, device=norm.weight.device) for norm in norms}
+    device = next(model.parameters()).device
+    sums = {norm: torch.zeros(3, norm.num_features, dtype=widest(device), device=device) for norm in norms}
     handles = [norm.register_forward_pre_hook(_collector(sums[norm])) for norm in norms]
     model.eval()
     for images in batches:
@@ -98,7 +100,7 @@ def unfold_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
 
 def _collector(sums: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def collect(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        values = inputs[0].double()
+        values = inputs[0].to(sums.dtype)
         sums[0] += values.numel() / values.shape[1]
         sums[1] += values.sum((0, 2, 3))
         sums[2] += values.square().sum((0, 2, 3))

@@ -30,8 +30,8 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         )
     if config.optimizer == "adamw":
         # One pass over all weights: 2.4 ms instead of 12.7 a step of TinySSD (one core), and one launch on a GPU
-        return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+        return torch.optim.AdamW(groups, lr=known_rate(config), fused=True)
+    return torch.optim.SGD(groups, lr=known_rate(config), momentum=config.momentum, fused=True)
 
 
 def _scale(name: str, config: TrainConfig) -> float:
@@ -63,45 +63,39 @@ def decay_penalty(optimizer: torch.optim.Optimizer) -> float:
     return torch.stack(terms).sum().item() if terms else 0.0
 
 
-def check_schedule(config: TrainConfig) -> None:
-    """Refuse a length, an average, a batch size, a learning rate and a schedule that say nothing.
+def learning_rate(step: float, steps: float, config: TrainConfig) -> float:
+    """Return the learning rate of `step` (from 0) in a run of `steps`: linear warm-up, then what the schedule says.
+
+    A timed run, whose number of steps is an estimate, gives its position on the schedule as a fraction of steps.
+    """
+    peak = known_rate(config)
+    warm = round(config.warmup * steps)
+    warm = warm if config.warmup_steps == "none" else min(warm, config.warmup_steps)
+    if step < warm:
+        return peak * (step + 1) / warm
+    if config.schedule == "constant":
+        return peak
+    if config.schedule == "steps":
+        passed = sum(step >= round(share * steps) for share in config.boundaries)
+        return max(peak * config.factors[passed], config.minimum_lr)
+    progress = (step - warm) / max(1, steps - warm)
+    return peak * (config.final_lr + (1 - config.final_lr) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def known_batch_size(config: TrainConfig) -> int:
+    """Return the images per step, which a run has found by now if it was to.
 
     Raises:
-        ConfigError: no steps, a number below 0, or another number of factors than one more than boundaries.
+        ConfigError: it is still auto.
     """
-    if min(config.epochs, config.steps) < 0 or max(config.epochs, config.steps) == 0:
-        raise ConfigError(
-            f"train.epochs={config.epochs} and train.steps={config.steps} are no length of a run; expected one of them "
-            "above 0, such as --epochs 20 or --set train.steps=700"
-        )
-    if not 0 <= config.ema < 1:
-        raise ConfigError(f"train.ema={config.ema:g}: expected 0 for none, or a decay below 1, such as 0.998")
-    if config.batch_size < 0:
-        raise ConfigError(f"train.batch_size={config.batch_size}: expected a whole number above 0, or auto")
-    if config.lr < 0:
-        raise ConfigError(f"train.lr={config.lr:g}: expected a number above 0, or auto")
-    if config.schedule == "steps" and len(config.factors) != len(config.boundaries) + 1:
-        raise ConfigError(
-            f"train.schedule=steps needs one factor more than boundaries, got {len(config.factors)} and "
-            f"{len(config.boundaries)}; set both, such as train.boundaries=[80,110] and train.factors=[1,0.1,0.01]"
-        )
+    if config.batch_size == "auto":
+        raise ConfigError("train.batch_size=auto: expected the number that a run found, such as 16")
+    return config.batch_size
 
 
-def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Return the learning rate of `step` (from 0) in a run of `steps`: linear warm-up, then what the schedule says."""
-    warm = round(config.warmup * steps)
-    warm = min(warm, config.warmup_steps) if config.warmup_steps else warm
-    if step < warm:
-        return config.lr * (step + 1) / warm
-    if config.schedule == "constant":
-        return config.lr
-    if config.schedule == "steps":
-        # Boundaries belong to a run of train.steps; one of another length, in epochs, has them in the same places
-        stretch = steps / config.steps if config.epochs and config.steps else 1.0
-        passed = sum(step >= round(boundary * stretch) for boundary in config.boundaries)
-        return max(config.lr * config.factors[passed], config.minimum_lr)
-    progress = (step - warm) / max(1, steps - warm)
-    return config.lr * (config.final_lr + (1 - config.final_lr) * (1 + math.cos(math.pi * progress)) / 2)
+def known_rate(config: TrainConfig) -> float:
+    """Return the peak learning rate; 0 where the run has not found it yet, and the range test sets its own."""
+    return 0.0 if config.lr == "auto" else config.lr
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

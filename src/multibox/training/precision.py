@@ -6,23 +6,9 @@ from contextlib import AbstractContextManager
 import torch
 
 from multibox.config import TrainConfig
-from multibox.errors import ConfigError
+from multibox.inference.loading import choose_device
 
-
-def choose_device(asked: str = "auto") -> str:
-    """Return `cuda` where there is one, else `cpu`, or what was asked for.
-
-    Raises:
-        ConfigError: this machine, or this PyTorch, has no such device.
-    """
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=asked)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"--device {asked} cannot be used here ({reason}); give cpu, cuda or auto") from None
-    return asked
+__all__ = ["autocast", "choose_device", "choose_precision", "cpu_flags"]
 
 
 def choose_precision(config: TrainConfig, device: str) -> str:

@@ -1,7 +1,6 @@
 """A learning-rate range test (Smith 2017): let the rate grow from tiny to large and see where the loss has fallen."""
 
 import copy
-import dataclasses
 import math
 
 import numpy as np
@@ -15,7 +14,7 @@ from multibox.structures import Dataset
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import set_learning_rate
 from multibox.training.step import Stepper
-from multibox.training.trainer import load_training, order_pictures
+from multibox.training.trainer import load_training, order_images
 
 LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 60
 WINDOW = 7
@@ -45,11 +44,11 @@ def sweep_rates(
     rates = [LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1)) for step in range(STEPS)]
     losses: list[float] = []
     with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
-        alone = dataclasses.replace(config, train=dataclasses.replace(config.train, ema=0.0))
+        alone = config.updated({"train.ema": "none"})
         stepper = Stepper(copy.deepcopy(model), alone, device=device, precision=precision)
         train_mode(stepper.model)
-        batches = order_pictures(training, config)
-        batches.epochs = -(-STEPS // batches.steps_per_epoch)
+        batches = order_images(training, config)
+        batches.steps = STEPS
         for rate, batch in zip(rates, load_training(training, config, batches, device), strict=False):
             set_learning_rate(stepper.optimizer, rate)
             loss = stepper.step(batch.to(device)).total.item()

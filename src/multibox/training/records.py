@@ -12,6 +12,7 @@ from multibox.config import Config
 from multibox.errors import MissingExtraError
 from multibox.files import write_text_whole
 from multibox.losses.targets import BACKGROUND, Targets
+from multibox.ops.boxes import widest
 from multibox.tensors import HeadOutputs, LossParts
 
 Row = dict[str, float | int | None]
@@ -46,7 +47,8 @@ class Means:
             "positives_right": right[targets.image, targets.anchor].sum(),
             "box_error": error.sum(),
         }
-        values = dict(zip(counts, torch.stack([value.double() for value in counts.values()]).unbind(), strict=True))
+        wide = widest(parts.total.device)
+        values = dict(zip(counts, torch.stack([value.to(wide) for value in counts.values()]).unbind(), strict=True))
         self.sums = {name: self.sums[name] + value for name, value in values.items()} if self.sums else values
 
     def row(self) -> Row:

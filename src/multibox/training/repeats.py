@@ -17,10 +17,8 @@ from multibox.evaluation.report import evaluate
 from multibox.files import write_text_whole
 from multibox.inference.datasets import find_all
 from multibox.inference.detector import load
-from multibox.models.weights import choose_network
-from multibox.presets import resolve
 from multibox.training import state
-from multibox.training.run import DEFAULT_RECIPE, RunOptions
+from multibox.training.run import RunOptions, resolve_options
 from multibox.training.trainer import Trainer
 
 FIGURES = ("AP", "AP50", "AP75", "mAP")
@@ -73,7 +71,7 @@ def repeat(data: Path, options: RunOptions, seeds: int, *, train: Train, say: Sa
     Raises:
         ConfigError: no folder, no validation, or runs of other settings in the folder.
     """
-    out, options = _checked(options)
+    out, options = _checked(data, options)
     _remember(out, data, options)
     found: list[Run] = []
     for seed in range(seeds):
@@ -132,20 +130,18 @@ def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _checked(options: RunOptions) -> tuple[Path, RunOptions]:
+def _checked(data: Path, options: RunOptions) -> tuple[Path, RunOptions]:
     """Return the folder and the options with their preset and recipe named."""
     if options.out is None:
         raise ConfigError("several runs need --out, the folder for all of them; the same command then goes on with it")
-    if options.resume:
+    if options.resume is not None:
         raise ConfigError("several runs go on by themselves when the command is given again; leave --resume away")
     if options.val_split == "none":
         raise ConfigError("several runs are compared by their validation figures; give another --val-split than none")
     if "train.seed" in options.changes:
         raise ConfigError("several runs count train.seed up from 0; leave --set train.seed away")
-    recipe = options.recipe or DEFAULT_RECIPE
-    preset, network = choose_network(options.weights, options.preset, recipe)
-    resolve(preset, recipe, network | options.changes)
-    return options.out, dataclasses.replace(options, preset=preset, recipe=recipe)
+    config, _ = resolve_options(data, options)
+    return options.out, dataclasses.replace(options, preset=config.preset, recipe=config.recipe)
 
 
 def _remember(out: Path, data: Path, options: RunOptions) -> None:
@@ -153,7 +149,7 @@ def _remember(out: Path, data: Path, options: RunOptions) -> None:
     asked = {
         field.name: str(value) if isinstance(value, Path) else value
         for field in dataclasses.fields(options)
-        if field.name not in ("out", "resume", "device", "on_bad")
+        if field.name not in ("out", "resume", "device", "on_bad", "started")
         for value in [getattr(options, field.name)]
     }
     asked = json.loads(json.dumps({"data": str(data.resolve()), **asked}))
@@ -193,11 +189,7 @@ def _run(data: Path, options: RunOptions, folder: Path, seed: int, train: Train)
 def _options(options: RunOptions, folder: Path, seed: int) -> RunOptions:
     """Return one run's options: to begin it, or to go on with it where it has a state."""
     if (folder / "state" / state.FILE).is_file():
-        return dataclasses.replace(options, out=folder, resume=True, epochs=None, weights=None, changes={})
-    for path in folder.glob("*"):
-        # All that a run leaves that was stopped before it saved anything
-        if path.name == "config.toml" or path.name.startswith("events.out.tfevents"):
-            path.unlink()
+        return RunOptions(resume=folder, device=options.device)
     return dataclasses.replace(options, out=folder, changes={**options.changes, "train.seed": seed})
 
 

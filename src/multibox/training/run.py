@@ -1,200 +1,285 @@
-"""From a data set and names of a preset and a recipe to a run folder."""
+"""From a data set and what was asked for to a run folder, and from a run folder back to a run."""
 
 import copy
 import dataclasses
-import functools
-import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from multibox import __version__
-from multibox.analysis.anchors import box_shapes, fit_shapes
-from multibox.config import Config
-from multibox.data.checking import check_pictures
-from multibox.data.formats import find_splits, open_dataset, split_for
+from multibox.config import Config, read_toml, with_one_length
+from multibox.data.augmentation import find_augmentation
+from multibox.data.fingerprint import fingerprint
+from multibox.data.formats import FORMATS
 from multibox.data.formats.common import OnBad
 from multibox.data.loading import AugmentedPictures, in_order, load_batches
-from multibox.errors import ConfigError, DataError
+from multibox.errors import ConfigError, WeightsError, did_you_mean
 from multibox.files import write_text_whole
-from multibox.models.anchors import cell_shapes
+from multibox.inference.thresholds import class_thresholds
+from multibox.models.anchors import check_anchors
+from multibox.models.backbones import check_backbone
 from multibox.models.build import build_model
 from multibox.models.ssd import SSD
 from multibox.models.weights import choose_network, load_weights
-from multibox.presets import resolve
-from multibox.settings import AUTO
+from multibox.presets import SET, resolve_layers
+from multibox.settings import flatten
 from multibox.structures import Dataset
-from multibox.training.capacity import choose_batch_size
-from multibox.training.folder import new_folder, reopen
+from multibox.training.adapting import drop_difficult, enlarge_input, find_numbers, fit_anchors, spare_knowledge
+from multibox.training.advice import look_at_boxes
+from multibox.training.capacity import check_memory
+from multibox.training.folder import CONFIG, Hold, find_run, new_folder, remove_scratch
 from multibox.training.memory import keep_freed_memory
 from multibox.training.norms import unfold_norms
 from multibox.training.precision import choose_device, choose_precision
-from multibox.training.range_test import find_rate
+from multibox.training.reporter import Reporter
+from multibox.training.splits import open_splits
 from multibox.training.trainer import Trainer
 
 DEFAULT_RECIPE = "default"
-HELD_OUT = 0.1
-UNFOLD_PICTURES, UNFOLD_BATCH = 64, 16
+OPTIONS = "command line"
+"""The layer of settings that have an option or argument of their own."""
+UNFOLD_IMAGES, UNFOLD_BATCH = 64, 16
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What `multibox train` was asked for, beside the data."""
+    """What `multibox train` was asked for, beside the data. None leaves a setting to the layers below."""
 
     preset: str | None = None
-    """None takes the one of the weights where they are a detector, and TinySSD otherwise."""
     recipe: str | None = None
-    """None is DEFAULT_RECIPE, and that of the run where one is resumed."""
     epochs: int | None = None
-    weights: Path | None = None
-    """A detector, whose network and anchors are kept where it is of the preset, or the weights of a body."""
+    minutes: float | None = None
+    weights: str | None = None
+    """A built-in model's name, a detector's file or run folder, the weights of a backbone, or "none"."""
     out: Path | None = None
     train_split: str | None = None
     val_split: str | None = None
-    """None takes `val` or holds some training pictures out; "none" does without."""
+    """None takes `val` or holds some training images out; "none" does without."""
     format: str | None = None
-    on_bad: OnBad = "stop"
+    on_bad: OnBad | None = None
+    config: Path | None = None
+    """A TOML file with any part of the settings."""
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    resume: bool = False
+    """By dotted key, as `--set` gives them."""
+    resume: Path | None = None
+    """The run folder to go on with; everything else stands in it."""
     device: str = "auto"
+    started: float | None = None
+    """`time.monotonic()` when the command began; a timed run counts from there."""
 
 
-def prepare(data: Path, options: RunOptions, tell: Callable[[str], None] = lambda line: None) -> Trainer:
+def prepare(data: Path | None, options: RunOptions, reporter: Reporter | None = None) -> Trainer:
     """Read the data, resolve the config, fit the anchors, build the network, make or reopen the run folder.
 
     A mistake that is found here leaves no folder behind.
 
     Args:
-        data: the data set.
-        options: what was asked for.
-        tell: gets the sentences a user should read, one by one.
+        data: The data set; None where a run is resumed that knows it.
+        options: What was asked for.
+        reporter: Gets the sentences a user should read.
+
+    Raises:
+        ConfigError: settings, names or folders that cannot be used.
+        DataError: data that cannot be used.
+        WeightsError: weights that cannot be used.
     """
-    if options.resume:
-        folder, config = reopen(options.out)
-        _refuse_other_settings(options, config)
-        return _assemble(data, options, folder, config, tell)
-    config = _settings(options)
-    with new_folder(options.out, config.preset) as folder:
-        return _assemble(data, options, folder, config, tell)
+    reporter = reporter or Reporter()
+    if options.started is None:
+        options = dataclasses.replace(options, started=time.monotonic())
+    if options.resume is not None:
+        return _resume(data, options, reporter)
+    config, _ = resolve_options(data, options)
+    if not config.data.path:
+        raise ConfigError("train needs DATA, a data set's folder or file; or --resume RUN to go on with a run")
+    with new_folder(options.out, config.preset) as (folder, hold):
+        return _assemble(config, folder, options, reporter, hold)
 
 
-def _assemble(data: Path, options: RunOptions, folder: Path, config: Config, tell: Callable[[str], None]) -> Trainer:
-    training, validation = open_splits(data, options)
-    if training.crowd.all():
-        raise DataError(
-            f"{data}: no picture to train on (split {training.split}) has an object; there is nothing to learn"
+def resolve_options(data: Path | None, options: RunOptions) -> tuple[Config, dict[str, str]]:
+    """Return the settings that were asked for, and for each by dotted key the layer that set it.
+
+    Nothing is read but files of settings and weights.
+
+    Raises:
+        ConfigError: an unknown name, a value out of range, or settings that exclude each other.
+    """
+    file = _read_file(options.config)
+    changes, given = dict(options.changes), _given(data, options)
+    if twice := sorted(given.keys() & changes.keys()):
+        raise ConfigError(f"{twice[0]} is given twice, as an option and by --set; leave one away")
+    with_one_length({**changes, **given})
+    preset = options.preset or changes.pop("preset", None) or file.pop("preset", None)
+    recipe = options.recipe or changes.pop("recipe", None) or file.pop("recipe", None) or DEFAULT_RECIPE
+    weights = given.get("train.weights", changes.get("train.weights", file.get("train.weights")))
+    try:
+        preset, network = choose_network(weights, preset, recipe)
+    except WeightsError as error:
+        raise WeightsError(f"{'train.weights' if options.weights is None else '--weights'}: {error}") from None
+    layers = [(f"weights {weights}", network), (str(options.config), file), (SET, changes), (OPTIONS, given)]
+    layers = [layer for layer in layers if layer[1]]
+    config, origins = resolve_layers(preset, recipe, layers)
+    _check_without_data(config)
+    for given, adapted in (("model.input_size", "train.largest_input"), ("train.lr", "train.known_lr")):
+        if any(given in values and adapted not in values for _, values in layers):
+            config = config.updated({adapted: "none"})
+    return config, origins
+
+
+def _check_without_data(config: Config) -> None:
+    """Refuse what the schema cannot know and no data is needed for: names, and lists that do not fit each other.
+
+    Raises:
+        ConfigError: an unknown name, or settings that do not fit each other.
+    """
+    find_augmentation(config.train.augmentation)
+    check_backbone(config.model.backbone)
+    if config.data.format not in ("auto", *FORMATS):
+        known = ", ".join(FORMATS)
+        raise ConfigError(
+            f"data.format: unknown format {config.data.format!r}{did_you_mean(config.data.format, FORMATS)}; "
+            f"known: auto, {known}"
         )
-    if config.train.difficult == "drop":
-        training = drop_difficult(training)
-    for note in dict.fromkeys((*training.notes, *(validation.notes if validation else ()))):
-        tell(note)
-    if not options.resume:
-        config = fit_anchors(config, training)
-    device = choose_device(options.device)
-    if device == "cpu":
-        keep_freed_memory()
-    else:
-        # Steps have one shape, or few (train.scales): let cuDNN try its kernels for each and keep the fastest
-        torch.backends.cudnn.benchmark = True
-    precision = choose_precision(config.train, device)
-    model = build_model(config, len(training.class_names), config.train.seed)
-    _check_input_size(model, config)
-    known = False
-    if options.weights is not None:
-        note, known = load_weights(model, options.weights, training.class_names)
-        tell(note)
-        if unfold_norms(model, _some_pictures(training, config)):
-            tell("batch norms that were folded into these weights got the statistics of training pictures")
-    if not options.resume:
-        config = find_numbers(config, model, training, device, precision, tell)
-    source = f"multibox {__version__}, recipe {config.recipe}, trained on {data} ({training.split})"
-    trainer = Trainer(
-        model, config, training, validation, folder,
-        device=device, precision=precision, source=source, known=known, tell=tell,
-    )  # fmt: skip
-    if options.resume:
-        trainer.resume()
-    else:
-        write_text_whole(folder / "config.toml", config.to_toml())
-    tell(_summary(trainer, data))
+    if config.data.fingerprint:
+        raise ConfigError("data.fingerprint: the run sets it itself; leave it away")
+    check_anchors(config)
+
+
+def _read_file(path: Path | None) -> dict[str, Any]:
+    """Return the settings of --config by dotted key, without the fingerprint that a run's own config.toml brings."""
+    if path is None:
+        return {}
+    try:
+        values = flatten(read_toml(path.read_text(encoding="utf-8"), str(path)))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} cannot be read ({error}); give a TOML file of settings") from None
+    values.pop("data.fingerprint", None)
+    return values
+
+
+def _given(data: Path | None, options: RunOptions) -> dict[str, Any]:
+    """Return what the command's own options say, by dotted key."""
+    asked = {
+        "train.epochs": options.epochs,
+        "train.minutes": options.minutes,
+        "train.weights": None if options.weights is None else str(options.weights),
+        "data.train_split": options.train_split,
+        "data.val_split": options.val_split,
+        "data.format": options.format,
+        "data.on_bad": options.on_bad,
+    }
+    given = {key: value for key, value in asked.items() if value is not None}
+    if options.epochs is not None and options.minutes is not None:
+        raise ConfigError("--minutes and --epochs exclude each other; give one of them")
+    path = {} if data is None else {"data.path": [str(data.resolve())]}
+    return {**given, **path}
+
+
+def _resume(data: Path | None, options: RunOptions, reporter: Reporter) -> Trainer:
+    assert options.resume is not None
+    folder, config = find_run(options.resume)
+    _refuse_other_settings(options, config)
+    if data is not None:
+        config = config.updated({"data.path": [str(data.resolve())]})
+    if not config.data.path:
+        raise ConfigError(f"{folder / CONFIG} does not say which data it was trained on; give --data DATA as well")
+    length = {"train.epochs": options.epochs, "train.minutes": options.minutes}
+    config = config.updated({key: value for key, value in length.items() if value is not None})
+    hold = Hold(folder)
+    try:
+        remove_scratch(folder)
+        trainer = _assemble(config, folder, options, reporter, hold)
+    except BaseException:
+        hold.close()
+        raise
+    write_text_whole(folder / CONFIG, trainer.config.to_toml(with_data=True))
     return trainer
 
 
-def _settings(options: RunOptions) -> Config:
-    """Return the config that was asked for."""
-    changes = dict(options.changes)
-    if options.epochs is not None:
-        changes["train.epochs"] = options.epochs
-    recipe = options.recipe or DEFAULT_RECIPE
-    preset, network = choose_network(options.weights, options.preset, recipe)
-    return resolve(preset, recipe, network | changes)
+def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Reporter, hold: Hold) -> Trainer:
+    resumed = options.resume is not None
+    training, validation, notes = open_splits(config.data)
+    for note in notes:
+        reporter.note(note)
+    config = _identify(config, folder, training, validation)
+    class_thresholds(config.post.thresholds, training.class_names)
+    if config.train.difficult == "drop":
+        training = drop_difficult(training)
+    if not resumed:
+        config = fit_anchors(enlarge_input(config, training, reporter), training)
+    device = choose_device(options.device)
+    precision = choose_precision(config.train, device)
+    if device == "cpu":
+        keep_freed_memory()
+    model = build_model(config, len(training.class_names), config.train.seed)
+    check_memory(model, config, device=device, precision=precision)
+    _check_input_size(model, config)
+    known = False
+    if not resumed:
+        known = _start_from(model, config, training, reporter)
+        if known:
+            config = spare_knowledge(model, config, validation or training, device, reporter)
+        config = find_numbers(config, model, training, device, precision, reporter)
+    findings = look_at_boxes(training, config)
+    for finding in findings:
+        reporter.note(finding)
+    trainer = Trainer(
+        model, config, training, validation, folder,
+        device=device, precision=precision, source=_source(config, training), known=known, reporter=reporter,
+        started=options.started, hold=hold, findings=findings,
+    )  # fmt: skip
+    if resumed:
+        trainer.resume()
+    else:
+        write_text_whole(folder / CONFIG, config.to_toml(with_data=True))
+    reporter.note(_summary(trainer))
+    return trainer
 
 
-def open_splits(data: Path, options: RunOptions) -> tuple[Dataset, Dataset | None]:
-    """Return the training split, and the validation split or a part held out of the training split."""
-    splits = find_splits(data, options.format)
-    train_split = options.train_split or split_for(splits, "train")
+def _start_from(model: SSD, config: Config, training: Dataset, reporter: Reporter) -> bool:
+    """Load the weights to start from; return whether they know every class already."""
+    if config.train.weights == "none":
+        return False
+    note, known = load_weights(model, config.train.weights, training.class_names)
+    reporter.note(note)
+    if unfold_norms(model, _some_images(training, config)):
+        reporter.note("batch norms that were folded into these weights got the statistics of training images")
+    return known
 
-    def read(split: str | None, names: tuple[str, ...] | None = None) -> Dataset:
-        dataset = open_dataset(data, split, format=options.format, class_names=names, on_bad=options.on_bad)
-        return check_pictures(dataset, options.on_bad)
 
-    training = read(train_split)
-    if options.val_split == "none":
-        return training, None
-    val_split = options.val_split or split_for(splits, "val")
-    if val_split is not None and val_split != training.split:
-        return training, read(val_split, training.class_names)
-    if len(training) < 2:
-        raise DataError(
-            f"{data}: {len(training)} picture is too few to train and validate; add more, or --val-split none"
+def _identify(config: Config, folder: Path, training: Dataset, validation: Dataset | None) -> Config:
+    """Return the config with the data's fingerprint, or refuse data that changed since the run began."""
+    found = fingerprint(training, validation)
+    if config.data.fingerprint not in ("", found):
+        raise ConfigError(
+            f"the data at {', '.join(config.data.path)} changed since {folder} was started (other images, sizes, boxes "
+            f"or classes; fingerprint {found[:12]}, expected {config.data.fingerprint[:12]}); resume with the data as "
+            f"it was, or start another run from these weights: --weights {folder}"
         )
-    held = held_out(training.names)
-    return training.subset([i for i in range(len(training)) if i not in held]), training.subset(sorted(held))
+    return config.updated({"data.fingerprint": found})
 
 
-def held_out(names: list[str]) -> set[int]:
-    """Return the pictures to hold out: a tenth, chosen by a hash of the name, so that it stays the same tenth."""
-    order = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
-    return set(order[: max(1, round(len(names) * HELD_OUT))])
-
-
-def drop_difficult(training: Dataset) -> Dataset:
-    """Take objects marked difficult out of training; where a picture has no others, its first one stays (HiKapok)."""
-    easy = ~training.difficult
-    owner = np.repeat(np.arange(len(training)), np.diff(training.starts))
-    hopeless = np.bincount(owner, weights=easy, minlength=len(training)) == 0
-    kept = easy.copy()
-    kept[training.starts[:-1][hopeless & (np.diff(training.starts) > 0)]] = True
-    # A crowd is what training looks away from
-    return dataclasses.replace(training, crowd=training.crowd | ~kept)
-
-
-def fit_anchors(config: Config, training: Dataset) -> Config:
-    """Replace the preset's anchor shapes by ones fitted to the training boxes, where the recipe asks for it."""
-    if not config.anchors.fit:
-        return config
-    base = cell_shapes(config.anchors, config.model.input_size)
-    shapes = fit_shapes(box_shapes(training), base, config.anchors.fit)
-    fitted = dataclasses.replace(config.anchors, style="shapes", shapes=shapes, sizes=(), ratios=(), fit=0)
-    return dataclasses.replace(config, anchors=fitted)
+def _source(config: Config, training: Dataset) -> str:
+    names = ", ".join(Path(path).name for path in config.data.path)
+    return (
+        f"multibox {__version__}, recipe {config.recipe}, trained on {names} ({training.split}, "
+        f"{len(training)} images, fingerprint {config.data.fingerprint[:12]})"
+    )
 
 
 def _check_input_size(model: SSD, config: Config) -> None:
-    """Refuse an input that the network or memory does not hold, and single pictures where batch norms need more."""
+    """Refuse an input that the network does not take, and single images where batch norms need more."""
     height, width = config.model.input_size
-    picture = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
     try:
         with torch.inference_mode():
-            model.eval()(picture)
+            model.eval()(image)
             if config.train.batch_size == 1:
-                copy.deepcopy(model).train()(picture)
+                copy.deepcopy(model).train()(image)
     except ValueError:
         raise ConfigError(
             "train.batch_size=1: a batch norm over a map of one cell has nothing to go by; give 2 or more"
@@ -207,56 +292,61 @@ def _check_input_size(model: SSD, config: Config) -> None:
     model.train()
 
 
-def find_numbers(
-    config: Config, model: SSD, training: Dataset, device: str, precision: str, tell: Callable[[str], None]
-) -> Config:
-    """Replace a batch size and a learning rate of `auto` by numbers, and tell them; the network stays as it is."""
-    if config.train.batch_size == AUTO:
-        size, why = choose_batch_size(model, config, training, device=device, precision=precision)
-        tell(f"batch size {size}: {why}")
-        config = config.updated({"train.batch_size": size})
-    if config.train.lr == AUTO:
-        rate = find_rate(model, config, training, device=device, precision=precision)
-        tell(f"learning rate {rate:g}: in the range test nine tenths of the loss's fall were done there")
-        config = config.updated({"train.lr": rate})
-    return config
-
-
-def _some_pictures(training: Dataset, config: Config) -> Iterator[Tensor]:
-    pictures = AugmentedPictures(training, config.model.input_size, ())
-    batches = in_order(min(len(training), UNFOLD_PICTURES), UNFOLD_BATCH)
-    return (batch.images for batch in load_batches(pictures, batches, 0, pin=False))
+def _some_images(training: Dataset, config: Config) -> Iterator[Tensor]:
+    images = AugmentedPictures(training, config.model.input_size, ())
+    batches = in_order(min(len(training), UNFOLD_IMAGES), UNFOLD_BATCH)
+    return (batch.images for batch in load_batches(images, batches, 0, pin=False))
 
 
 def _refuse_other_settings(options: RunOptions, config: Config) -> None:
     """Refuse what would change a resumed run; what it has anyway may be said again."""
-    if options.weights is not None:
-        raise ConfigError("--resume goes on with the run's own weights; leave --weights away, or give another --out")
+    folder = options.resume
+    assert folder is not None
+    if options.out is not None and options.out.resolve() != folder.resolve():
+        raise ConfigError(f"--resume {folder} goes on in its own folder; leave --out away")
+    if options.epochs is not None and options.minutes is not None:
+        raise ConfigError("--minutes and --epochs exclude each other; give one of them")
     asked: dict[str, tuple[str, Any]] = {
         "--preset": ("preset", options.preset),
         "--recipe": ("recipe", options.recipe),
-        "--epochs": ("train.epochs", options.epochs),
+        "--weights": ("train.weights", options.weights),
+        "--train-split": ("data.train_split", options.train_split),
+        "--val-split": ("data.val_split", options.val_split),
+        "--format": ("data.format", options.format),
+        "--on-bad": ("data.on_bad", options.on_bad),
         **{f"--set {key}": (key, value) for key, value in options.changes.items()},
     }
     for option, (key, value) in asked.items():
         # What was to be found out, the run has found
-        found = key == "anchors.fit" or (key in ("train.lr", "train.batch_size") and value in ("auto", AUTO))
+        found = key == "anchors.fit" or (key in ("train.lr", "train.batch_size") and value == "auto")
         if value is not None and not found and config.updated({key: value}) != config:
-            has = functools.reduce(getattr, key.split("."), config)
-            has = has if isinstance(has, str) else json.dumps(has)
+            has = config
+            for part in key.split("."):
+                has = getattr(has, part)
             raise ConfigError(
-                f"{options.out} was started with {key}={has}, got {value}; --resume goes on with the run's own "
-                f"settings, so leave {option} away, or start another run without --resume"
+                f"{folder} was started with {key}={has if isinstance(has, str) else json.dumps(has)}, got {value}; "
+                f"--resume goes on with the run's own settings, so leave {option} away, or start another run"
             )
+    if options.config is not None:
+        raise ConfigError(f"--resume {folder} goes on with the run's own settings; leave --config away")
 
 
-def _summary(trainer: Trainer, data: Path) -> str:
-    training, validation = trainer.training, trainer.validation
+def _summary(trainer: Trainer) -> str:
+    training, validation, config = trainer.training, trainer.validation, trainer.config
     held = f"{len(validation.dataset)} for validation ({validation.dataset.split})" if validation else "no validation"
     parameters = sum(p.numel() for p in trainer.stepper.model.parameters())
+    start = "fresh weights" if config.train.weights == "none" else f"from {config.train.weights}"
     return (
-        f"{data}: {len(training)} pictures ({training.split}), {held}, classes {', '.join(training.class_names)}\n"
-        f"{trainer.config.preset}, recipe {trainer.config.recipe}: {parameters:,} parameters, "
-        f"{trainer.batches.epochs} epochs of {trainer.batches.steps_per_epoch} steps, "
+        f"{', '.join(config.data.path)}: {len(training)} images ({training.split}), {held}, "
+        f"classes {', '.join(training.class_names)}\n"
+        f"{config.preset}, recipe {config.recipe}, {start}: {parameters:,} parameters, {_length(trainer)}, "
         f"{trainer.stepper.precision} on {trainer.device}, folder {trainer.folder}"
     )
+
+
+def _length(trainer: Trainer) -> str:
+    pace = trainer.pace
+    if pace.seconds is not None:
+        return f"{pace.seconds / 60:g} minutes"
+    epochs = (pace.fixed or 0) / trainer.batches.steps_per_epoch
+    return f"{pace.fixed} steps ({epochs:.3g} epochs of {trainer.batches.steps_per_epoch})"

@@ -5,24 +5,10 @@ import random
 from torch.nn import functional
 
 from multibox.config import Config
-from multibox.errors import ConfigError
 from multibox.tensors import Batch
 
 MULTIPLE = 32
 """Sides are multiples of this, the stride that bodies share, so that no map loses a row."""
-
-
-def check_scales(config: Config) -> None:
-    """Refuse scales that are not a range.
-
-    Raises:
-        ConfigError: a scale of 0 or less, or the larger one first.
-    """
-    low, high = config.train.scales
-    if not 0 < low <= high:
-        raise ConfigError(
-            f"train.scales={[low, high]}: expected the smallest and the largest scale, such as [0.75, 1.25]"
-        )
 
 
 def draw_size(config: Config, step: int) -> tuple[int, int]:

@@ -38,7 +38,9 @@ def load_state(folder: Path, stepper: Stepper) -> dict[str, Any]:
     """
     path = folder / "state" / FILE
     if not path.is_file():
-        raise WeightsError(f"{path} does not exist, so there is nothing to resume; start the run without --resume")
+        raise WeightsError(
+            f"{path} does not exist, so there is nothing to resume; start the run anew, without --resume"
+        )
     instead = f"start another run from its weights: --weights {folder / 'last.safetensors'} and another --out"
     try:
         with safe_open(path, framework="pt") as file:
@@ -61,6 +63,16 @@ def load_state(folder: Path, stepper: Stepper) -> dict[str, Any]:
     groups = stepper.optimizer.state_dict()["param_groups"]
     stepper.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     stepper.means.sums = {name: tensor.to(stepper.device) for name, tensor in _below("means.", tensors).items()}
+    return _in_todays_words(notes)
+
+
+def _in_todays_words(notes: dict[str, Any]) -> dict[str, Any]:
+    """Return the notes of a state that was written before runs could be timed as they are written now."""
+    if "pace" not in notes:
+        spent = sum(row.get("seconds") or 0.0 for row in notes["rows"])
+        notes["pace"] = {"step": notes["step"], "position": 0.0, "spent": spent, "durations": []}
+        notes["pace"] |= {"validation": 0.0, "saving": 0.0}
+        notes["due"] = 0.0
     return notes
 
 

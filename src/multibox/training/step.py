@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -51,7 +52,7 @@ class Stepper:
             parts = dataclasses.replace(parts, l2=l2, total=parts.total + l2)
         self.optimizer.zero_grad(set_to_none=True)
         parts.total.backward()
-        if config.train.clip_norm > 0:
+        if config.train.clip_norm != "none":
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip_norm)
         self.optimizer.step()
         if self.average is not None:
@@ -97,5 +98,5 @@ def anchors_at(config: Config, shapes: FeatureShapes, size: tuple[int, ...], dev
     """
     anchors = config.anchors
     if size != config.model.input_size:
-        anchors = dataclasses.replace(anchors, steps=())
+        anchors = msgspec.structs.replace(anchors, steps=())
     return make_anchors(anchors, shapes, config.model.input_size, device)

@@ -16,6 +16,7 @@ from multibox.losses.targets import make_targets
 from multibox.models.anchors import anchors_per_cell, make_anchors
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset, Detections
+from multibox.training.optimizer import known_batch_size
 
 if TYPE_CHECKING:
     from multibox.training.records import Row
@@ -30,6 +31,8 @@ class Validation:
         self.device = device
         self.per_cell = anchors_per_cell(config)
         self.pictures = AugmentedPictures(dataset, config.model.input_size, ())
+        self.per_class: dict[str, float | None] = {}
+        """Of the weights scored last: average precision at IoU .5 of each class."""
         self.thresholds: tuple[float, ...] = ()
         """Of the weights scored last: for each class the score from which F1 at IoU .5 is best."""
 
@@ -41,7 +44,7 @@ class Validation:
         scores that `predict` will see. The network itself is put into evaluation mode and left there.
         """
         network = quick_copy(model.eval(), "float32")
-        batches = in_order(len(self.dataset), self.config.train.batch_size)
+        batches = in_order(len(self.dataset), known_batch_size(self.config.train))
         found: list[Detections] = []
         losses: list[torch.Tensor] = []
         for batch in load_batches(self.pictures, batches, 0, pin=False):
@@ -64,6 +67,7 @@ class Validation:
             found += detect(outputs, batch.sizes, self.config, self.dataset.class_names)
         loss = torch.stack(losses).sum().item() / len(self.dataset)
         curves = precision_recall(found, self.dataset, self.dataset.class_names)
+        self.per_class = {name: curve.ap12 for name, curve in curves.items()}
         best = [best_threshold(curve) for curve in curves.values()]
         self.thresholds = tuple(DEFAULT_THRESHOLD if one is None else one["threshold"] for one in best)
         return {"val_loss": loss, "val_map50": mean(curve.ap12 for curve in curves.values())}

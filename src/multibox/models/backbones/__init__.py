@@ -9,7 +9,7 @@ from multibox.errors import ConfigError, did_you_mean
 from multibox.models.backbones.layers import replace_strided_depthwise
 from multibox.models.backbones.mobilenet import mobilenetv2_body, mobilenetv3_body
 from multibox.models.backbones.mobilenetv1 import MobileNetV1Body
-from multibox.models.backbones.pyramid import MobileNetV1PyramidBody, RegNetPyramidBody
+from multibox.models.backbones.pyramid import FineMobileNetV1Body, MobileNetV1PyramidBody, RegNetPyramidBody
 from multibox.models.backbones.resnet import ResNet50Body
 from multibox.models.backbones.rfb import RFBBody
 from multibox.models.backbones.timm_body import TimmBody
@@ -29,6 +29,7 @@ FIXED: dict[str, Callable[[], nn.Module]] = {
 WITH_WIDTH: dict[str, Callable[[float], nn.Module]] = {
     "mobilenetv1-tf": MobileNetV1Body,
     "mobilenetv1-pyramid": MobileNetV1PyramidBody,
+    "mobilenetv1-fine": FineMobileNetV1Body,
     "mobilenetv1": partial(MobileNetV1Body, tensorflow=False),
     "mobilenetv2": mobilenetv2_body,
     "mobilenetv3": mobilenetv3_body,
@@ -59,8 +60,18 @@ def make_backbone(name: str, width: float, levels: int) -> nn.Module:
         )
     if name.startswith(TIMM):
         return replace_strided_depthwise(TimmBody(name.removeprefix(TIMM), levels))
-    if name not in FIXED:
-        raise ConfigError(
-            f"unknown backbone {name!r}{did_you_mean(name, BACKBONES)}; known: {', '.join(BACKBONES)}, timm:NAME"
-        )
+    check_backbone(name)
     return FIXED[name]()
+
+
+def check_backbone(name: str) -> None:
+    """Refuse a name that is in no table.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if name not in FIXED and name not in WITH_WIDTH and not name.startswith(TIMM):
+        raise ConfigError(
+            f"model.backbone: unknown backbone {name!r}{did_you_mean(name, BACKBONES)}; known: "
+            f"{', '.join(BACKBONES)}, timm:NAME"
+        )

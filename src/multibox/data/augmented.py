@@ -1,0 +1,116 @@
+"""Augmented images and their batches as numpy arrays. No PyTorch here: worker processes start in a fraction of it."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from multibox.data.augmentation import Operation, plan, project, render
+from multibox.data.mixing import Mixing, Scene, mix, narrow
+from multibox.data.samples import load_picture
+from multibox.data.sampling import Key
+from multibox.structures import Dataset, Sample
+
+CACHE_BYTES = 2 << 30
+"""Decoded images are kept up to this much memory in all; the rest is decoded again each time."""
+
+Item = tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64], str, tuple[int, int]]
+
+
+class Arrays(NamedTuple):
+    """A batch as arrays; see `multibox.tensors.Batch` for the meaning."""
+
+    images: NDArray[np.uint8]
+    """[b, h, w, 3]"""
+    gt_xyxy: NDArray[np.float32]
+    """[b, g, 4]"""
+    gt_labels: NDArray[np.int64]
+    """[b, g]"""
+    names: list[str]
+    sizes: list[tuple[int, int]]
+
+
+class AugmentedPictures:
+    """Images of the network's size with their labels; an item is the same whichever thread or process makes it."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        size: tuple[int, int],
+        operations: Sequence[Operation],
+        *,
+        seed: int = 0,
+        fill: tuple[int, int, int] = (124, 116, 104),
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.dataset = dataset
+        self.size = size
+        self.operations = operations
+        self.mixing = [operation for operation in operations if isinstance(operation, Mixing)]
+        self.seed = seed
+        self.fill = fill
+        self.cache: dict[int, NDArray[np.uint8]] = {}
+        self.cache_left = cache_bytes
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getstate__(self) -> dict[str, object]:
+        # Decoded images stay behind: a worker process decodes its own share
+        return {**self.__dict__, "cache": {}}
+
+    def __getitem__(self, key: Key | tuple[int, ...]) -> Item:
+        """Return pixels [h, w, 3], boxes [N, 4] as fractions, labels [N], name and (width, height) of the original."""
+        epoch, index, copy, mixed = key if isinstance(key, Key) else Key(key[0], key[1], key[2] if len(key) > 2 else 0)
+        sample = self.dataset[index]
+        picture = self._picture(index, sample)
+        # The first copy has no third number, so that runs of older versions are repeated exactly
+        rng = np.random.default_rng((self.seed, epoch, index, copy) if copy else (self.seed, epoch, index))
+        own, other = partial(self._scene, sample, picture, rng), partial(self._other, rng)
+        scene = mix(self.mixing if mixed else (), own, other, self.size, rng)
+        return scene.pixels, scene.boxes_xyxy, scene.labels, sample.name, picture.size
+
+    def batch(self, keys: Sequence[tuple[int, ...]]) -> Arrays:
+        """Return the items of `keys` as one batch."""
+        return collate_items([self[key] for key in keys])
+
+    def _other(self, rng: np.random.Generator, size: tuple[int, int]) -> Scene:
+        index = int(rng.integers(len(self)))
+        sample = self.dataset[index]
+        return self._scene(sample, self._picture(index, sample), rng, size)
+
+    def _scene(self, sample: Sample, picture: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Scene:
+        # A crowd is a region of many objects: no single box to learn
+        keep = ~sample.crowd
+        boxes, labels = sample.boxes_xyxy[keep], sample.labels[keep]
+        view = plan(self.operations, picture.size, boxes, rng)
+        if size != self.size:
+            narrow(view, size[1] / self.size[1], size[0] / self.size[0], rng)
+        pixels = render(picture, view, size, self.fill)
+        kept = view.kept()
+        return Scene(pixels, project(view, boxes[kept]), labels[kept])
+
+    def _picture(self, index: int, sample: Sample) -> Image.Image:
+        if (cached := self.cache.get(index)) is not None:
+            return Image.fromarray(cached)
+        picture = load_picture(sample)
+        pixels = np.asarray(picture)
+        if pixels.nbytes <= self.cache_left:
+            self.cache_left -= pixels.nbytes
+            self.cache[index] = pixels
+        return picture
+
+
+def collate_items(items: Sequence[Item]) -> Arrays:
+    """Stack images and pad their labels with -1 rows."""
+    pixels, boxes, labels, names, sizes = zip(*items, strict=True)
+    rows = max(1, *(len(each) for each in labels))
+    gt_xyxy = np.full((len(items), rows, 4), -1, np.float32)
+    gt_labels = np.full((len(items), rows), -1, np.int64)
+    for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        gt_xyxy[i, : len(label)] = box
+        gt_labels[i, : len(label)] = label
+    return Arrays(np.stack(pixels), gt_xyxy, gt_labels, list(names), list(sizes))

@@ -1,0 +1,82 @@
+"""What this process may use of the machine: cores and memory, by affinity masks and control groups (containers)."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use, at least 1: by its affinity mask and its container's quota."""
+    # Only Linux tells
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cores, *(math.floor(quota) for quota in _quotas())]))
+
+
+def available_memory() -> int | None:
+    """Return the bytes that this process could still take: of the machine, or of its container if that is less.
+
+    None where the system does not tell.
+    """
+    free = read_kilobytes(PROC / "meminfo", "MemAvailable:")
+    lefts = [] if free is None else [free]
+    for group in _groups("memory"):
+        limit = _number(group / "memory.max", group / "memory.limit_in_bytes")
+        used = _number(group / "memory.current", group / "memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            # Cached files are counted as used and given back when asked for
+            cached = read_number(group / "memory.stat", "inactive_file")
+            lefts.append(limit - used + (cached or 0))
+    return max(0, min(lefts)) if lefts else None
+
+
+def read_kilobytes(path: Path, name: str) -> int | None:
+    """Return a size of `/proc/meminfo` or `/proc/self/status` in bytes; None where it is missing."""
+    number = read_number(path, name)
+    return None if number is None else number * 1024
+
+
+def read_number(path: Path, name: str) -> int | None:
+    """Return the number that follows `name` at the start of a line; None where it is missing."""
+    words = next((line.split() for line in _read(path).splitlines() if line.startswith(f"{name} ")), [])
+    if not words:
+        words = next((line.split() for line in _read(path).splitlines() if line.startswith(name)), [])
+    return int(words[1]) if len(words) > 1 and words[1].isdigit() else None
+
+
+def _quotas() -> Iterator[float]:
+    """Yield the cores that each control group around this process allows."""
+    for group in _groups("cpu"):
+        # Version 2 writes "max 100000" or "150000 100000", version 1 two files and -1
+        words = _read(group / "cpu.max").split()
+        quota, period = (
+            words if len(words) == 2 else (_read(group / f"cpu.cfs_{n}_us").strip() for n in ("quota", "period"))
+        )
+        if quota.isdigit() and period.isdigit() and int(period) > 0:
+            yield int(quota) / int(period)
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Yield the folders of the control groups of this process, from its own up to the root."""
+    for line in _read(PROC / "self/cgroup").splitlines():
+        _, names, path = line.split(":", 2)
+        if not names or controller in names.split(","):
+            root = CGROUPS / names if names else CGROUPS
+            own = root / path.lstrip("/")
+            # Within a container the path is that of the host, which is not to be seen there
+            yield from (own, *own.parents[: len(own.parts) - len(root.parts)]) if own.is_dir() else (root,)
+
+
+def _number(*paths: Path) -> int | None:
+    text = next((text for path in paths if (text := _read(path).strip())), "")
+    return int(text) if text.isdigit() else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,486 @@
+"""Every setting: its type, its range and its meaning, one struct per section of `config.toml`.
+
+The words "none", "auto" and "all" say what a number cannot. `multibox list settings` and docs/settings.md print it.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+Variances = tuple[float, float, float, float]
+SizesPerLevel = tuple[tuple[float, ...], ...]
+ShapesPerLevel = tuple[tuple[tuple[float, float], ...], ...]
+
+SIGMOID_LOSSES = ("sigmoid_cross_entropy", "sigmoid_focal", "quality_focal", "varifocal")
+"""Classification losses of heads without a background logit."""
+
+
+def means(text: str, such_as: object = None, **extra: str) -> Meta:
+    """Return a setting's meaning, with an example for a list and what messages need beside the type."""
+    return Meta(description=text, examples=None if such_as is None else [such_as], extra=dict(extra) or None)
+
+
+Name = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Meta(ge=0, lt=1)]
+InnerShare = Annotated[float, Meta(gt=0, lt=1)]
+Side = Annotated[int, Meta(ge=16, le=8192)]
+Level = Annotated[float, Meta(ge=-1000, le=1000)]
+Divisor = Annotated[float, Meta(ge=1e-6)]
+Scale = Annotated[float, Meta(gt=0, le=4)]
+Numbers = tuple[tuple[Positive, ...], ...]
+Shapes = tuple[tuple[tuple[Positive, Positive], ...], ...]
+Merge = Annotated[str, Meta(pattern=r"^[^=]+=[^=]+$")]
+
+
+class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The network and how its outputs are read."""
+
+    backbone: Annotated[
+        Name,
+        means("Name of the backbone. timm:NAME takes one of timm's.", expected="a name of `multibox list backbones`"),
+    ] = "tinyssd"
+    width: Annotated[
+        Scale, means("Multiplier of the backbone's channels, for backbones that have one (MobileNet).")
+    ] = 1.0
+    heads: Annotated[
+        Literal["conv3x3", "conv1x1", "ssdlite", "rfb"],
+        means(
+            "How feature maps become logits and offsets: one convolution, or a depthwise and a 1x1 one (ssdlite, rfb)."
+        ),
+    ] = "conv3x3"
+    input_size: Annotated[
+        tuple[Side, Side],
+        means("Height and width of the network's input in pixels. Images are resized to it.", such_as=(256, 256)),
+    ] = (256, 256)
+    mean: Annotated[
+        tuple[Level, Level, Level],
+        means("Subtracted from RGB values 0 to 255 inside the network.", such_as=(127.5, 127.5, 127.5)),
+    ] = (127.5, 127.5, 127.5)
+    std: Annotated[
+        tuple[Divisor, Divisor, Divisor],
+        means("Divides RGB values after the mean is subtracted.", such_as=(127.5, 127.5, 127.5)),
+    ] = (127.5, 127.5, 127.5)
+    score: Annotated[
+        Literal["softmax", "sigmoid"], means("How logits become scores. Softmax heads carry a background class 0.")
+    ] = "softmax"
+    coder: Annotated[
+        Literal["center_size", "corner", "corner_size"], means("How offsets describe a box relative to its anchor.")
+    ] = "center_size"
+    variances: Annotated[
+        tuple[Positive, Positive, Positive, Positive],
+        means("Offsets are divided by these when encoded.", such_as=(0.1, 0.1, 0.2, 0.2)),
+    ] = (0.1, 0.1, 0.2, 0.2)
+    init: Annotated[
+        Literal["xavier", "kaiming", "torch"],
+        means(
+            "Initial weights: Glorot uniform with zero biases (Caffe, MXNet, HiKapok), the same with He normal in "
+            "the backbone, or PyTorch's own."
+        ),
+    ] = "xavier"
+    prior: Annotated[
+        InnerShare | Literal["none"],
+        means(
+            "Initial probability of any object at an anchor, set through the class biases; none leaves the biases "
+            "alone."
+        ),
+    ] = "none"
+
+
+class AnchorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The boxes every prediction starts from."""
+
+    style: Annotated[
+        Literal["mxnet", "caffe", "hikapok", "pairs", "shapes"],
+        means(
+            "Rule that turns sizes and ratios into shapes. `pairs` gives each anchor one size and one ratio "
+            "(TensorFlow); `shapes` takes widths and heights as they are."
+        ),
+    ] = "mxnet"
+    sizes: Annotated[
+        Numbers,
+        means(
+            "Per feature map. mxnet: (size, extra size) as fractions of the input's height. caffe: (min, max) in "
+            "pixels of `design_size`. hikapok: (extra scale, scale), and pairs: one size per anchor, as fractions of"
+            " the input's shorter side.",
+            such_as=((0.1, 0.2), (0.4, 0.5)),
+        ),
+    ] = ((0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961))
+    ratios: Annotated[
+        Numbers,
+        means(
+            "Per feature map: aspect ratios w / h. Caffe's are given without 1 and without the flipped ones.",
+            such_as=((1.0, 2.0, 0.5), (1.0, 2.0, 0.5)),
+        ),
+    ] = ((1.0, 2.0, 0.5),) * 5
+    shapes: Annotated[
+        Shapes,
+        means(
+            "Per feature map: (width, height) pairs as fractions of the input. Used by style `shapes`.",
+            such_as=(((0.1, 0.2), (0.2, 0.1)),),
+        ),
+    ] = ()
+    design_size: Annotated[
+        Count | Literal["none"],
+        means(
+            "Side in pixels of the square input for which caffe's sizes and the steps were chosen. At other inputs "
+            "sizes follow the shorter side and the centres divide the input evenly; none does so always."
+        ),
+    ] = "none"
+    steps: Annotated[
+        tuple[Positive, ...],
+        means(
+            "Pixels between neighbouring centres, per feature map, at `design_size`. An empty list divides the input"
+            " evenly.",
+            such_as=(8, 16, 32, 64, 100, 300),
+        ),
+    ] = ()
+    offset: Annotated[Share, means("Where in its cell an anchor is centred; 0.5 is the middle.")] = 0.5
+    clip: Annotated[bool, means("Cut anchors at the image's border.")] = False
+    clip_shapes: Annotated[
+        bool, means("Make anchors no wider and no higher than the input (torchvision, ssd.pytorch, Linzaer).")
+    ] = False
+    clip_centers: Annotated[
+        bool,
+        means("Pull centres that the steps put beyond the input onto its border (ssd.pytorch, lufficc, qfgaohao)."),
+    ] = False
+    fit: Annotated[
+        Annotated[int, Meta(ge=1, le=32)] | Literal["none"],
+        means("Anchors per cell to fit to the training boxes before training; none keeps the ones given."),
+    ] = "none"
+
+
+class MatchingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which anchor learns which object."""
+
+    matcher: Annotated[
+        Literal["bipartite", "dual_max", "atss", "simota", "task_aligned"],
+        means(
+            "bipartite: the best anchor of each object, then all above the threshold (Caffe, MXNet). dual_max: "
+            "HiKapok. atss, simota and task_aligned find their own thresholds; the last two use the network's "
+            "outputs."
+        ),
+    ] = "bipartite"
+    threshold: Annotated[
+        Annotated[float, Meta(gt=0, le=1)], means("Overlap (IoU) from which an anchor is positive.")
+    ] = 0.5
+    inclusive: Annotated[
+        bool, means("Whether an overlap equal to the threshold is positive (Caffe) or not (MXNet).")
+    ] = True
+    low: Annotated[
+        Share, means("dual_max: an anchor below this overlap is negative; between `low` and `threshold` it is ignored.")
+    ] = 0.5
+
+
+class LossConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What training minimises."""
+
+    classification: Annotated[
+        Literal["cross_entropy", "focal", "sigmoid_cross_entropy", "sigmoid_focal", "quality_focal", "varifocal"],
+        means(
+            "Loss of the class logits. All but the first two need `model.score=sigmoid`. The last two learn the "
+            "quality of the box as its score."
+        ),
+    ] = "cross_entropy"
+    localization: Annotated[
+        Literal["smooth_l1", "l1", "l2", "giou", "diou", "ciou"],
+        means("Loss of the offsets of positive anchors, or of their decoded boxes (giou, diou, ciou)."),
+    ] = "smooth_l1"
+    normalizer: Annotated[
+        Literal["positives", "pictures", "selected", "anchors"],
+        means(
+            "Divide by the positives of the batch (Caffe), by those of each image and average over images (NVIDIA), "
+            "by the selected anchors x 1 / (ratio + 1) (HiKapok), or average over all anchors of each image (MXNet)."
+        ),
+    ] = "positives"
+    sigma: Annotated[Positive, means("smooth_l1: quadratic below 1 / sigma^2.")] = 1.0
+    alpha: Annotated[
+        Share,
+        means(
+            "focal: weight of every class. sigmoid_focal: weight of the object class. varifocal keeps its paper's 0.75."
+        ),
+    ] = 0.25
+    gamma: Annotated[
+        NotNegative, means("Both focal losses, quality_focal and varifocal: how strongly easy anchors are played down.")
+    ] = 2.0
+    classification_weight: Annotated[NotNegative, means("Factor of the classification loss.")] = 1.0
+    localization_weight: Annotated[NotNegative, means("Factor of the localization loss.")] = 1.0
+    negative_ratio: Annotated[
+        Positive | Literal["all"],
+        means("Hard negative mining: negatives per positive in each image; all uses every negative."),
+    ] = "all"
+    negative_overlap: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | Literal["any"],
+        means(
+            "Mining: anchors that overlap an object this much or more are no candidates; any takes every unmatched "
+            "anchor."
+        ),
+    ] = 0.5
+    minimum_negatives: Annotated[
+        Annotated[int, Meta(ge=0)],
+        means("Mining: negatives taken from an image even if it has no object; 0 learns nothing from it."),
+    ] = 0
+    hard_examples: Annotated[
+        Count | Literal["none"],
+        means(
+            "Online hard example mining instead: this many anchors of highest loss per image, positive or not; none "
+            "is off."
+        ),
+    ] = "none"
+    l2_penalty: Annotated[
+        NotNegative,
+        means(
+            "Weight decay as a term of the loss, without batch norms and with the scale of conv4_3 at a tenth "
+            "(HiKapok)."
+        ),
+    ] = 0.0
+
+
+class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the weights are found."""
+
+    weights: Annotated[
+        Name,
+        means("Weights to start from. `--weights` sets it.", expected="none, the name of a built-in model, or a file"),
+    ] = "none"
+    epochs: Annotated[
+        Count | Literal["none"],
+        means("Length of the run as passes over the training split. Exactly one of epochs, steps and minutes is set."),
+    ] = 20
+    steps: Annotated[Count | Literal["none"], means("Length of the run in optimiser steps, exactly.")] = "none"
+    minutes: Annotated[
+        Positive | Literal["none"],
+        means("Length of the run by the clock, with validation and saving. `--minutes` sets it."),
+    ] = "none"
+    batch_size: Annotated[
+        Annotated[int, Meta(ge=1, le=65536)] | Literal["auto"],
+        means(
+            "Images per step. auto takes as many as fit into memory: a power of two, at most 32 (CPU) or 128 (GPU) "
+            "and at most a quarter of the training images."
+        ),
+    ] = 16
+    lr: Annotated[
+        Positive | Literal["auto"],
+        means("Peak learning rate. auto finds it by a range test of at most 60 steps before the run."),
+    ] = 1e-3
+    known_lr: Annotated[
+        Positive | Literal["none"],
+        means(
+            "Peak learning rate instead of `train.lr` where the starting weights know every class and find most of the "
+            "objects; a higher one would make them forget. A rate given in a file or by --set is kept, too."
+        ),
+    ] = "none"
+    optimizer: Annotated[Literal["sgd", "adamw"], means("Rule by which gradients change the weights.")] = "sgd"
+    momentum: Annotated[ShareBelowOne, means("Momentum of sgd.")] = 0.9
+    weight_decay: Annotated[
+        NotNegative, means("Weight decay: through the gradient in sgd, decoupled from it in adamw.")
+    ] = 0.0
+    bias_decay: Annotated[
+        NotNegative,
+        means(
+            "Multiplier of the weight decay for the convolutions' biases. Gluon decays them in full, Caffe not at all."
+        ),
+    ] = 1.0
+    norm_decay: Annotated[
+        NotNegative, means("Multiplier of the weight decay for batch norms and for the scale of conv4_3.")
+    ] = 1.0
+    backbone_lr: Annotated[NotNegative, means("Learning-rate multiplier of the backbone.")] = 1.0
+    head_lr: Annotated[NotNegative, means("Learning-rate multiplier of the heads.")] = 1.0
+    bias_lr: Annotated[NotNegative, means("Learning-rate multiplier of biases. Caffe uses 2.")] = 1.0
+    freeze: Annotated[
+        tuple[Name, ...],
+        means(
+            "Patterns of parameter names that do not learn. Frozen batch norms keep their statistics.",
+            expected="patterns separated by commas, such as backbone.*,heads.*",
+        ),
+    ] = ()
+    freeze_until: Annotated[
+        Share, means("Share of the run during which `freeze` holds. Afterwards everything learns.")
+    ] = 1.0
+    schedule: Annotated[
+        Literal["constant", "cosine", "steps"], means("How the learning rate falls after the warm-up.")
+    ] = "constant"
+    boundaries: Annotated[
+        tuple[InnerShare, ...],
+        means(
+            "Schedule steps: where each factor but the first begins, as ascending shares of the run.",
+            such_as=(0.67, 0.83),
+            expected="shares of the run, each above 0 and below 1, such as [0.67, 0.83]; divide a step or an epoch by "
+            "how many the run has",
+        ),
+    ] = ()
+    factors: Annotated[
+        tuple[NotNegative, ...],
+        means("Schedule steps: factors of the peak learning rate, one more than boundaries.", such_as=(1.0, 0.1, 0.01)),
+    ] = ()
+    minimum_lr: Annotated[NotNegative, means("Schedule steps: the learning rate never falls below this.")] = 0.0
+    warmup: Annotated[Share, means("Share of the run in which the learning rate rises linearly.")] = 0.0
+    warmup_steps: Annotated[
+        Count | Literal["none"], means("Longest warm-up in steps, however long the run is; none sets no limit.")
+    ] = "none"
+    final_lr: Annotated[Share, means("Schedule cosine: where it ends, as a share of the peak learning rate.")] = 0.0
+    clip_norm: Annotated[Positive | Literal["none"], means("Largest gradient norm; none does not clip.")] = "none"
+    ema: Annotated[
+        InnerShare | Literal["none"], means("Decay of the running average of the weights (EMA); none keeps no average.")
+    ] = "none"
+    augmentation: Annotated[
+        Name,
+        means(
+            "Random changes to training images; docs/augmentation.md shows them.",
+            expected="a name of docs/augmentation.md",
+        ),
+    ] = "none"
+    mix_until: Annotated[
+        Share, means("Share of the run in which recipes that mix images do so. Afterwards images are seen as they are.")
+    ] = 0.85
+    largest_input: Annotated[
+        Side | Literal["none"],
+        means(
+            "Side up to which the input grows before training if most objects would be smaller than 16 pixels at "
+            "`model.input_size`; none keeps that size. A size given in a file or by --set is kept, too."
+        ),
+    ] = "none"
+    scales: Annotated[
+        tuple[Scale, Scale],
+        means(
+            "Smallest and largest scale of the input while training. Each step draws one, rounded to 32 pixels.",
+            such_as=(0.75, 1.25),
+        ),
+    ] = (1.0, 1.0)
+    sampling: Annotated[
+        Literal["uniform", "balanced"],
+        means("uniform: each image once per epoch. balanced: images of rare classes more often, in as many steps."),
+    ] = "uniform"
+    difficult: Annotated[
+        Literal["keep", "drop"],
+        means("Whether objects marked difficult are learnt (Caffe on VOC) or left out (HiKapok, Caffe on COCO)."),
+    ] = "keep"
+    report: Annotated[
+        Literal["d2l", "default"], means("What an epoch prints. d2l prints the line of post B every 5 epochs as well.")
+    ] = "default"
+    validate_every: Annotated[
+        Count | Literal["auto"], means("Epochs between validations. auto makes about 20 validations per run.")
+    ] = "auto"
+    patience: Annotated[
+        Count | Literal["none"],
+        means(
+            "Validations in a row without a better mAP@0.5 after which the run ends; none never ends it early. The "
+            "schedule is not shortened."
+        ),
+    ] = "none"
+    seed: Annotated[
+        Annotated[int, Meta(ge=0)],
+        means("Seed of the initial weights, the order of the images, their augmentation and `scales`."),
+    ] = 0
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        means("Number format of the forward pass. auto takes bfloat16 where the machine multiplies it in hardware."),
+    ] = "auto"
+    workers: Annotated[
+        Annotated[int, Meta(ge=0, le=64)] | Literal["auto"],
+        means("Processes that prepare images. 0 prepares them in the training process."),
+    ] = "auto"
+    threads: Annotated[
+        Annotated[int, Meta(ge=1, le=1024)] | Literal["auto"],
+        means("CPU threads of the training step. auto follows the load of the machine."),
+    ] = "auto"
+
+
+class PostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How outputs become detections."""
+
+    score_threshold: Annotated[ShareBelowOne, means("Scores at or below this are dropped before suppression.")] = 0.01
+    thresholds: Annotated[
+        tuple[Share, ...],
+        means(
+            "Per class the lowest score that `predict` reports by default. Validation during training finds those "
+            "with the best F1. An empty list is 0.3 for every class.",
+            such_as=(0.3, 0.4),
+        ),
+    ] = ()
+    nms_threshold: Annotated[
+        Share, means("Of two boxes of one class that overlap more than this, the better one is kept.")
+    ] = 0.45
+    nms_inclusive: Annotated[
+        bool, means("Whether an overlap equal to `nms_threshold` suppresses (MXNet, NVIDIA) or not (Caffe).")
+    ] = False
+    pre_nms_topk: Annotated[Count, means("Best boxes per class that enter suppression.")] = 400
+    max_detections: Annotated[Count, means("Best detections kept per image.")] = 200
+    max_per_class: Annotated[
+        Count | Literal["none"],
+        means("Best detections kept per class and image, before `max_detections` (HiKapok); none sets no limit."),
+    ] = "none"
+    min_size: Annotated[
+        ShareBelowOne,
+        means("Boxes no wider or no higher than this share of the image are dropped before suppression (HiKapok)."),
+    ] = 0.0
+    clip: Annotated[
+        Literal["before_nms", "after_nms"],
+        means(
+            "When boxes are cut at the image's border: before suppression (torchvision, HiKapok) or after it (Caffe)."
+        ),
+    ] = "after_nms"
+    multi_label: Annotated[
+        bool,
+        means(
+            "Whether an anchor may give detections of several classes (Caffe) or only of its best one (MXNet, TF Lite)."
+        ),
+    ] = True
+    flip: Annotated[
+        bool,
+        means(
+            "Average the outputs for an image and its mirror image, at twice the time. For prediction and "
+            "evaluation, not for the validations of a run."
+        ),
+    ] = False
+
+
+class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the run learns from. It stands in config.toml and never in a checkpoint."""
+
+    path: Annotated[
+        tuple[Name, ...],
+        means(
+            "Folders or files of the data, joined by class name.",
+            expected="paths separated by commas, or a list of texts",
+        ),
+    ] = ()
+    format: Annotated[
+        Name, means("Format of the data. auto recognises it.", expected="auto, or a name of `multibox list formats`")
+    ] = "auto"
+    train_split: Annotated[
+        Name, means("Split to learn from. auto takes the one named train.", expected="auto, or the name of a split")
+    ] = "auto"
+    val_split: Annotated[
+        Name,
+        means(
+            "Split to validate on. auto takes val or holds out a tenth of the training images; none does not validate.",
+            expected="auto, none, or the name of a split",
+        ),
+    ] = "auto"
+    on_bad: Annotated[Literal["stop", "skip"], means("What a broken file does: stop, or be skipped.")] = "stop"
+    classes: Annotated[
+        tuple[Name, ...],
+        means(
+            "Classes to learn, by name. An empty list takes all of them.",
+            expected="names separated by commas, such as cat,dog, or a list of texts",
+        ),
+    ] = ()
+    merge: Annotated[
+        tuple[Merge, ...],
+        means(
+            "Classes to join under one name.",
+            expected="NEW=A,B, several separated by semicolons or as a list of texts",
+            separator=";",
+        ),
+    ] = ()
+    fingerprint: Annotated[
+        str,
+        means(
+            "Of the names, sizes and boxes that the run started with. The run sets it.",
+            expected="a text; empty until the run knows it",
+        ),
+    ] = ""

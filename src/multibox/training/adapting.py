@@ -1,0 +1,101 @@
+"""Settings that follow the data: input size, anchors, batch size, learning rate; and what is left out of training."""
+
+import dataclasses
+
+import numpy as np
+
+from multibox.analysis.anchors import box_shapes, fit_shapes
+from multibox.config import Config
+from multibox.models.anchors import cell_shapes
+from multibox.models.ssd import SSD
+from multibox.structures import Dataset
+from multibox.training.advice import median_side
+from multibox.training.capacity import choose_batch_size
+from multibox.training.range_test import find_rate
+from multibox.training.reporter import Reporter
+from multibox.training.scales import MULTIPLE
+from multibox.training.validation import Validation
+
+KNOWN, TRIED = 0.4, 100
+"""The mAP@0.5 of the starting weights from which `train.known_lr` is taken, and the images that it is measured on."""
+SMALL = 16.0
+"""Pixels of the input that the median object should have, where `train.largest_input` allows it."""
+BATCH = 16
+"""Images per batch while the starting weights are scored."""
+
+
+def enlarge_input(config: Config, training: Dataset, reporter: Reporter) -> Config:
+    """Enlarge the input where most objects would be small at it, up to `train.largest_input`, and tell it."""
+    if config.train.largest_input == "none":
+        return config
+    height, width = config.model.input_size
+    side = median_side(training, (height, width))
+    scale = min(SMALL / side if side else 1.0, config.train.largest_input / max(height, width))
+    larger = tuple(round(edge * scale / MULTIPLE) * MULTIPLE for edge in (height, width))
+    if scale <= 1 or larger <= (height, width):
+        return config
+    reporter.note(
+        f"half of the objects are smaller than {side:.0f} pixels at an input of {height}x{width}, so it is enlarged to "
+        f"{larger[0]}x{larger[1]}; --set model.input_size=[{height},{width}] keeps it, for "
+        f"{larger[0] * larger[1] / (height * width):.1f} times as many steps in the same time"
+    )
+    return config.updated({"model.input_size": larger})
+
+
+def fit_anchors(config: Config, training: Dataset) -> Config:
+    """Replace the preset's anchor shapes by ones fitted to the training boxes, where the recipe asks for it."""
+    if config.anchors.fit == "none":
+        return config
+    base = cell_shapes(config.anchors, config.model.input_size)
+    shapes = fit_shapes(box_shapes(training), base, config.anchors.fit)
+    return config.updated(
+        {
+            "anchors.style": "shapes",
+            "anchors.shapes": shapes,
+            "anchors.sizes": (),
+            "anchors.ratios": (),
+            "anchors.fit": "none",
+        }
+    )
+
+
+def spare_knowledge(model: SSD, config: Config, data: Dataset, device: str, reporter: Reporter) -> Config:
+    """Take `train.known_lr` where the starting weights find most objects of up to 100 images, and tell it."""
+    if config.train.known_lr == "none":
+        return config
+    some = data.subset(range(0, len(data), -(-len(data) // TRIED)))
+    found = Validation(some, config.updated({"train.batch_size": BATCH}), device).score(model)["val_map50"]
+    model.train()
+    if found is None or found < KNOWN:
+        return config
+    reporter.note(
+        f"the weights know every class and find them already (mAP@0.5 {found:.2f} on {len(some)} images), so they "
+        f"learn at a low rate, {config.train.known_lr:g}; --set train.lr={config.train.lr} keeps the usual one"
+    )
+    return config.updated({"train.lr": config.train.known_lr})
+
+
+def find_numbers(
+    config: Config, model: SSD, training: Dataset, device: str, precision: str, reporter: Reporter
+) -> Config:
+    """Replace a batch size and a learning rate of `auto` by numbers, and tell them; the network stays as it is."""
+    if config.train.batch_size == "auto":
+        size, why = choose_batch_size(model, config, training, device=device, precision=precision)
+        reporter.note(f"batch size {size}: {why}")
+        config = config.updated({"train.batch_size": size})
+    if config.train.lr == "auto":
+        rate = find_rate(model, config, training, device=device, precision=precision)
+        reporter.note(f"learning rate {rate:g}: in the range test nine tenths of the loss's fall were done there")
+        config = config.updated({"train.lr": rate})
+    return config
+
+
+def drop_difficult(training: Dataset) -> Dataset:
+    """Take objects marked difficult out of training; where an image has no others, its first one stays (HiKapok)."""
+    easy = ~training.difficult
+    owner = np.repeat(np.arange(len(training)), np.diff(training.starts))
+    hopeless = np.bincount(owner, weights=easy, minlength=len(training)) == 0
+    kept = easy.copy()
+    kept[training.starts[:-1][hopeless & (np.diff(training.starts) > 0)]] = True
+    # A crowd is what training looks away from
+    return dataclasses.replace(training, crowd=training.crowd | ~kept)
