@@ -44,7 +44,7 @@ def test_cp1252_output(case, photo, multibox, tmp_path):
     code, out, err = multibox("predict", "coco", "日本.jpg", "--json", "o.json", cwd=tmp_path, env=environment)
     assert code == 0, err
     assert r"\u65e5\u672c.jpg" in out
-    assert json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))[0]["image"].endswith("日本.jpg")
+    assert json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))[0]["file"].endswith("日本.jpg")
     assert (tmp_path / "predictions" / "日本.jpg").is_file()
 
 
@@ -126,7 +126,8 @@ def test_cjk_names_drawn_as_boxes(case, call, tmp_path, caplog):
     data = case("cjk-names-drawn-as-boxes", "v11_chinese")
     code, _, err = call("data", "show", data, "--out", "cn.png")
     assert code == 0, err
-    assert Image.open(tmp_path / "cn.png").size[0] > 100
+    with Image.open(tmp_path / "cn.png") as sheet:
+        assert sheet.width > 100
     names = ("猫", "狗")
     drawn = lettering.drawable_names(names)
     for name, shown in zip(names, drawn, strict=True):

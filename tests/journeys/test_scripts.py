@@ -41,10 +41,9 @@ def test_readme_runs_as_a_script(multibox, place, root, method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_worker_processes_train_without_a_main_guard(multibox, place, method):
+def test_worker_processes_train_without_a_main_guard(multibox, place):
     workers = SHORT.replace("4}", '4, "train.workers": 2}')
-    script = HEAD.format(method) + (
+    script = HEAD.format("spawn") + (
         "import multibox\n"
         "from multibox.training import trainer\n"
         # As on a GPU, beside which images are prepared by processes
