@@ -74,5 +74,5 @@ def test_every_localization_loss_learns(localization, sprites, tmp_path):
 @pytest.mark.parametrize("loss", ["cross_entropy", "sigmoid_focal"])
 def test_what_has_not_learnt_finds_nothing(loss, sprites, tmp_path):
     trainer = prepare(sprites, RunOptions(**options(tmp_path / "run", AXES["loss"][loss])))
-    assert (trainer.steps, trainer.step) == (100, 0)
+    assert (trainer.pace.total, trainer.pace.step) == (100, 0)
     assert score(Detector(trainer.stepper.model, trainer.config, trainer.names), sprites) < LEAST_ALONE

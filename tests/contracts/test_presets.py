@@ -53,7 +53,7 @@ def score(detector, training):
 
 def stop_when_learnt(trainer, parts):
     # At an IoU of 0.5 anchors that have learnt classes alone find much: the loss has to have fallen, too
-    if trainer.step % EVERY == 0 and parts.total < 1:
+    if trainer.pace.step % EVERY == 0 and parts.total < 1:
         seen = Detector(copy.deepcopy(trainer.stepper.weights()), trainer.config, trainer.names)
         if score(seen, trainer.training) >= 0.99:
             trainer.save()
@@ -76,7 +76,7 @@ def test_it_overfits_eight_pictures_and_survives_a_file(preset, tmp_path, draw_s
     for module in trainer.stepper.model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.3  # statistics that keep up halve the steps
-    trainer.watch, trainer.saved = stop_when_learnt, math.inf
+    trainer.reporter.step, trainer.saved = stop_when_learnt, math.inf
     with pytest.raises(Learnt):
         trainer.fit()
     detector = load(tmp_path / "run" / "last.safetensors")
@@ -90,6 +90,7 @@ def test_it_overfits_eight_pictures_and_survives_a_file(preset, tmp_path, draw_s
 def test_every_recipe_takes_a_step_on_every_preset_it_fits(recipe, squares, tmp_path, monkeypatch):
     # Half a gigabyte a run of VGG's
     monkeypatch.setattr(Trainer, "save", lambda self: None)
+    monkeypatch.setattr(Trainer, "_save_state", lambda self: None)
     changes = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0}
     for preset in fitting(recipe):
         options = RunOptions(
