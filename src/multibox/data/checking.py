@@ -1,6 +1,7 @@
 """Open every picture once before anything depends on it: better a sentence at the start than a stop at night."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -67,14 +68,21 @@ def match_classes(training: Dataset, validation: Dataset | None) -> tuple[Datase
             f"{counted(len(strange), 'class has', 'classes have')} objects in validation ({validation.split}) but none "
             f"in training ({training.split}) and {'is' if len(strange) == 1 else 'are'} left out: {listed}{more}"
         )
-    return _with_classes(training, names), _with_classes(validation, names), notes
+    return with_classes(training, names), with_classes(validation, names), notes
 
 
-def _with_classes(dataset: Dataset, names: list[str]) -> Dataset:
-    """Return the data set with other class names; objects of classes that are not among them are dropped."""
-    if dataset.class_names == tuple(names):
+def with_classes(dataset: Dataset, names: Sequence[str], renamed: Mapping[str, str] | None = None) -> Dataset:
+    """Return the data set with other class names; objects of classes that are not among them are dropped.
+
+    Args:
+        dataset: the data set.
+        names: its classes from now on, in order.
+        renamed: its present class names to those among `names`; several may become one. Others keep theirs.
+    """
+    if dataset.class_names == tuple(names) and not renamed:
         return dataset
-    table = np.array([names.index(name) if name in names else -1 for name in dataset.class_names], np.int64)
+    present = [(renamed or {}).get(name, name) for name in dataset.class_names]
+    table = np.array([names.index(name) if name in names else -1 for name in present], np.int64)
     labels = table[dataset.labels]
     keep = labels >= 0
     return dataclasses.replace(

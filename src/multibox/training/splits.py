@@ -1,14 +1,14 @@
 """The images that a run learns from and is validated on."""
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from multibox.config import DataConfig
-from multibox.data.checking import check_pictures, match_classes
+from multibox.data.checking import check_pictures, match_classes, with_classes
 from multibox.data.formats import find_splits, open_dataset, split_for
+from multibox.data.formats.common import counted
 from multibox.errors import ConfigError, DataError, did_you_mean
 from multibox.structures import Dataset
 
@@ -40,13 +40,14 @@ def open_splits(data: DataConfig) -> tuple[Dataset, Dataset | None, list[str]]:
             validation = read(val_split)
         else:
             training, validation = hold_out(training, path)
+    training, validation = choose_classes(training, validation, data)
     training, validation, strange = match_classes(training, validation)
-    training, validation, note = choose_classes(training, validation, data)
+    training, validation, untaught = leave_out_untaught(training, validation)
     if training.crowd.all():
         raise DataError(
             f"{path}: no image to train on (split {training.split}) has an object; there is nothing to learn"
         )
-    notes = dict.fromkeys((*training.notes, *(validation.notes if validation else ()), *strange, *note))
+    notes = dict.fromkeys((*training.notes, *(validation.notes if validation else ()), *strange, *untaught))
     return training, validation, list(notes)
 
 
@@ -66,73 +67,45 @@ def held_out(names: list[str]) -> set[int]:
     return set(order[: max(1, round(len(names) * HELD_OUT))])
 
 
-def choose_classes(
-    training: Dataset, validation: Dataset | None, data: DataConfig
-) -> tuple[Dataset, Dataset | None, list[str]]:
-    """Return both splits with the classes to learn, and a note about those that are left out on their own account.
-
-    `data.merge` joins classes, then `data.classes` chooses some. A class without an object to learn from is left out:
-    the model would carry outputs that mean nothing.
+def choose_classes(training: Dataset, validation: Dataset | None, data: DataConfig) -> tuple[Dataset, Dataset | None]:
+    """Return both splits with the classes that `data.merge` joins under new names and `data.classes` chooses.
 
     Raises:
-        ConfigError: a class that the data does not have.
+        ConfigError: a class that neither split has.
     """
-    names = _merged(training.class_names, data.merge)
-    _known("data.classes", data.classes, names)
-    wanted = data.classes or tuple(dict.fromkeys(names))
-    learnt = {names[label] for label in np.unique(training.labels[~training.crowd])}
-    kept = tuple(name for name in wanted if name in learnt)
-    if not kept:
-        return training, validation, []
-    lost = [name for name in wanted if name not in learnt]
-    if kept == training.class_names:
-        return training, validation, []
-    note = []
-    if lost:
-        shown = ", ".join(lost[:8]) + (f" and {len(lost) - 8} more" if len(lost) > 8 else "")
-        there = np.isin(validation.labels, [i for i, name in enumerate(names) if name in lost]) if validation else []
-        note = [
-            f"left out, for they have no object in the training split: {shown}"
-            + (f"; validation ignores their {n} objects" if (n := int(np.sum(there))) else "")
-        ]
-    return _with_classes(training, names, kept), validation and _with_classes(validation, names, kept), note
-
-
-def _merged(names: Sequence[str], merge: Sequence[str]) -> list[str]:
-    """Return the name that each class has after `data.merge`."""
-    to: dict[str, str] = {}
-    for rule in merge:
+    if not data.merge and not data.classes:
+        return training, validation
+    names = dict.fromkeys((*training.class_names, *(validation.class_names if validation else ())))
+    joined: dict[str, str] = {}
+    for rule in data.merge:
         new, _, old = rule.partition("=")
         parts = [part.strip() for part in old.split(",")]
-        _known("data.merge", parts, names)
-        to |= dict.fromkeys(parts, new.strip())
-    return [to.get(name, name) for name in names]
+        _check_known("data.merge", parts, list(names))
+        joined |= dict.fromkeys(parts, new.strip())
+    after = list(dict.fromkeys(joined.get(name, name) for name in names))
+    _check_known("data.classes", data.classes, after)
+    wanted = data.classes or after
+    return with_classes(training, wanted, joined), validation and with_classes(validation, wanted, joined)
 
 
-def _known(setting: str, wanted: Sequence[str], names: Sequence[str]) -> None:
+def leave_out_untaught(training: Dataset, validation: Dataset | None) -> tuple[Dataset, Dataset | None, list[str]]:
+    """Return both splits without the classes that have no object to learn from, and a note that names them.
+
+    A reader names the classes of all splits or of a list; the model would carry outputs that mean nothing.
+    """
+    taught = np.bincount(training.labels[~training.crowd], minlength=len(training.class_names)) > 0
+    names = [name for name, known in zip(training.class_names, taught, strict=True) if known]
+    lost = [name for name in training.class_names if name not in names]
+    if not names or not lost:
+        return training, validation, []
+    shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+    what = counted(len(lost), "class has", "classes have")
+    note = f"{what} no object in training ({training.split}) and {'is' if len(lost) == 1 else 'are'} left out: {shown}"
+    return with_classes(training, names), validation and with_classes(validation, names), [note]
+
+
+def _check_known(setting: str, wanted: Sequence[str], names: Sequence[str]) -> None:
     for name in wanted:
         if name not in names:
-            known = ", ".join(dict.fromkeys(names))
+            known = ", ".join(names)
             raise ConfigError(f"{setting}: the data has no class {name!r}{did_you_mean(name, names)}; it has {known}")
-
-
-def _with_classes(dataset: Dataset, names: Sequence[str], kept: tuple[str, ...]) -> Dataset:
-    """Return a data set whose classes are `kept`, without the objects of others.
-
-    Args:
-        dataset: the data set.
-        names: for each of its classes the name that it has now; several may have one name.
-        kept: the classes to keep, in the model's order.
-    """
-    labels = np.array([kept.index(name) if name in kept else -1 for name in names])[dataset.labels]
-    rows = labels >= 0
-    starts = np.concatenate([[0], np.cumsum(rows)])[dataset.starts].astype(dataset.starts.dtype)
-    return dataclasses.replace(
-        dataset,
-        class_names=kept,
-        starts=starts,
-        boxes_xyxy=dataset.boxes_xyxy[rows],
-        labels=labels[rows].astype(dataset.labels.dtype),
-        difficult=dataset.difficult[rows],
-        crowd=dataset.crowd[rows],
-    )
