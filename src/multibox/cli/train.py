@@ -23,9 +23,7 @@ PresetName = Annotated[
     str | None, typer.Option(help="Network; see `multibox list presets`. Default: the weights' own, or multibox-fine.")
 ]
 RecipeName = Annotated[str | None, typer.Option(help="How to train it; see `multibox list recipes`. Default: default.")]
-Minutes = Annotated[
-    float | None, typer.Option(help="Train for so many minutes, start-up and validation included.")
-]
+Minutes = Annotated[float | None, typer.Option(help="Train for so many minutes, start-up and validation included.")]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the images instead; excludes --minutes.")]
 Weights = Annotated[
     str | None,

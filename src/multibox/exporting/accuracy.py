@@ -18,7 +18,7 @@ from multibox.inference.thresholds import class_thresholds
 from multibox.structures import Dataset, Detections, Sample
 
 LEAST_AGREEMENT = 0.8
-"""Below this an INT8 file is not written. Sound ones reach 0.93 and more (docs/decisions.md); a network whose numbers
+"""Below this an INT8 file is not written; a network whose numbers
 do not fit 8 bits, or wrong calibration images, end far below."""
 FEWEST = 3
 """Detections per image that serve as objects at least, on average; thresholds are lowered until there are as many."""
