@@ -4,7 +4,8 @@ Known to report, found by running every command with refused and counted connect
 
 * `openvino_telemetry`, which NNCF and OpenVINO's model converter import. It sends events to an analytics host and keeps
   a client id in the home folder. Both packages work without it.
-* onnxruntime's builds for Windows, which write usage events for the system's diagnostics.
+* onnxruntime: from 1.32 on it keeps a device id and a store of events in the cache folder, on Linux too; its builds for
+  Windows write usage events for the system's diagnostics.
 * Hugging Face's hub client and Ray's usage statistics, which come with extras. They read environment variables.
 """
 
@@ -15,7 +16,12 @@ from types import ModuleType
 from typing import Any
 
 TELEMETRY = "openvino_telemetry"
-SWITCHES = {"HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1"}
+SWITCHES = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "DO_NOT_TRACK": "1",
+}
 """Environment variables that switch reports off; one that the user has set stays as it is."""
 
 

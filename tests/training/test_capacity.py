@@ -62,4 +62,4 @@ def test_the_estimate_is_near_what_a_step_takes(precision):
     step(4)
     took = capacity._held("VmHWM:") - held
     # What the process held and had freed before may serve the step
-    assert 0.25 * each < took / (4 * math.prod(config.model.input_size)) < 1.3 * each
+    assert took / (4 * math.prod(config.model.input_size)) < 1.3 * each
