@@ -16,6 +16,11 @@ def available_cores() -> int:
     return max(1, min([cores, *(math.floor(quota) for quota in _quotas())]))
 
 
+def decoding_threads() -> int:
+    """Return how many threads decode and draw images beside a network: the cores of this process, at most 8."""
+    return min(8, available_cores())
+
+
 def available_memory() -> int | None:
     """Return the bytes that this process could still take: of the machine, or of its container if that is less.
 

@@ -11,6 +11,7 @@ from multibox.errors import PictureError
 from multibox.inference import pipeline
 from multibox.inference.pipeline import Seen, drawing, predict_stream
 from multibox.inference.results import PictureResult, result_files
+from multibox.limits import decoding_threads
 from multibox.structures import Detections
 
 NAMES = ("dark", "light")
@@ -63,7 +64,7 @@ def test_several_detectors_share_the_work_and_order_is_kept(greys):
     assert [len(each.batches) for each in shared] == [4, 3, 3]
     threads = []
     assert len(pipeline.open_copies(lambda count: threads.append(count) or Fake())) == len(threads)
-    assert 1 <= sum(threads) <= pipeline.cores()
+    assert 1 <= sum(threads) <= decoding_threads()
 
 
 def test_an_image_that_cannot_be_read_is_its_own_result(greys):

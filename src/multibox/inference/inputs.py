@@ -15,6 +15,7 @@ from PIL import Image
 
 from multibox.data.pictures import decode_picture, read_picture, upright_rgb
 from multibox.errors import PictureError
+from multibox.limits import decoding_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +108,7 @@ def in_batches(items: Iterable[Asked], open_one: Callable[[Asked], Opened]) -> I
             yield [open_one(item) for item in first]
             first = list(islice(source, BATCH))
         return
-    pool = ThreadPoolExecutor(cores())
+    pool = ThreadPoolExecutor(decoding_threads())
     try:
         ahead: list[Future[Opened]] = [pool.submit(open_one, item) for item in first]
         while ahead:
@@ -116,13 +117,6 @@ def in_batches(items: Iterable[Asked], open_one: Callable[[Asked], Opened]) -> I
     finally:
         # The caller may stop half-way
         pool.shutdown(cancel_futures=True)
-
-
-def cores() -> int:
-    """Return how many threads decode images: the cores of this process, at most 8."""
-    # A container may have fewer cores than the machine; only Linux tells
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, here)
 
 
 def _array(picture: Any) -> NDArray[np.uint8]:

@@ -1,7 +1,6 @@
 """Many image files through a detector: decoding, network and drawing at the same time, in bounded memory."""
 
 import io
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from multibox.data.pictures import read_picture
 from multibox.errors import PictureError
 from multibox.files import write_bytes_whole
 from multibox.inference.inputs import BATCH
+from multibox.limits import decoding_threads
 from multibox.plots.detections import draw_detections
 from multibox.structures import Detections
 
@@ -101,9 +101,10 @@ def open_copies(open_one: Callable[[int], AnyDetector]) -> list[AnyDetector]:
     Args:
         open_one: opens the file with so many threads.
     """
-    copies = min(COPIES, cores())
+    cores = decoding_threads()
+    copies = min(COPIES, cores)
     with ThreadPoolExecutor(copies) as pool:
-        return list(pool.map(open_one, [max(1, cores() // copies)] * copies))
+        return list(pool.map(open_one, [max(1, cores // copies)] * copies))
 
 
 @contextmanager
@@ -115,7 +116,7 @@ def drawing(quality: int = QUALITY) -> Iterator[Callable[[Path, Image.Image, Det
     Raises:
         OSError: a file cannot be written; raised by a later call or at the end of the block.
     """
-    pool = ThreadPoolExecutor(cores(), "multibox-draw")
+    pool = ThreadPoolExecutor(decoding_threads(), "multibox-draw")
     waiting: deque[tuple[int, Future[None]]] = deque()
     try:
 
@@ -130,12 +131,6 @@ def drawing(quality: int = QUALITY) -> Iterator[Callable[[Path, Image.Image, Det
             waiting.popleft()[1].result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def cores() -> int:
-    """Return how many threads to use beside the network: this process's cores, at most 8."""
-    # A container or a cluster's job may have fewer cores than the machine; only Linux tells
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _look(detector: AnyDetector, batch: list[_Decoded | Seen], threshold: float | None) -> list[Seen]:
@@ -169,9 +164,9 @@ def _ahead(work: Callable[[Asked], Answer], items: Iterable[Asked], size: Callab
     How far ahead depends on the pixels of the last one: they are not known before an image is decoded.
     """
     source = iter(items)
-    pool = ThreadPoolExecutor(cores(), "multibox-decode")
+    pool = ThreadPoolExecutor(decoding_threads(), "multibox-decode")
     try:
-        ahead = deque(pool.submit(work, item) for item in islice(source, cores()))
+        ahead = deque(pool.submit(work, item) for item in islice(source, decoding_threads()))
         while ahead:
             done = ahead.popleft().result()
             room = min(AHEAD, max(1, PIXELS_AHEAD // max(1, size(done))))

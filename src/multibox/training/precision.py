@@ -6,9 +6,6 @@ from contextlib import AbstractContextManager
 import torch
 
 from multibox.config import TrainConfig
-from multibox.inference.loading import choose_device
-
-__all__ = ["autocast", "choose_device", "choose_precision", "cpu_flags"]
 
 
 def choose_precision(config: TrainConfig, device: str) -> str:

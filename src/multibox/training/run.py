@@ -20,6 +20,7 @@ from multibox.data.formats.common import OnBad
 from multibox.data.loading import AugmentedPictures, in_order, load_batches
 from multibox.errors import ConfigError, WeightsError, did_you_mean
 from multibox.files import write_text_whole
+from multibox.inference.loading import choose_device
 from multibox.inference.thresholds import class_thresholds
 from multibox.models.anchors import check_anchors
 from multibox.models.backbones import check_backbone
@@ -35,7 +36,7 @@ from multibox.training.capacity import check_memory
 from multibox.training.folder import CONFIG, Hold, find_run, new_folder, remove_scratch
 from multibox.training.memory import keep_freed_memory
 from multibox.training.norms import unfold_norms
-from multibox.training.precision import choose_device, choose_precision
+from multibox.training.precision import choose_precision
 from multibox.training.reporter import Reporter
 from multibox.training.splits import open_splits
 from multibox.training.trainer import Trainer
@@ -124,8 +125,8 @@ def resolve_options(data: Path | None, options: RunOptions) -> tuple[Config, dic
     layers = [layer for layer in layers if layer[1]]
     config, origins = resolve_layers(preset, recipe, layers)
     _check_without_data(config)
-    for given, adapted in (("model.input_size", "train.largest_input"), ("train.lr", "train.known_lr")):
-        if any(given in values and adapted not in values for _, values in layers):
+    for chosen, adapted in (("model.input_size", "train.largest_input"), ("train.lr", "train.known_lr")):
+        if any(chosen in values and adapted not in values for _, values in layers):
             config = config.updated({adapted: "none"})
     return config, origins
 
