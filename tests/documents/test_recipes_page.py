@@ -1,7 +1,8 @@
-"""The table of docs/recipes.md is what the code does. `python tests/documents/test_recipes_page.py` prints it anew."""
+"""The tables of docs/recipes.md are what the code does. `python tests/documents/test_recipes_page.py` prints them."""
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,6 @@ from multibox.presets import RECIPES, fitting, resolve
 from multibox.settings import parse_assignments
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "recipes.md"
-HEADINGS = (
-    "recipe",
-    "matching",
-    "negatives",
-    "losses",
-    "optimiser",
-    "schedule",
-    "augmentation",
-    "from answers to boxes",
-)
 
 
 def matching(config: Config) -> str:
@@ -39,17 +30,16 @@ def negatives(config: Config) -> str:
     return text + (f", at least {loss.minimum_negatives}" if loss.minimum_negatives else "")
 
 
-def losses(config: Config) -> str:
+def losses(config: Config) -> tuple[str, str]:
     loss = config.loss
     name = {"focal": f"focal {loss.alpha:g}/{loss.gamma:g}", "cross_entropy": "cross-entropy"}[loss.classification]
     per = {
         "positives": "over the batch's positives",
-        "pictures": "over each picture's positives, averaged",
+        "pictures": "over each image's positives, averaged",
         "selected": "x 4 over the chosen anchors; boxes over positives",
         "anchors": "over all anchors",
     }[loss.normalizer]
-    penalty = f"; L2 {loss.l2_penalty:g} in the loss" if loss.l2_penalty else ""
-    return f"{name} + {loss.localization.replace('_', ' ')}, {per}{penalty}"
+    return f"{name} + {loss.localization.replace('_', ' ')}", per
 
 
 def optimiser(config: Config) -> str:
@@ -60,46 +50,71 @@ def optimiser(config: Config) -> str:
     spared = [name for name, share in (("biases", train.bias_decay), ("norms", train.norm_decay)) if not share]
     text += f" (not {' and '.join(spared)})" if spared and train.weight_decay else ""
     text += f", biases x {train.bias_lr:g}" if train.bias_lr != 1 else ""
+    text += f", L2 {config.loss.l2_penalty:g} in the loss" if config.loss.l2_penalty else ""
     return text + ("" if train.ema == "none" else f", EMA {train.ema:g}")
 
 
-def schedule(config: Config) -> str:
+def schedule(config: Config) -> tuple[str, ...]:
     train = config.train
     long = f"{train.epochs} epochs" if train.epochs != "none" else f"{train.steps} steps"
-    warm = f"warm-up {train.warmup:.2%}" if train.warmup else ""
-    warm += f", at most {train.warmup_steps} steps" if train.warmup_steps != "none" else ""
-    falls = train.schedule
+    rate = train.schedule
     if train.schedule == "steps":
-        falls = f"x {', '.join(f'{f:g}' for f in train.factors)} from {', '.join(f'{b:.2%}' for b in train.boundaries)}"
-    floor = f"floor {train.minimum_lr:g}" if train.minimum_lr else ""
-    return "; ".join(part for part in (long, falls, warm, floor) if part)
+        rate = f"x {', '.join(f'{f:g}' for f in train.factors)} from {', '.join(f'{b:.2%}' for b in train.boundaries)}"
+    rate += f"; floor {train.minimum_lr:g}" if train.minimum_lr else ""
+    most = f"{train.warmup_steps} steps" if train.warmup_steps != "none" else ""
+    return long, rate, f"{train.warmup:.2%}" if train.warmup else "", most
 
 
-def boxes(config: Config) -> str:
+def boxes(config: Config) -> tuple[str, ...]:
     post = config.post
-    sign = ">=" if post.nms_inclusive else ">"
-    text = (
-        f"score > {post.score_threshold:g}, best {post.pre_nms_topk} a class, IoU {sign} {post.nms_threshold:g} goes, "
+    more = [
+        f"{post.max_per_class} per class" if post.max_per_class != "none" else "",
+        f"sides > {post.min_size:g}" if post.min_size else "",
+        "" if post.multi_label else "one class per anchor",
+    ]
+    return (
+        f"> {post.score_threshold:g}",
+        f"{post.pre_nms_topk}",
+        f"IoU {'>=' if post.nms_inclusive else '>'} {post.nms_threshold:g}",
+        f"{post.max_detections}",
+        post.clip.replace("_nms", " NMS"),
+        ", ".join(part for part in more if part),
     )
-    text += f"{post.max_per_class} a class, " if post.max_per_class != "none" else ""
-    text += f"{post.max_detections} in all; cut {post.clip.replace('_nms', ' NMS')}"
-    text += f"; sides > {post.min_size:g}" if post.min_size else ""
-    return text + ("" if post.multi_label else "; one class an anchor")
 
 
-def table() -> str:
-    rows = [HEADINGS, ("---",) * len(HEADINGS)]
-    for recipe in RECIPES:
-        config = resolve(fitting(recipe)[0], recipe)
-        cells = [column(config) for column in (matching, negatives, losses, optimiser, schedule)]
-        rows.append((f"`{recipe}`", *cells, config.train.augmentation, boxes(config)))
+TABLES: dict[str, tuple[tuple[str, ...], Callable[[Config], tuple[str, ...]]]] = {
+    "How are anchors matched and negatives chosen?": (
+        ("recipe", "matching", "negatives"),
+        lambda config: (matching(config), negatives(config)),
+    ),
+    "Which losses, and how are they averaged?": (("recipe", "losses", "normalisation"), losses),
+    "Which optimiser and augmentation?": (
+        ("recipe", "optimiser and learning rate", "augmentation"),
+        lambda config: (optimiser(config), config.train.augmentation),
+    ),
+    "How long, and which schedule?": (
+        ("recipe", "length", "learning rate", "warm-up", "at most"),
+        schedule,
+    ),
+    "How do outputs become boxes?": (
+        ("recipe", "score", "candidates per class", "suppressed", "kept", "clipped", "also"),
+        boxes,
+    ),
+}
+"""Heading of each table on the page, its columns, and its cells for one recipe."""
+
+
+def table(heading: str) -> str:
+    columns, cells = TABLES[heading]
+    rows = [columns, ("---",) * len(columns)]
+    rows += [(f"`{recipe}`", *cells(resolve(fitting(recipe)[0], recipe))) for recipe in RECIPES]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def test_the_table_is_the_code():
-    assert table() in PAGE.read_text(encoding="utf-8"), (
-        "paste the output of python tests/documents/test_recipes_page.py"
-    )
+@pytest.mark.parametrize("heading", TABLES)
+def test_the_tables_are_the_code(heading):
+    section = PAGE.read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    assert table(heading) in section, "paste the output of python tests/documents/test_recipes_page.py"
 
 
 def test_every_setting_that_is_named_exists():
@@ -111,6 +126,8 @@ def test_every_setting_that_is_named_exists():
         assert hasattr(getattr(Config(), section), name), setting
     examples = re.findall(r"--set '?([\w.]+=[^`'\s]+)", page)
     assert examples
+    # Both tables of usual names: an example holds one value, and others in parentheses
+    examples += re.findall(r"`((?:model|matching|loss)\.\w+=[^`\s]+)`", page)
     for example in examples:
         Config().updated(parse_assignments([example]))
 
@@ -121,4 +138,5 @@ def test_a_recipe_for_another_network_is_refused_as_the_page_says():
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{table()}\n")
+    for title in TABLES:
+        sys.stdout.write(f"## {title}\n\n{table(title)}\n\n")
