@@ -80,7 +80,7 @@ def test_no_words_from_inside_the_project(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
 def test_files_named_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    for path in re.findall(r"\b((?:benchmarks|scripts|examples|tests|docs)/[\w/.]+\.(?:py|md|png))\b", text):
+    for path in re.findall(r"\b((?:benchmarks|scripts|examples|tests|docs|src)/[\w/.]+\.(?:py|md|png))\b", text):
         assert (ROOT / path).exists(), path
 
 
