@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from multibox.models.backbones import make_backbone
-from multibox.training.memory import keep_freed_memory
+from multibox.training.capacity import keep_freed_memory
 
 OURS = {
     "multibox-s: regnetx400-pyramid": ("regnetx400-pyramid", 1.0),

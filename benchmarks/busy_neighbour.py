@@ -20,11 +20,10 @@ from multibox.config import Config
 from multibox.models.build import build_model
 from multibox.presets import resolve
 from multibox.tensors import Batch
-from multibox.training.memory import keep_freed_memory
+from multibox.training.capacity import keep_freed_memory
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import set_learning_rate
-from multibox.training.precision import choose_precision
-from multibox.training.step import Stepper
+from multibox.training.step import Stepper, choose_precision
 from multibox.training.threads import ThreadPlan
 
 OBJECTS = 12

@@ -15,7 +15,7 @@ from peers import machine
 
 from multibox import api
 from multibox.data.formats import open_dataset, write_dataset
-from multibox.data.samples import load_picture
+from multibox.data.images import load_picture
 from multibox.evaluation.report import evaluate
 from multibox.inference.detector import load
 from multibox.settings import parse_assignments

@@ -131,9 +131,9 @@ def measure_inference(options: argparse.Namespace, precision: str, pictures: int
     """Return a row of the table: forward pass and post-processing, boxes left on the device."""
     from ours import make_batch, make_config, make_stepper
 
-    from multibox.models.anchors import make_anchors
+    from multibox.models.anchor_layout import make_anchors
     from multibox.postprocess import postprocess
-    from multibox.training.precision import autocast
+    from multibox.training.step import autocast
 
     config = make_config(options.recipe, options.size)
     model = make_stepper(config, options.device, precision).model.eval()

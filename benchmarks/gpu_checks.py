@@ -10,7 +10,7 @@ from torch import Tensor
 
 import multibox.ops
 from multibox.models.build import build_model
-from multibox.ops import boxes, coding, matching, mining, overlaps
+from multibox.ops import boxes, coding, matching, mining
 from multibox.ops.nms import nms
 from multibox.postprocess import postprocess
 from multibox.tensors import HeadOutputs
@@ -73,7 +73,7 @@ def _check_boxes(device: str) -> Iterator[Check]:
         pair = _both(partial(boxes.paired_iou, kind=kind), device, one, other[:300])
         yield _apart(f"{kind} of pairs", 1e-5, pair)
     valid = torch.rand(8, 6) > 0.3
-    yield _apart("IoU of anchors", 1e-6, _both(overlaps.anchor_overlaps, device, other, random_boxes(8, 6), valid))
+    yield _apart("IoU of anchors", 1e-6, _both(matching.anchor_overlaps, device, other, random_boxes(8, 6), valid))
     codes: tuple[coding.BoxCode, ...] = ("center_size", "corner", "corner_size")
     for code in codes:
         encoded = _both(partial(coding.encode, code=code), device, one, other[:300])

@@ -17,19 +17,22 @@ import numpy as np
 from lively import lively_detector
 from peers import print_table
 
-from multibox.benchmarking.agreement import EXACT, agree
-from multibox.benchmarking.clock import WHOLE, Spread, Work, take_turns
-from multibox.benchmarking.eager import eager_subject
-from multibox.benchmarking.exported import exported_subject, post_of
-from multibox.benchmarking.machine import describe, torch_ceiling
+from multibox.benchmarking.clock import WHOLE, Spread, Work, describe, take_turns, torch_ceiling
 from multibox.benchmarking.parts import onnx_parts, openvino_network
-from multibox.benchmarking.sides import compare
-from multibox.benchmarking.subject import DisagreementError
-from multibox.benchmarking.torchvision_peer import comparable, torchvision_twin, twin_subject
+from multibox.benchmarking.subjects import DisagreementError, exported_subject, post_of
+from multibox.benchmarking.torchvision_peer import (
+    EXACT,
+    agree,
+    comparable,
+    compare,
+    eager_subject,
+    torchvision_twin,
+    twin_subject,
+)
 from multibox.benchmarking.workload import LOADS, count_candidates, synthetic_outputs, synthetic_pictures
 from multibox.exporting import export
 from multibox.inference.detector import Detector, load
-from multibox.inference.exported import open_exported
+from multibox.inference.load import open_exported
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.presets import resolve
 

@@ -20,7 +20,7 @@ import torch
 from peers import D2L_HINT, MXNET_VENV, Worker, import_d2l, machine, mxnet_hint, mxnet_python, print_table
 from torch import Tensor
 
-from multibox.ops.multibox import multibox_detection, multibox_prior, multibox_target
+from multibox.ops.mxnet import multibox_detection, multibox_prior, multibox_target
 
 TINY_MAPS = {32: (0.2, 0.272), 16: (0.37, 0.447), 8: (0.54, 0.619), 4: (0.71, 0.79), 1: (0.88, 0.961)}
 SSD_MAPS = {

@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 
 import torch
 
-from multibox.benchmarking.machine import describe
+from multibox.benchmarking.clock import describe
 
 MXNET_VENV = Path("/tmp/mxvenv")
 D2L_HINT = "d2l is left out, for it is not installed: .venv/bin/pip install --no-deps d2l==1.0.3"

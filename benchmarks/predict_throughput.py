@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from multibox.data.pictures import list_pictures
+from multibox.data.images import list_pictures
 from multibox.data.sprites import render
-from multibox.inference.loading import load
-from multibox.inference.pipeline import drawing, open_copies, predict_stream
+from multibox.inference.load import load
 from multibox.inference.results import PictureResult, result_files
+from multibox.inference.streaming import drawing, open_copies, predict_stream
 from multibox.structures import Detections
 
 BAR = 0.85

@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    from multibox.benchmarking.machine import describe
+    from multibox.benchmarking.clock import describe
     from multibox.benchmarking.workload import as_jpeg, synthetic_pictures
 
     missed, rows = False, []

@@ -19,7 +19,7 @@ import torch
 from peers import machine
 
 from multibox.data.formats import open_dataset, write_dataset
-from multibox.data.samples import load_picture
+from multibox.data.images import load_picture
 from multibox.evaluation.report import evaluate
 from multibox.structures import Dataset, Detections
 

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from multibox.models.build import build_model
 from multibox.tensors import Batch
-from multibox.training.precision import choose_precision
-from multibox.training.step import Stepper
+from multibox.training.step import Stepper, choose_precision
 
 
 class Tolerance(NamedTuple):

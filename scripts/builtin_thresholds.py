@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox import api
-from multibox.evaluation.pairing import Columns, columns, overlaps
-from multibox.evaluation.thresholds import best_threshold
-from multibox.evaluation.voc import Curve, curves
+from multibox.evaluation.report import best_threshold
+from multibox.evaluation.voc_metrics import Columns, Curve, columns, curves, overlaps
 from multibox.inference.detector import Detector, load
-from multibox.inference.thresholds import DEFAULT_THRESHOLD
+from multibox.thresholds import DEFAULT_THRESHOLD
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 ENOUGH = 20

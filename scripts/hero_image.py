@@ -13,7 +13,7 @@ from pathlib import Path
 
 import multibox
 from multibox.data.formats import open_dataset
-from multibox.data.samples import load_picture
+from multibox.data.images import load_picture
 from multibox.plots.detections import contact_sheet, draw_detections
 
 OUT = Path(__file__).resolve().parent.parent / "docs/images/detections.jpg"

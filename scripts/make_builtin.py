@@ -24,10 +24,10 @@ from builtin_thresholds import FACE_THRESHOLD, find_thresholds
 from torch import Tensor, nn
 
 from multibox.builtin import FOLDER, MODELS
-from multibox.exporting.graph import build_onnx
-from multibox.exporting.metadata import as_text, describe
+from multibox.exporting.graph import as_text, build_onnx, describe
 from multibox.files import write_bytes_whole
-from multibox.importers import linzaer, tflite
+from multibox.importers import tflite
+from multibox.importers.pytorch_ssds import read_linzaer
 from multibox.inference.detector import Detector
 from multibox.inference.engines import KEY
 from multibox.models.build import build_model
@@ -132,7 +132,7 @@ def _quantised_layers(file: Path) -> tuple[dict[str, tflite.Layer], ...]:
 
 def read_face(file: Path) -> tuple[Checkpoint, dict[str, Tensor]]:
     """Return the imported checkpoint, and its state as it is."""
-    checkpoint = linzaer.read(file, [])
+    checkpoint = read_linzaer(file, [])
     return checkpoint, dict(checkpoint.state)
 
 

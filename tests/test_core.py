@@ -27,7 +27,7 @@ def run(code, *arguments):
 
 def test_the_core_imports_without_torch():
     modules = (
-        "errors files config presets structures data.pictures data.sprites plots.detections inference.results cli.main"
+        "errors files config presets structures data.images data.sprites plots.detections inference.results cli.main"
     )
     code = "import importlib\n" + "\n".join(f"importlib.import_module('multibox.{m}')" for m in modules.split())
     done = run(code + "\nassert 'torch' not in sys.modules\nprint('fine')")

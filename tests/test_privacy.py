@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from multibox.exporting.metadata import without_folders
+from multibox.exporting.graph import without_folders
 
 WATCH = """
 import os, sys

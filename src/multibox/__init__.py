@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from multibox.config import Config
     from multibox.errors import MultiboxError
     from multibox.inference.detector import Detector
-    from multibox.inference.loading import load
+    from multibox.inference.load import load
     from multibox.structures import Dataset, Detections, Sample
 
 block_reports()
@@ -44,7 +44,7 @@ _HOMES = {
     "create": "multibox.api",
     "evaluate": "multibox.api",
     "export": "multibox.api",
-    "load": "multibox.inference.loading",
+    "load": "multibox.inference.load",
     "losses": "multibox.losses",
     "ops": "multibox.ops",
     "train": "multibox.api",

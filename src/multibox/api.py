@@ -11,13 +11,12 @@ import torch
 from multibox.builtin import NO_WEIGHTS
 from multibox.data.checking import check_pictures
 from multibox.data.formats import open_dataset
-from multibox.data.formats.common import OnBad
+from multibox.data.formats.text import OnBad
 from multibox.errors import ConfigError
 from multibox.evaluation.report import Figures
 from multibox.evaluation.report import evaluate as measure
-from multibox.inference.datasets import find_all
-from multibox.inference.detector import Detector, load
-from multibox.inference.exported import ExportedDetector
+from multibox.inference.detector import Detector, find_all, load
+from multibox.inference.load import ExportedDetector
 from multibox.models.build import build_model
 from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve

@@ -18,6 +18,13 @@ Labels = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
+class Size(NamedTuple):
+    """Height and width of an image, an input or a feature map, in pixels or cells."""
+
+    height: int
+    width: int
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One labelled picture: where its pixels are and what is in it.
@@ -47,7 +54,7 @@ class Sample:
 class Dataset:
     """An index of labelled pictures, held as columns, so that a million of them fit in memory.
 
-    Indexing makes a `Sample`; pixels are read by `multibox.data.pictures`.
+    Indexing makes a `Sample`; pixels are read by `multibox.data.images`.
     """
 
     root: Path

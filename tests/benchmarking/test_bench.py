@@ -7,12 +7,18 @@ import pytest
 import torch
 
 from multibox import api
-from multibox.benchmarking import clock, run
-from multibox.benchmarking.agreement import EXACT, ROUNDED, agree
-from multibox.benchmarking.eager import eager_subject
-from multibox.benchmarking.sides import compare
-from multibox.benchmarking.subject import PARTS, DisagreementError
-from multibox.benchmarking.torchvision_peer import comparable, torchvision_twin, twin_subject
+from multibox.benchmarking import clock, measurement
+from multibox.benchmarking.subjects import PARTS, DisagreementError
+from multibox.benchmarking.torchvision_peer import (
+    EXACT,
+    ROUNDED,
+    agree,
+    comparable,
+    compare,
+    eager_subject,
+    torchvision_twin,
+    twin_subject,
+)
 from multibox.benchmarking.workload import (
     LOADS,
     as_jpeg,
@@ -21,9 +27,9 @@ from multibox.benchmarking.workload import (
     synthetic_outputs,
     synthetic_pictures,
 )
-from multibox.data.pictures import decode_picture
+from multibox.data.images import decode_picture
 from multibox.errors import ConfigError, PictureError
-from multibox.models.measure import measure
+from multibox.models.build import measure
 from multibox.structures import Detections
 
 SIZE = (96, 96)
@@ -212,8 +218,8 @@ def test_a_variant_with_other_layers_is_refused():
 def test_flops_and_ceiling(lite):
     side = eager_subject(lite, "float32")
     assert side.flops == 2 * measure(lite.config, 3).multiply_adds
-    notes = run._limits(
-        [side._replace(ceiling=lambda: 4e9, flops=10**6)], [run.Row("network", 2, (clock.Spread(1e-3, 0, 0),))]
+    notes = measurement._limits(
+        [side._replace(ceiling=lambda: 4e9, flops=10**6)], [measurement.Row("network", 2, (clock.Spread(1e-3, 0, 0),))]
     )
     assert notes[0].endswith("network, batch 2: 0.00 TFLOP/s, 50% of it")
 

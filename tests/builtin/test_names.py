@@ -14,7 +14,7 @@ from multibox import api
 from multibox.builtin import FOLDER, MODELS, find_model, runnable
 from multibox.errors import ConfigError, WeightsError
 from multibox.inference.detector import Detector
-from multibox.inference.exported import ExportedDetector
+from multibox.inference.load import ExportedDetector
 from multibox.models.checkpoint import load_checkpoint
 from multibox.models.weights import choose_network, load_weights
 
@@ -172,8 +172,8 @@ def test_a_built_in_model_is_exported_and_an_exported_file_is_not(tmp_path):
 
 def test_bench_counts_the_same_work_in_every_engine(engine):
     pytest.importorskip("onnx", reason="needs multibox[export]")
-    from multibox.benchmarking.eager import eager_subject
-    from multibox.benchmarking.run import open_subject
+    from multibox.benchmarking.measurement import open_subject
+    from multibox.benchmarking.torchvision_peer import eager_subject
     from multibox.inference.detector import load
 
     if engine == "PyTorch":

@@ -8,9 +8,9 @@ import torch
 
 from multibox import api
 from multibox.builtin import find_model
-from multibox.importers import linzaer
+from multibox.importers import pytorch_ssds as linzaer
 from multibox.inference.detector import load
-from multibox.models.anchors import make_anchors
+from multibox.models.anchor_layout import make_anchors
 from multibox.models.checkpoint import load_checkpoint
 from multibox.ops.coding import decode
 

@@ -24,7 +24,7 @@ def model(tmp_path):
 def _quick(monkeypatch):
     monkeypatch.setattr(clock, "PAUSE", 0.0)
     monkeypatch.setattr(clock, "TURN", 0.0)
-    monkeypatch.setattr("multibox.benchmarking.machine.SIDE", 64)
+    monkeypatch.setattr("multibox.benchmarking.clock.SIDE", 64)
 
 
 def run(*arguments):

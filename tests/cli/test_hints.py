@@ -6,8 +6,8 @@ import pytest
 import typer
 
 from multibox.cli import main
-from multibox.cli.hints import option_hint
-from multibox.cli.layers import print_layers
+from multibox.cli.lists import print_layers
+from multibox.cli.main import option_hint
 from multibox.config import Config
 from multibox.presets import resolve_layers
 from multibox.settings import list_settings

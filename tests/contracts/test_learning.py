@@ -7,8 +7,8 @@ import pytest
 
 import multibox
 from multibox.data.sprites import make_sprites
+from multibox.experiments.ablation import AXES, matcher_settings
 from multibox.inference.detector import Detector
-from multibox.training.ablation import AXES, matcher_settings
 from multibox.training.run import RunOptions, prepare
 
 pytestmark = pytest.mark.long

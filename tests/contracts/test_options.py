@@ -9,13 +9,13 @@ import torch
 
 from multibox.config import LossConfig, MatchingConfig
 from multibox.errors import ConfigError
-from multibox.losses.multibox import multibox_loss
+from multibox.experiments.ablation import loss_settings, matcher_settings
+from multibox.losses.multibox_loss import multibox_loss
 from multibox.losses.targets import make_targets
-from multibox.models.anchors import anchors_per_cell, make_anchors
+from multibox.models.anchor_layout import anchors_per_cell, make_anchors
 from multibox.models.build import build_model
 from multibox.presets import resolve
 from multibox.tensors import HeadOutputs
-from multibox.training.ablation import loss_settings, matcher_settings
 
 
 def choices(section, field):

@@ -14,24 +14,26 @@ import torch
 from torch import nn
 
 from multibox.data.augmentation import ColourJitter, CoveringCrop, Flip, ScaleJitter, find_augmentation
-from multibox.data.augmentation_colour import CaffeDistort, HikapokDistort, NvidiaJitter, TorchvisionDistort
-from multibox.data.augmentation_windows import (
+from multibox.data.augmentation_ops import (
+    CaffeDistort,
     CaffePatch,
     Expand,
+    HikapokDistort,
     HikapokPatch,
     NvidiaCrop,
+    NvidiaJitter,
     RandomInterpolation,
+    TorchvisionDistort,
     TorchvisionIoUCrop,
 )
-from multibox.inference.detect import detect
-from multibox.losses.multibox import multibox_loss, select_anchors
-from multibox.losses.penalty import l2_penalty
+from multibox.losses.multibox_loss import l2_penalty, multibox_loss, select_anchors
 from multibox.losses.targets import Targets, make_targets
-from multibox.models.anchors import make_anchors
+from multibox.models.anchor_layout import make_anchors
 from multibox.models.backbones import make_backbone
 from multibox.models.backbones.layers import L2Norm, SameConv2d
 from multibox.models.build import build_model
 from multibox.ops.coding import encode
+from multibox.postprocess import detect
 from multibox.presets import PRESETS, RECIPES, fitting, resolve
 from multibox.tensors import Batch, HeadOutputs
 from multibox.training.optimizer import learning_rate, make_optimizer

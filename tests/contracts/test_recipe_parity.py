@@ -10,9 +10,9 @@ from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_l
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from multibox.losses.multibox import multibox_loss
+from multibox.losses.multibox_loss import multibox_loss
 from multibox.losses.targets import make_targets
-from multibox.models.anchors import make_anchors
+from multibox.models.anchor_layout import make_anchors
 from multibox.presets import resolve
 from multibox.tensors import HeadOutputs
 

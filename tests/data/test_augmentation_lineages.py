@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from multibox.data import augmentation_colour as colour
+from multibox.data import augmentation_ops as colour
 from multibox.data.augmentation import AUGMENTATIONS, Flip, View, plan, project, render
-from multibox.data.augmentation_windows import (
+from multibox.data.augmentation_ops import (
     CaffePatch,
     Expand,
     HikapokPatch,

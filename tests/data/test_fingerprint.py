@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multibox.data.checking import match_classes
-from multibox.data.fingerprint import fingerprint
+from multibox.data.checking import fingerprint, match_classes
 from multibox.data.formats import open_dataset
 from multibox.structures import Sample, pack
 

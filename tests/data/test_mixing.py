@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from multibox.data.augmentation import AUGMENTATIONS, ColourJitter, plan, project, render
-from multibox.data.augmentation_view import View
+from multibox.data.augmentation_ops import View
 from multibox.data.formats import open_dataset
+from multibox.data.images import load_picture
 from multibox.data.loading import AugmentedPictures, load_batches
 from multibox.data.mixing import CopyPaste, Mixing, MixUp, Mosaic, Scene, mix, narrow
-from multibox.data.samples import load_picture
 from multibox.data.sampling import Key
 
 MIXING = ("mosaic", "mixup", "copy-paste", "strong")

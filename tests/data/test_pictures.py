@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from multibox.data.pictures import (
+from multibox.data.images import (
     decode_picture,
     find_images,
     list_pictures,
@@ -152,7 +152,7 @@ def test_listing(tmp_path):
 
 
 def test_sources_are_joined_and_what_is_passed_over_is_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("multibox.data.pictures.reads_heif", lambda: False)
+    monkeypatch.setattr("multibox.data.images.reads_heif", lambda: False)
     for name in ("a.jfif", "b.JPE", "c.jif", "d.heic", "e.HEIF", "labels.txt", "clip.mp4", ".hidden"):
         (tmp_path / name).write_bytes(b"x")
     found = find_images([tmp_path / "c.jif", tmp_path, f"{tmp_path}/*.jfif"])
@@ -161,12 +161,12 @@ def test_sources_are_joined_and_what_is_passed_over_is_counted(tmp_path, monkeyp
         "2 HEIC images were passed over; pip install 'multibox[heic]' reads them",
         "2 other files were passed over: 1 .mp4, 1 .txt",
     ]
-    monkeypatch.setattr("multibox.data.pictures.reads_heif", lambda: True)
+    monkeypatch.setattr("multibox.data.images.reads_heif", lambda: True)
     assert [path.name for path in find_images([tmp_path]).paths] == ["a.jfif", "b.JPE", "c.jif", "d.heic", "e.HEIF"]
 
 
 def test_heic_needs_its_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr("multibox.data.pictures.reads_heif", lambda: False)
+    monkeypatch.setattr("multibox.data.images.reads_heif", lambda: False)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     with pytest.raises(PictureError, match=r"a\.heic is a HEIC image: pip install 'multibox\[heic\]'"):
         read_picture(tmp_path / "a.heic")

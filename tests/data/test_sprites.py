@@ -8,11 +8,9 @@ from PIL import Image
 
 from multibox.data import sprites
 from multibox.data.formats import open_dataset
-from multibox.data.samples import load_picture
-from multibox.data.sprites import make_sprites, render
-from multibox.data.sprites_figures import class_name, figure
-from multibox.data.sprites_render import Lamp, cast, turn
-from multibox.data.sprites_scene import paste
+from multibox.data.images import load_picture
+from multibox.data.sprites import make_sprites, paste, render
+from multibox.data.sprites_figures import Lamp, cast, class_name, figure, turn
 from multibox.errors import ConfigError, DataError
 
 WHITE = Lamp(np.array([0, 0, 1], np.float32), np.ones(3, np.float32), np.ones(3, np.float32) / 2)

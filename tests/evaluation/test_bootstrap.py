@@ -6,11 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multibox.evaluation.bootstrap import _mean_at_101_recalls, intervals, weighted_figures
-from multibox.evaluation.coco import coco_figures
-from multibox.evaluation.coco_matching import coco_outcomes
-from multibox.evaluation.pairing import columns
+from multibox.evaluation.coco_metrics import coco_figures, coco_outcomes
 from multibox.evaluation.report import evaluate
-from multibox.evaluation.voc import voc_figures
+from multibox.evaluation.voc_metrics import columns, voc_figures
 
 KEYS = ("AP", "AP50", "AP75")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from multibox.errors import MissingExtraError
-from multibox.evaluation.coco import coco_figures
-from multibox.evaluation.pairing import columns
+from multibox.evaluation.coco_metrics import coco_figures
+from multibox.evaluation.voc_metrics import columns
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from multibox.errors import DataError
-from multibox.evaluation.pairing import columns
 from multibox.evaluation.report import evaluate
+from multibox.evaluation.voc_metrics import columns
 from multibox.structures import pack
 
 

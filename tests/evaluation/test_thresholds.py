@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from multibox.evaluation.thresholds import best_threshold, best_thresholds
-from multibox.evaluation.voc import Curve, precision_recall
+from multibox.evaluation.report import best_threshold, best_thresholds
+from multibox.evaluation.voc_metrics import Curve, precision_recall
 
 FAR = [500, 500, 510, 510]
 

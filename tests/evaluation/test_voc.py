@@ -6,9 +6,8 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from multibox.evaluation import pairing
-from multibox.evaluation.pairing import columns, overlaps
-from multibox.evaluation.voc import Curve, curves, precision_recall, voc_figures
+from multibox.evaluation import voc_metrics as pairing
+from multibox.evaluation.voc_metrics import Curve, columns, curves, overlaps, precision_recall, voc_figures
 
 FAR = [500, 500, 510, 510]
 

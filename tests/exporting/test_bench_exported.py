@@ -12,17 +12,15 @@ from PIL import Image
 
 pytest.importorskip("onnxscript", reason="needs multibox[export]")
 
-from multibox.benchmarking import clock, exported
-from multibox.benchmarking.agreement import EXACT, agree
+from multibox.benchmarking import clock, subjects
 from multibox.benchmarking.clock import WHOLE
-from multibox.benchmarking.eager import eager_subject
-from multibox.benchmarking.exported import exported_subject
+from multibox.benchmarking.measurement import bench
 from multibox.benchmarking.parts import openvino_network
-from multibox.benchmarking.run import bench
-from multibox.benchmarking.subject import PARTS
+from multibox.benchmarking.subjects import PARTS, exported_subject
+from multibox.benchmarking.torchvision_peer import EXACT, agree, eager_subject
 from multibox.benchmarking.workload import LOADS, synthetic_outputs, synthetic_pictures
 from multibox.exporting import export
-from multibox.models.measure import measure
+from multibox.models.build import measure
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,16 +67,16 @@ def test_the_network_alone_answers_like_the_network(file, tiny):
 
 
 def test_without_onnx_only_the_whole_is_timed(file, monkeypatch):
-    for module in ("multibox.inference.engines", "multibox.benchmarking.exported"):
+    for module in ("multibox.inference.engines", "multibox.benchmarking.subjects"):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
     found = exported_subject(file, 1)
-    assert found.how == exported.UNCUT and found.post is None
+    assert found.how == subjects.UNCUT and found.post is None
     assert set(found.run(synthetic_pictures(1, (50, 40)))) == {WHOLE}
 
 
 def test_a_report_of_a_file(file, monkeypatch):
     monkeypatch.setattr(clock, "TURN", 0.0)
-    monkeypatch.setattr("multibox.benchmarking.machine.SIDE", 64)
+    monkeypatch.setattr("multibox.benchmarking.clock.SIDE", 64)
     report = bench(file, rounds=1, threads=1)
     parts = [(row.part, row.batch) for row in report.rows]
     every = [(part, batch) for batch in (1, 8) for part in (*PARTS, WHOLE)]

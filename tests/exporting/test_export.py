@@ -11,14 +11,13 @@ import torch
 from PIL import Image
 
 import multibox
-from multibox.data.pictures import resize_picture
+from multibox.data.images import resize_picture
 from multibox.errors import ConfigError, DataError
 from multibox.exporting import ExportOptions, VerificationError, export
-from multibox.exporting.compare import match
 from multibox.exporting.runtimes import run_onnx, run_openvino
-from multibox.exporting.verify import verify
-from multibox.inference.detect import detect
+from multibox.exporting.verify import match, verify
 from multibox.inference.engines import FORMAT_VERSION, openvino_core
+from multibox.postprocess import detect
 from multibox.presets import PRESETS
 from multibox.structures import Detections
 
@@ -175,7 +174,7 @@ def test_files_carry_no_folders(tiny, tmp_path, squares):
 
 
 def test_an_int8_file_that_finds_other_objects_is_not_written(tiny, tmp_path, squares, monkeypatch):
-    monkeypatch.setattr("multibox.exporting.run.quantize", lambda model, images, size: _shifted(model))
+    monkeypatch.setattr("multibox.exporting.export.quantize", lambda model, images, size: _shifted(model))
     options = ExportOptions(int8=True, calibrate=squares)
     with pytest.raises(VerificationError, match=r"INT8 differs: .* agree with the float file's to 0\.\d\d"):
         export(tiny, tmp_path / "model.xml", options)

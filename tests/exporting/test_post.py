@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multibox.config import Config
-from multibox.exporting.compare import match
-from multibox.exporting.post import Limits, decoding_table, find
-from multibox.inference.detect import detect
-from multibox.models.anchors import make_anchors
+from multibox.exporting.graph_parts import Limits, decoding_table, find
+from multibox.exporting.verify import match
+from multibox.models.anchor_layout import make_anchors
+from multibox.postprocess import detect
 from multibox.structures import Detections
 from multibox.tensors import HeadOutputs
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from multibox.data.pictures import resize_picture
-from multibox.exporting.resize import resize
+from multibox.data.images import resize_picture
+from multibox.exporting.graph_parts import resize
 
 from .conftest import RUNTIMES, build, open_in
 

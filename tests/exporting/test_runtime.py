@@ -12,7 +12,7 @@ import multibox
 from multibox.api import evaluate, find_all, open_for
 from multibox.errors import ConfigError, MissingExtraError, PictureError, WeightsError
 from multibox.exporting import ExportOptions, export
-from multibox.exporting.compare import match
+from multibox.exporting.verify import match
 from multibox.inference.detector import Detector
 from multibox.inference.engines import KEY
 

@@ -9,11 +9,10 @@ import torch
 
 from multibox import api
 from multibox.exporting import ExportOptions, VerificationError, export
-from multibox.exporting.compare import Cuts, match
-from multibox.exporting.post import Limits, decoding_table, find
+from multibox.exporting.graph_parts import Limits, decoding_table, find
 from multibox.exporting.runtimes import run_onnx
-from multibox.exporting.verify import Report, compare_detections
-from multibox.models.anchors import anchors_per_cell, make_anchors
+from multibox.exporting.verify import Cuts, Report, compare_detections, match
+from multibox.models.anchor_layout import anchors_per_cell, make_anchors
 from multibox.models.backbones import make_backbone
 from multibox.presets import PRESETS, RECIPES, fitting, resolve
 from multibox.structures import Detections

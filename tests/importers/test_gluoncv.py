@@ -12,7 +12,7 @@ import torch
 
 from multibox.errors import WeightsError
 from multibox.importers import gluoncv
-from multibox.models.anchors import make_anchors
+from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model
 from multibox.presets import resolve
 

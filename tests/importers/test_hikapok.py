@@ -11,7 +11,7 @@ import torch
 from multibox.errors import WeightsError
 from multibox.importers.common import VOC
 from multibox.importers.hikapok import convert, read, state_dict
-from multibox.models.anchors import make_anchors
+from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model
 from multibox.ops.coding import decode
 

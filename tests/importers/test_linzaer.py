@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from multibox.data.pictures import read_picture, resize_picture
+from multibox.data.images import read_picture, resize_picture
 from multibox.errors import WeightsError
-from multibox.importers import import_file, linzaer
+from multibox.importers import import_file
+from multibox.importers.pytorch_ssds import read_linzaer
 from multibox.inference.detector import load
-from multibox.models.anchors import make_anchors
-from multibox.models.foreign import read_state
+from multibox.models.anchor_layout import make_anchors
+from multibox.models.weights import read_state
 from multibox.ops.coding import decode
 
 RAW = "version-RFB-320_without_postprocessing"
@@ -92,12 +93,12 @@ def test_the_same_faces_are_found(detector, folder, name):
 
 
 def test_names_and_licence(folder):
-    found = linzaer.read(folder / "version-RFB-320.pth", ["visage"])
+    found = read_linzaer(folder / "version-RFB-320.pth", ["visage"])
     assert found.names == ("visage",)
     assert found.license == "MIT"
     assert found.source.endswith("version-RFB-320.pth")
     with pytest.raises(WeightsError, match=r"was trained for 1 classes, but --names gives 2: eye, nose$"):
-        linzaer.read(folder / "version-RFB-320.pth", ["eye", "nose"])
+        read_linzaer(folder / "version-RFB-320.pth", ["eye", "nose"])
 
 
 def test_a_missing_tensor_is_named(folder, tmp_path):
@@ -107,7 +108,7 @@ def test_a_missing_tensor_is_named(folder, tmp_path):
     with pytest.raises(
         WeightsError, match=r"lacks 1 tensors of rfb320-face \(backbone\.layers\.7\.branch1\.2\.1\.weight\)"
     ):
-        linzaer.read(tmp_path / "net.pth", [])
+        read_linzaer(tmp_path / "net.pth", [])
 
 
 def test_the_slim_detector_is_refused(tmp_path):
@@ -119,10 +120,10 @@ def test_the_slim_detector_is_refused(tmp_path):
         match=r"net\.pth is not an RFB face detector \(the slim one .*: expected tensors such as "
         r"base_net\.7\.ConvLinear\.conv\.weight, found base_net\.0\.0\.weight, .* \.\.\.$",
     ):
-        linzaer.read(tmp_path / "net.pth", [])
+        read_linzaer(tmp_path / "net.pth", [])
 
 
 def test_broken_files_are_refused(tmp_path):
     (tmp_path / "net.pth").write_bytes(b"PK\x03\x04 no weights")
     with pytest.raises(WeightsError, match=r"net\.pth is not readable as weights"):
-        linzaer.read(tmp_path / "net.pth", [])
+        read_linzaer(tmp_path / "net.pth", [])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from multibox.errors import WeightsError
-from multibox.importers.mxnet import read_params, tinyssd_heads, tinyssd_state_dict
+from multibox.importers.mxnet_params import read_params, tinyssd_heads, tinyssd_state_dict
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mxnet_tinyssd"
 SHARED = Path(__file__).parents[3] / "shared" / "golden" / "mxnet_tinyssd"

@@ -12,12 +12,17 @@ import pytest
 import torch
 
 from multibox.errors import WeightsError
-from multibox.importers import lufficc, qfgaohao, ssd_pytorch
 from multibox.importers.common import VOC
-from multibox.models.anchors import make_anchors
+from multibox.importers.pytorch_ssds import read_lufficc, read_qfgaohao, read_ssd_pytorch
+from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model
 
-READERS = {"ssd_pytorch": ssd_pytorch, "lufficc_300": lufficc, "lufficc_512": lufficc, "qfgaohao": qfgaohao}
+READERS = {
+    "ssd_pytorch": read_ssd_pytorch,
+    "lufficc_300": read_lufficc,
+    "lufficc_512": read_lufficc,
+    "qfgaohao": read_qfgaohao,
+}
 CLASS_HEADS = ("conf.", "box_head.predictor.cls_headers.", "classification_headers.")
 EVERY = pytest.mark.parametrize("case", READERS)
 
@@ -48,7 +53,7 @@ def blank(golden):
 def read(tmp_path):
     def save_and_read(case, state, names=()):
         torch.save(state, tmp_path / "net.pth")
-        return READERS[case].read(tmp_path / "net.pth", list(names))
+        return READERS[case](tmp_path / "net.pth", list(names))
 
     return save_and_read
 
@@ -86,7 +91,7 @@ def test_outputs_and_anchors_equal_the_originals(golden, case, tmp_path, seeded_
         torch.save(state, file, _use_new_zipfile_serialization=False)
     else:
         torch.save({"model": state, "iteration": 7} if case.startswith("lufficc") else state, file)
-    found = READERS[case].read(file, [])
+    found = READERS[case](file, [])
     assert found.names == tuple(VOC)
     assert found.source.endswith("net.pth")
 

@@ -18,7 +18,7 @@ from multibox import api
 from multibox.errors import MissingExtraError, WeightsError
 from multibox.importers import import_file, tflite
 from multibox.inference.detector import load
-from multibox.models.anchors import make_anchors
+from multibox.models.anchor_layout import make_anchors
 from multibox.postprocess import postprocess
 from multibox.tensors import HeadOutputs
 

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import nn
 from torchvision.models.detection import SSD300_VGG16_Weights, ssd300_vgg16, ssdlite, ssdlite320_mobilenet_v3_large
 
-from multibox.data.pictures import read_picture, resize_picture
+from multibox.data.images import read_picture, resize_picture
 from multibox.errors import WeightsError
 from multibox.importers import import_file, torchvision
-from multibox.inference.detect import detect
 from multibox.inference.detector import load
-from multibox.models.anchors import make_anchors
+from multibox.models.anchor_layout import make_anchors
+from multibox.postprocess import detect
 from multibox.tensors import HeadOutputs
 
 MAKERS = {"ssd300": ssd300_vgg16, "ssdlite": ssdlite320_mobilenet_v3_large}

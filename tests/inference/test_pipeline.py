@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from multibox.errors import PictureError
-from multibox.inference import pipeline
-from multibox.inference.pipeline import Seen, drawing, predict_stream
+from multibox.inference import streaming as pipeline
 from multibox.inference.results import PictureResult, result_files
+from multibox.inference.streaming import Seen, drawing, predict_stream
 from multibox.limits import decoding_threads
 from multibox.structures import Detections
 

@@ -160,7 +160,7 @@ def test_devices(files, monkeypatch):
         with pytest.raises(ConfigError, match=f"device {device} cannot be used here"):
             multibox.load(checkpoint, device=device)
     with pytest.raises(ConfigError, match=r"bfloat16.*mps computes in float32 only"):
-        from multibox.inference.quick import quick_copy
+        from multibox.models.prediction import quick_copy
 
         quick_copy(multibox.load(checkpoint, device="cpu").model, "bfloat16", "mps")
     assert len(predict(multibox.load(exported, device="auto"))) > 0

@@ -102,7 +102,7 @@ def patch(module):
     module.Validation.score = score
 """
 SAVING = """
-NAME = "multibox.training.state"
+NAME = "multibox.training.folder"
 def patch(module):
     import pathlib, time
     whole = module.write_bytes_whole

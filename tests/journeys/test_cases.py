@@ -121,7 +121,7 @@ def test_next_hint_cannot_be_run(case, call, tmp_path, train_options, split):
 
 def test_cjk_names_drawn_as_boxes(case, call, tmp_path, caplog):
     """Names that no font here has become "class 0", which is said; they are never empty boxes."""
-    from multibox.plots import lettering
+    from multibox.plots import labels as lettering
 
     data = case("cjk-names-drawn-as-boxes", "v11_chinese")
     code, _, err = call("data", "show", data, "--out", "cn.png")

@@ -97,7 +97,13 @@ def environment():
 def test_the_wheel_is_small_and_carries_models_and_licences(wheel):
     assert wheel.stat().st_size < 10_000_000
     names = zipfile.ZipFile(wheel).namelist()
-    for wanted in ("builtin/coco.safetensors", "builtin/coco.onnx", "builtin/face.safetensors", "NOTICE", "LICENSE"):
+    for wanted in (
+        "builtin_models/coco.safetensors",
+        "builtin_models/coco.onnx",
+        "builtin_models/face.safetensors",
+        "NOTICE",
+        "LICENSE",
+    ):
         assert any(name.endswith(wanted) for name in names), wanted
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "docs"))]
 

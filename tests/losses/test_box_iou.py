@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision import ops as tv
 
-from multibox.losses.box_iou import ciou_loss, diou_loss, giou_loss
+from multibox.losses.elementwise import ciou_loss, diou_loss, giou_loss
 
 LOSSES = {
     giou_loss: tv.generalized_box_iou_loss,

@@ -10,7 +10,7 @@ from torchvision.ops import sigmoid_focal_loss
 from multibox.config import LossConfig
 from multibox.errors import ConfigError
 from multibox.losses.elementwise import cross_entropy, focal_loss, l1, l2, sigmoid_focal, smooth_l1
-from multibox.losses.multibox import multibox_loss
+from multibox.losses.multibox_loss import multibox_loss
 from multibox.losses.targets import Targets
 from multibox.tensors import HeadOutputs
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from multibox.losses.multibox import multibox_loss, select_anchors
+from multibox.losses.multibox_loss import multibox_loss, select_anchors
 from multibox.losses.targets import Targets, make_targets
 from multibox.presets import resolve
 from multibox.tensors import HeadOutputs

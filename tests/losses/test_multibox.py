@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from multibox.config import LossConfig, MatchingConfig, ModelConfig
-from multibox.losses.multibox import multibox_loss, select_anchors
+from multibox.losses.multibox_loss import multibox_loss, select_anchors
 from multibox.losses.targets import make_targets
 from multibox.presets import resolve
 from multibox.tensors import HeadOutputs

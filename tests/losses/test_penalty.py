@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from multibox.losses.penalty import HIKAPOK_RULES, l2_penalty
+from multibox.losses.multibox_loss import HIKAPOK_RULES, l2_penalty
 
 
 def test_by_hand():

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from multibox.losses.elementwise import sigmoid_focal
-from multibox.losses.quality import quality_focal, varifocal
+from multibox.losses.elementwise import quality_focal, sigmoid_focal, varifocal
 
 LN3 = math.log(3)  # a probability of 3/4
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from multibox.api import create
-from multibox.models.anchors import make_anchors
-from multibox.models.build import build_model
-from multibox.models.measure import measure
+from multibox.models.anchor_layout import make_anchors
+from multibox.models.build import build_model, measure
 from multibox.ops.boxes import xyxy_to_cxcywh
 from multibox.presets import PRESETS, resolve
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from multibox.inference.detector import Detector
-from multibox.models.anchors import anchors_per_cell, make_anchors
+from multibox.models.anchor_layout import anchors_per_cell, make_anchors
 from multibox.models.build import build_model
-from multibox.models.flip import answer_both_ways, mirrored_order, unmirror
+from multibox.models.prediction import answer_both_ways, mirrored_order, unmirror
 from multibox.ops.coding import decode
 from multibox.presets import resolve
 from multibox.tensors import HeadOutputs

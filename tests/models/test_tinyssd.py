@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from multibox.config import Config
 from multibox.errors import ConfigError, WeightsError
-from multibox.models.anchors import anchors_hash, make_anchors
+from multibox.models.anchor_layout import anchors_hash, make_anchors
 from multibox.models.build import build_model
 from multibox.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from multibox.models.weights import load_weights

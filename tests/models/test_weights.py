@@ -13,8 +13,7 @@ from multibox.api import create
 from multibox.errors import WeightsError
 from multibox.inference.detector import load
 from multibox.models.checkpoint import Checkpoint, load_checkpoint, load_config, read_metadata, save_checkpoint
-from multibox.models.foreign import CAFFE_CONVS, VGG_CONVS
-from multibox.models.weights import choose_network, load_weights, plain_name
+from multibox.models.weights import CAFFE_CONVS, VGG_CONVS, choose_network, load_weights, plain_name
 
 
 def saved(detector, path):

@@ -17,7 +17,7 @@ from multibox.ops.anchors import (
     mxnet_shapes,
 )
 from multibox.ops.boxes import xyxy_to_cxcywh
-from multibox.ops.multibox import multibox_prior
+from multibox.ops.mxnet import multibox_prior
 
 TINY_MAPS = [(32, 32), (16, 16), (8, 8), (4, 4), (1, 1)]
 TINY_SIZES = [(0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961)]

@@ -5,9 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multibox.ops.bipartite import greedy_bipartite
-from multibox.ops.matching import IGNORED, NEGATIVE, match_bipartite, match_dual_max
-from multibox.ops.overlaps import anchor_overlaps
+from multibox.ops.matching import IGNORED, NEGATIVE, anchor_overlaps, greedy_bipartite, match_bipartite, match_dual_max
 
 # The five anchors and two objects of d2l's chapter on anchors (facts 17.6).
 ANCHORS = torch.tensor(

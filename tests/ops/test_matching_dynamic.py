@@ -14,10 +14,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from multibox.errors import ConfigError
-from multibox.ops.matching import NEGATIVE, MatchInputs
-from multibox.ops.matching_atss import match_atss
-from multibox.ops.matching_dynamic import match_simota, match_task_aligned
-from multibox.ops.overlaps import anchor_overlaps
+from multibox.ops.matching import NEGATIVE, MatchInputs, anchor_overlaps
+from multibox.ops.matching_dynamic import match_atss, match_simota, match_task_aligned
 
 KINDS = ["atss", "simota", "tal"]
 CLASSES = 6

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from multibox.errors import ConfigError
-from multibox.ops.multibox import multibox_detection, multibox_prior, multibox_target
+from multibox.ops.mxnet import multibox_detection, multibox_prior, multibox_target
 
 ANCHORS = torch.tensor(
     [

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multibox.ops.ohem import mine_ohem
+from multibox.ops.mining import mine_ohem
 
 INFINITY = float("inf")
 

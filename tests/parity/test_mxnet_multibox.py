@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from multibox.ops.multibox import multibox_detection, multibox_prior, multibox_target
+from multibox.ops.mxnet import multibox_detection, multibox_prior, multibox_target
 
 FILE = Path(__file__).parents[1] / "golden" / "mxnet_multibox.npz"
 ARRAYS = {name: array for name, array in np.load(FILE).items()}

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import multibox.ops
-from multibox.importers.mxnet import read_params, tinyssd_heads, tinyssd_state_dict
-from multibox.losses.multibox import multibox_loss
+from multibox.importers.mxnet_params import read_params, tinyssd_heads, tinyssd_state_dict
+from multibox.losses.multibox_loss import multibox_loss
 from multibox.losses.targets import make_targets
-from multibox.models.anchors import make_anchors
+from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model
 from multibox.models.ssd import SSD
 from multibox.presets import resolve

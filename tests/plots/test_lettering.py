@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from multibox.plots import lettering
+from multibox.plots import labels as lettering
 from multibox.plots.curves import plot_precision_recall
 from multibox.plots.detections import draw_detections
 from multibox.structures import Detections

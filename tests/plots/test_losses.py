@@ -8,7 +8,7 @@ from PIL import Image
 
 from multibox.errors import MissingExtraError
 from multibox.losses.elementwise import focal_loss, smooth_l1
-from multibox.plots.losses import Curve, plot_losses
+from multibox.plots.curves import Curve, plot_losses
 
 
 def _curves() -> tuple[dict[float, Curve], dict[float, Curve]]:

@@ -4,7 +4,7 @@ from PIL import Image
 
 from multibox.plots import detections
 from multibox.plots.detections import draw_detections
-from multibox.plots.placing import free_corner, place_labels
+from multibox.plots.labels import free_corner, place_labels
 from multibox.structures import Detections
 
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from multibox.analysis.advice import look_at_boxes, nothing_matched, score_stays_low, what_would_help
 from multibox.data.formats import open_dataset
 from multibox.presets import resolve
 from multibox.structures import Sample, pack
-from multibox.training.advice import look_at_boxes, nothing_matched, score_stays_low, what_would_help
 
 BCCD = Path(__file__).parents[3] / "shared/data/bccd/BCCD"
 

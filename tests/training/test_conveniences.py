@@ -9,16 +9,15 @@ import torch
 from multibox.config import Config
 from multibox.data.formats import open_dataset
 from multibox.errors import ConfigError
-from multibox.models.anchors import make_anchors
+from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model
 from multibox.presets import resolve
 from multibox.tensors import Batch
-from multibox.training import capacity, range_test
+from multibox.training import adapting, capacity
 from multibox.training.optimizer import learning_rate
 from multibox.training.reporter import Reporter
 from multibox.training.run import RunOptions, prepare
-from multibox.training.scales import draw_size, largest_size, resize_batch
-from multibox.training.step import Stepper, anchors_at
+from multibox.training.step import Stepper, anchors_at, draw_size, largest_size, resize_batch
 from multibox.training.trainer import out_of_patience
 
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
@@ -173,14 +172,14 @@ def test_anchors_at_another_size_cover_the_same_shares_of_the_picture():
 
 
 def test_a_range_test_leaves_no_trace(squares, monkeypatch):
-    monkeypatch.setattr(range_test, "STEPS", 5)
+    monkeypatch.setattr(adapting, "STEPS", 5)
     dataset = open_dataset(squares, "train")
     config = resolve("tinyssd", changes={**SMALL, "train.lr": "auto", "train.batch_size": "4", "anchors.fit": "none"})
     model = build_model(config, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    rates, losses = range_test.sweep_rates(model, config, dataset, device="cpu", precision="float32")
+    rates, losses = adapting.sweep_rates(model, config, dataset, device="cpu", precision="float32")
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -197,7 +196,7 @@ def first_loss(data, out, **changes):
 
 
 def test_an_automatic_rate_is_a_number_in_a_run_that_starts_as_if_it_were_given(squares, tmp_path, monkeypatch):
-    monkeypatch.setattr(range_test, "STEPS", 30)
+    monkeypatch.setattr(adapting, "STEPS", 30)
     trainer, told, losses = first_loss(squares, tmp_path / "auto", **{"train.lr": "auto"})
     rate = trainer.config.train.lr
     assert 1e-5 < rate < 1
@@ -212,13 +211,13 @@ def test_the_rate_has_nine_tenths_of_the_fall():
     # Even, then ten steps down, then even. Nine tenths of the fall are done below 1.45; the mean of seven is
     # (4 + 3 + 2 + 1 + 3 * 0.5) / 7 = 1.64 at place 19 and (3 + 2 + 1 + 4 * 0.5) / 7 = 1.14 at the next
     losses = [10.0] * 10 + [10.0 - i for i in range(10)] + [0.5] * 10
-    assert range_test.choose_rate(rates, losses) == rates[20]
+    assert adapting.choose_rate(rates, losses) == rates[20]
     for flat in ([10.0] * 30, [], [1.0, 2.0], [1.0 + 0.1 * i for i in range(30)]):
         with pytest.raises(ConfigError, match="fell at no learning rate"):
-            range_test.choose_rate(rates[: len(flat)], flat)
-    assert range_test.gets_worse([1.0] * 20 + [3.0] * 7)
-    assert not range_test.gets_worse([1.0] * 20 + [3.0])
-    assert not range_test.gets_worse([1.0, 9.0, 9.0])
+            adapting.choose_rate(rates[: len(flat)], flat)
+    assert adapting.gets_worse([1.0] * 20 + [3.0] * 7)
+    assert not adapting.gets_worse([1.0] * 20 + [3.0])
+    assert not adapting.gets_worse([1.0, 9.0, 9.0])
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,12 @@ from multibox.api import open_for
 from multibox.config import Config
 from multibox.errors import ConfigError, DataError, MultiboxError
 from multibox.evaluation.report import evaluate
-from multibox.inference.datasets import find_all
-from multibox.inference.detector import load
+from multibox.experiments import seeds as repeats
+from multibox.experiments.ablation import AXES, CellRuns, ablate, ablation_markdown, make_grid, parse_axes, ranked
+from multibox.experiments.seeds import Run, repeat, spread, student_t
+from multibox.inference.detector import find_all, load
 from multibox.models.checkpoint import load_config
 from multibox.presets import resolve
-from multibox.training import repeats
-from multibox.training.ablation import AXES, CellRuns, ablate, ablation_markdown, make_grid, parse_axes, ranked
-from multibox.training.repeats import Run, repeat, spread, student_t
 from multibox.training.run import RunOptions, prepare
 
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}

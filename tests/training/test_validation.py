@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from multibox.config import Config
-from multibox.evaluation.thresholds import best_threshold
-from multibox.evaluation.voc import precision_recall
-from multibox.inference.datasets import find_all
-from multibox.inference.detector import load
+from multibox.evaluation.report import best_threshold
+from multibox.evaluation.voc_metrics import precision_recall
+from multibox.inference.detector import find_all, load
 from multibox.models.checkpoint import load_checkpoint, load_config
 from multibox.training.run import RunOptions, prepare
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.benchmarking.machine import numpy_ceiling, openvino_ceiling
+from multibox.benchmarking.clock import numpy_ceiling, openvino_ceiling
 from multibox.inference.engines import (
     LIMITS,
     OUTPUTS,

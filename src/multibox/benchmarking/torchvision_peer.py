@@ -1,30 +1,179 @@
 """torchvision's two SSDs with a detector's own weights and settings, as what can be measured beside it."""
 
 import contextlib
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.image_list import ImageList
 
-from multibox.benchmarking.clock import WHOLE, Seconds
-from multibox.benchmarking.machine import torch_ceiling
-from multibox.benchmarking.subject import PARTS, Subject
-from multibox.benchmarking.workload import Outputs, Pictures
+from multibox.benchmarking.clock import WHOLE, Seconds, torch_ceiling
+from multibox.benchmarking.subjects import PARTS, DisagreementError, Subject, exported_subject
+from multibox.benchmarking.workload import Outputs, Pictures, synthetic_pictures
 from multibox.config import Config
 from multibox.errors import ConfigError
 from multibox.importers.common import Rules, rename
 from multibox.importers.torchvision import SSDLITE_RULES, VGG_RULES
 from multibox.inference.detector import Detector
-from multibox.models.anchors import make_anchors
-from multibox.models.measure import measure
+from multibox.models.anchor_layout import make_anchors
+from multibox.models.build import measure
+from multibox.ops.boxes import pairwise_iou
+from multibox.postprocess import detect
 from multibox.structures import Detections
-from multibox.training.precision import autocast
+from multibox.tensors import HeadOutputs
+from multibox.training.step import autocast
+
+Floats = NDArray[np.floating]
+
+
+class Tolerance(NamedTuple):
+    """What still counts as the same detection."""
+
+    score: float
+    """Scores differ by no more than this share of the larger one."""
+    overlap: float
+    """Boxes have at least this IoU."""
+    share: float
+    """So many of each side's detections have a partner on the other."""
+
+
+EXACT = Tolerance(score=1e-3, overlap=0.999, share=0.99)
+"""The same arithmetic in another order; an overlap or a score on a threshold may fall to the other side."""
+ROUNDED = Tolerance(score=0.5, overlap=0.7, share=0.8)
+"""A network in bfloat16, which has 8 bits of precision: logits of 8 are off by 0.03 after each of its layers."""
+
+
+class Agreement(NamedTuple):
+    """How alike two sides are."""
+
+    detections: int
+    """Of the first side."""
+    share: float
+    """Of both sides' detections that have a partner."""
+    score: float
+    """Largest difference of partners, as a share."""
+    overlap: float
+    """Smallest IoU of partners."""
+
+
+def agree(
+    what: str, first: Sequence[Detections], second: Sequence[Detections], tolerance: Tolerance, best: int | None = None
+) -> Agreement:
+    """Pair detections and say how alike the sides are.
+
+    Args:
+        what: the sides, for the error.
+        first: of each picture.
+        second: of the same pictures.
+        tolerance: what is close enough.
+        best: of each picture and side, only so many need a partner (among all of the other side).
+
+    Raises:
+        DisagreementError: too few have a partner, or there is nothing to compare.
+    """
+    pairs = [_partners(*sides, tolerance, best) for sides in zip(first, second, strict=True)]
+    asked = sum(len(pair) for pair in pairs)
+    found = np.concatenate([*pairs, np.zeros((0, 2))])
+    partners = found[~np.isnan(found[:, 0])]
+    share = len(partners) / asked if asked else 0.0
+    if share < tolerance.share:
+        raise DisagreementError(
+            f"{what} differ: {len(partners)} of {asked} detections have a partner of their class with a score within "
+            f"a share of {tolerance.score:g} and an IoU of {tolerance.overlap:g}, expected {tolerance.share:.0%}; no "
+            "time is printed for sides that find other things"
+        )
+    total = sum(map(len, first))
+    return Agreement(total, share, float(partners[:, 0].max()), float(partners[:, 1].min()))
+
+
+def _partners(first: Detections, second: Detections, tolerance: Tolerance, best: int | None) -> Floats:
+    """Return, for each detection of either side, score difference and IoU of its partner; NaN where it has none."""
+    difference = np.abs(first.scores[:, None] - second.scores) / np.maximum(first.scores[:, None], second.scores)
+    overlap = pairwise_iou(torch.from_numpy(first.boxes), torch.from_numpy(second.boxes)).numpy()
+    alike = (first.labels[:, None] == second.labels) & (difference <= tolerance.score) & (overlap >= tolerance.overlap)
+    here, there = _closest(alike, difference, overlap), _closest(alike.T, difference.T, overlap.T)
+    return np.concatenate([here[:best], there[:best]])
+
+
+def _closest(alike: NDArray[np.bool_], difference: Floats, overlap: Floats) -> Floats:
+    """Return each row's partner: of those that are alike, the one whose score is nearest."""
+    if not alike.size:
+        return np.full((len(alike), 2), np.nan)
+    column = np.where(alike, difference, np.inf).argmin(1)
+    row = np.arange(len(alike))
+    values = np.stack([difference[row, column], overlap[row, column]], axis=1)
+    values[~alike[row, column]] = np.nan
+    return values
+
+
+HOW_EAGER = "parts: timestamps before and after the network, inside `predict`"
+
+
+class _Watched(Detector):
+    """A detector that notes when its network began and ended."""
+
+    span = (0.0, 0.0)
+
+    def answer(self, images: Tensor) -> HeadOutputs:
+        started = time.perf_counter()
+        outputs = super().answer(images)
+        self.span = (started, time.perf_counter())
+        return outputs
+
+
+def eager_subject(detector: Detector, precision: str) -> Subject:
+    """Return a detector on the CPU as a subject, as `multibox.load` opens it.
+
+    Raises:
+        ConfigError: an unknown precision.
+    """
+    watched = _Watched(detector.model, detector.config, detector.names, detector.device)
+    watched.quicken(precision)
+    config, threshold = detector.config, detector.config.post.score_threshold
+    size = measure(config, len(detector.names))
+
+    def predict(pictures: Pictures) -> list[Detections]:
+        return watched.predict(list(pictures), threshold)
+
+    def run(pictures: Pictures) -> Seconds:
+        started = time.perf_counter()
+        predict(pictures)
+        ended = time.perf_counter()
+        times = (started, *watched.span, ended)
+        return dict(zip(PARTS, _gaps(times), strict=True)) | {WHOLE: ended - started}
+
+    def post(outputs: Outputs, picture: tuple[int, int]) -> Callable[[], list[Detections]]:
+        answer = HeadOutputs(torch.from_numpy(outputs.logits), torch.from_numpy(outputs.offsets), size.feature_shapes)
+        sizes = [picture] * len(outputs.logits)
+        return torch.inference_mode()(lambda: detect(answer, sizes, config, detector.names, threshold))
+
+    return Subject(
+        name=f"ours, PyTorch {precision}",
+        predict=predict,
+        run=run,
+        post=post,
+        flops=2 * size.multiply_adds,
+        ceiling=lambda: torch_ceiling(precision),
+        outputs=(size.anchors, len(detector.names) + (config.model.score == "softmax")),
+        score=config.model.score,
+        threshold=threshold,
+        exact=precision == "float32",
+        how=HOW_EAGER,
+    )
+
+
+def _gaps(times: tuple[float, ...]) -> list[float]:
+    return [after - before for before, after in itertools.pairwise(times)]
+
 
 MAKERS: dict[str, tuple[Callable[..., nn.Module], Rules]] = {
     "ssd300-vgg16": (ssd300_vgg16, VGG_RULES),
@@ -186,3 +335,61 @@ def _stamped(twin: Any, stamps: list[float]) -> Iterator[None]:
     finally:
         hook.remove()
         twin.postprocess_detections = original
+
+
+PICTURES = 4
+BEST = 20
+"""Of each picture's detections in bfloat16, so many of the best need a partner in float32."""
+
+
+def torchvision_sides(detector: Detector, out: Path, threads: int | None, precision: str | None) -> list[Subject]:
+    """Return torchvision's network, ours, and ours exported to `out` where that can be done; float32 comes first.
+
+    Raises:
+        ConfigError: torchvision has no such network.
+    """
+    detector = comparable(detector)
+    twin = torchvision_twin(detector)
+    precisions = dict.fromkeys(("float32", precision or "bfloat16"))
+    found = [twin_subject(twin, detector, each) for each in precisions]
+    found += [eager_subject(detector, each) for each in precisions]
+    if find_spec("onnxscript"):
+        from multibox.exporting import export
+
+        export(detector, out)
+        found.append(exported_subject(out, threads, precision))
+    return found
+
+
+def compare(subjects: Sequence[Subject], size: tuple[int, int]) -> list[str]:
+    """Assert that all subjects find what the first one does, on pictures of the network's size; say how alike they are.
+
+    At other sizes torchvision's resize, which does not antialias, shows the network another picture.
+
+    Args:
+        subjects: the first one computes in float32.
+        size: height and width of the network's input.
+
+    Raises:
+        DisagreementError: some find other objects.
+    """
+    pictures = synthetic_pictures(PICTURES, (size[1], size[0]))
+    first, *others = subjects
+    wanted = first.predict(pictures)
+    notes = []
+    for other in others:
+        tolerance, best = (EXACT, None) if other.exact else (ROUNDED, BEST)
+        alike = agree(f"{first.name} and {other.name}", wanted, other.predict(pictures), tolerance, best)
+        among = f"of the best {best}" if best else f"of {alike.detections}"
+        notes.append(
+            f"{other.name} finds what {first.name} finds: {alike.share:.1%} {among} matched (scores within "
+            f"{alike.score:.1g}, IoU from {alike.overlap:.3f}; {_words(tolerance)})"
+        )
+    return notes
+
+
+def _words(tolerance: Tolerance) -> str:
+    return (
+        f"at least {tolerance.share:.0%} were asked, within a share of {tolerance.score:g} of the score and an IoU of "
+        f"{tolerance.overlap:g}"
+    )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from multibox.data.pictures import list_pictures, read_picture
+from multibox.data.images import list_pictures, read_picture
 
 Pixels = NDArray[np.uint8]
 Pictures = Sequence[Pixels]

@@ -7,7 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from multibox.benchmarking.clock import Spread
-    from multibox.benchmarking.run import Report
+    from multibox.benchmarking.measurement import Report
 
 
 def bench(
@@ -27,8 +27,8 @@ def bench(
     """Measure MODEL's speed on this machine's processor, part by part."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from multibox.benchmarking.run import bench as measure
-    from multibox.benchmarking.subject import DisagreementError
+    from multibox.benchmarking.measurement import bench as measure
+    from multibox.benchmarking.subjects import DisagreementError
 
     try:
         with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True) as bar:
@@ -52,7 +52,7 @@ def print_report(report: "Report") -> None:
     """Print times as a table and the notes below it."""
     from rich.table import Table
 
-    from multibox.cli.tables import table_console
+    from multibox.cli.console import table_console
 
     table = Table(
         box=None, pad_edge=False, title="milliseconds: median (10th to 90th percentile)", title_justify="left"

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multibox.cli.bars import counting
-from multibox.cli.outputs import IMAGES, check_suffix
+from multibox.cli.console import IMAGES, check_suffix, counting
 from multibox.cli.train import OnBad
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def show(
 
     from multibox.data.checking import check_pictures
     from multibox.data.formats import find_splits, open_dataset
-    from multibox.data.samples import load_picture
+    from multibox.data.images import load_picture
     from multibox.files import check_outputs, free_path, write_bytes_whole
     from multibox.plots.detections import contact_sheet, draw_sample
 

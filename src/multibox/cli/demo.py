@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from multibox.cli.bars import counting
+from multibox.cli.console import counting
 
 IMAGES = 1000
 EPOCHS = 8
@@ -25,13 +25,13 @@ def demo(
     from multibox import api
     from multibox.cli.evaluate import print_figures
     from multibox.cli.progress import train_with_progress
-    from multibox.data.samples import load_picture
+    from multibox.data.images import load_picture
     from multibox.data.sprites import make_sprites
     from multibox.errors import ConfigError
     from multibox.files import free_path
     from multibox.inference.detector import load
-    from multibox.inference.thresholds import class_thresholds
     from multibox.plots.detections import contact_sheet, draw_detections
+    from multibox.thresholds import class_thresholds
     from multibox.training.run import RunOptions
 
     out = out or free_path("demo")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multibox.cli.outputs import PLOTS, check_suffix, own_files
+from multibox.cli.console import PLOTS, check_suffix, own_files
 from multibox.cli.train import OnBad
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def evaluate(
 
     from multibox import api
     from multibox.files import check_outputs, write_text_whole
-    from multibox.inference.loading import load
+    from multibox.inference.load import load
 
     outputs = [path for path in (json_file, plot) if path is not None]
     inputs = [data, *own_files(model), *(Path(text) for text in rename or () if "=" not in text)]
@@ -64,7 +64,7 @@ def evaluate(
     if json_file is not None:
         write_text_whole(json_file, json.dumps(figures, indent=1) + "\n")
     if plot is not None:
-        from multibox.evaluation.voc import precision_recall
+        from multibox.evaluation.voc_metrics import precision_recall
         from multibox.plots.curves import plot_precision_recall
 
         curves = precision_recall(found, dataset, detector.names)
@@ -107,7 +107,7 @@ def print_figures(figures: "Figures", title: str) -> None:
     """Print a table of classes and the means below it."""
     from rich.table import Table
 
-    from multibox.cli.tables import table_console
+    from multibox.cli.console import table_console
 
     coco, voc07, voc12 = figures["coco"], figures["voc07"], figures["voc12"]
     table = Table()

@@ -1,6 +1,6 @@
 """`multibox list`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,7 +76,7 @@ def _models() -> None:
 
 
 def _presets() -> None:
-    from multibox.models.measure import measure
+    from multibox.models.build import measure
     from multibox.presets import PRESETS, resolve
 
     rows: list[tuple[str, ...]] = []
@@ -157,3 +157,26 @@ def _importers() -> None:
 
     rows = [(name, one.what, one.verified or "UNVERIFIED: no foreign numbers") for name, one in IMPORTERS.items()]
     _print(["kind", "reads", "verified against"], rows)
+
+
+def print_layers(config: "Config", origins: Mapping[str, str]) -> None:
+    """Print every setting, its value and the layer that it came from.
+
+    Args:
+        config: what `resolve_layers` returned.
+        origins: the same: by dotted key the name of the layer.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    from multibox.cli.console import table_console
+    from multibox.settings import as_text, get_setting, list_settings
+
+    table = Table("setting", "value", "from", box=None, pad_edge=False)
+    section = None
+    for key in list_settings(type(config)):
+        if key.partition(".")[0] != section and "." in key:
+            section = key.partition(".")[0]
+            table.add_section()
+        table.add_row(key, escape(as_text(get_setting(config, key))), origins.get(key, "default"))
+    table_console().print(table, highlight=False)

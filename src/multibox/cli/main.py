@@ -2,16 +2,87 @@
 
 import io
 import os
+import shlex
 import sys
 import time
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from multibox import __version__
-from multibox.cli import bench, data, demo, evaluate, export, hints, imports, lists, plot, predict, train
+from multibox.cli import bench, data, demo, evaluate, export, imports, lists, plot, predict, train
 from multibox.errors import MissingExtraError, MultiboxError
 from multibox.training.memory import VARIABLE
+
+
+class HintedCommand(TyperCommand):
+    """A command whose message about an unknown option names the setting that was probably meant."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments as typer does.
+
+        Raises:
+            ConfigError: an unknown option that is one of our settings under this or another name, or --resume without
+                the run folder.
+        """
+        from multibox.errors import ConfigError
+
+        given = list(args)
+        if (run := _resumed_without_folder(given)) is not None:
+            raise ConfigError(f"--resume takes the run folder now: multibox train --resume {run}")
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # By name: newer versions of typer carry a click of their own
+            option = getattr(error, "option_name", "") if type(error).__name__ == "NoSuchOption" else ""
+            hint = option_hint(option, given) if option else None
+            if hint is None:
+                raise
+            raise ConfigError(hint) from None
+
+
+def option_hint(option: str, args: Sequence[str] = ()) -> str | None:
+    """Return the sentence about an unknown option that stands for a setting; None where it stands for none.
+
+    Args:
+        option: as given, such as --imgsz.
+        args: the whole command line, where its value follows.
+    """
+    from multibox.config import Config
+    from multibox.settings import NO_SETTING, assigned, list_settings, meant_settings, plain_name
+
+    name = plain_name(option)
+    if name in NO_SETTING:
+        return f"{option} is no option of this command; {NO_SETTING[name]}"
+    known = list_settings(Config)
+    meant = meant_settings(name, known, near=False)
+    if not meant:
+        return None
+    value = _value(option, args)
+    examples = " or ".join(f"--set {key}{assigned(known[key], value) or '=VALUE'}" for key in meant)
+    return f"{option} is no option of this command; did you mean {examples}?"
+
+
+def _resumed_without_folder(args: Sequence[str]) -> str | None:
+    """Return the run that --resume was meant for if no folder follows it, as in the days when --out named it."""
+    if "--resume" not in args:
+        return None
+    following = args[args.index("--resume") + 1 :]
+    if following and not following[0].startswith("-"):
+        return None
+    return shlex.quote(_value("--out", args) or "RUN")
+
+
+def _value(option: str, args: Sequence[str]) -> str:
+    for place, text in enumerate(args):
+        if text.startswith(f"{option}="):
+            return text.partition("=")[2]
+        if text == option and place + 1 < len(args) and not args[place + 1].startswith("--"):
+            return args[place + 1]
+    return ""
+
 
 STARTED = time.monotonic()
 """When the command began; a run of so many minutes counts from here."""
@@ -25,7 +96,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
-app.command("train", cls=hints.HintedCommand)(train.train)
+app.command("train", cls=HintedCommand)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from multibox.cli.outputs import PLOTS, check_suffix, own_files
+from multibox.cli.console import PLOTS, check_suffix, own_files
 
 
 def plot(
@@ -34,7 +34,7 @@ def _losses(path: Path, _: Path | None) -> None:
     import torch
 
     from multibox.losses.elementwise import focal_loss, smooth_l1
-    from multibox.plots.losses import plot_losses
+    from multibox.plots.curves import plot_losses
 
     x = torch.linspace(-2, 2, 401)
     smooth = {sigma: (x.numpy(), smooth_l1(x, torch.zeros_like(x), sigma).numpy()) for sigma in (10.0, 1.0, 0.5)}

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from multibox.cli.bars import counting
-from multibox.cli.outputs import own_files
+from multibox.cli.console import counting, own_files
 from multibox.cli.train import OnBad
 
 if TYPE_CHECKING:
     from multibox.inference.detector import Detector
-    from multibox.inference.exported import ExportedDetector
-    from multibox.inference.pipeline import Seen
+    from multibox.inference.load import ExportedDetector
+    from multibox.inference.streaming import Seen
 
 MANY = 20
 """Above so many images there is a bar instead of a line for each."""
@@ -55,7 +54,7 @@ def predict(
 
     Example: multibox predict model.onnx photos --json found.json
     """
-    from multibox.data.pictures import find_images
+    from multibox.data.images import find_images
     from multibox.inference.results import distinct_names
 
     check_threshold(threshold)
@@ -85,8 +84,8 @@ def _open(model: str, device: str, flip: bool, images: int) -> "Sequence[Detecto
     """Open the model; of an exported file that shall look at many images on the processor, copies that share it."""
     from multibox.builtin import find_model, runnable
     from multibox.inference.engines import SUFFIXES
-    from multibox.inference.loading import load
-    from multibox.inference.pipeline import open_copies
+    from multibox.inference.load import load
+    from multibox.inference.streaming import open_copies
 
     exported = runnable(find_model(model)).suffix in SUFFIXES and not flip
     # Threads are a matter of each exported file, but of the whole process for a checkpoint
@@ -170,8 +169,8 @@ def _run(job: _Job, outputs: _Outputs, folder: Path, tally: _Tally) -> None:
         PictureError: an image cannot be read and `--on-bad` is stop, or none can be read.
     """
     from multibox.errors import PictureError
-    from multibox.inference.pipeline import drawing, predict_stream
     from multibox.inference.results import PictureResult, result_files
+    from multibox.inference.streaming import drawing, predict_stream
 
     with ExitStack() as stack:
         many = len(job.images) > MANY
@@ -239,7 +238,7 @@ def describe(seen: "Seen") -> str:
 
 def describe_thresholds(own: tuple[float, ...], names: tuple[str, ...], threshold: float | None) -> str:
     """Return a line that says which scores are reported."""
-    from multibox.inference.thresholds import class_thresholds
+    from multibox.thresholds import class_thresholds
 
     if threshold is not None:
         return f"scores from {threshold:g} are reported"

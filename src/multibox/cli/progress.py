@@ -11,8 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from multibox.errors import MultiboxError
 from multibox.tensors import LossParts
-from multibox.training.records import Row
-from multibox.training.reporter import Reporter
+from multibox.training.reporter import Reporter, Row
 from multibox.training.run import RunOptions, prepare
 from multibox.training.trainer import Trainer
 

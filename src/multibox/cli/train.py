@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from multibox.training.repeats import Run
+    from multibox.experiments.seeds import Run
     from multibox.training.run import RunOptions
     from multibox.training.trainer import Trainer
 
@@ -123,7 +123,7 @@ def _needed(data: Path | None) -> Path:
 
 
 def _print_settings(data: Path | None, options: "RunOptions") -> None:
-    from multibox.cli.layers import print_layers
+    from multibox.cli.lists import print_layers
     from multibox.training.run import resolve_options
 
     config, origins = resolve_options(data, options)
@@ -167,7 +167,7 @@ def _unseen_split(trainer: "Trainer") -> str | None:
 
 
 def _repeat(data: Path, options: "RunOptions", seeds: int) -> None:
-    from multibox.training.repeats import repeat
+    from multibox.experiments.seeds import repeat
 
     runs = repeat(data, options, seeds, train=_train_one, say=typer.echo)
     print_runs(runs)
@@ -177,9 +177,9 @@ def _repeat(data: Path, options: "RunOptions", seeds: int) -> None:
 def _ablate(data: Path, options: "RunOptions", names: str, seeds: int) -> None:
     from rich.table import Table
 
-    from multibox.cli.tables import table_console
-    from multibox.training.ablation import ablate, ablation_rows, parse_axes
-    from multibox.training.repeats import FIGURES
+    from multibox.cli.console import table_console
+    from multibox.experiments.ablation import ablate, ablation_rows, parse_axes
+    from multibox.experiments.seeds import FIGURES
 
     grid = parse_axes(names)
     found = ablate(data, options, grid, seeds, train=_train_one, say=typer.echo)
@@ -207,8 +207,8 @@ def print_runs(runs: "list[Run]") -> None:
     """Print each run's figures, and their mean, standard deviation and interval."""
     from rich.table import Table
 
-    from multibox.cli.tables import table_console
-    from multibox.training.repeats import FIGURES, spread
+    from multibox.cli.console import table_console
+    from multibox.experiments.seeds import FIGURES, spread
 
     table = Table("run", *FIGURES)
     for run in runs:

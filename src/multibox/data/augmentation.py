@@ -13,18 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from multibox.data.augmentation_colour import CaffeDistort, HikapokDistort, NvidiaJitter, TorchvisionDistort
-from multibox.data.augmentation_view import View
-from multibox.data.augmentation_windows import (
+from multibox.data.augmentation_ops import (
+    CaffeDistort,
     CaffePatch,
     Expand,
+    HikapokDistort,
     HikapokPatch,
     NvidiaCrop,
+    NvidiaJitter,
     RandomInterpolation,
+    TorchvisionDistort,
     TorchvisionIoUCrop,
+    View,
 )
+from multibox.data.images import resize_picture
 from multibox.data.mixing import CopyPaste, Mixing, MixUp, Mosaic
-from multibox.data.pictures import resize_picture
 from multibox.errors import ConfigError, did_you_mean
 from multibox.structures import Boxes
 

@@ -1,7 +1,12 @@
 """Augmented images and their batches as numpy arrays. No PyTorch here: worker processes start in a fraction of it."""
 
+import contextlib
+import os
+import signal
+import threading
 from collections.abc import Sequence
 from functools import partial
+from multiprocessing import connection, parent_process
 from typing import NamedTuple
 
 import numpy as np
@@ -9,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multibox.data.augmentation import Operation, plan, project, render
+from multibox.data.images import load_picture
 from multibox.data.mixing import Mixing, Scene, mix, narrow
-from multibox.data.samples import load_picture
 from multibox.data.sampling import Key
 from multibox.structures import Dataset, Sample
 
@@ -114,3 +119,38 @@ def collate_items(items: Sequence[Item]) -> Arrays:
         gt_xyxy[i, : len(label)] = box
         gt_labels[i, : len(label)] = label
     return Arrays(np.stack(pixels), gt_xyxy, gt_labels, list(names), list(sizes))
+
+
+_held: list[AugmentedPictures] = []
+
+
+def start_worker(pictures: AugmentedPictures, cache_bytes: int) -> None:
+    """Keep the images that this worker makes items of.
+
+    Args:
+        pictures: the worker's own copy.
+        cache_bytes: this worker's share of the memory for decoded images.
+    """
+    # Ctrl-C ends the main process, which ends its workers; Windows cannot block the signal before the start
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pictures.cache_left = cache_bytes
+    _held[:] = [pictures]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def make_batch(keys: Sequence[tuple[int, ...]]) -> Arrays:
+    """Return the batch of `keys`.
+
+    Raises:
+        PictureError: an image cannot be read.
+    """
+    return _held[0].batch(keys)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone: the pool's pipe stays open, so nothing else would tell."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

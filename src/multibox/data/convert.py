@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multibox.data.formats import find_splits, locate, open_dataset, write_dataset
-from multibox.data.formats.common import OnBad
+from multibox.data.formats.text import OnBad
 from multibox.data.formats.writing import check_destination
 
 

@@ -17,9 +17,16 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from multibox.data.augmented import CACHE_BYTES, Arrays, AugmentedPictures, Item, collate_items
+from multibox.data.augmented import (
+    CACHE_BYTES,
+    Arrays,
+    AugmentedPictures,
+    Item,
+    collate_items,
+    make_batch,
+    start_worker,
+)
 from multibox.data.sampling import EpochBatches
-from multibox.data.workers import make_batch, start_worker
 from multibox.errors import MultiboxError
 from multibox.limits import available_cores
 from multibox.tensors import Batch

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from multibox.data.augmentation_view import MINIMUM_VISIBLE, Fractions, View
-from multibox.data.pictures import resize_picture
+from multibox.data.augmentation_ops import MINIMUM_VISIBLE, Fractions, View
+from multibox.data.images import resize_picture
 from multibox.structures import Boxes, Labels
 
 

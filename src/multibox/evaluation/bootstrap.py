@@ -12,9 +12,8 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.evaluation.coco_matching import coco_outcomes, counted_objects
-from multibox.evaluation.pairing import Columns, overlaps
-from multibox.evaluation.voc import outcomes
+from multibox.evaluation.coco_metrics import coco_outcomes, counted_objects
+from multibox.evaluation.voc_metrics import Columns, outcomes, overlaps
 from multibox.structures import Flags, Labels
 
 CONFIDENCE = 0.95

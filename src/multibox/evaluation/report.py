@@ -1,14 +1,40 @@
 """All figures of a detector on a data set, as `multibox eval --json` writes them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NotRequired, TypedDict
 
 from multibox.evaluation.bootstrap import Intervals, intervals
-from multibox.evaluation.coco import CocoFigures, coco_figures
-from multibox.evaluation.pairing import columns, overlaps
-from multibox.evaluation.thresholds import BestThreshold, best_thresholds
-from multibox.evaluation.voc import VocFigures, counts_pixels, curves, voc07, voc12
+from multibox.evaluation.coco_metrics import CocoFigures, coco_figures
+from multibox.evaluation.voc_metrics import Curve, VocFigures, columns, counts_pixels, curves, overlaps, voc07, voc12
 from multibox.structures import Dataset, Detections, Sample
+
+
+class BestThreshold(TypedDict):
+    """A class's detections with `score >= threshold`, 0 to 1 each."""
+
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+
+
+def best_threshold(curve: Curve) -> BestThreshold | None:
+    """Return the threshold of best F1, the higher of equals; None for a class without objects or right detections."""
+    if not curve.objects or not len(curve.scores) or not curve.recall[-1]:
+        return None
+    f1 = curve.f1
+    best = int(f1.argmax())
+    return {
+        "threshold": float(curve.scores[best]),
+        "precision": float(curve.precision[best]),
+        "recall": float(curve.recall[best]),
+        "f1": float(f1[best]),
+    }
+
+
+def best_thresholds(found: Mapping[str, Curve]) -> dict[str, BestThreshold | None]:
+    """Return each class's threshold, or None."""
+    return {name: best_threshold(curve) for name, curve in found.items()}
 
 
 class Figures(TypedDict):
@@ -44,7 +70,7 @@ def evaluate(
         class_names: The data set's classes; a detector's other order is matched by name.
         max_detections: COCO's limit a picture and class; the VOC figures have none.
         plus_one: Widths of the VOC metrics as the VOC development kit has them; None takes them so for labels in VOC's
-            format and for plain lists of samples; see `multibox.evaluation.voc`.
+            format and for plain lists of samples; see `multibox.evaluation.voc_metrics`.
         bootstrap: Resamples of the pictures for intervals; 0 leaves them out.
 
     Raises:

@@ -8,7 +8,7 @@ try:
 except ModuleNotFoundError:
     raise MissingExtraError("Export", "export") from None
 
-from multibox.exporting.compare import VerificationError
-from multibox.exporting.run import ExportOptions, export
+from multibox.exporting.export import ExportOptions, export
+from multibox.exporting.verify import VerificationError
 
 __all__ = ["ExportOptions", "VerificationError", "export"]

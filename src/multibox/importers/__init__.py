@@ -4,19 +4,20 @@ import dataclasses
 from pathlib import Path
 
 from multibox.errors import ConfigError, WeightsError, did_you_mean
-from multibox.importers import hikapok, linzaer, lufficc, mxnet, qfgaohao, ssd_pytorch, tflite, torchvision
+from multibox.importers import hikapok, mxnet_params, tflite, torchvision
 from multibox.importers.common import Importer
+from multibox.importers.pytorch_ssds import read_linzaer, read_lufficc, read_qfgaohao, read_ssd_pytorch
 from multibox.models.checkpoint import save_checkpoint
 
 IMPORTERS: dict[str, Importer] = {
     "torchvision": Importer(
         torchvision.read, "ssd300_vgg16 and ssdlite320_mobilenet_v3_large, .pth", "torchvision, same weights"
     ),
-    "ssd-pytorch": Importer(ssd_pytorch.read, "amdegroot's ssd.pytorch SSD300, .pth", "its network and priors"),
-    "lufficc": Importer(lufficc.read, "lufficc's SSD300 and SSD512 over VGG16, .pth", "its network and priors"),
-    "qfgaohao": Importer(qfgaohao.read, "mb1-ssd of pytorch-ssd (qfgaohao, dusty-nv), .pth", "its network and priors"),
+    "ssd-pytorch": Importer(read_ssd_pytorch, "amdegroot's ssd.pytorch SSD300, .pth", "its network and priors"),
+    "lufficc": Importer(read_lufficc, "lufficc's SSD300 and SSD512 over VGG16, .pth", "its network and priors"),
+    "qfgaohao": Importer(read_qfgaohao, "mb1-ssd of pytorch-ssd (qfgaohao, dusty-nv), .pth", "its network and priors"),
     "mxnet": Importer(
-        mxnet.read,
+        mxnet_params.read,
         "TinySSD of d2l and post B, GluonCV's SSD300 and SSD512 over VGG16, .params of any name scheme",
         "MXNet 1.9.1 and GluonCV",
     ),
@@ -26,7 +27,7 @@ IMPORTERS: dict[str, Importer] = {
     "tflite": Importer(
         tflite.read, "SSD MobileNetV1 of TensorFlow's object detection, 8-bit or float .tflite", "its 8-bit answers"
     ),
-    "linzaer": Importer(linzaer.read, "RFB-320 face detector, .pth", "its ONNX file in onnxruntime"),
+    "linzaer": Importer(read_linzaer, "RFB-320 face detector, .pth", "its ONNX file in onnxruntime"),
 }
 """To add one: a file with `read`, and a line here."""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from multibox.config import Config
 from multibox.errors import WeightsError
 from multibox.importers.common import VOC, Rules, class_names, coco_names, finish, rename, require
-from multibox.models.anchors import make_anchors
+from multibox.models.anchor_layout import make_anchors
 from multibox.models.backbones.vgg import CONVS
 from multibox.models.checkpoint import Checkpoint
 from multibox.presets import resolve

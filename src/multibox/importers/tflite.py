@@ -18,7 +18,7 @@ from torch import Tensor
 
 from multibox.errors import MissingExtraError, WeightsError
 from multibox.importers.common import class_names, coco_names, finish
-from multibox.models.anchors import make_anchors
+from multibox.models.anchor_layout import make_anchors
 from multibox.models.backbones.mobilenetv1 import BLOCKS
 from multibox.models.checkpoint import Checkpoint
 from multibox.presets import resolve

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from multibox.importers.common import Rules, class_names, coco_names, finish, rename, require
 from multibox.models.checkpoint import Checkpoint
-from multibox.models.foreign import read_state
+from multibox.models.weights import read_state
 from multibox.presets import resolve
 
 HEADS: Rules = (

@@ -12,18 +12,17 @@ from torch import Tensor
 
 from multibox.builtin import find_model
 from multibox.config import Config
-from multibox.data.pictures import resize_picture
-from multibox.inference.detect import detect
-from multibox.inference.inputs import Picture, Pictures, is_one, open_picture, several
-from multibox.inference.loading import checked_threads, choose_device
-from multibox.inference.quick import computing_in, gains, quick_copy, single_threaded_forks
-from multibox.inference.thresholds import lowest_scores
+from multibox.data.images import load_picture, resize_picture
+from multibox.inference.inputs import Picture, Pictures, in_batches, is_one, open_picture, several
+from multibox.inference.load import ExportedDetector, checked_threads, choose_device
 from multibox.models.build import build_model
 from multibox.models.checkpoint import load_checkpoint
-from multibox.models.flip import answer_both_ways
+from multibox.models.prediction import answer_both_ways, computing_in, gains, quick_copy, single_threaded_forks
 from multibox.models.ssd import SSD
-from multibox.structures import Detections
+from multibox.postprocess import detect
+from multibox.structures import Dataset, Detections, Sample
 from multibox.tensors import HeadOutputs
+from multibox.thresholds import lowest_scores
 
 
 class Detector:
@@ -158,3 +157,37 @@ def load(path: str | Path, *, device: str = "auto", threads: int | None = None, 
     model.load_state_dict(dict(checkpoint.state))
     config = checkpoint.config.updated({"post.flip": True}) if flip else checkpoint.config
     return Detector(model, config, checkpoint.names, device, threads)
+
+
+Resized = tuple[NDArray[np.uint8], tuple[int, int]]
+
+
+def find_all(detector: Detector | ExportedDetector, dataset: Dataset, max_detections: int = 100) -> list[Detections]:
+    """Return the detections in every image of `dataset`, in order, down to the config's lowest score.
+
+    Images are decoded ahead in threads, not in processes: a script that calls this needs no `__main__` guard.
+    """
+    found = _exported(detector, dataset) if isinstance(detector, ExportedDetector) else _eager(detector, dataset)
+    return [each[:max_detections] for each in found]
+
+
+def _exported(detector: ExportedDetector, dataset: Dataset) -> Iterator[Detections]:
+    above = detector.about["post"]["score_threshold"]
+    for images in in_batches(dataset, lambda sample: np.asarray(load_picture(sample))):
+        yield from detector.detect(images, above)
+
+
+def _eager(detector: Detector, dataset: Dataset) -> Iterator[Detections]:
+    for resized in in_batches(dataset, partial(_resized, detector.config.model.input_size)):
+        pixels, sizes = zip(*resized, strict=True)
+        # Entered for each batch: a generator would leave its caller within it
+        with torch.inference_mode():
+            images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(detector.device)
+            found = detect(detector.answer(images), sizes, detector.config, detector.names)
+        yield from found
+
+
+def _resized(size: tuple[int, int], sample: Sample) -> Resized:
+    """Return the pixels of a sample at the network's (height, width), and the (width, height) of the original."""
+    picture = load_picture(sample)
+    return np.asarray(resize_picture(picture, size)), picture.size

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from multibox.data.pictures import decode_picture, read_picture, upright_rgb
+from multibox.data.images import decode_picture, read_picture, upright_rgb
 from multibox.errors import PictureError
 from multibox.limits import decoding_threads
 

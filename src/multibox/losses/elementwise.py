@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from multibox.errors import ConfigError
-from multibox.ops.boxes import Number, at_least_float32
+from multibox.ops.boxes import Number, at_least_float32, paired_iou
 
 Weights = Number | Float[Tensor, "..."]
 
@@ -106,3 +106,55 @@ def modulate(miss: Float[Tensor, "*shape"], gamma: Number) -> Float[Tensor, "*sh
 
 def _is_one(weights: Weights) -> bool:
     return isinstance(weights, int | float) and weights == 1
+
+
+def quality_focal(
+    logits: Float[Tensor, "*shape k"], quality: Float[Tensor, "*shape k"], beta: Number = 2.0
+) -> Float[Tensor, "*shape k"]:
+    """Return the quality focal loss |q - p|^beta * BCE(p, q) with p = sigmoid(logit) (Li et al., arXiv:2006.04388).
+
+    Quality is 0 to 1, and 0 for background. The loss is 0 at p = q, while BCE alone ends at the entropy of q. Beta 0
+    is BCE; with qualities of 0 and 1 it is twice the sigmoid focal loss with alpha 0.5 and gamma = beta.
+    """
+    logits, quality = at_least_float32(logits), at_least_float32(quality).detach()
+    gap = (quality - torch.sigmoid(logits)).abs()
+    return modulate(gap, beta) * _binary_cross_entropy(logits, quality)
+
+
+def varifocal(
+    logits: Float[Tensor, "*shape k"], quality: Float[Tensor, "*shape k"], alpha: Number = 0.75, gamma: Number = 2.0
+) -> Float[Tensor, "*shape k"]:
+    """Return the varifocal loss (Zhang et al., arXiv:2008.13367): BCE(p, q) with p = sigmoid(logit), weighted.
+
+    The weight of positives (q above 0) is q itself, so that good boxes count more and none is let off for being easy;
+    that of the rest is alpha * p^gamma, which makes them the sigmoid focal loss's zeros with 1 - alpha for its alpha.
+    The gradient goes through p^gamma, as in the focal loss and in MMDetection's varifocal loss. A
+    positive of quality 0 is a negative here.
+    """
+    logits, quality = at_least_float32(logits), at_least_float32(quality).detach()
+    weight = torch.where(quality > 0, quality, alpha * modulate(torch.sigmoid(logits), gamma))
+    return weight * _binary_cross_entropy(logits, quality)
+
+
+def _binary_cross_entropy(logits: Float[Tensor, "*shape"], quality: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    # Not torch's: that takes (1 - q) * logit from a logarithm, and loses digits of large logits in float32.
+    return -(quality * functional.logsigmoid(logits) + (1 - quality) * functional.logsigmoid(-logits))
+
+
+def giou_loss(predicted_xyxy: Float[Tensor, "*shape 4"], gt_xyxy: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape"]:
+    """Return 1 - GIoU of each pair, 0 to 2 (arXiv:1902.09630): boxes apart are drawn together by the box round both."""
+    return 1 - paired_iou(predicted_xyxy, gt_xyxy, "giou")
+
+
+def diou_loss(predicted_xyxy: Float[Tensor, "*shape 4"], gt_xyxy: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape"]:
+    """Return 1 - DIoU of each pair, 0 to 2 (arXiv:1911.08287): boxes apart are drawn together by their centres."""
+    return 1 - paired_iou(predicted_xyxy, gt_xyxy, "diou")
+
+
+def ciou_loss(predicted_xyxy: Float[Tensor, "*shape 4"], gt_xyxy: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape"]:
+    """Return 1 - CIoU of each pair, 0 to 2.5 (arXiv:1911.08287): DIoU's loss plus a term of the aspect ratios.
+
+    The term's weight alpha is a constant to the gradient, as in the paper. Its gradient grows with one over the size of
+    the predicted box; that with respect to offsets, of whose exponential the size is made, stays below one.
+    """
+    return 1 - paired_iou(predicted_xyxy, gt_xyxy, "ciou")

@@ -12,8 +12,7 @@ from multibox.errors import ConfigError
 from multibox.ops.boxes import at_least_float32, paired_iou
 from multibox.ops.coding import decode, encode
 from multibox.ops.matching import NEGATIVE, Assignment, MatchInputs, match_bipartite, match_dual_max
-from multibox.ops.matching_atss import match_atss
-from multibox.ops.matching_dynamic import match_simota, match_task_aligned
+from multibox.ops.matching_dynamic import match_atss, match_simota, match_task_aligned
 from multibox.tensors import HeadOutputs
 
 BACKGROUND = 0

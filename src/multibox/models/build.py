@@ -1,17 +1,17 @@
 """From config to network and anchors: the only reader of the config among the models."""
 
 import math
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from multibox.config import Config, ModelConfig
 from multibox.errors import ConfigError
-from multibox.models.anchors import anchors_per_cell
+from multibox.models.anchor_layout import anchors_per_cell
 from multibox.models.backbones import make_backbone
-from multibox.models.heads import Heads
-from multibox.models.ssd import SSD
+from multibox.models.ssd import SSD, Heads
 
 
 def build_model(config: Config, classes: int, seed: int = 0) -> SSD:
@@ -94,3 +94,25 @@ def _set_prior(head: nn.Conv2d, logits: int, score: str, prior: float) -> None:
         bias[:, 0] = math.log((1 - prior) / prior * (logits - 1))
     else:
         bias[:] = math.log(prior / (1 - prior))
+
+
+class Size(NamedTuple):
+    """Figures of a network for one picture."""
+
+    parameters: int
+    multiply_adds: int
+    """Of convolutions and matrix products; FLOPs count each as two."""
+    anchors: int
+    feature_shapes: tuple[tuple[int, int], ...]
+
+
+def measure(config: Config, classes: int) -> Size:
+    """Return the size of the network that `config` describes, at its input size."""
+    height, width = config.model.input_size
+    with torch.device("meta"):
+        model = build_model(config, classes).eval()
+        picture = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        outputs = model(picture)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Size(parameters, counter.get_total_flops() // 2, outputs.logits.shape[1], outputs.feature_shapes)

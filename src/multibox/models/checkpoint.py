@@ -11,11 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from multibox.config import Config
+from multibox.config import Config, migrate_settings
 from multibox.errors import WeightsError
 from multibox.files import write_bytes_whole
-from multibox.models.anchors import anchors_hash
-from multibox.old_settings import migrate_settings
+from multibox.models.anchor_layout import anchors_hash
 
 FORMAT_VERSION = 3
 SCALE, ZERO_POINT = ".scale", ".zero_point"

@@ -1,12 +1,75 @@
 """The detector's network: pictures in, `HeadOutputs` out; it knows neither loss nor suppression."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from multibox.models.heads import Heads
+from multibox.models.backbones.layers import RoomyConv2d, depthwise_norm_act
 from multibox.tensors import HeadOutputs
+
+HeadKind = Literal["conv3x3", "conv1x1", "ssdlite", "rfb"]
+
+
+class Heads(nn.Module):
+    """One predictor per feature map for the classes and one for the offsets.
+
+    Output order: feature map, row, column, anchor; the class or coordinate is fastest, so channel
+    `a * K + k` of a map belongs to anchor `a` of its cell.
+
+    Args:
+        kind: conv3x3 (Caffe), conv1x1 (TensorFlow), ssdlite (depthwise 3x3 with batch norm, then 1x1), rfb (the same
+            without batch norm, the last map's a 3x3 convolution).
+        channels: of each feature map.
+        anchors_per_cell: of each feature map.
+        logits: K, the logits of an anchor.
+    """
+
+    def __init__(self, kind: HeadKind, channels: Sequence[int], anchors_per_cell: Sequence[int], logits: int) -> None:
+        super().__init__()
+        self.logits = logits
+        shapes = list(zip(channels, anchors_per_cell, strict=True))
+        kinds: list[HeadKind] = [kind] * len(shapes)
+        if kind == "rfb":
+            kinds[-1] = "conv3x3"
+        self.classification, self.localization = (
+            nn.ModuleList(_predictor(k, c, a * width) for k, (c, a) in zip(kinds, shapes, strict=True))
+            for width in (logits, 4)
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return logits [b, a, K] and offsets [b, a, 4] of all maps in order."""
+        logits = [_rows(head(f), self.logits) for head, f in zip(self.classification, features, strict=True)]
+        offsets = [_rows(head(f), 4) for head, f in zip(self.localization, features, strict=True)]
+        return torch.cat(logits, 1), torch.cat(offsets, 1)
+
+    def class_layers(self) -> Iterator[tuple[str, nn.Conv2d]]:
+        """Yield the convolution that ends each class predictor, with its name inside the heads."""
+        for level, head in enumerate(self.classification):
+            name = f"classification.{level}"
+            if isinstance(head, nn.Sequential):
+                name, head = f"{name}.{len(head) - 1}", head[-1]
+            yield name, cast(nn.Conv2d, head)
+
+
+def _predictor(kind: HeadKind, channels: int, out_channels: int) -> nn.Module:
+    if kind == "conv3x3":
+        return nn.Conv2d(channels, out_channels, 3, padding=1)
+    last = nn.Conv2d(channels, out_channels, 1)
+    if kind == "conv1x1":
+        return last
+    if kind == "rfb":
+        return nn.Sequential(
+            RoomyConv2d(channels, channels, 3, padding=1, groups=channels), nn.ReLU(inplace=True), last
+        )
+    norm = partial(nn.BatchNorm2d, eps=1e-3)
+    return nn.Sequential(depthwise_norm_act(channels, norm), last)
+
+
+def _rows(output: Tensor, width: int) -> Tensor:
+    return output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, width)
 
 
 class SSD(nn.Module):

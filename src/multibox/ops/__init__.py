@@ -23,7 +23,7 @@ from multibox.ops.boxes import (
 from multibox.ops.coding import decode, encode
 from multibox.ops.matching import IGNORED, NEGATIVE, Assignment, MatchInputs, match_bipartite, match_dual_max
 from multibox.ops.mining import mine_hard_negatives, negative_candidates
-from multibox.ops.multibox import multibox_detection, multibox_prior, multibox_target
+from multibox.ops.mxnet import multibox_detection, multibox_prior, multibox_target
 from multibox.ops.nms import nms
 
 __all__ = [

@@ -16,7 +16,31 @@ from torch import Tensor
 
 from multibox.errors import ConfigError
 from multibox.ops.boxes import Number
-from multibox.ops.overlaps import TINY
+from multibox.ops.matching import TINY
+
+_BITS = 32
+_MASK = (1 << _BITS) - 1
+_NOBODY = torch.iinfo(torch.long).min
+
+
+def best_first(
+    scores: Float[Tensor, "r n"], wanted: Bool[Tensor, "r n"], limit: int
+) -> tuple[Int[Tensor, "r k"], Bool[Tensor, "r k"]]:
+    """Return the columns of each row's `limit` highest wanted scores, the lower of equal ones first, and which exist.
+
+    `topk` leaves the order of equal values open, so it is given integers of score and column: float32 order like their
+    bits, once those of negative numbers are turned round.
+    """
+    columns = scores.shape[1]
+    # Adding 0 makes one zero of the two.
+    bits = (scores.float() + 0.0).view(torch.int32)
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    reverse = _MASK - torch.arange(columns, device=scores.device)
+    keys = ((bits.long() << _BITS) | reverse).masked_fill_(~wanted, _NOBODY)
+    keys = keys.topk(limit, dim=1).values if limit < columns else keys.sort(dim=1, descending=True).values
+    present = keys != _NOBODY
+    return (_MASK - (keys & _MASK)).masked_fill_(~present, 0), present
+
 
 _PAIRS = 1 << 19
 """Leaders are compared with each other; so many pairs of them at a time, over all groups, keep rounds few."""

@@ -15,8 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from multibox.plots.lettering import Font, drawable_names, drawable_text, font_for, height, shortened, width
-from multibox.plots.placing import Placed, free_corner, place_labels
+from multibox.plots.labels import (
+    Font,
+    Placed,
+    drawable_names,
+    drawable_text,
+    font_for,
+    free_corner,
+    height,
+    place_labels,
+    shortened,
+    width,
+)
 from multibox.structures import Detections, Sample
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#f0e442")

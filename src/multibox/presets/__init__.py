@@ -8,17 +8,21 @@ from typing import Any
 
 from multibox.config import SIGMOID_LOSSES, Config, check_settings, with_one_length
 from multibox.errors import ConfigError, did_you_mean
-from multibox.presets.mobilenetv1 import SSD300_MOBILENETV1
-from multibox.presets.multibox_coco import MULTIBOX_COCO
-from multibox.presets.multibox_fine import MULTIBOX_FINE
-from multibox.presets.multibox_s import MULTIBOX_S
-from multibox.presets.preset import Preset
+from multibox.presets.networks import (
+    MULTIBOX_COCO,
+    MULTIBOX_FINE,
+    MULTIBOX_S,
+    RFB320_FACE,
+    SSD300_MOBILENETV1,
+    SSD300_RESNET50,
+    SSD300_VGG16,
+    SSD512_VGG16,
+    SSDLITE320_MOBILENETV2,
+    SSDLITE320_MOBILENETV3,
+    TINYSSD,
+    Preset,
+)
 from multibox.presets.recipes import RECIPES
-from multibox.presets.resnet50 import SSD300_RESNET50
-from multibox.presets.rfb320 import RFB320_FACE
-from multibox.presets.ssdlite import SSDLITE320_MOBILENETV2, SSDLITE320_MOBILENETV3
-from multibox.presets.tinyssd import TINYSSD
-from multibox.presets.vgg16 import SSD300_VGG16, SSD512_VGG16
 from multibox.settings import change_settings, list_settings
 
 PRESETS: dict[str, Preset] = {

@@ -6,7 +6,7 @@ A recipe's settings go above the preset's, its tuning for a preset above both, a
 from dataclasses import dataclass, field
 from typing import Any
 
-from multibox.presets.preset import COCO300_SIZES
+from multibox.presets.networks import COCO300_SIZES
 
 
 @dataclass(frozen=True)

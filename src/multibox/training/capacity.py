@@ -15,8 +15,7 @@ from multibox.models.ssd import SSD
 from multibox.structures import Dataset
 from multibox.tensors import Batch
 from multibox.training.norms import train_mode
-from multibox.training.scales import MULTIPLE, largest_size
-from multibox.training.step import Stepper
+from multibox.training.step import MULTIPLE, Stepper, largest_size
 
 MOST_CPU, MOST_CUDA = 32, 128
 FEW = 2

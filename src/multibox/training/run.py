@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from multibox import __version__
+from multibox.analysis.advice import look_at_boxes
 from multibox.config import Config, read_toml, with_one_length
 from multibox.data.augmentation import find_augmentation
-from multibox.data.fingerprint import fingerprint
+from multibox.data.checking import fingerprint
 from multibox.data.formats import FORMATS
-from multibox.data.formats.common import OnBad
+from multibox.data.formats.text import OnBad
 from multibox.data.loading import AugmentedPictures, in_order, load_batches
 from multibox.errors import ConfigError, WeightsError, did_you_mean
 from multibox.files import write_text_whole
-from multibox.inference.loading import choose_device
-from multibox.inference.thresholds import class_thresholds
-from multibox.models.anchors import check_anchors
+from multibox.inference.load import choose_device
+from multibox.models.anchor_layout import check_anchors
 from multibox.models.backbones import check_backbone
 from multibox.models.build import build_model
 from multibox.models.ssd import SSD
@@ -30,15 +30,15 @@ from multibox.models.weights import choose_network, load_weights
 from multibox.presets import SET, resolve_layers
 from multibox.settings import flatten
 from multibox.structures import Dataset
+from multibox.thresholds import class_thresholds
 from multibox.training.adapting import drop_difficult, enlarge_input, find_numbers, fit_anchors, spare_knowledge
-from multibox.training.advice import look_at_boxes
 from multibox.training.capacity import check_memory
 from multibox.training.folder import CONFIG, Hold, find_run, new_folder, remove_scratch
 from multibox.training.memory import keep_freed_memory
 from multibox.training.norms import unfold_norms
-from multibox.training.precision import choose_precision
 from multibox.training.reporter import Reporter
 from multibox.training.splits import open_splits
+from multibox.training.step import choose_precision
 from multibox.training.trainer import Trainer
 
 DEFAULT_RECIPE = "default"

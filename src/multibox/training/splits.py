@@ -8,7 +8,7 @@ import numpy as np
 from multibox.config import DataConfig
 from multibox.data.checking import check_pictures, match_classes, with_classes
 from multibox.data.formats import find_splits, open_dataset, split_for
-from multibox.data.formats.common import counted
+from multibox.data.formats.text import counted
 from multibox.errors import ConfigError, DataError, did_you_mean
 from multibox.structures import Dataset
 

@@ -1,23 +1,89 @@
 """One training step: forward, match, loss, backward, update. The order of these lines is the algorithm."""
 
+import contextlib
 import dataclasses
+import random
+from contextlib import AbstractContextManager
 
 import msgspec
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from multibox.config import Config
-from multibox.losses.multibox import multibox_loss
-from multibox.losses.penalty import l2_penalty
+from multibox.config import Config, TrainConfig
+from multibox.losses.multibox_loss import l2_penalty, multibox_loss
 from multibox.losses.targets import make_targets
-from multibox.models.anchors import FeatureShapes, anchors_per_cell, make_anchors
+from multibox.models.anchor_layout import FeatureShapes, anchors_per_cell, make_anchors
 from multibox.models.ssd import SSD
 from multibox.tensors import Batch, LossParts
-from multibox.training.average import make_average
 from multibox.training.norms import freeze, thaw, train_mode, without_norms
-from multibox.training.optimizer import decay_penalty, make_optimizer
-from multibox.training.precision import autocast
-from multibox.training.records import Means
+from multibox.training.optimizer import decay_penalty, make_average, make_optimizer
+from multibox.training.reporter import Means
+
+
+def choose_precision(config: TrainConfig, device: str) -> str:
+    """Return float32 or bfloat16: the latter where the hardware multiplies it (AMX, AVX-512 BF16, recent GPUs)."""
+    if config.precision != "auto":
+        return config.precision
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    flags = cpu_flags()
+    return "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
+
+
+def autocast(precision: str, device: str) -> AbstractContextManager[None]:
+    """Return the context of the forward pass."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)  # pyright: ignore[reportReturnType]
+
+
+def cpu_flags() -> set[str]:
+    """Return the processor's feature flags where the system lists them."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a device file, not a path
+            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return set()
+    return set(line.partition(":")[2].split())
+
+
+MULTIPLE = 32
+"""Sides are multiples of this, the stride that bodies share, so that no map loses a row."""
+
+
+def draw_size(config: Config, step: int) -> tuple[int, int]:
+    """Return height and width of the input in this step, a function of seed and step alone.
+
+    Both sides follow one scale, each to the nearest multiple of 32: a side that is none itself (300) does not occur,
+    and the picture's aspect changes by what rounding takes. Without a range it is the config's input size.
+    """
+    low, high = config.train.scales
+    height, width = config.model.input_size
+    if low == high == 1:
+        return height, width
+    scale = random.Random(f"scale {config.train.seed} {step}").uniform(low, high)
+    return _nearest(height * scale), _nearest(width * scale)
+
+
+def largest_size(config: Config) -> tuple[int, int]:
+    """Return the largest height and width that a step may have."""
+    low, high = config.train.scales
+    height, width = config.model.input_size
+    return (height, width) if low == high == 1 else (_nearest(height * high), _nearest(width * high))
+
+
+def resize_batch(batch: Batch, size: tuple[int, int]) -> Batch:
+    """Return the batch at another size (bilinear, antialiased); boxes are fractions and stay."""
+    if tuple(batch.images.shape[2:]) == size:
+        return batch
+    # CUDA has no kernel for bytes
+    images = functional.interpolate(batch.images.float(), size, mode="bilinear", antialias=True)
+    return Batch(images.round().clamp(0, 255).byte(), batch.gt_xyxy, batch.gt_labels, batch.names, batch.sizes)
+
+
+def _nearest(side: float) -> int:
+    return max(1, round(side / MULTIPLE)) * MULTIPLE
 
 
 class Stepper:

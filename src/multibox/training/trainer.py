@@ -3,13 +3,17 @@
 import contextlib
 import math
 import shlex
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 import torch
 
 from multibox import __version__
+from multibox.analysis.advice import nothing_matched, score_stays_low, what_would_help
 from multibox.config import Config
 from multibox.data.augmentation import find_augmentation
 from multibox.data.loading import AugmentedPictures, choose_workers, load_batches, use_processes
@@ -19,19 +23,42 @@ from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset
 from multibox.tensors import Batch, LossParts
-from multibox.training.advice import nothing_matched, score_stays_low, what_would_help
-from multibox.training.folder import Hold
-from multibox.training.interrupt import Interrupt
+from multibox.training.folder import Hold, load_state, save_state
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import known_batch_size, known_rate, learning_rate, set_learning_rate
 from multibox.training.pacing import Pace
-from multibox.training.records import Means, Records, Row
-from multibox.training.reporter import Reporter
-from multibox.training.scales import draw_size, resize_batch
-from multibox.training.state import load_state, save_state
-from multibox.training.step import Stepper
+from multibox.training.reporter import Means, Records, Reporter, Row
+from multibox.training.step import Stepper, draw_size, resize_batch
 from multibox.training.threads import ThreadPlan
 from multibox.training.validation import Validation
+
+
+class Interrupt:
+    """While entered, the first SIGINT only sets `asked`; a second one raises KeyboardInterrupt at once.
+
+    A step that is torn in two leaves weights and step count that do not belong together, and a resumed run would
+    differ from one that never stopped.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "Interrupt":
+        # Only the main thread may set handlers; elsewhere Ctrl-C is not ours to handle
+        self.replaces = threading.current_thread() is threading.main_thread()
+        if self.replaces:
+            self.previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.replaces:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
 
 SAVE_EVERY = 30.0
 """Seconds that a run may lose when the machine stops; Ctrl-C and the end lose none."""

@@ -6,20 +6,20 @@ import torch
 
 from multibox.config import Config
 from multibox.data.loading import AugmentedPictures, in_order, load_batches
-from multibox.evaluation.thresholds import best_threshold
-from multibox.evaluation.voc import mean, precision_recall
-from multibox.inference.detect import detect
-from multibox.inference.quick import quick_copy
-from multibox.inference.thresholds import DEFAULT_THRESHOLD
-from multibox.losses.multibox import multibox_loss
+from multibox.evaluation.report import best_threshold
+from multibox.evaluation.voc_metrics import mean, precision_recall
+from multibox.losses.multibox_loss import multibox_loss
 from multibox.losses.targets import make_targets
-from multibox.models.anchors import anchors_per_cell, make_anchors
+from multibox.models.anchor_layout import anchors_per_cell, make_anchors
+from multibox.models.prediction import quick_copy
 from multibox.models.ssd import SSD
+from multibox.postprocess import detect
 from multibox.structures import Dataset, Detections
+from multibox.thresholds import DEFAULT_THRESHOLD
 from multibox.training.optimizer import known_batch_size
 
 if TYPE_CHECKING:
-    from multibox.training.records import Row
+    from multibox.training.reporter import Row
 
 
 class Validation:

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from multibox.data.formats.common import OnBad, ReadOptions, Unknown, pick_split, split_for
-from multibox.data.formats.detect import FORMATS, locate
+from multibox.data.formats.recognise import FORMATS, locate
 from multibox.data.formats.recordio import read_record_picture
+from multibox.data.formats.text import OnBad, ReadOptions, Unknown, pick_split, split_for
 from multibox.data.formats.writing import write_dataset
 from multibox.errors import ConfigError
 from multibox.structures import Dataset

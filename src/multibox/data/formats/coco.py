@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multibox.data.formats.columns import Columns
-from multibox.data.formats.common import (
+from multibox.data.formats.finder import PICTURE_FOLDERS, PictureFinder
+from multibox.data.formats.index import Columns
+from multibox.data.formats.text import (
     ADVICE,
     SKIP,
     ReadOptions,
@@ -21,7 +22,6 @@ from multibox.data.formats.common import (
     safe_name,
     split_in,
 )
-from multibox.data.formats.finder import PICTURE_FOLDERS, PictureFinder
 from multibox.errors import DataError
 from multibox.structures import Dataset
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from multibox.data.formats.columns import Columns
-from multibox.data.formats.common import (
+from multibox.data.formats.finder import PICTURE_FOLDERS, PictureFinder
+from multibox.data.formats.index import Columns
+from multibox.data.formats.text import (
     ADVICE,
     SKIP,
     ReadOptions,
@@ -22,8 +23,7 @@ from multibox.data.formats.common import (
     safe_name,
     split_in,
 )
-from multibox.data.formats.finder import PICTURE_FOLDERS, PictureFinder
-from multibox.data.pictures import picture_size
+from multibox.data.images import picture_size
 from multibox.errors import DataError, PictureError
 from multibox.structures import Dataset
 

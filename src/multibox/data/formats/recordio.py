@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.data.formats.columns import Columns
-from multibox.data.formats.common import (
+from multibox.data.formats.finder import PictureFinder, encoded_size
+from multibox.data.formats.index import Columns
+from multibox.data.formats.records import PictureRecord, read_record, scan
+from multibox.data.formats.text import (
     ADVICE,
     SKIP,
     ReadOptions,
@@ -17,10 +19,7 @@ from multibox.data.formats.common import (
     read_lines,
     safe_name,
 )
-from multibox.data.formats.finder import PictureFinder
-from multibox.data.formats.picture_bytes import encoded_size
-from multibox.data.formats.records import PictureRecord, read_record, scan
-from multibox.data.pictures import picture_size
+from multibox.data.images import picture_size
 from multibox.errors import DataError, PictureError
 from multibox.structures import Dataset
 

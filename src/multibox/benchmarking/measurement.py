@@ -1,0 +1,202 @@
+"""One measurement from start to end: open, compare, take turns, sum up."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from multibox.benchmarking import clock as machine
+from multibox.benchmarking.clock import SIDE, WHOLE, Spread, Work, peak_memory, take_turns
+from multibox.benchmarking.subjects import PARTS, Subject, exported_subject
+from multibox.benchmarking.workload import (
+    LOADS,
+    Pictures,
+    Pixels,
+    as_jpeg,
+    count_candidates,
+    folder_pictures,
+    synthetic_outputs,
+    synthetic_pictures,
+)
+from multibox.builtin import find_model, runnable
+from multibox.data.images import decode_picture
+from multibox.errors import ConfigError
+from multibox.inference.engines import SUFFIXES
+from multibox.inference.load import checked_threads
+
+BATCHES = (1, 8)
+DECODE = "decode"
+
+Tick = Callable[[str], None]
+"""Told what was done."""
+
+
+class Row(NamedTuple):
+    """One line of the table: what was timed, and for each subject its spread (None: not measured)."""
+
+    part: str
+    batch: int
+    times: tuple[Spread | None, ...]
+
+
+class Report(NamedTuple):
+    """What was measured."""
+
+    subjects: tuple[str, ...]
+    rows: list[Row]
+    notes: list[str]
+    """How it was measured, and what stands beside the times."""
+
+
+def bench(
+    path: str | Path,
+    *,
+    against: str | None = None,
+    pictures: Path | None = None,
+    threads: int | None = None,
+    precision: str | None = None,
+    rounds: int = 10,
+    tick: Tick = lambda _: None,
+) -> Report:
+    """Measure a detector on this machine's CPU, part by part.
+
+    Args:
+        path: the name of a built-in model, a checkpoint, a run folder, or an exported file.
+        against: "torchvision" measures its network with the same weights beside it; only for checkpoints.
+        pictures: folder whose pictures are shown; None takes synthetic ones of 500x375.
+        threads: of the processor; None leaves it to the engine.
+        precision: "float32" or "bfloat16"; None takes the engine's own.
+        rounds: turns of each side.
+        tick: told what was done.
+
+    Raises:
+        ConfigError: settings that do not go together, or a network that torchvision does not have.
+        DisagreementError: the sides found different objects.
+        WeightsError: the model cannot be opened.
+    """
+    shown = folder_pictures(pictures, max(BATCHES)) if pictures else synthetic_pictures(max(BATCHES))
+    if against is None:
+        subjects, notes = [open_subject(path, threads, precision)], []
+    else:
+        subjects, notes = _sides(path, against, threads, precision, tick)
+    tick("compared" if against else "opened")
+    source = str(pictures) if pictures else "synthetic"
+    notes = [machine.describe(), *notes, f"pictures: {source}, {shown[0].shape[1]}x{shown[0].shape[0]}"]
+    notes += list(dict.fromkeys(subject.how for subject in subjects))
+    rows = [_decode_row(shown, len(subjects), rounds)]
+    for batch in BATCHES:
+        rows += _rows(subjects, shown[:batch], rounds)
+        notes.append(_memory(batch))
+        tick(f"batch of {batch}")
+    more, candidates = _post_rows(subjects, shown[0], rounds)
+    tick("post-processing")
+    return Report(
+        tuple(subject.name for subject in subjects),
+        rows + more,
+        [*notes, *candidates, *_limits(subjects, rows)],
+    )
+
+
+def open_subject(path: str | Path, threads: int | None, precision: str | None) -> Subject:
+    """Open any model of ours as what can be measured."""
+    path = runnable(find_model(path))
+    if path.suffix in SUFFIXES:
+        return exported_subject(path, threads, precision)
+    from multibox.benchmarking.torchvision_peer import eager_subject
+    from multibox.inference.detector import load
+
+    _use_threads(threads)
+    return eager_subject(load(path, device="cpu"), precision or "float32")
+
+
+def _use_threads(threads: int | None) -> None:
+    """Set PyTorch's threads of this process, which does nothing but measure, so that peers have as many."""
+    import torch
+
+    if (count := checked_threads(threads)) is not None:
+        torch.set_num_threads(count)
+
+
+def _sides(
+    path: str | Path, against: str, threads: int | None, precision: str | None, tick: Tick
+) -> tuple[list[Subject], list[str]]:
+    """Return torchvision and ours with the same weights, compared, and what the comparison said."""
+    if against != "torchvision":
+        raise ConfigError(f"--against {against}: expected torchvision")
+    path = find_model(path)
+    if path.suffix in SUFFIXES:
+        raise ConfigError(f"{path}: --against needs the checkpoint, whose weights torchvision's network takes as well")
+    from multibox.benchmarking.torchvision_peer import compare, torchvision_sides
+    from multibox.inference.detector import load
+
+    _use_threads(threads)
+    detector = load(path, device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = torchvision_sides(detector, Path(folder) / "model.onnx", threads, precision)
+    tick("opened")
+    return subjects, compare(subjects, detector.config.model.input_size)
+
+
+def _decode_row(pictures: Pictures, subjects: int, rounds: int) -> Row:
+    """Decode a JPEG from memory; the same for every side."""
+    data = as_jpeg(pictures[0])
+    found = take_turns({DECODE: lambda: _nothing(decode_picture(data, "memory"))}, rounds)[DECODE][WHOLE]
+    return Row(DECODE, 1, (found,) * subjects)
+
+
+def _nothing(_: Any) -> None:
+    """Work that answers nothing is timed as a whole."""
+
+
+def _rows(subjects: Sequence[Subject], pictures: Pictures, rounds: int) -> list[Row]:
+    works: dict[str, Work] = {subject.name: partial(subject.run, pictures) for subject in subjects}
+    found = take_turns(works, rounds)
+    parts = [part for part in (*PARTS, WHOLE) if any(part in times for times in found.values())]
+    return [Row(part, len(pictures), tuple(found[each.name].get(part) for each in subjects)) for part in parts]
+
+
+def _post_rows(subjects: Sequence[Subject], picture: Pixels, rounds: int) -> tuple[list[Row], list[str]]:
+    """Time post-processing alone with few and with many candidates."""
+    known = [subject for subject in subjects if subject.post and subject.outputs]
+    if not known:
+        return [], []
+    first = known[0]
+    assert first.outputs is not None
+    rows, notes = [], []
+    for load in LOADS:
+        outputs = synthetic_outputs(load, (1, *first.outputs), first.score, first.threshold)
+        size = (picture.shape[1], picture.shape[0])
+        works: dict[str, Work] = {each.name: _quiet(each.post(outputs, size)) for each in known if each.post}
+        found = take_turns(works, rounds)
+        rows.append(Row(f"post-process, {load}", 1, tuple(found.get(each.name, {}).get(WHOLE) for each in subjects)))
+        count = count_candidates(outputs, first.score, first.threshold)
+        notes.append(f"{load} load: {count:.0f} candidates a picture ({first.outputs[0]} anchors, {first.threshold:g})")
+    return rows, notes
+
+
+def _quiet(work: Callable[[], Any]) -> Work:
+    def run() -> None:
+        work()
+
+    return run
+
+
+def _memory(batch: int) -> str:
+    most = peak_memory()
+    return f"memory of this process at most, up to batch {batch}: " + (f"{most / 1e6:.0f} MB" if most else "unknown")
+
+
+def _limits(subjects: Sequence[Subject], rows: Sequence[Row]) -> list[str]:
+    """Say how near each network comes to the machine's ceiling."""
+    notes = []
+    for index, subject in enumerate(subjects):
+        ceiling = subject.ceiling()
+        line = f"{subject.name}: ceiling {ceiling / 1e12:.2f} TFLOP/s (a {SIDE}x{SIDE} matrix product)"
+        for row in rows:
+            times = row.times[index]
+            if row.part == "network" and times and subject.flops:
+                rate = subject.flops * row.batch / times.median
+                line += f"; network, batch {row.batch}: {rate / 1e12:.2f} TFLOP/s, {rate / ceiling:.0%} of it"
+        notes.append(line)
+    return notes

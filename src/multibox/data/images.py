@@ -1,0 +1,375 @@
+"""The one decoder and the one resize of the project: any picture file to 8-bit RGB as a person would see it.
+
+Decisions: transparent pixels are laid over white; the first frame of several is taken; colour profiles are not applied;
+grey values deeper than 8 bit are scaled by the range they use (see `grey_to_8_bit`); a truncated file is an error.
+"""
+
+import glob
+import io
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from multibox.errors import PictureError
+from multibox.structures import Sample
+
+SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jif", ".jp2", ".jpe", ".jpeg", ".jpg"}
+    | {".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""File name endings, in lower case, that `find_images` takes for images."""
+HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
+"""Endings of images that are read where the extra `heic` is installed."""
+_VIDEOS = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"})
+_ARCHIVES = frozenset({".7z", ".bz2", ".gz", ".rar", ".rec", ".tar", ".tgz", ".xz", ".zip", ".zst"})
+_SOURCES = "give image files, folders of images or glob patterns"
+
+# No EPS: Pillow hands it to Ghostscript, and pictures may come from strangers.
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = frozenset({5, 6, 7, 8})
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""What stands at bytes 8 to 12 of a HEIF file, after `ftyp`; the last two may be AVIF as well."""
+
+_FULL_SCALES = (255, 4095, 65535)
+
+# What Pillow raises on broken files, found by feeding it truncated and flipped bytes.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    EOFError,
+    OverflowError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Warning,
+    Image.DecompressionBombError,
+)
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """Read a picture file as 8-bit RGB, turned as its EXIF orientation says.
+
+    Raises:
+        PictureError: the file is missing, empty, truncated, no picture, or too large to be decoded safely.
+    """
+    return decode_picture(_read_bytes(Path(path)), str(path))
+
+
+def decode_picture(data: bytes, where: str) -> Image.Image:
+    """Decode the bytes of a picture file as `read_picture` does; `where` names them in errors."""
+    with _open(data, where) as image:
+        return upright_rgb(image, where)
+
+
+def upright_rgb(image: Image.Image, where: str = "the picture") -> Image.Image:
+    """Return an opened picture of any mode as 8-bit RGB, turned as its EXIF orientation says.
+
+    Raises:
+        PictureError: its pixels cannot be decoded; `where` names it.
+    """
+    try:
+        image.load()
+        return _to_rgb(_turned(image, _orientation(image)), where)
+    except PictureError:
+        raise
+    except _BROKEN as error:
+        raise _broken(where, error) from error
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Return width and height as shown (after EXIF orientation), from the header alone.
+
+    Raises:
+        PictureError: the file is missing, empty, no picture, or too large to be decoded safely.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file, _open(file, str(path)) as image:
+            width, height = image.size
+            if image.format == "TIFF":
+                # Pillow versions differ in whether they turn a TIFF's size before loading it.
+                width, height = int(image.tag_v2[256]), int(image.tag_v2[257])  # pyright: ignore[reportAttributeAccessIssue]
+            if image.format == "PNG" and not _png_may_be_turned(path):
+                return width, height
+            sideways = _orientation(image) in _SIDEWAYS
+            return (height, width) if sideways else (width, height)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def resize_picture(
+    picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> Image.Image:
+    """Resize to `size` = (height, width): bilinear, half-pixel centres, antialiased when shrinking.
+
+    `box` (x1, y1, x2, y2), in source pixels and not necessarily whole, is the part to take; it must lie inside the
+    picture and have an area, else Pillow raises ValueError. This is the only resize of the project: training,
+    evaluation and prediction call it, and exported graphs repeat it to within one grey level.
+    """
+    height, width = size
+    return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+
+
+class Listing(NamedTuple):
+    """Image files that were found, and sentences on what was passed over."""
+
+    paths: list[Path]
+    notes: list[str]
+
+
+def find_images(sources: Iterable[str | Path]) -> Listing:
+    """List the images meant by files, folders and glob patterns: source by source, each sorted by path, none twice.
+
+    A file is taken whatever its name. Of a folder the images directly in it are taken, by their endings; `folder/**/*`
+    reaches deeper. Hidden files are passed over in silence; other files are counted in the notes.
+
+    Raises:
+        PictureError: a source does not exist, holds no image, or is of a kind that cannot be read.
+    """
+    found: dict[Path, None] = {}
+    others: Counter[str] = Counter()
+    for source in sources:
+        paths, passed = _list_source(source)
+        found |= dict.fromkeys(paths)
+        others += passed
+    return Listing(list(found), _notes(others))
+
+
+def list_pictures(source: str | Path) -> list[Path]:
+    """List the images meant by one file, folder or glob pattern, as `find_images` does.
+
+    Raises:
+        PictureError: there is nothing there, or no image among it.
+    """
+    return find_images([source]).paths
+
+
+def _list_source(source: str | Path) -> tuple[list[Path], Counter[str]]:
+    path = Path(source)
+    if path.is_file():
+        if path.suffix.lower() in _VIDEOS | _ARCHIVES:
+            raise _not_yet(str(source))
+        return [path], Counter()
+    if path.is_dir():
+        hits, where = path.iterdir(), f"in folder {path}"
+        hint = f"; for images in folders below it write '{path}/**/*'"
+    elif glob.has_magic(str(source)):
+        hits = (Path(hit) for hit in glob.glob(str(source), recursive=True))  # noqa: PTH207 - absolute patterns
+        where, hint = f"matches {source}", ""
+    else:
+        raise _not_yet(str(source))
+    files = sorted(hit for hit in hits if not hit.name.startswith(".") and hit.is_file())
+    wanted = SUFFIXES | HEIF_SUFFIXES if any(_is_heif(p) for p in files) and reads_heif() else SUFFIXES
+    found = [file for file in files if file.suffix.lower() in wanted]
+    others = Counter(file.suffix.lower() for file in files if file.suffix.lower() not in wanted)
+    if not found:
+        notes = "".join(f"; {note}" for note in _notes(others))
+        raise PictureError(f"no image {where}: expected files ending in {', '.join(sorted(SUFFIXES))}{notes}{hint}")
+    return found, others
+
+
+def _is_heif(path: Path) -> bool:
+    return path.suffix.lower() in HEIF_SUFFIXES
+
+
+def _notes(others: Mapping[str, int]) -> list[str]:
+    """Return sentences that count files that were passed over, given how many there are of each ending."""
+    heif = sum(count for suffix, count in others.items() if suffix in HEIF_SUFFIXES)
+    notes = [f"{_counted(heif, 'HEIC image')} passed over; pip install 'multibox[heic]' reads them"] if heif else []
+    rest = {suffix: count for suffix, count in sorted(others.items()) if suffix not in HEIF_SUFFIXES}
+    if rest:
+        kinds = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in rest.items())
+        notes.append(f"{_counted(sum(rest.values()), 'other file')} passed over: {kinds}")
+    return notes
+
+
+def _counted(count: int, what: str) -> str:
+    return f"1 {what} was" if count == 1 else f"{count} {what}s were"
+
+
+def _not_yet(source: str) -> PictureError:
+    """Return what to say of a source that does not exist as a file, or that holds images in another way."""
+    scheme, _, rest = source.partition("://")
+    suffix = Path(source).suffix.lower()
+    if rest and scheme.isalnum():
+        return PictureError(f"{source} is an address, and nothing is downloaded: fetch it and {_SOURCES}")
+    if source.isdigit() or source.startswith("/dev/video"):
+        return PictureError(f"{source} names a camera, which cannot be read yet: {_SOURCES}")
+    if Path(source).is_file() and suffix in _VIDEOS:
+        return PictureError(
+            f"{source} is a video, which cannot be read yet: write its frames as images "
+            f"(ffmpeg -i {source} frames/%05d.png) and give their folder"
+        )
+    if Path(source).is_file() and suffix in _ARCHIVES:
+        return PictureError(f"{source} is an archive, which is not opened: unpack it and {_SOURCES}")
+    return PictureError(f"{source} does not exist: {_SOURCES}")
+
+
+@cache
+def reads_heif() -> bool:
+    """Return whether HEIC images can be read; Pillow learns it when this is first asked."""
+    try:
+        import pi_heif  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return False
+    pi_heif.register_heif_opener()
+    return True
+
+
+def grey_to_8_bit(values: NDArray[np.generic], where: str) -> NDArray[np.uint8]:
+    """Scale grey values deeper than 8 bit to 0 to 255, by the smallest full scale that holds the picture's values.
+
+    The scales are 255, 4095 and 65535, and for floating point also 1. So a 16-bit picture that uses its range is scaled
+    by 1/257, 12-bit data in a 16-bit file (X-ray, microscopes) by 1/16, and 8-bit data in one stays as it is: neither
+    clipped nor black. Depends on this picture alone, not on its data set.
+
+    Raises:
+        PictureError: values are negative, above 65535 or not finite, so that no convention says what is white.
+    """
+    low, high = float(values.min()), float(values.max())
+    scales = (1, *_FULL_SCALES) if values.dtype.kind == "f" else _FULL_SCALES
+    full = next((scale for scale in scales if low >= 0 and high <= scale), None)
+    if full is None:
+        raise PictureError(
+            f"{where}: grey values run from {low:g} to {high:g}, expected 0 to 65535; "
+            "save it as an 8-bit or 16-bit picture"
+        )
+    return np.rint(values.astype(np.float64) * (255 / full)).astype(np.uint8)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> PictureError:
+    if isinstance(error, FileNotFoundError):
+        return PictureError(f"{path}: there is no such picture")
+    if isinstance(error, IsADirectoryError) or path.is_dir():
+        return PictureError(f"{path} is a folder, expected one picture file")
+    return PictureError(f"{path} cannot be read: {error.strerror or error}")
+
+
+@cache
+def _known_formats(heif: bool) -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in (*_FORMATS, *(("HEIF",) if heif else ())) if name in Image.OPEN)
+
+
+def _open(source: bytes | io.BufferedReader, where: str) -> Image.Image:
+    head = source[:12] if isinstance(source, bytes) else source.peek(12)[:12]
+    if not head:
+        raise PictureError(f"{where} is empty (0 bytes), expected an image")
+    heif = head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+    try:
+        formats = _known_formats(heif and reads_heif())
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(
+            f"{where} says it is larger than {Image.MAX_IMAGE_PIXELS or 0} pixels, which may be an attack; "
+            "make it smaller"
+        ) from error
+    except _BROKEN as error:
+        if heif and not reads_heif():
+            raise PictureError(f"{where} is a HEIC image: pip install 'multibox[heic]' reads it") from error
+        raise PictureError(f"{where} is no image that can be read: expected JPEG, PNG or the like") from error
+    if min(image.size) < 1:
+        raise PictureError(f"{where} has no pixels: {image.size[0]} x {image.size[1]}")
+    return image
+
+
+def _broken(where: str, error: BaseException) -> PictureError:
+    reason = str(error).strip().rstrip(".") or type(error).__name__
+    return PictureError(f"{where} is truncated or damaged ({reason}): save or copy it again")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except _BROKEN:  # damaged EXIF data says nothing; the pixels are what they are
+        return 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return _bare(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(grey_to_8_bit(np.asarray(image), where)).convert("RGB")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        over = image.convert("RGBA")
+        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, over).convert("RGB")
+    return _bare(image.convert("RGB"))
+
+
+def _bare(image: Image.Image) -> Image.Image:
+    """Drop the file's class and metadata, so that nothing downstream turns the picture a second time."""
+    bare = Image.new("RGB", image.size)
+    bare.paste(image)
+    return bare
+
+
+def _png_may_be_turned(path: Path) -> bool:
+    """Look for chunks that can hold an orientation; Pillow would decode the whole picture to find none."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind in (b"eXIf", b"zTXt", b"iTXt"):
+                return True
+            if kind == b"IEND":
+                return False
+            file.seek(length + 4, io.SEEK_CUR)
+    return False
+
+
+def load_picture(sample: Sample) -> Image.Image:
+    """Return the sample's picture as 8-bit RGB, from its file or its record.
+
+    Raises:
+        PictureError: the picture is missing, truncated or no picture.
+    """
+    if sample.offset is None:
+        return read_picture(sample.path)
+    from multibox.data.formats.recordio import read_record_picture
+
+    return decode_picture(read_record_picture(sample.path, sample.offset), f"{sample.path}, record {sample.name}")
+
+
+def sample_size(sample: Sample) -> tuple[int, int]:
+    """Return width and height of the sample's picture: from its label, else from the picture's header."""
+    if sample.size is not None:
+        return sample.size
+    return picture_size(sample.path) if sample.offset is None else load_picture(sample).size

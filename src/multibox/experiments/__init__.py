@@ -1,0 +1,1 @@
+"""Experiments on top of training: several seeds, and grids of choices."""

@@ -1,0 +1,214 @@
+"""Every combination of some choices, each trained with the same seeds: which part earns what."""
+
+import dataclasses
+import itertools
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multibox.config import SIGMOID_LOSSES, LossConfig, MatchingConfig
+from multibox.errors import ConfigError, did_you_mean
+from multibox.experiments.seeds import FIGURES, Run, Say, Spread, Train, csv_text, repeat, spread
+from multibox.files import write_text_whole
+from multibox.training.run import RunOptions, resolve_options
+
+Settings = dict[str, Any]
+Grid = dict[str, tuple[str, ...]]
+"""The values to combine, by axis."""
+
+
+def loss_settings(classification: str) -> Settings:
+    """Return a classification loss with what it needs: its kind of score, and mining unless it weighs by itself."""
+    return {
+        "model.score": "sigmoid" if classification in SIGMOID_LOSSES else "softmax",
+        "loss.classification": classification,
+        "loss.negative_ratio": 3.0 if "cross_entropy" in classification else "all",
+        "loss.hard_examples": "none",
+    }
+
+
+def matcher_settings(matcher: str) -> Settings:
+    """Return a matcher with the negatives that mining may take.
+
+    Caffe's matching keeps those near objects out; the other matchers say themselves what is negative.
+    """
+    return {
+        "matching.matcher": matcher,
+        "loss.negative_overlap": 0.5 if matcher == "bipartite" else "any",
+    }
+
+
+def _choices(section: type, field: str) -> tuple[str, ...]:
+    return typing.get_args(typing.get_type_hints(section)[field])
+
+
+AXES: dict[str, dict[str, Settings]] = {
+    "loss": {
+        "cross_entropy": loss_settings("cross_entropy"),
+        # 64 is Caffe's sample_size
+        "ohem": loss_settings("cross_entropy") | {"loss.negative_ratio": "all", "loss.hard_examples": 64},
+        **{name: loss_settings(name) for name in ("focal", "sigmoid_focal", "quality_focal", "varifocal")},
+    },
+    "localization": {name: {"loss.localization": name} for name in _choices(LossConfig, "localization")},
+    "matcher": {name: matcher_settings(name) for name in _choices(MatchingConfig, "matcher")},
+}
+"""By axis and value the settings that belong together."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination."""
+
+    values: dict[str, str]
+    """By axis."""
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """Return the values joined, which names the cell's folder."""
+        return "-".join(self.values.values())
+
+
+@dataclass(frozen=True)
+class CellRuns:
+    """A combination and its runs."""
+
+    cell: Cell
+    runs: list[Run]
+
+    def spread(self, figure: str) -> Spread | None:
+        """Return mean and interval of a figure over the runs that did not fail."""
+        return spread([run.figures.get(figure) for run in self.runs])
+
+
+def parse_axes(text: str) -> Grid:
+    """Read axes and, after "=", which of their values: "loss,matcher" or "loss=focal/varifocal,matcher".
+
+    Raises:
+        ConfigError: an unknown axis or value, or one named twice.
+    """
+    grid: Grid = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        axis, _, chosen = (piece.strip() for piece in part.partition("="))
+        if axis not in AXES:
+            raise ConfigError(
+                f"--ablate {text}: unknown axis {axis!r}{did_you_mean(axis, AXES)}; known: {', '.join(AXES)}"
+            )
+        values = tuple(chosen.split("/")) if chosen else tuple(AXES[axis])
+        for value in values:
+            if value not in AXES[axis]:
+                raise ConfigError(
+                    f"--ablate {text}: {axis} has no {value!r}{did_you_mean(value, AXES[axis])}; known: "
+                    f"{', '.join(AXES[axis])}"
+                )
+        if axis in grid or len(set(values)) < len(values):
+            raise ConfigError(f"--ablate {text}: name each axis and value once, such as loss=focal/varifocal,matcher")
+        grid[axis] = values
+    if not grid:
+        raise ConfigError(f"--ablate {text}: name an axis, such as loss,matcher; known: {', '.join(AXES)}")
+    return grid
+
+
+def make_grid(grid: Grid) -> list[Cell]:
+    """Return every combination of the axes' values."""
+    cells: list[Cell] = []
+    for values in itertools.product(*grid.values()):
+        named = dict(zip(grid, values, strict=True))
+        settings = {key: value for axis, name in named.items() for key, value in AXES[axis][name].items()}
+        cells.append(Cell(named, settings))
+    return cells
+
+
+def ablate(data: Path, options: RunOptions, grid: Grid, seeds: int, *, train: Train, say: Say) -> list[CellRuns]:
+    """Train every combination with every seed in OUT/VALUE-VALUE/seed-k; keep ablation.csv and .md in OUT up to date.
+
+    As with `repeat`, the same call goes on where it was stopped, and a run that fails is a result.
+
+    Args:
+        data: the data set.
+        options: of every run; `out` is the folder for all of them.
+        grid: from `parse_axes`.
+        seeds: runs a combination.
+        train: does one run.
+        say: gets a line for each combination and each run.
+
+    Raises:
+        ConfigError: settings that do not go together, or that an axis sets itself.
+    """
+    cells, axes = make_grid(grid), tuple(grid)
+    _check(data, options, cells, axes)
+    out = options.out
+    if out is None:
+        raise ConfigError("--ablate needs --out, the folder for all runs; the same command then goes on with it")
+    found: list[CellRuns] = []
+    for number, cell in enumerate(cells, start=1):
+        say(f"combination {number} of {len(cells)}: {cell.name}")
+        mine = dataclasses.replace(options, out=out / cell.name, changes={**options.changes, **cell.settings})
+        found.append(CellRuns(cell, repeat(data, mine, seeds, train=train, say=say)))
+        write_text_whole(out / "ablation.csv", ablation_csv(found, axes))
+        write_text_whole(out / "ablation.md", ablation_markdown(found, axes))
+    return found
+
+
+def ranked(found: Sequence[CellRuns]) -> list[CellRuns]:
+    """Return the combinations by mean AP, best first, those without one last."""
+    return sorted(found, key=lambda one: -(s.mean if (s := one.spread("AP")) else -1.0))
+
+
+def ablation_csv(found: Sequence[CellRuns], axes: Sequence[str]) -> str:
+    """Return one row a run."""
+    rows = [
+        {**one.cell.values, "seed": run.seed, **run.figures, "problem": run.problem}
+        for one in found
+        for run in one.runs
+    ]
+    return csv_text((*axes, "seed", *FIGURES, "problem"), rows)
+
+
+def ablation_markdown(found: Sequence[CellRuns], axes: Sequence[str]) -> str:
+    """Return a table sorted by AP, the best of each figure in bold."""
+    lines = ["| " + " | ".join((*axes, *FIGURES, "runs")) + " |", "|" + "---|" * (len(axes) + len(FIGURES) + 1)]
+    lines += ["| " + " | ".join((*values, *figures, runs)) + " |" for values, figures, runs in ablation_rows(found)]
+    note = (
+        "Mean over the runs, and the 95 % t-interval of that mean where there are several; COCO AP, AP50, AP75 and VOC "
+        "2012's mAP@0.5 of the last weights on the validation split. Best in bold. The interval says what other seeds "
+        "would do, not what other pictures would."
+    )
+    return "\n".join([*lines, "", note]) + "\n"
+
+
+def ablation_rows(
+    found: Sequence[CellRuns], bold: tuple[str, str] = ("**", "**")
+) -> list[tuple[list[str], list[str], str]]:
+    """Return for each combination, best first: its values, its figures as text, and how many runs they are of."""
+    found = ranked(found)
+    spreads = [{name: one.spread(name) for name in FIGURES} for one in found]
+    best = {name: max((one.mean for s in spreads if (one := s[name])), default=None) for name in FIGURES}
+    rows: list[tuple[list[str], list[str], str]] = []
+    for one, mine in zip(found, spreads, strict=True):
+        texts = []
+        for name, figure in mine.items():
+            text = describe(figure)
+            texts.append(f"{bold[0]}{text}{bold[1]}" if figure and figure.mean == best[name] else text)
+        failed = [run.problem.partition(";")[0] for run in one.runs if run.problem]
+        count = f"{len(one.runs)}" + (f", {len(failed)} failed: {failed[0]}" if failed else "")
+        rows.append((list(one.cell.values.values()), texts, count))
+    return rows
+
+
+def describe(figure: Spread | None) -> str:
+    """Return a mean with its interval."""
+    if figure is None:
+        return "-"
+    return f"{figure.mean:.3f}" + ("" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})")
+
+
+def _check(data: Path, options: RunOptions, cells: Sequence[Cell], axes: Sequence[str]) -> None:
+    """Refuse before the first run what would stop a later one."""
+    taken = sorted({key for cell in cells for key in cell.settings} & options.changes.keys())
+    if taken:
+        raise ConfigError(f"--ablate {','.join(axes)} sets {taken[0]} itself; leave --set {taken[0]} away")
+    for cell in cells:
+        resolve_options(data, dataclasses.replace(options, changes={**options.changes, **cell.settings}))

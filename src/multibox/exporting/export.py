@@ -1,0 +1,222 @@
+"""Pictures to verify and to calibrate on: of a data set, or of a folder without labels."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from multibox.data.formats import find_splits, open_dataset, split_for
+from multibox.data.images import list_pictures, load_picture, read_picture
+from multibox.errors import ConfigError, DataError
+from multibox.exporting.graph import Dialect, as_text, build_onnx, describe
+from multibox.exporting.network import OPSET
+from multibox.exporting.openvino_ir import (
+    as_stored,
+    measure_agreement,
+    measure_loss,
+    quantize,
+    save_openvino,
+    to_openvino,
+)
+from multibox.exporting.runtimes import run_onnx, run_openvino
+from multibox.exporting.verify import Pixels, Report, VerificationError, sample_pictures, verify
+from multibox.files import write_bytes_whole
+from multibox.inference.detector import Detector
+from multibox.inference.engines import KEY
+from multibox.structures import Dataset, Sample
+
+
+def spread_pictures(data: Path, split: str | None, most: int) -> Iterator[Image.Image]:
+    """Return up to `most` pictures of a split or folder, evenly spread over it, each decoded when its turn comes.
+
+    Raises:
+        DataError: there are none, or several splits and none was named.
+    """
+    found = _find(data, split)
+    entries = (found[index] for index in range(0, len(found), -(-len(found) // most)))
+    return (load_picture(entry) if isinstance(entry, Sample) else read_picture(entry) for entry in entries)
+
+
+def labelled(data: Path, split: str | None, names: tuple[str, ...]) -> Dataset | None:
+    """Return a split with its classes in the detector's order, or None for pictures without labels."""
+    return open_dataset(data, split, class_names=names) if _is_dataset(data) else None
+
+
+def training_split(data: Path) -> str | None:
+    """Return the split to train on where a data set has one of that name."""
+    return split_for(find_splits(data), "train") if _is_dataset(data) else None
+
+
+def _find(data: Path, split: str | None) -> Dataset | Sequence[Path]:
+    return open_dataset(data, split) if _is_dataset(data) else list_pictures(data)
+
+
+def _is_dataset(data: Path) -> bool:
+    try:
+        find_splits(data)
+    except DataError:
+        # A folder of pictures will do; anything else is worth the data set's own sentence
+        if data.is_dir() and any(_pictures_in(data)):
+            return False
+        raise
+    return True
+
+
+def _pictures_in(folder: Path) -> Sequence[Path]:
+    try:
+        return list_pictures(folder)
+    except DataError:
+        return ()
+
+
+Target = Literal["onnx", "openvino"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
+PICTURES, CALIBRATION_PICTURES, AGREEMENT_PICTURES = 8, 300, 64
+"""Taken of the data given, evenly spread: to verify on, to calibrate INT8 on, and to verify it on."""
+LOW_SCORE = 1e-5
+"""Below which a file of fixed thresholds is verified."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What to write."""
+
+    dialect: Dialect = "plain"
+    """Which inputs and outputs; see `graph.build_onnx`."""
+    half: bool = False
+    """OpenVINO: weights as float16; the file is half as large."""
+    int8: bool = False
+    """OpenVINO: the network in INT8, calibrated on `calibrate`."""
+    calibrate: Path | None = None
+    """Data set or folder of pictures like those that the detector will see; the split train where there is one."""
+    data: Path | None = None
+    """Data set or folder of pictures to verify on; None takes synthetic ones."""
+    split: str | None = None
+    """Split of `data`."""
+    opset: int | None = None
+    """ONNX: the version of the operators; None takes an old one that most runtimes read, see `opset.DEFAULT`."""
+    license: str = ""
+    """Of the weights; kept in the metadata, as is the source."""
+    source: str = ""
+
+
+def export(detector: Detector, out: Path, options: ExportOptions | None = None) -> dict[str, Any]:
+    """Write the detector to `out` (.onnx, or .xml with a .bin beside it) and return the verification's report.
+
+    Nothing is written unless the file, run by its own runtime, computes what the detector computes.
+
+    Raises:
+        ConfigError: options that do not go together.
+        DataError: pictures that cannot be read.
+        VerificationError: the file computes something else.
+    """
+    options = options or ExportOptions()
+    target = _check(detector, out, options)
+    pictures = _pictures(options)
+    if options.int8 and options.calibrate is not None:
+        training_split(options.calibrate)  # before the long part: the images can be found
+    precision = "int8" if options.int8 else "fp16" if options.half else "fp32"
+    about = describe(detector, options.dialect, license=options.license, source=options.source, precision=precision)
+    model = build_onnx(detector, options.dialect, opset=options.opset if target == "onnx" else OPSET)
+    if target == "onnx":
+        return _onnx(model, detector, out, options, pictures, about)
+    return _openvino(model, detector, out, options, pictures, about)
+
+
+def _onnx(model: Any, detector: Detector, out: Path, options: ExportOptions, pictures: list[Pixels],
+          about: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    import onnx_ir as ir
+
+    data = _checked(ir.to_proto(model))
+    if options.dialect == "ultralytics":
+        _verify_below_threshold(data, detector, pictures)
+    report = verify(run_onnx(data, options.dialect != "jetson"), detector, options.dialect, pictures)
+    about["verification"] = _written(report, "onnxruntime", options)
+    model.metadata_props[KEY] = as_text(about)
+    write_bytes_whole(out, ir.to_proto(model).SerializeToString())
+    return about["verification"]
+
+
+def _verify_below_threshold(data: bytes, detector: Detector, pictures: list[Pixels]) -> None:
+    """Verify a file of fixed thresholds with a score threshold near 0, above which there is something to compare."""
+    import onnx
+
+    proto = onnx.load_from_string(data)
+    constant = next(node for node in proto.graph.node if "score_threshold" in node.output)
+    constant.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(np.array(LOW_SCORE, np.float32)))
+    config = detector.config.updated({"post.score_threshold": LOW_SCORE})
+    lowered = Detector(copy.deepcopy(detector.model), config, detector.names)
+    verify(run_onnx(proto.SerializeToString(), stages=True), lowered, "ultralytics", pictures)
+
+
+def _checked(proto: Any) -> bytes:
+    """Return the bytes of a model that keeps ONNX's own rules for its opset.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise VerificationError(f"the graph is no valid ONNX of its opset ({error})") from None
+    return proto.SerializeToString()
+
+
+def _openvino(model: Any, detector: Detector, out: Path, options: ExportOptions, pictures: list[Pixels],
+              about: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    converted = to_openvino(model)
+    half = options.half and not options.int8
+    run = run_openvino(as_stored(converted, half), options.dialect != "jetson")
+    report = verify(run, detector, options.dialect, pictures, half)
+    about["verification"] = _written(report, "openvino", options)
+    if options.calibrate is not None and options.int8:
+        seen = _calibration(options.calibrate, CALIBRATION_PICTURES)
+        converted = quantize(converted, seen, detector.config.model.input_size)
+        small = run_openvino(as_stored(converted, True))
+        again = _calibration(options.calibrate, AGREEMENT_PICTURES)
+        about["verification"]["int8"] = measure_agreement(small, run, detector, again)
+        data = labelled(options.data, options.split, detector.names) if options.data is not None else None
+        if data is not None:
+            about["verification"]["int8"] |= measure_loss(small, detector, data)
+    save_openvino(converted, out, as_text(about), options.half or options.int8)
+    return about["verification"]
+
+
+def _check(detector: Detector, out: Path, options: ExportOptions) -> Target:
+    if detector.config.post.flip:
+        raise ConfigError("a detector that averages over mirror images (post.flip) is not exported; load it without")
+    target = next((name for name, suffix in SUFFIXES.items() if out.suffix == suffix), None)
+    if target is None:
+        raise ConfigError(f"{out}: expected a file name that ends in .onnx or .xml (OpenVINO)")
+    if target == "onnx" and (options.int8 or options.half):
+        raise ConfigError(f"{out}: FP16 and INT8 are written for OpenVINO; give a name that ends in .xml")
+    if options.int8 and options.calibrate is None:
+        raise ConfigError("INT8 needs pictures to measure the network's numbers on: give --calibrate DATA")
+    if target == "openvino" and options.opset is not None:
+        raise ConfigError(f"{out}: an opset is ONNX's; leave it out, or give a name that ends in .onnx")
+    if options.int8 and options.dialect != "plain":
+        raise ConfigError(f"INT8 is written in the dialect plain, got {options.dialect}")
+    return "onnx" if target == "onnx" else "openvino"
+
+
+def _written(report: Report, runtime: str, options: ExportOptions) -> dict[str, Any]:
+    # Without its folder: the file goes to others
+    where = options.data.resolve().name if options.data is not None else "synthetic"
+    return {"runtime": f"{runtime} {version(runtime)}", "data": where, **report._asdict()}
+
+
+def _calibration(data: Path, most: int) -> Iterator[Image.Image]:
+    return spread_pictures(data, training_split(data), most)
+
+
+def _pictures(options: ExportOptions) -> list[Pixels]:
+    if options.data is None:
+        return sample_pictures()
+    return [np.asarray(picture) for picture in spread_pictures(options.data, options.split, PICTURES)]

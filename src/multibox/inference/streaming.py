@@ -1,0 +1,196 @@
+"""Many image files through a detector: decoding, network and drawing at the same time, in bounded memory."""
+
+import io
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar, Union
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from multibox.data.images import read_picture
+from multibox.errors import PictureError
+from multibox.files import write_bytes_whole
+from multibox.inference.inputs import BATCH
+from multibox.limits import decoding_threads
+from multibox.plots.detections import draw_detections
+from multibox.structures import Detections
+
+if TYPE_CHECKING:
+    from multibox.inference.detector import Detector
+    from multibox.inference.load import ExportedDetector
+
+
+AHEAD = 2 * BATCH
+"""Images decoded, and images waiting to be drawn, at most."""
+PIXELS_AHEAD = 40_000_000
+"""Their pixels, at most; Pillow takes 4 bytes for each. Fewer large images are decoded ahead."""
+COPIES = 4
+"""Detectors that share the work, at most: each holds the weights and a batch's feature maps."""
+SMALL_BATCH = 4
+"""Images that one of several detectors takes together: with one thread, more leave the processor's cache."""
+QUALITY = 90
+"""Of drawn JPEG files."""
+_LONGEST_JPEG = 65_500
+"""Largest width and height that libjpeg writes."""
+
+AnyDetector: TypeAlias = Union["Detector", "ExportedDetector"]
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
+
+class Seen(NamedTuple):
+    """One image file after the detector looked at it, or the error that it gave instead."""
+
+    path: Path
+    image: Image.Image | None
+    """Upright RGB; None if it cannot be read."""
+    found: Detections | PictureError
+
+
+class _Decoded(NamedTuple):
+    path: Path
+    image: Image.Image
+    pixels: NDArray[np.uint8]
+
+
+def predict_stream(
+    detectors: AnyDetector | Sequence[AnyDetector], paths: Iterable[str | Path], threshold: float | None = None
+) -> Generator[Seen, None, None]:
+    """Yield every image file with its detections, in the order given.
+
+    Files are decoded ahead in threads, and the network works on the next batch while the caller uses the last one.
+    Memory does not grow with the number of images.
+
+    Args:
+        detectors: from `multibox.load`; several of one model share the work, see `open_copies`.
+        paths: the image files; may be a generator.
+        threshold: lowest score to report; None takes the model's.
+
+    Yields:
+        An image that cannot be read comes as its error; the rest goes on.
+    """
+    shared = list(detectors) if isinstance(detectors, Sequence) else [detectors]
+    # A thread each, for a detector may hold one caller's images only
+    networks = [ThreadPoolExecutor(1, "multibox-network") for _ in shared]
+    try:
+        running: deque[Future[list[Seen]]] = deque()
+        batches = _in_batches(_ahead(_decode, map(Path, paths), _pixels), BATCH if len(shared) == 1 else SMALL_BATCH)
+        for batch, network, detector in zip(batches, cycle(networks), cycle(shared), strict=False):
+            running.append(network.submit(_look, detector, batch, threshold))
+            if len(running) > len(shared):
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
+    finally:
+        for network in networks:
+            network.shutdown(cancel_futures=True)
+
+
+def open_copies(open_one: Callable[[int], AnyDetector]) -> list[AnyDetector]:
+    """Return detectors of one exported file that share the processor's cores, for `predict_stream`.
+
+    On 2 cores, two copies of the COCO detector with a thread each took 6.4 ms of processor time per image, one with two
+    threads 8.2 (OpenVINO 2026.4, 2026-11-28): its threads wait for each other after every layer.
+
+    Args:
+        open_one: opens the file with so many threads.
+    """
+    cores = decoding_threads()
+    copies = min(COPIES, cores)
+    with ThreadPoolExecutor(copies) as pool:
+        return list(pool.map(open_one, [max(1, cores // copies)] * copies))
+
+
+@contextmanager
+def drawing(quality: int = QUALITY) -> Iterator[Callable[[Path, Image.Image, Detections], None]]:
+    """Yield a function that draws detections on an image and writes it as a JPEG file, in threads.
+
+    The function returns at once unless too much is waiting. When the block ends, all files are written.
+
+    Raises:
+        OSError: a file cannot be written; raised by a later call or at the end of the block.
+    """
+    pool = ThreadPoolExecutor(decoding_threads(), "multibox-draw")
+    waiting: deque[tuple[int, Future[None]]] = deque()
+    try:
+
+        def draw(target: Path, image: Image.Image, found: Detections) -> None:
+            pixels = image.width * image.height
+            waiting.append((pixels, pool.submit(_draw, target, image, found, quality)))
+            while len(waiting) > 1 and _too_many(size for size, _ in waiting):
+                waiting.popleft()[1].result()
+
+        yield draw
+        while waiting:
+            waiting.popleft()[1].result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _look(detector: AnyDetector, batch: list[_Decoded | Seen], threshold: float | None) -> list[Seen]:
+    """Run the network on a batch; images of one size go through together, whatever lies between them."""
+    decoded = sorted((each for each in batch if isinstance(each, _Decoded)), key=lambda each: each.pixels.shape)
+    found = detector.predict([each.pixels for each in decoded], threshold)
+    of = {id(each): detections for each, detections in zip(decoded, found, strict=True)}
+    return [Seen(each.path, each.image, of[id(each)]) if isinstance(each, _Decoded) else each for each in batch]
+
+
+def _decode(path: Path) -> _Decoded | Seen:
+    try:
+        image = read_picture(path)
+    except PictureError as error:
+        return Seen(path, None, error)
+    return _Decoded(path, image, np.asarray(image))
+
+
+def _pixels(decoded: _Decoded | Seen) -> int:
+    return decoded.image.width * decoded.image.height if decoded.image is not None else 0
+
+
+def _too_many(pixels: Iterable[int]) -> bool:
+    held = list(pixels)
+    return len(held) > AHEAD or sum(held) > PIXELS_AHEAD
+
+
+def _ahead(work: Callable[[Asked], Answer], items: Iterable[Asked], size: Callable[[Answer], int]) -> Iterator[Answer]:
+    """Yield `work(item)` for each item, in order, computed ahead in threads.
+
+    How far ahead depends on the pixels of the last one: they are not known before an image is decoded.
+    """
+    source = iter(items)
+    pool = ThreadPoolExecutor(decoding_threads(), "multibox-decode")
+    try:
+        ahead = deque(pool.submit(work, item) for item in islice(source, decoding_threads()))
+        while ahead:
+            done = ahead.popleft().result()
+            room = min(AHEAD, max(1, PIXELS_AHEAD // max(1, size(done))))
+            ahead.extend(pool.submit(work, item) for item in islice(source, max(0, room - len(ahead))))
+            yield done
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_batches(decoded: Iterator[_Decoded | Seen], most: int) -> Iterator[list[_Decoded | Seen]]:
+    """Yield up to `most` images at a time, fewer of large ones."""
+    batch: list[_Decoded | Seen] = []
+    for each in decoded:
+        batch.append(each)
+        if len(batch) == most or sum(map(_pixels, batch)) * 2 > PIXELS_AHEAD:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _draw(target: Path, image: Image.Image, found: Detections, quality: int) -> None:
+    drawn = draw_detections(image, found)
+    drawn.thumbnail((_LONGEST_JPEG, _LONGEST_JPEG))
+    data = io.BytesIO()
+    drawn.save(data, "JPEG", quality=quality)
+    write_bytes_whole(target, data.getvalue())
