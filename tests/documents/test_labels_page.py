@@ -1,0 +1,227 @@
+"""docs/labels.md tells the truth: folders as annotation tools write them are read to the right boxes, or refused."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from multibox.data.formats import find_splits, open_dataset
+from multibox.errors import DataError
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "labels.md").read_text(encoding="utf-8")
+NAMES, CLASSES = ("a", "b"), ("cat", "dog")
+WIDTH, HEIGHT = 80, 60
+BOX = (10, 20, 30, 50)
+CENTRE = " ".join(str(v) for v in (20 / WIDTH, 35 / HEIGHT, 20 / WIDTH, 30 / HEIGHT))
+"""The box as YOLO writes it."""
+HEADER, ROW = "filename,width,height,class,xmin,ymin,xmax,ymax", "{}.jpg,80,60,cat,10,20,30,50"
+
+
+def write(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def images(folder: Path, suffix: str = ".jpg") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in NAMES:
+        Image.new("RGB", (WIDTH, HEIGHT), (200, 60, 40)).save(folder / (name + suffix))
+
+
+def voc(root: Path, labels: str, folder: str, lists: dict[str, Sequence[str]] | None = None) -> None:
+    images(root / folder)
+    corners = "".join(
+        f"<{tag}>{value}</{tag}>" for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), BOX, strict=True)
+    )
+    for name, label in zip(NAMES, CLASSES, strict=True):
+        thing = f"<object><name>{label}</name><difficult>Unspecified</difficult><bndbox>{corners}</bndbox></object>"
+        size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
+        xml = f"<annotation><filename>{name}.jpg</filename>{size}{thing}</annotation>"
+        write(root / labels / f"{name}.xml", xml)
+    for name, lines in (lists or {}).items():
+        write(root / f"ImageSets/Main/{name}.txt", *lines)
+
+
+def yolo(root: Path, labels: str, folder: str, files: dict[str, Sequence[str]]) -> None:
+    images(root / folder)
+    for label, name in enumerate(NAMES):
+        write(root / labels / f"{name}.txt", f"{label} {CENTRE}")
+    for name, lines in files.items():
+        write(root / name, *lines)
+
+
+def coco(root: Path, file: str, folder: str, prefix: str = "", unused: str = "") -> None:
+    images(root / folder)
+    x1, y1, x2, y2 = BOX
+    entries = list(enumerate(NAMES, start=1))
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{prefix}{name}.jpg", "width": WIDTH, "height": HEIGHT} for i, name in entries
+        ],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": i, "bbox": [x1, y1, x2 - x1, y2 - y1]} for i, _ in entries
+        ],
+        "categories": [{"id": 0, "name": unused}] * bool(unused)
+        + [{"id": i, "name": name} for i, name in enumerate(CLASSES, start=1)],
+    }
+    write(root / file, json.dumps(content))
+
+
+def table(root: Path, file: str, folder: str, header: str = HEADER, row: str = ROW, suffix: str = ".jpg") -> None:
+    images(root / folder, suffix)
+    write(root / file, header, *(row.format(name) for name in NAMES))
+
+
+def parts(root: Path, make: Callable[[Path], None], names: Sequence[str] = ("train", "valid")) -> None:
+    for name in names:
+        make(root / name)
+
+
+DARKNET = {
+    "obj.data": ("classes = 2", "train = data/train.txt", "names = data/obj.names"),
+    "obj.names": CLASSES,
+    "train.txt": [f"data/obj_train_data/{name}.jpg" for name in NAMES],
+}
+YAML = {
+    "data.yaml": ("path: .", "train: train.txt", "names:", "  0: cat", "  1: dog"),
+    "train.txt": [f"images/train/{name}.jpg" for name in NAMES],
+}
+ROBOFLOW = {"data.yaml": ("train: ../train/images", "val: ../valid/images", "nc: 2", "names: ['cat', 'dog']")}
+BANANAS = {"header": "img_name,label,xmin,ymin,xmax,ymax", "row": "{}.png,0,10,20,30,50", "suffix": ".png"}
+LISTED = [
+    f"{i}\t2\t5\t{i}\t{10 / WIDTH}\t{20 / HEIGHT}\t{30 / WIDTH}\t{50 / HEIGHT}\t{name}.jpg"
+    for i, name in enumerate(NAMES)
+]
+OPEN_IMAGES = {
+    "header": "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf",
+    "row": "{},xclick,/m/01yrx,1,0.125,0.375,0.33333333,0.83333333,0",
+}
+
+
+def roboflow_yolo(root: Path) -> None:
+    parts(root, partial(yolo, labels="labels", folder="images", files={}))
+    write(root / "data.yaml", *ROBOFLOW["data.yaml"])
+
+
+def im2rec(root: Path) -> None:
+    images(root)
+    write(root / "train.lst", *LISTED)
+    write(root / "classes.txt", *CLASSES)
+
+
+READ: list[tuple[str, str, Callable[[Path], None]]] = [
+    ("LabelImg", "PascalVOC", partial(voc, labels="", folder="")),
+    ("LabelImg", "YOLO", partial(yolo, labels="", folder="", files={"classes.txt": CLASSES})),
+    ("Label Studio", "COCO", partial(coco, file="result.json", folder="images", prefix="images/")),
+    ("Label Studio", "YOLO", partial(yolo, labels="labels", folder="images", files={"classes.txt": CLASSES})),
+    ("Label Studio", "Pascal VOC XML", partial(voc, labels="Annotations", folder="images")),
+    ("CVAT", "COCO 1.0", partial(coco, file="annotations/instances_default.json", folder="images/default")),
+    (
+        "CVAT",
+        "PASCAL VOC 1.1",
+        partial(voc, labels="Annotations", folder="JPEGImages", lists={"default": NAMES}),
+    ),
+    ("CVAT", "YOLO", partial(yolo, labels="obj_train_data", folder="obj_train_data", files=DARKNET)),
+    ("CVAT", "YOLO", partial(yolo, labels="labels/train", folder="images/train", files=YAML)),
+    ("Roboflow", "COCO", partial(parts, make=partial(coco, file="_annotations.coco.json", folder=""))),
+    ("Roboflow", "Pascal VOC", partial(parts, make=partial(voc, labels="", folder=""))),
+    ("Roboflow", "YOLOv8", roboflow_yolo),
+    ("Roboflow", "CSV", partial(parts, make=partial(table, file="_annotations.csv", folder=""))),
+    ("makesense.ai", "VOC XML", partial(voc, labels="", folder="")),
+    ("makesense.ai", "YOLO", partial(yolo, labels="labels", folder="images", files={"classes.txt": CLASSES})),
+    (
+        "VoTT",
+        "CSV",
+        partial(table, file="my-export.csv", folder="", header='"image","xmin","ymin","xmax","ymax","label"',
+                row='"{}.jpg",10,20,30,50,"cat"'),
+    ),
+    ("VGG VIA", "COCO format", partial(coco, file="via_project_coco.json", folder="")),
+    ("LabelMe", "labelme2voc.py", partial(voc, labels="Annotations", folder="JPEGImages")),
+    ("Supervisely", "Export to COCO", partial(coco, file="annotations/instances.json", folder="images")),
+    ("COCO Annotator", "COCO", partial(coco, file="my-data-1.json", folder="")),
+    ("MediaPipe Model Maker", "COCO", partial(coco, file="labels.json", folder="images", unused="background")),
+    ("MediaPipe Model Maker", "VOC", partial(voc, labels="Annotations", folder="images")),
+    (
+        "Dive into Deep Learning",
+        "CSV",
+        partial(parts, make=partial(table, file="label.csv", folder="images", **BANANAS),
+                names=("bananas_train", "bananas_val")),
+    ),
+    (
+        "PASCAL VOC",
+        "",
+        partial(voc, labels="Annotations", folder="JPEGImages", lists={"train": NAMES, "cat_train": ("a 1", "b -1")}),
+    ),
+    ("COCO", "train2017", partial(coco, file="annotations/instances_train2017.json", folder="train2017")),
+    ("Ultralytics", "data.yaml", partial(yolo, labels="labels/train", folder="images/train", files=YAML)),
+    ("Darknet", "obj.data", partial(yolo, labels="obj_train_data", folder="obj_train_data", files=DARKNET)),
+    ("MXNet im2rec", "train.lst", im2rec),
+    ("Open Images CSV", "", partial(table, file="train-annotations-bbox.csv", folder="train", **OPEN_IMAGES)),
+]  # fmt: skip
+
+
+def row_of(tool: str) -> str:
+    return next(line for line in PAGE.splitlines() if line.startswith(f"| {tool} |"))
+
+
+@pytest.mark.parametrize(("tool", "export", "make"), READ, ids=[f"{tool}-{export}" for tool, export, _ in READ])
+def test_what_the_page_calls_read_is_read(tool, export, make, tmp_path):
+    assert export in row_of(tool)
+    root = tmp_path / "data"
+    make(root)
+    for split in find_splits(root):
+        dataset = open_dataset(root, split)
+        assert len(dataset) == 2
+        np.testing.assert_allclose(dataset.boxes_xyxy, [BOX, BOX], atol=0.01)
+        assert "background" not in dataset.class_names
+
+
+def test_every_tool_of_the_first_table_is_tried():
+    rows = PAGE.partition("## Which export do I choose?")[2].partition("\n\n")[2].partition("\n\n")[0].splitlines()[2:]
+    assert {row.split(" | ")[0].removeprefix("| ") for row in rows} <= {tool for tool, _, _ in READ}
+    assert len(rows) == 12
+
+
+def test_the_tutorial_folder_is_read_as_voc(tmp_path):
+    folder = tmp_path / "images"
+    parts(folder, partial(voc, labels="", folder=""), ("train", "test"))
+    write(folder / "train_labels.csv", HEADER, *(ROW.format(name) for name in NAMES))
+    assert "--format voc" in row_of("TensorFlow tutorial")
+    assert find_splits(folder, "voc") == ["train", "test"]
+
+
+LABELME = {
+    "shapes": [{"label": "cat", "points": [[10, 20], [30, 50]], "shape_type": "rectangle"}],
+    "imagePath": "a.jpg",
+}
+CREATE_ML = [{"image": "a.jpg", "annotations": [{"label": "cat", "coordinates": {"x": 20, "y": 35}}]}]
+STUDIO = [{"id": 1, "annotations": [{"result": []}], "data": {"image": "/data/upload/a.jpg"}}]
+VIA = {"a.jpg1": {"filename": "a.jpg", "regions": [{"shape_attributes": {"name": "rect"}}]}}
+CVAT = '<annotations><version>1.1</version><image id="0" name="a.jpg"><box label="cat" xtl="10"/></image></annotations>'
+
+
+@pytest.mark.parametrize(
+    ("tool", "export", "file", "text"),
+    [
+        ("LabelImg", "CreateML", "a.json", json.dumps(CREATE_ML)),
+        ("Label Studio", "JSON", "project-1.json", json.dumps(STUDIO)),
+        ("Label Studio", "CSV", "project-1.csv", "image,id,label,annotator\n/data/upload/a.jpg,1,[],1"),
+        ("CVAT", "CVAT for images", "annotations.xml", CVAT),
+        ("makesense.ai", "CSV", "labels.csv", "cat,10,20,20,30,a.jpg,80,60"),
+        ("VoTT", "JSON", "x-export.json", json.dumps({"name": "x", "assets": {}})),
+        ("VGG VIA", "VIA JSON", "via_project.json", json.dumps(VIA)),
+        ("VGG VIA", "VIA CSV", "via_project.csv", "filename,file_size,region_shape_attributes\na.jpg,1,{}"),
+        ("LabelMe", "its own", "a.json", json.dumps(LABELME)),
+        ("Supervisely", "its own", "ds0/ann/a.jpg.json", json.dumps({"objects": [], "size": {}})),
+    ],
+)
+def test_what_the_page_calls_not_read_is_refused(tool, export, file, text, tmp_path):
+    assert export in row_of(tool).split(" | ")[3]
+    images(tmp_path)
+    write(tmp_path / file, text)
+    with pytest.raises(DataError, match="is no data set"):
+        find_splits(tmp_path)
