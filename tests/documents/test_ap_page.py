@@ -46,14 +46,3 @@ def test_a_quoted_message_is_one_that_is_printed(message, printed):
 
 def test_the_page_quotes_messages():
     assert len(QUOTED) >= 8
-
-
-def test_the_links_of_the_table_lead_to_headings():
-    headings = {
-        re.sub(r"[^a-z0-9 -]", "", line[3:].lower()).replace(" ", "-")
-        for line in PAGE.splitlines()
-        if line.startswith("## ")
-    }
-    targets = re.findall(r"\]\(#([^)]+)\)", PAGE)
-    assert len(targets) == 12
-    assert set(targets) <= headings
