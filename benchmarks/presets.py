@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import multibox
-from multibox.benchmarking.clock import WHOLE, Spread, take_turns
-from multibox.benchmarking.machine import describe
+from multibox.benchmarking.clock import WHOLE, Spread, describe, take_turns
 from multibox.benchmarking.workload import synthetic_pictures
 from multibox.presets import PRESETS
 
