@@ -1,4 +1,4 @@
-"""What a light body costs: forward and forward + backward of the body alone, 16 pictures at 320x320, bfloat16.
+"""What a light body costs: forward and forward + backward of the body alone, 16 images at 320x320, bfloat16.
 
 How multibox-s got its trunk. Candidates are our own bodies (with their extra maps) and models of timm (to stride 32);
 in turn, medians over rounds. They are different networks, so nothing has to be equal.

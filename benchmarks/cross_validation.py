@@ -1,7 +1,7 @@
-"""Small data scored whole: each fold's pictures are found by a detector that was trained on the others.
+"""Small data scored whole: each fold's images are found by a detector that was trained on the others.
 
 `python benchmarks/cross_validation.py DATA --preset P --weights W --folds 5 --steps N --rename sofa=couch` trains once
-a fold by the preset's default recipe, for N steps without validation, and scores all pictures together.
+a fold by the preset's default recipe, for N steps without validation, and scores all images together.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from peers import machine
 
 from multibox import api
 from multibox.data.formats import open_dataset, write_dataset
-from multibox.data.images import load_picture
+from multibox.data.images import load_image
 from multibox.evaluation.report import evaluate
 from multibox.inference.detector import load
 from multibox.settings import parse_assignments
@@ -51,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             api.train(folder, preset=asked.preset, **options)
             detector = load(run / "last.safetensors")
             for row in held:
-                found[row] = detector.predict(load_picture(data[row]), threshold=LOW)
+                found[row] = detector.predict(load_image(data[row]), threshold=LOW)
             print(f"fold {fold + 1} of {asked.folds}", flush=True)
     coco = evaluate([found[row] for row in range(len(data))], data, data.class_names)["coco"]
     print(machine())
-    print(json.dumps({"pictures": len(data), **{key: coco[key] for key in ("AP", "AP50", "AP75")}}))
+    print(json.dumps({"images": len(data), **{key: coco[key] for key in ("AP", "AP50", "AP75")}}))
 
 
 if __name__ == "__main__":

@@ -62,14 +62,14 @@ class Step:
     def __init__(self, d2l: ModuleType, arrays: dict[str, np.ndarray]) -> None:
         self.d2l = d2l
         self.net = ChapterSSD(d2l)
-        self.pictures, self.labels = torch.from_numpy(arrays.pop("pictures")), torch.from_numpy(arrays.pop("labels"))
+        self.images, self.labels = torch.from_numpy(arrays.pop("images")), torch.from_numpy(arrays.pop("labels"))
         self.net.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         self.net.train()
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.2, weight_decay=5e-4)
         self.figures = np.zeros(4)
 
     def losses(self, logits: Tensor, classes: Tensor, offsets: Tensor, wanted: Tensor, masks: Tensor) -> Tensor:
-        """Return each picture's cross-entropy over all anchors plus L1 over all their coordinates, both averaged."""
+        """Return each image's cross-entropy over all anchors plus L1 over all their coordinates, both averaged."""
         entropy = nn.functional.cross_entropy(logits.flatten(0, 1), classes.flatten(), reduction="none")
         box = nn.functional.l1_loss(offsets * masks, wanted * masks, reduction="none")
         return entropy.reshape(len(logits), -1).mean(1) + box.mean(1)
@@ -77,7 +77,7 @@ class Step:
     def run(self) -> tuple[Tensor, Tensor]:
         """Return the class targets and the losses that one step was made of."""
         self.optimizer.zero_grad()
-        anchors, logits, offsets = self.net(self.pictures)
+        anchors, logits, offsets = self.net(self.images)
         wanted, masks, classes = self.d2l.multibox_target(anchors, self.labels)
         losses = self.losses(logits, classes, offsets, wanted, masks)
         losses.mean().backward()

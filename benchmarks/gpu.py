@@ -1,8 +1,8 @@
 """Everything there is to measure on a GPU, in one call; on a CPU it runs small, as a test of itself.
 
 First the operations and one training step on the device are compared with the CPU (exit code 1 if they differ). Then
-TinySSD's training and inference in pictures a second, beside what the card does at best: its bf16 matrix rate and its
-copy bandwidth. Batches are uint8 pictures that lie on the device: the loader is not measured. A step is the product's
+TinySSD's training and inference in images a second, beside what the card does at best: its bf16 matrix rate and its
+copy bandwidth. Batches are uint8 images that lie on the device: the loader is not measured. A step is the product's
 own: forward, matching, loss, backward, optimiser, average of weights, figures of the epoch.
 """
 
@@ -110,24 +110,24 @@ def check(options: argparse.Namespace) -> bool:
 
     print(f"\n{options.device} against CPU, float32:")
     good = True
-    for result in all_checks(options.device, min(options.size, 128), pictures=4):
+    for result in all_checks(options.device, min(options.size, 128), images=4):
         print(result.line())
         good &= result.distance <= result.most
     return good
 
 
-def measure_training(options: argparse.Namespace, precision: str, pictures: int, compiled: bool) -> list[str]:
+def measure_training(options: argparse.Namespace, precision: str, images: int, compiled: bool) -> list[str]:
     """Return a row of the table: one precision and batch size, the whole step."""
     from ours import make_batch, make_config, make_stepper
 
     stepper = make_stepper(make_config(options.recipe, options.size), options.device, precision)
     if compiled:
         stepper.model.compile()
-    batch = make_batch(pictures, options.size, options.objects).to(options.device)
-    return _row("training", options, precision, pictures, compiled, lambda: stepper.step(batch))
+    batch = make_batch(images, options.size, options.objects).to(options.device)
+    return _row("training", options, precision, images, compiled, lambda: stepper.step(batch))
 
 
-def measure_inference(options: argparse.Namespace, precision: str, pictures: int, compiled: bool) -> list[str]:
+def measure_inference(options: argparse.Namespace, precision: str, images: int, compiled: bool) -> list[str]:
     """Return a row of the table: forward pass and post-processing, boxes left on the device."""
     from ours import make_batch, make_config, make_stepper
 
@@ -139,7 +139,7 @@ def measure_inference(options: argparse.Namespace, precision: str, pictures: int
     model = make_stepper(config, options.device, precision).model.eval()
     if compiled:
         model.compile()
-    batch = make_batch(pictures, options.size, options.objects).to(options.device)
+    batch = make_batch(images, options.size, options.objects).to(options.device)
 
     def run() -> None:
         with torch.inference_mode():
@@ -148,37 +148,37 @@ def measure_inference(options: argparse.Namespace, precision: str, pictures: int
             anchors = make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size, options.device)
             postprocess(outputs, anchors, score="softmax", score_threshold=0.3)
 
-    return _row("inference", options, precision, pictures, compiled, run)
+    return _row("inference", options, precision, images, compiled, run)
 
 
 def _row(
-    what: str, options: argparse.Namespace, precision: str, pictures: int, compiled: bool, run: Callable[[], object]
+    what: str, options: argparse.Namespace, precision: str, images: int, compiled: bool, run: Callable[[], object]
 ) -> list[str]:
     on_gpu = options.device != "cpu"
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    name = [what, precision + (", compiled" if compiled else ""), str(pictures)]
+    name = [what, precision + (", compiled" if compiled else ""), str(images)]
     try:
         seconds = seconds_each(run, options.device, *((5, 20) if on_gpu else (1, 1)))
     except torch.cuda.OutOfMemoryError:
         return [*name, "out of memory", "", ""]
     peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if on_gpu else "-"
-    return [*name, f"{pictures / seconds:,.0f}", f"{seconds * 1e3:.1f}", peak]
+    return [*name, f"{images / seconds:,.0f}", f"{seconds * 1e3:.1f}", peak]
 
 
 def measure(options: argparse.Namespace) -> None:
     rows: list[list[str]] = []
     kinds = [("float32", False), ("bfloat16", False)] + [("bfloat16", True)] * options.compiled
-    for pictures in options.batches:
+    for images in options.batches:
         for precision, compiled in kinds:
-            rows.append(measure_training(options, precision, pictures, compiled))
-            rows.append(measure_inference(options, precision, pictures, compiled))
+            rows.append(measure_training(options, precision, images, compiled))
+            rows.append(measure_inference(options, precision, images, compiled))
             if compiled:
                 torch.compiler.reset()
-    print(f"\nTinySSD, {options.size}x{options.size}, recipe {options.recipe}, {options.objects} objects a picture:")
+    print(f"\nTinySSD, {options.size}x{options.size}, recipe {options.recipe}, {options.objects} objects an image:")
     print_table(
-        ["", "precision", "batch", "pictures/s", "ms", "peak GiB"], sorted(rows, key=lambda r: r[0] == "inference")
+        ["", "precision", "batch", "images/s", "ms", "peak GiB"], sorted(rows, key=lambda r: r[0] == "inference")
     )
 
 
@@ -187,17 +187,17 @@ def explain(options: argparse.Namespace) -> None:
     from ours import make_batch, make_config, make_stepper, time_parts
     from torch.utils.flop_counter import FlopCounterMode
 
-    pictures = options.batches[0]
+    images = options.batches[0]
     stepper = make_stepper(make_config(options.recipe, options.size), options.device, "bfloat16")
-    batch = make_batch(pictures, options.size, options.objects).to(options.device)
+    batch = make_batch(images, options.size, options.objects).to(options.device)
     for _ in range(3):
         stepper.step(batch)
     parts = time_parts(stepper, batch, lambda: wait(options.device))
-    print(f"\nOne bfloat16 step of {pictures} pictures, every part waited for, in ms:")
+    print(f"\nOne bfloat16 step of {images} images, every part waited for, in ms:")
     print("  " + ", ".join(f"{part} {seconds * 1e3:.1f}" for part, seconds in parts.items()))
     with FlopCounterMode(display=False) as counter:
         stepper.step(batch)
-    print(f"  {counter.get_total_flops() / pictures / 1e9:.2f} GFLOP a picture in convolutions, forward and backward")
+    print(f"  {counter.get_total_flops() / images / 1e9:.2f} GFLOP an image in convolutions, forward and backward")
     waits = host_waits(lambda: stepper.step(batch), options.device)
     print(f"  the host waits for the device {waits.total()} times a step:")
     for place, times in waits.most_common():
@@ -224,9 +224,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="small sizes, as on a CPU")
-    parser.add_argument("--batches", type=int, nargs="+", help="pictures a step; default 128 512 1024, small 2")
+    parser.add_argument("--batches", type=int, nargs="+", help="images a step; default 128 512 1024, small 2")
     parser.add_argument("--size", type=int, help="height and width in pixels; default 256, small 64")
-    parser.add_argument("--objects", type=int, default=1, help="in every picture")
+    parser.add_argument("--objects", type=int, default=1, help="in every image")
     parser.add_argument("--recipe", default="default", help="of the training step")
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="leave torch.compile out")
     parser.add_argument("--profile", action="store_true", help="print the kernels that take longest")

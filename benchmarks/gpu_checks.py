@@ -30,14 +30,14 @@ class Check(NamedTuple):
         return f"  {self.name}: {self.distance:.1e} {self.unit} (at most {self.most:.0e}) {verdict}"
 
 
-def all_checks(device: str, size: int, pictures: int) -> Iterator[Check]:
+def all_checks(device: str, size: int, images: int) -> Iterator[Check]:
     """Compare every operation and one float32 step; random input, seed fixed."""
     torch.manual_seed(0)
     yield from _check_boxes(device)
-    yield from _check_matching(device, pictures)
-    yield from _check_detection(device, pictures)
-    yield from _check_operators(device, pictures)
-    yield from _check_step(device, size, pictures)
+    yield from _check_matching(device, images)
+    yield from _check_detection(device, images)
+    yield from _check_operators(device, images)
+    yield from _check_step(device, size, images)
 
 
 def random_boxes(*shape: int) -> Tensor:
@@ -82,8 +82,8 @@ def _check_boxes(device: str) -> Iterator[Check]:
         yield _apart(f"decode, {code}", 1e-5, decoded)
 
 
-def _check_matching(device: str, pictures: int) -> Iterator[Check]:
-    anchors, gt, valid = random_boxes(5000), random_boxes(pictures, 12), torch.rand(pictures, 12) > 0.4
+def _check_matching(device: str, images: int) -> Iterator[Check]:
+    anchors, gt, valid = random_boxes(5000), random_boxes(images, 12), torch.rand(images, 12) > 0.4
     for name in ("match_bipartite", "match_dual_max"):
         matcher = getattr(matching, name)
         pair = _both(lambda a, g, v, f=matcher: f(a, g, v).gt_index, device, anchors, gt, valid)
@@ -93,11 +93,11 @@ def _check_matching(device: str, pictures: int) -> Iterator[Check]:
     yield _differing("mining", _both(mining.mine_hard_negatives, device, loss, positive, ~positive), 0.0)
 
 
-def _check_detection(device: str, pictures: int) -> Iterator[Check]:
+def _check_detection(device: str, images: int) -> Iterator[Check]:
     several, scores, groups = random_boxes(4000), torch.rand(4000), torch.randint(0, 20, (4000,))
     yield _differing("NMS in 20 groups", _both(_survivors, device, several, scores, groups), 1e-3)
     anchors = random_boxes(3000)
-    logits, offsets = torch.randn(pictures, 3000, 5) * 2, torch.randn(pictures, 3000, 4)
+    logits, offsets = torch.randn(images, 3000, 5) * 2, torch.randn(images, 3000, 4)
 
     def found(logits: Tensor, offsets: Tensor, anchors: Tensor, *, field: str) -> Tensor:
         return getattr(postprocess(HeadOutputs(logits, offsets, ()), anchors, score="softmax"), field)
@@ -113,14 +113,14 @@ def _survivors(boxes_xyxy: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, kept, True)
 
 
-def _check_operators(device: str, pictures: int) -> Iterator[Check]:
+def _check_operators(device: str, images: int) -> Iterator[Check]:
     data = torch.zeros(1, 3, 20, 30)
     prior = _both(lambda x: multibox.ops.multibox_prior(x, (0.3, 0.4), (1.0, 2.0, 0.5)), device, data)
     yield _apart("multibox_prior", 1e-6, prior)
     anchors = prior[0]
-    labels = torch.cat([torch.randint(0, 3, (pictures, 4, 1)).float(), random_boxes(pictures, 4)], dim=2)
+    labels = torch.cat([torch.randint(0, 3, (images, 4, 1)).float(), random_boxes(images, 4)], dim=2)
     labels[:, 3] = -1
-    logits = torch.randn(pictures, 4, anchors.shape[1])
+    logits = torch.randn(images, 4, anchors.shape[1])
     for index, name in enumerate(("offsets", "mask", "classes")):
 
         def wanted(anchors: Tensor, labels: Tensor, logits: Tensor, *, field: int = index) -> Tensor:
@@ -128,14 +128,14 @@ def _check_operators(device: str, pictures: int) -> Iterator[Check]:
             return targets[field].round(decimals=2)
 
         yield _differing(f"multibox_target: {name}", _both(wanted, device, anchors, labels, logits), 2e-3)
-    offsets = torch.randn(pictures, anchors.shape[1] * 4)
+    offsets = torch.randn(images, anchors.shape[1] * 4)
     pair = _both(multibox.ops.multibox_detection, device, logits.softmax(1), offsets, anchors)
     yield _differing("multibox_detection: classes", (pair[0][..., 0], pair[1][..., 0]), 1e-3)
 
 
-def _check_step(device: str, size: int, pictures: int) -> Iterator[Check]:
+def _check_step(device: str, size: int, images: int) -> Iterator[Check]:
     """One step of each recipe in true float32; see `train_step.py` for what is compared."""
-    batch = make_batch(pictures, size, objects=3)
+    batch = make_batch(images, size, objects=3)
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     for recipe in ("d2l", "default"):

@@ -1,4 +1,4 @@
-"""How long a picture takes: torchvision, the network alone, ours exported and ours in PyTorch, on this CPU.
+"""How long an image takes: torchvision, the network alone, ours exported and ours in PyTorch, on this CPU.
 
 All sides have the same weights and take turns in one run. Before a time is printed, all that give boxes are compared.
 `--only` takes one part of the table: ssd300, ssd300x8 (batch of 8), ssdlite, post (post-processing alone).
@@ -29,7 +29,7 @@ from multibox.benchmarking.torchvision_peer import (
     torchvision_twin,
     twin_subject,
 )
-from multibox.benchmarking.workload import LOADS, count_candidates, synthetic_outputs, synthetic_pictures
+from multibox.benchmarking.workload import LOADS, count_candidates, synthetic_images, synthetic_outputs
 from multibox.exporting import export
 from multibox.inference.detector import Detector, load
 from multibox.inference.load import open_exported
@@ -100,23 +100,23 @@ def make(section: Section, folder: Path, small: bool) -> Made:
 
 
 def bench_network(name: str, section: Section, made: Made, rounds: int) -> dict[str, dict[str, Spread]]:
-    """Time a decoded picture to boxes; compared first, on pictures of the network's size and then of this one."""
+    """Time a decoded image to boxes; compared first, on images of the network's size and then of this one."""
     detector, size = made.detector, made.detector.config.model.input_size
     peers = [twin_subject(made.twin, detector, each) for each in ("float32", "bfloat16")]
     ours = [eager_subject(detector, "bfloat16"), exported_subject(made.path)]
     print(f"\n{name}: {section.preset}, {CLASSES} classes, batch of {section.batch}", flush=True)
     for note in compare([peers[0], eager_subject(detector, "float32"), peers[1], *ours], size):
         print(f"  {note}")
-    pictures = synthetic_pictures(section.batch, SIZE)
-    found = {each.name: each.predict(pictures) for each in (peers[0], *ours)}
+    images = synthetic_images(section.batch, SIZE)
+    found = {each.name: each.predict(images) for each in (peers[0], *ours)}
     counts = {side: round(np.mean([len(each) for each in boxes])) for side, boxes in found.items()}
-    print("  boxes a picture: " + ", ".join(f"{side} {count}" for side, count in counts.items()))
+    print("  boxes an image: " + ", ".join(f"{side} {count}" for side, count in counts.items()))
     works: dict[str, Work] = {
-        PEER: partial(quietly, peers[0].predict, pictures),
-        "torchvision bfloat16 (autocast)": partial(quietly, peers[1].predict, pictures),
+        PEER: partial(quietly, peers[0].predict, images),
+        "torchvision bfloat16 (autocast)": partial(quietly, peers[1].predict, images),
         FLOOR: network_alone(openvino_network(made.path, section.batch, size, None, None), section.batch, size),
-        FILE: partial(quietly, ours[1].predict, pictures),
-        EAGER: partial(quietly, ours[0].predict, pictures),
+        FILE: partial(quietly, ours[1].predict, images),
+        EAGER: partial(quietly, ours[0].predict, images),
     }
     if section.preset.startswith("ssdlite"):
         works[ONNX_FLOOR] = network_alone(onnx_parts(made.path, None).network, section.batch, size)
@@ -131,7 +131,7 @@ def bench_network(name: str, section: Section, made: Made, rounds: int) -> dict[
 
 
 def network_alone(run: Callable[[Any], Any], batch: int, size: tuple[int, int]) -> Work:
-    """Return the network on pictures that are resized already."""
+    """Return the network on images that are resized already."""
     resized = np.random.default_rng(0).uniform(0, 255, (batch, 3, *size)).astype(np.float32)
     return partial(quietly, run, {"resized": resized})
 

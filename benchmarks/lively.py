@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from multibox import api
-from multibox.benchmarking.workload import synthetic_pictures
+from multibox.benchmarking.workload import synthetic_images
 from multibox.inference.detector import Detector
 
 TUNED_ON = 4
-"""Pictures."""
+"""Images."""
 LOGITS, OFFSETS = 4.0, 0.7
 """Standard deviations that the heads are scaled to."""
 
@@ -26,7 +26,7 @@ def lively_detector(
         preset: the network.
         classes: without background.
         size: height and width of its input.
-        candidates: a picture, over all classes.
+        candidates: an image, over all classes.
         recipe: of the preset.
     """
     detector = api.create(preset, [f"class{index}" for index in range(classes)], recipe=recipe)
@@ -40,8 +40,8 @@ def lively_detector(
             module.momentum = 1.0
             # Nearer to linear, as trained ones are: rounding errors must not grow from layer to layer
             nn.init.ones_(module.bias)
-    pictures = synthetic_pictures(TUNED_ON, (size[1], size[0]))
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    images = synthetic_images(TUNED_ON, (size[1], size[0]))
+    images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     model.train()(images)
     _scale(model.eval(), images)
     outputs = model(images)
@@ -61,7 +61,7 @@ def _scale(model: nn.Module, images: Tensor) -> None:
         hook.remove()
     for last, spread in lasts:
         answer = kept[last]
-        # One cell of one picture has no spread over places, so channels count too
+        # One cell of one image has no spread over places, so channels count too
         scale = spread / float(answer.std().clamp(min=1e-6))
         last.weight.mul_(scale)
         assert last.bias is not None

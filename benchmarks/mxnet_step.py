@@ -1,7 +1,7 @@
 """TinySSD's training step in Apache MXNet 1.9.1, as post B and the d2l book's first edition ran it; a `peers.Worker`.
 
 It runs in a venv of its own (see README.md), so it imports nothing of multibox. The network is hybridized, which is the
-faster way to run it. Arguments: an .npz with `pictures` [B, 3, H, W] float32, `labels` [B, N, 5] and the weights under
+faster way to run it. Arguments: an .npz with `images` [B, 3, H, W] float32, `labels` [B, N, 5] and the weights under
 the chapter's names, and the .npz to which the facts of the first step are written.
 """
 
@@ -39,14 +39,14 @@ class TinySSD(gluon.Block):
             setattr(self, f"cls_{i}", nn.Conv2D(4 * 2, kernel_size=3, padding=1))
             setattr(self, f"bbox_{i}", nn.Conv2D(4 * 4, kernel_size=3, padding=1))
 
-    def forward(self, pictures):
-        """Map pictures [B, 3, H, W], 0 to 255."""
+    def forward(self, images):
+        """Map images [B, 3, H, W], 0 to 255."""
         anchors, logits, offsets = [], [], []
         for i, block in enumerate(self.blocks):
-            pictures = block(pictures)
-            anchors.append(contrib.ndarray.MultiBoxPrior(pictures, sizes=SIZES[i], ratios=RATIOS))
-            logits.append(getattr(self, f"cls_{i}")(pictures).transpose((0, 2, 3, 1)).flatten())
-            offsets.append(getattr(self, f"bbox_{i}")(pictures).transpose((0, 2, 3, 1)).flatten())
+            images = block(images)
+            anchors.append(contrib.ndarray.MultiBoxPrior(images, sizes=SIZES[i], ratios=RATIOS))
+            logits.append(getattr(self, f"cls_{i}")(images).transpose((0, 2, 3, 1)).flatten())
+            offsets.append(getattr(self, f"bbox_{i}")(images).transpose((0, 2, 3, 1)).flatten())
         return nd.concat(*anchors, dim=1), nd.concat(*logits, dim=1).reshape((0, -1, 2)), nd.concat(*offsets, dim=1)
 
 
@@ -54,11 +54,11 @@ class Step:
     """The chapter's training loop, one step at a time."""
 
     def __init__(self, arrays):
-        self.pictures, self.labels = nd.array(arrays["pictures"]), nd.array(arrays["labels"])
+        self.images, self.labels = nd.array(arrays["images"]), nd.array(arrays["labels"])
         self.net = TinySSD()
         self.net.initialize()
         self.net.hybridize(static_alloc=True)
-        self.net(self.pictures[:1])  # shapes are known after a first pass
+        self.net(self.images[:1])  # shapes are known after a first pass
         self.parameters = {}
         for name, parameter in self.net._collect_params_with_prefix().items():
             stem, _, field = name.rpartition(".")
@@ -71,11 +71,11 @@ class Step:
     def run(self):
         """Return the class targets and the losses that one step was made of."""
         with autograd.record():
-            anchors, logits, offsets = self.net(self.pictures)
+            anchors, logits, offsets = self.net(self.images)
             wanted, masks, classes = contrib.ndarray.MultiBoxTarget(anchors, self.labels, logits.transpose((0, 2, 1)))
             losses = self.class_loss(logits, classes) + self.box_loss(offsets * masks, wanted * masks)
         losses.backward()
-        self.trainer.step(len(self.pictures))
+        self.trainer.step(len(self.images))
         (logits.argmax(axis=-1) == classes).sum().asscalar()
         ((wanted - offsets) * masks).abs().sum().asscalar()
         nd.waitall()
@@ -87,7 +87,7 @@ class Step:
         result = {"labels": classes.asnumpy(), "losses": losses.asnumpy()}
         for name, parameter in self.parameters.items():
             if parameter.grad_req != "null":
-                result[f"gradient/{name}"] = parameter.grad().asnumpy() / len(self.pictures)
+                result[f"gradient/{name}"] = parameter.grad().asnumpy() / len(self.images)
                 result[f"after/{name}"] = parameter.data().asnumpy()
         return result
 

@@ -1,7 +1,7 @@
 """multibox_target and multibox_detection beside Apache MXNet 1.9.1 and the d2l book's PyTorch functions, on this CPU.
 
 Every load is computed by all sides first and compared; a time is printed only for equal results, and the exit code is 1
-if some differ. The sides run in turn. Loads: sparse (one object a picture; one anchor in a hundred above the score
+if some differ. The sides run in turn. Loads: sparse (one object an image; one anchor in a hundred above the score
 threshold) and dense (30 objects and more; all anchors above it), with boxes that crowd and boxes that do not.
 """
 

@@ -33,7 +33,7 @@ class Facts(NamedTuple):
     labels: Tensor
     """[B, A]; class of every anchor, 0 background."""
     losses: Tensor
-    """[B]; loss of every picture."""
+    """[B]; loss of every image."""
     gradient_norms: dict[str, float]
     """Of the batch's mean loss, per parameter under our names."""
     weights: dict[str, Tensor]
@@ -45,19 +45,19 @@ def make_config(recipe: str, size: int) -> Config:
     return resolve("tinyssd", recipe, {"model.input_size": (size, size), "anchors.fit": "none"})
 
 
-def make_batch(pictures: int, size: int, objects: int, seed: int = 0) -> Batch:
-    """Return clouds with `objects` boxes a picture, in the memory order in which the loader stacks pictures."""
+def make_batch(images: int, size: int, objects: int, seed: int = 0) -> Batch:
+    """Return clouds with `objects` boxes an image, in the memory order in which the loader stacks images."""
     rng = np.random.default_rng(seed)
-    coarse = torch.from_numpy(rng.uniform(0, 255, (pictures, 3, size // 16, size // 16))).float()
+    coarse = torch.from_numpy(rng.uniform(0, 255, (images, 3, size // 16, size // 16))).float()
     clouds = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
     grain = torch.from_numpy(rng.normal(0, 4, clouds.shape)).float()
     # Rows of pixels, as a decoder writes them: seen as [b, 3, h, w] that is the order "channels last"
-    images = (clouds + grain).clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
-    extent = rng.uniform(0.12, 0.4, (pictures, objects, 2))
+    pixels = (clouds + grain).clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
+    extent = rng.uniform(0.12, 0.4, (images, objects, 2))
     corner = rng.uniform(0, 1 - extent)
     boxes = np.concatenate([corner, corner + extent], axis=2).astype(np.float32)
-    labels = torch.zeros(pictures, objects, dtype=torch.int64)
-    return Batch(images, torch.from_numpy(boxes), labels, ["clouds"] * pictures, [(size, size)] * pictures)
+    labels = torch.zeros(images, objects, dtype=torch.int64)
+    return Batch(pixels, torch.from_numpy(boxes), labels, ["clouds"] * images, [(size, size)] * images)
 
 
 def make_stepper(config: Config, device: str, precision: str, weights: dict[str, Tensor] | None = None) -> Stepper:
@@ -73,14 +73,14 @@ def make_stepper(config: Config, device: str, precision: str, weights: dict[str,
 
 
 def targets_of(config: Config, batch: Batch, outputs: HeadOutputs, images: slice = slice(None)) -> Targets:
-    """Return the targets of some of the batch's pictures."""
+    """Return the targets of some of the batch's images."""
     device = str(batch.gt_xyxy.device)
     anchors = make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size, device)
     return make_targets(anchors, batch.gt_xyxy[images], batch.gt_labels[images], config.matching, config.model)
 
 
-def picture_losses(model: SSD, config: Config, batch: Batch, precision: str) -> Tensor:
-    """Return the loss of every picture, from one forward pass of the whole batch."""
+def image_losses(model: SSD, config: Config, batch: Batch, precision: str) -> Tensor:
+    """Return the loss of every image, from one forward pass of the whole batch."""
     device = str(batch.images.device)
     with torch.no_grad(), autocast(precision, device):
         outputs = model(batch.images)
@@ -96,7 +96,7 @@ def facts(config: Config, batch: Batch, precision: str, weights: dict[str, Tenso
     """Return what our step computes from `weights`."""
     batch = batch.to(device)
     probe = make_stepper(config, device, precision, weights).model
-    losses = picture_losses(probe, config, batch, precision)
+    losses = image_losses(probe, config, batch, precision)
     with torch.no_grad():
         labels = targets_of(config, batch, probe(batch.images)).labels
     stepper = make_stepper(config, device, precision, weights)

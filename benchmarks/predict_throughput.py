@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from multibox.data.images import list_pictures
+from multibox.data.images import list_images
 from multibox.data.sprites import render
 from multibox.inference.load import load
-from multibox.inference.results import PictureResult, result_files
+from multibox.inference.results import ImageResult, result_files
 from multibox.inference.streaming import drawing, open_copies, predict_stream
 from multibox.structures import Detections
 
@@ -61,7 +61,7 @@ def stream(detectors: Sequence[Any], paths: list[Path], scratch: Path) -> None:
         for index, seen in enumerate(predict_stream(detectors, paths)):
             assert seen.image is not None and isinstance(seen.found, Detections), seen.found
             draw(scratch / "s" / f"{seen.path.stem}.jpg", seen.image, seen.found)
-            add(index, PictureResult(files[index], seen.image.width, seen.image.height, seen.found))
+            add(index, ImageResult(files[index], seen.image.width, seen.image.height, seen.found))
 
 
 def whole_command(model: Path, folder: Path, scratch: Path) -> None:
@@ -106,7 +106,7 @@ def main() -> None:
         if asked.folder is None:
             make_images(folder, asked.images)
         else:
-            given = list_pictures(asked.folder)
+            given = list_images(asked.folder)
             for index in range(asked.images):
                 source = given[index % len(given)].resolve()
                 (folder / f"{index:05}{source.suffix.lower()}").symlink_to(source)
@@ -115,7 +115,7 @@ def main() -> None:
 
 def measure(model: Path, folder: Path, scratch: Path, rounds: int) -> None:
     """Print the times of both sides."""
-    paths = list_pictures(folder)
+    paths = list_images(folder)
     detector = load(model)
     copies = open_copies(lambda threads: load(model, threads=threads))
     stream(copies, paths, scratch)

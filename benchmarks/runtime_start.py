@@ -1,7 +1,7 @@
 """How long an exported SSDLite320 takes from the start of Python's import to its first boxes, and how much memory.
 
 Each measurement is a fresh process in which torch cannot be imported. Exit code 1 if a bar of issue 5 is missed:
-import, load and first picture under 1.5 s together, at most 250 MB.
+import, load and first image under 1.5 s together, at most 250 MB.
 
     python benchmarks/runtime_start.py [model.onnx] [--rounds 5]
 
@@ -20,7 +20,7 @@ from typing import Any
 from peers import print_table
 
 SECONDS, MEGABYTES = 1.5, 250
-PARTS = ("import", "load", "first picture", "second picture")
+PARTS = ("import", "load", "first image", "second image")
 CHILD = """
 import sys, time
 
@@ -56,18 +56,18 @@ print(json.dumps({
 """
 
 
-def start(model: Path, engine: str, picture: Path) -> dict[str, Any]:
+def start(model: Path, engine: str, image: Path) -> dict[str, Any]:
     """Run a fresh process and return what it measured."""
-    command = [sys.executable, "-c", CHILD, str(model), engine, str(picture)]
+    command = [sys.executable, "-c", CHILD, str(model), engine, str(image)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the process ended with {done.returncode}: {done.stderr}")
     return json.loads(done.stdout)
 
 
-def measure(model: Path, engine: str, picture: Path, rounds: int) -> dict[str, Any]:
+def measure(model: Path, engine: str, image: Path, rounds: int) -> dict[str, Any]:
     """Return medians of fresh processes; one more comes first, for the files to be in memory."""
-    runs = [start(model, engine, picture) for _ in range(rounds + 1)][1:]
+    runs = [start(model, engine, image) for _ in range(rounds + 1)][1:]
     seconds = [statistics.median(each) for each in zip(*(run["seconds"] for run in runs), strict=True)]
     return {**runs[0], "seconds": seconds, "megabytes": max(run["megabytes"] for run in runs)}
 
@@ -89,15 +89,15 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     from multibox.benchmarking.clock import describe
-    from multibox.benchmarking.workload import as_jpeg, synthetic_pictures
+    from multibox.benchmarking.workload import as_jpeg, synthetic_images
 
     missed, rows = False, []
     with tempfile.TemporaryDirectory() as scratch:
         model = options.model or make(Path(scratch))
-        picture = Path(scratch) / "picture.jpg"
-        picture.write_bytes(as_jpeg(synthetic_pictures(1)[0]))
+        image = Path(scratch) / "image.jpg"
+        image.write_bytes(as_jpeg(synthetic_images(1)[0]))
         for engine in ("openvino", "onnxruntime"):
-            found = measure(model, engine, picture, options.rounds)
+            found = measure(model, engine, image, options.rounds)
             total = sum(found["seconds"][:3])
             missed |= total > SECONDS or found["megabytes"] > MEGABYTES
             cells = [f"{value:.3f}" for value in (*found["seconds"], total)]

@@ -1,4 +1,4 @@
-"""Write a copy of a data set whose training labels belong to other pictures: nothing can be learnt from it.
+"""Write a copy of a data set whose training labels belong to other images: nothing can be learnt from it.
 
 A detector trained on the copy must score near zero on the true validation labels; a higher score would mean that
 figures leak from somewhere. `python benchmarks/shuffle_labels.py SOURCE DESTINATION`
@@ -16,9 +16,9 @@ from multibox.structures import Dataset, Sample, pack
 
 
 def shuffled(dataset: Dataset, seed: int = 0) -> Dataset:
-    """Return the pictures of `dataset` with each other's labels; no picture keeps its own."""
+    """Return the images of `dataset` with each other's labels; no image keeps its own."""
     order = np.random.default_rng(seed).permutation(len(dataset))
-    # Along one cycle every picture takes the labels of the next
+    # Along one cycle every image takes the labels of the next
     donor = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
     samples = [_with_labels_of(dataset[i], dataset[donor[i]]) for i in range(len(dataset))]
     return pack(samples, root=dataset.root, format=dataset.format, split=dataset.split, class_names=dataset.class_names)

@@ -19,7 +19,7 @@ import torch
 from peers import machine
 
 from multibox.data.formats import open_dataset, write_dataset
-from multibox.data.images import load_picture
+from multibox.data.images import load_image
 from multibox.evaluation.report import evaluate
 from multibox.structures import Dataset, Detections
 
@@ -40,8 +40,8 @@ def train_yolo(data: Dataset, minutes: float, folder: Path) -> Find:
     model.train(data=str(yaml), val=False, plots=False, pretrained=False, verbose=False, **settings)
     trained = YOLO(next((folder / "runs").rglob("last.pt")))
 
-    def find(picture: Any) -> Detections:
-        (result,) = trained.predict(picture, imgsz=SIZE, conf=LOW, verbose=False, device="cpu")
+    def find(image: Any) -> Detections:
+        (result,) = trained.predict(image, imgsz=SIZE, conf=LOW, verbose=False, device="cpu")
         boxes, scores = result.boxes.xyxy.numpy(), result.boxes.conf.numpy()
         return Detections(boxes, scores, result.boxes.cls.numpy().astype(np.int64), tuple(trained.names.values()))
 
@@ -75,12 +75,12 @@ def train_ssdlite(data: Dataset, minutes: float, folder: Path) -> Find:
         steps += 1
         if steps % 20 == 0:
             print(f"step {steps}, {share:.0%} of the time: loss {loss.item():.3f}", flush=True)
-    print(f"{steps} steps of 16 pictures")
+    print(f"{steps} steps of 16 images")
     model.eval()
 
-    def find(picture: Any) -> Detections:
+    def find(image: Any) -> Detections:
         with torch.inference_mode():
-            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
             (found,) = model([pixels])
         return Detections(found["boxes"].numpy(), found["scores"].numpy(), found["labels"].numpy() - 1, names)
 
@@ -95,22 +95,22 @@ def _batches(data: Dataset, size: int) -> Iterator[tuple[list[torch.Tensor], lis
     change = v2.Compose(
         [v2.RandomIoUCrop(), v2.RandomHorizontalFlip(), v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes()]
     )
-    pictures = [torch.from_numpy(np.array(load_picture(sample))).permute(2, 0, 1) for sample in data]
+    images = [torch.from_numpy(np.array(load_image(sample))).permute(2, 0, 1) for sample in data]
     generator = np.random.default_rng(0)
     while True:
         order = generator.permutation(len(data))
         for start in range(0, len(order) - size + 1, size):
-            images, targets = [], []
+            batch, targets = [], []
             for index in order[start : start + size]:
                 sample = data[int(index)]
                 boxes = tv_tensors.BoundingBoxes(
-                    torch.from_numpy(sample.boxes_xyxy).float(), format="XYXY", canvas_size=pictures[index].shape[1:]
+                    torch.from_numpy(sample.boxes_xyxy).float(), format="XYXY", canvas_size=images[index].shape[1:]
                 )  # pyright: ignore[reportCallIssue]
                 target = {"boxes": boxes, "labels": torch.from_numpy(sample.labels) + 1}
-                image, target = change(tv_tensors.Image(pictures[index]), target)
-                images.append(image / 255)
+                image, target = change(tv_tensors.Image(images[index]), target)
+                batch.append(image / 255)
                 targets.append(target)
-            yield images, targets
+            yield batch, targets
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         find = train(training, asked.minutes, Path(folder))
         minutes = (time.monotonic() - started) / 60
         test = open_dataset(asked.data, asked.test, class_names=training.class_names, on_bad="skip")
-        coco = evaluate([find(load_picture(sample)) for sample in test], test, test.class_names)["coco"]
+        coco = evaluate([find(load_image(sample)) for sample in test], test, test.class_names)["coco"]
     print(machine())
     figures = {key: value for key, value in coco.items() if isinstance(value, float)}
     print(json.dumps({"peer": asked.peer, "minutes": round(minutes, 1), **figures}))

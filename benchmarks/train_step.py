@@ -1,7 +1,7 @@
 """One TinySSD training step: multibox beside the d2l book's PyTorch code and Apache MXNet 1.9.1, on this CPU.
 
 All sides start from the same weights and see the same batch. Before any time is printed, class targets, the loss of
-every picture, gradient norms and the weights after the step are compared; the exit code is 1 if they differ.
+every image, gradient norms and the weights after the step are compared; the exit code is 1 if they differ.
 """
 
 import argparse
@@ -29,7 +29,7 @@ class Tolerance(NamedTuple):
     """How far another side may be from ours in float32."""
 
     losses: float
-    """Relative, per picture."""
+    """Relative, per image."""
     gradients: float
     """Of the vector that holds the norm of every parameter's gradient: length of the difference over length."""
     weights: float
@@ -58,8 +58,8 @@ class Peer:
         self.answer = folder / "facts.npz"
         labels = torch.cat([batch.gt_labels[..., None].float(), batch.gt_xyxy], dim=2)
         arrays: dict[str, Any] = {chapter_name(name): tensor.numpy() for name, tensor in weights.items()}
-        pictures = np.ascontiguousarray(batch.images.numpy(), np.float32)
-        np.savez(folder / "given.npz", pictures=pictures, labels=labels.numpy(), **arrays)
+        images = np.ascontiguousarray(batch.images.numpy(), np.float32)
+        np.savez(folder / "given.npz", images=images, labels=labels.numpy(), **arrays)
         self.worker = Worker(python, Path(__file__).with_name(script), str(folder / "given.npz"), str(self.answer))
 
     def facts(self) -> Facts:
@@ -147,14 +147,14 @@ def measure(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, lis
     return found
 
 
-def print_times(found: dict[str, list[float]], peers: list[str], pictures: int) -> None:
+def print_times(found: dict[str, list[float]], peers: list[str], images: int) -> None:
     medians = {name: statistics.median(times) for name, times in found.items()}
     rows = [
-        [name, f"{medians[name]:.3f}", f"{min(times):.3f} .. {max(times):.3f}", f"{pictures / medians[name]:.1f}"]
+        [name, f"{medians[name]:.3f}", f"{min(times):.3f} .. {max(times):.3f}", f"{images / medians[name]:.1f}"]
         + [f"{medians[name] / medians[peer]:.2f}" for peer in peers]
         for name, times in found.items()
     ]
-    print_table(["side", "seconds/step", "range", "pictures/s", *(f"x {peer.split()[0]}" for peer in peers)], rows)
+    print_table(["side", "seconds/step", "range", "images/s", *(f"x {peer.split()[0]}" for peer in peers)], rows)
 
 
 def print_parts(steppers: dict[str, Stepper], batch: Batch, rounds: int) -> None:
@@ -192,9 +192,9 @@ def our_name(name: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=32, help="pictures a step")
+    parser.add_argument("--batch", type=int, default=32, help="images a step")
     parser.add_argument("--size", type=int, default=256, help="height and width in pixels")
-    parser.add_argument("--objects", type=int, default=1, help="in every picture; the d2l functions know no padding")
+    parser.add_argument("--objects", type=int, default=1, help="in every image; the d2l functions know no padding")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="ours alone")
     parser.add_argument("--mxnet", type=Path, default=MXNET_VENV, help=f"venv of MXNet, default {MXNET_VENV}")
     options = parser.parse_args()
@@ -203,7 +203,7 @@ def main() -> int:
     batch = make_batch(options.batch, options.size, options.objects)
     weights = {name: tensor.clone() for name, tensor in build_model(config, classes=1).state_dict().items()}
     peers = find_peers(options, batch, weights)
-    print(f"TinySSD step, {options.batch} pictures of {options.size}x{options.size}, {options.objects} object(s) each")
+    print(f"TinySSD step, {options.batch} images of {options.size}x{options.size}, {options.objects} object(s) each")
     print(machine())
     if not check(peers, batch, weights, options.size, fast):
         print("The sides did not compute the same, so no time is printed.")

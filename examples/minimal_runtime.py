@@ -20,11 +20,11 @@ def main(model: str, photo: str) -> None:
 
     with Image.open(photo) as image:
         upright = ImageOps.exif_transpose(image).convert("RGB")
-    pictures = np.asarray(upright)[None]  # uint8 [1, height, width, 3], of any size
+    images = np.asarray(upright)[None]  # uint8 [1, height, width, 3], of any size
     threshold = np.nextafter(least.min(), np.float32(0))  # the graph keeps scores above it
     post = about["post"]
     feeds = {
-        "images": pictures,
+        "images": images,
         "score_threshold": np.array(threshold),
         "nms_threshold": np.array(post["nms_threshold"], np.float32),
         "max_detections": np.array(post["max_detections"]),

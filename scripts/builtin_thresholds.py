@@ -97,7 +97,7 @@ def cross_validate(table: Columns, enough: int) -> tuple[float, float]:
     """Return mean and deviation, over repeats, of F1 on images that did not take part in choosing."""
     rng, scores = np.random.default_rng(0), []
     for _ in range(REPEATS):
-        fold = rng.permutation(np.arange(table.pictures) % FOLDS)
+        fold = rng.permutation(np.arange(table.images) % FOLDS)
         found = [_counts(_part(table, fold == k), choose(_part(table, fold != k), enough)) for k in range(FOLDS)]
         true, boxes, objects = np.sum(found, 0)
         scores.append(2 * true / (boxes + objects))
@@ -114,14 +114,14 @@ def _counts(table: Columns, thresholds: Thresholds) -> tuple[float, int, int]:
 
 def _part(table: Columns, keep: NDArray[np.bool_]) -> Columns:
     """Return the rows of some images; `keep` says of each image whether it is one of them."""
-    rows = keep[table.gt_picture]
-    names = ("gt_xyxy", "gt_labels", "gt_picture", "gt_difficult", "gt_crowd")
+    rows = keep[table.gt_image]
+    names = ("gt_xyxy", "gt_labels", "gt_image", "gt_difficult", "gt_crowd")
     table = dataclasses.replace(table, **{name: getattr(table, name)[rows] for name in names})
-    return _chosen(table, keep[table.picture])
+    return _chosen(table, keep[table.image])
 
 
 def _chosen(table: Columns, rows: NDArray[np.bool_]) -> Columns:
-    names = ("boxes_xyxy", "scores", "labels", "picture")
+    names = ("boxes_xyxy", "scores", "labels", "image")
     return dataclasses.replace(table, **{name: getattr(table, name)[rows] for name in names})
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from multibox.data.augmentation import AUGMENTATIONS
 from multibox.data.formats import open_dataset
-from multibox.data.loading import AugmentedPictures
+from multibox.data.loading import AugmentedImages
 from multibox.data.sprites import make_sprites
 from multibox.files import write_bytes_whole
 from multibox.plots.detections import contact_sheet, draw_sample
@@ -29,21 +29,21 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "images" / "augmentat
 
 
 def draws(dataset: Dataset, name: str) -> list[Image.Image]:
-    """Return the first pictures of the data set as a recipe gives them, with boxes in the colours of their classes."""
-    pictures = AugmentedPictures(dataset, (TILE, TILE), AUGMENTATIONS[name], seed=SEED)
+    """Return the first images of the data set as a recipe gives them, with boxes in the colours of their classes."""
+    images = AugmentedImages(dataset, (TILE, TILE), AUGMENTATIONS[name], seed=SEED)
     tiles: list[Image.Image] = []
     for index in range(DRAWS):
-        pixels, boxes, labels, title, _ = pictures[0, index]
+        pixels, boxes, labels, title, _ = images[0, index]
         none = np.zeros(len(labels), np.bool_)
         sample = Sample(title, dataset.root, boxes * TILE, labels, difficult=none, crowd=none)
-        # Names would hide the pictures at this size
+        # Names would hide the images at this size
         unnamed = [""] * len(dataset.class_names)
         tiles.append(draw_sample(Image.fromarray(np.ascontiguousarray(pixels)), sample, unnamed))
     return tiles
 
 
 def draw_sheet(dataset: Dataset) -> Image.Image:
-    """Return the sheet: recipes from top to bottom, the same six pictures in every row."""
+    """Return the sheet: recipes from top to bottom, the same six images in every row."""
     grid = contact_sheet([tile for name in AUGMENTATIONS for tile in draws(dataset, name)], DRAWS, TILE)
     sheet = Image.new("RGB", (MARGIN + grid.width, grid.height), "#ffffff")
     sheet.paste(grid, (MARGIN, 0))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import multibox
 from multibox.data.formats import open_dataset
-from multibox.data.images import load_picture
+from multibox.data.images import load_image
 from multibox.plots.detections import contact_sheet, draw_detections
 
 OUT = Path(__file__).resolve().parent.parent / "docs/images/detections.jpg"
@@ -24,7 +24,7 @@ def main() -> None:
     run, data = sys.argv[1:]
     detector = multibox.load(run)
     dataset = open_dataset(data, "val")
-    images = [load_picture(dataset[index]) for index in range(min(COUNT, len(dataset)))]
+    images = [load_image(dataset[index]) for index in range(min(COUNT, len(dataset)))]
     tiles = [draw_detections(image, found) for image, found in zip(images, detector.predict(images), strict=True)]
     contact_sheet(tiles, columns=COLUMNS).save(OUT, quality=88)
     print(f"wrote {OUT}")

@@ -32,12 +32,12 @@ def draw_squares(folder: Path, count: int, *, classes: int = 2, size: int = 96, 
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for index in range(count):
-        picture = Image.fromarray(rng.integers(90, 130, (size, size, 3), np.uint8))
+        image = Image.fromarray(rng.integers(90, 130, (size, size, 3), np.uint8))
         label = int(rng.integers(classes))
         w, h = rng.integers(size // 4, size // 2, 2)
         x, y = rng.integers(0, size - w), rng.integers(0, size - h)
-        ImageDraw.Draw(picture).rectangle((x, y, x + w - 1, y + h - 1), fill=COLOURS[label])
-        picture.save(folder / "JPEGImages" / f"{index:03}.png")
+        ImageDraw.Draw(image).rectangle((x, y, x + w - 1, y + h - 1), fill=COLOURS[label])
+        image.save(folder / "JPEGImages" / f"{index:03}.png")
         (folder / "Annotations" / f"{index:03}.xml").write_text(
             f"<annotation><filename>{index:03}.png</filename><size><width>{size}</width><height>{size}</height></size>"
             f"<object><name>{NAMES[label]}</name><bndbox><xmin>{x}</xmin><ymin>{y}</ymin>"
@@ -57,5 +57,5 @@ def _draw_squares():
 
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
-    """Twelve pictures to train on and four to validate on."""
+    """Twelve images to train on and four to validate on."""
     return draw_squares(tmp_path / "squares", 16)

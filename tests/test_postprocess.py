@@ -92,7 +92,7 @@ def test_an_iou_of_the_nms_threshold_stays():
 
 @pytest.mark.parametrize(("clip", "kept"), [("before_nms", [0.9]), ("after_nms", [0.9, 0.7]), ("never", [0.9, 0.7])])
 def test_small_boxes_are_dropped_before_anything_else(clip, kept):
-    """Widths of 1, 0.25 and 0.5, the last 0.25 once it is cut to the picture."""
+    """Widths of 1, 0.25 and 0.5, the last 0.25 once it is cut to the image."""
     anchors = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.25, 0.0, 0.5, 1.0], [0.75, 0.0, 1.25, 1.0]])
     logits = torch.tensor([[[0.9], [0.8], [0.7]]]).logit()
     settings = {"score": "sigmoid", "nms_threshold": 1.0, "clip": clip}
@@ -154,7 +154,7 @@ def iou(one, other):
 
 
 def reference(scores, boxes, threshold, nms_threshold, topk, most, agnostic, per_class):
-    """One picture, box after box; scores [a][c]."""
+    """One image, box after box; scores [a][c]."""
     picked = []
     for label in range(len(scores[0])):
         order = sorted((a for a in range(len(scores)) if scores[a][label] > threshold), key=lambda a: -scores[a][label])
@@ -264,7 +264,7 @@ def test_a_class_that_is_no_number_hides_no_other():
 
 
 @pytest.mark.parametrize(("score", "most"), [("softmax", 200), ("sigmoid", 2)])
-def test_a_batch_is_its_pictures_one_by_one(score, most):
+def test_a_batch_is_its_images_one_by_one(score, most):
     generator = torch.Generator().manual_seed(13)
     low = torch.rand((60, 2), generator=generator)
     anchors = torch.cat([low, low + 0.2], dim=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from multibox.errors import ConfigError, MissingExtraError, PictureError
+from multibox.errors import ConfigError, ImageError, MissingExtraError
 from multibox.structures import Detection, Detections, checked_class_names
 
 FOUND = Detections(
@@ -74,7 +74,7 @@ def test_draw_takes_every_form_and_leaves_it_as_it_was(tmp_path):
     assert all(np.array_equal(each, drawn[0]) for each in drawn)
     assert (drawn[0] != pixels).any()
     assert np.array_equal(FOUND.draw(pixels, threshold=0.9), pixels)
-    with pytest.raises(PictureError, match="float"):
+    with pytest.raises(ImageError, match="float"):
         FOUND.draw(pixels / 255)
 
 
@@ -96,7 +96,7 @@ def test_detections_and_errors_survive_a_pickle():
     assert pickle.loads(pickle.dumps(FOUND)) == FOUND
     error = pickle.loads(pickle.dumps(MissingExtraError("x", "video")))
     assert str(error) == str(MissingExtraError("x", "video"))
-    assert str(pickle.loads(pickle.dumps(PictureError("a sentence")))) == "a sentence"
+    assert str(pickle.loads(pickle.dumps(ImageError("a sentence")))) == "a sentence"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Single-shot detectors (SSD): train on your own pictures, see why it works or fails, ship one small file."""
+"""Single-shot detectors (SSD): train on your own images, see why it works or fails, ship one small file."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

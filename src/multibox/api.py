@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from multibox.builtin import NO_WEIGHTS
-from multibox.data.checking import check_pictures
+from multibox.data.checking import check_images
 from multibox.data.formats import open_dataset
 from multibox.data.formats.text import OnBad
 from multibox.errors import ConfigError
@@ -146,10 +146,10 @@ def evaluate(
             classes are left out and counted in the notes of `open_for`'s data set.
         split: which split; None takes the only one.
         rename: the data set's class names to the detector's; "" leaves a class out.
-        max_detections: detections kept per picture, best first.
+        max_detections: detections kept per image, best first.
         format: the data set's format, where it cannot be told.
         on_bad: "stop" at a broken file, or "skip" it.
-        bootstrap: resamples of the pictures for 95 % intervals; 0 leaves them out.
+        bootstrap: resamples of the images for 95 % intervals; 0 leaves them out.
 
     Raises:
         DataError: data that cannot be read, or that shares no class with the detector.
@@ -176,8 +176,8 @@ def open_for(
         data, split, format=format, class_names=detector.names, on_bad=on_bad, rename=rename, unknown="drop"
     )
     dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *_scored_classes(dataset)))
-    # To stop at a bad picture, meeting it is soon enough
-    return check_pictures(dataset, on_bad) if on_bad == "skip" else dataset
+    # To stop at a bad image, meeting it is soon enough
+    return check_images(dataset, on_bad) if on_bad == "skip" else dataset
 
 
 def _scored_classes(dataset: Dataset) -> tuple[str, ...]:

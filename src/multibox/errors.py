@@ -3,7 +3,7 @@
 MultiboxError
 ├── ConfigError        a setting, preset or recipe that does not exist or does not fit
 ├── DataError          a data set, label file or class list that cannot be used
-│   └── PictureError   one picture that is missing, truncated or no picture
+│   └── ImageError   one image that is missing, truncated or no image
 ├── WeightsError       a checkpoint or foreign weight file that cannot be read or does not fit
 └── MissingExtraError  an optional package is not installed
 """
@@ -24,8 +24,8 @@ class DataError(MultiboxError):
     """A data set, label file or class list that cannot be used."""
 
 
-class PictureError(DataError):
-    """One picture that is missing, truncated or no picture at all."""
+class ImageError(DataError):
+    """One image that is missing, truncated or no image at all."""
 
 
 class WeightsError(MultiboxError):

@@ -24,7 +24,7 @@ Score = Literal["softmax", "sigmoid"]
 Clip = Literal["before_nms", "after_nms", "never"]
 
 _FIRST_LOOK = 4
-"""So many times the detections wanted are looked at first, the best candidates of each picture ..."""
+"""So many times the detections wanted are looked at first, the best candidates of each image ..."""
 _NEXT_LOOK = 16
 """... and so many times more whenever too few of them survive."""
 _SURE = 0.99
@@ -34,7 +34,7 @@ _MARGIN = 0.01
 
 
 class Found(NamedTuple):
-    """What was found in each picture of a batch, best first, padded to the longest."""
+    """What was found in each image of a batch, best first, padded to the longest."""
 
     boxes_xyxy: Float[Tensor, "b m 4"]
     """0 to 1 of the network's input; padding is 0."""
@@ -43,17 +43,17 @@ class Found(NamedTuple):
     labels: Int[Tensor, "b m"]
     """0-based class without background; -1 pads."""
     counts: Int[Tensor, " b"]
-    """How many rows of each picture are filled."""
+    """How many rows of each image are filled."""
 
 
 class _Candidates(NamedTuple):
     """What may be reported."""
 
     anchor: Int[Tensor, " n"]
-    """picture * anchors + anchor"""
+    """image * anchors + anchor"""
     scores: Float[Tensor, " n"]
     group: Int[Tensor, " n"]
-    """picture * classes + class"""
+    """image * classes + class"""
     counts: Int[Tensor, " g"]
     """Candidates that each group had before suppression."""
 
@@ -85,7 +85,7 @@ def postprocess(
     class_agnostic: bool = False,
     clip: Clip = "after_nms",
 ) -> Found:
-    """Score, select, decode, suppress and cap, for all pictures and classes at once.
+    """Score, select, decode, suppress and cap, for all images and classes at once.
 
     The defaults are those of Caffe's SSD: per class, the best 400 scores above the threshold, greedy NMS; then the best
     200 over all classes. Equal scores go by the lower class, then anchor. Half precision is computed in float32.
@@ -100,12 +100,12 @@ def postprocess(
         nms_threshold: a box goes when its IoU with a better box that stays is above it.
         nms_inclusive: whether an IoU that equals it is enough (MXNet, NVIDIA).
         pre_nms_topk: the best so many boxes of each class go into NMS.
-        max_detections: the best so many boxes of each picture come out.
+        max_detections: the best so many boxes of each image come out.
         max_per_class: and of each of its classes (HiKapok); 0 sets no limit.
-        min_size: boxes no wider or no higher, as a share of the picture, are left out from the start (HiKapok).
+        min_size: boxes no wider or no higher, as a share of the image, are left out from the start (HiKapok).
         multi_label: a box may be reported once for each class; False leaves each anchor its best class only.
         class_agnostic: boxes of all classes suppress each other.
-        clip: when boxes are cut to the picture: before NMS (torchvision, HiKapok), after it (Caffe's results) or never.
+        clip: when boxes are cut to the image: before NMS (torchvision, HiKapok), after it (Caffe's results) or never.
     """
     background = int(score == "softmax")
     shape = (*outputs.logits.shape[:2], outputs.logits.shape[2] - background)
@@ -120,7 +120,7 @@ def postprocess(
 
 
 def _live_anchors(logits: Float[Tensor, "n k"], background: int, threshold: Number) -> Int[Tensor, " m"]:
-    """Return the anchors (picture * a + anchor) where a class may score above `threshold`; few others are among them.
+    """Return the anchors (image * a + anchor) where a class may score above `threshold`; few others are among them.
 
     Few anchors see anything, so this spares most of them exponentials, decoding and sorting. A sigmoid is above t where
     the logit is above log(t / (1 - t)); a softmax is only where that holds for the logit - that of the background.
@@ -150,7 +150,7 @@ def _boxes(
     clip: bool,
     which: Int[Tensor, " n"],
 ) -> Float[Tensor, "n 4"]:
-    """Return the boxes that suppression compares, of the anchors `which` (picture * a + anchor)."""
+    """Return the boxes that suppression compares, of the anchors `which` (image * a + anchor)."""
     anchors_xyxy = anchors_xyxy.index_select(0, which % len(anchors_xyxy))
     boxes = decode(offsets.flatten(0, 1).index_select(0, which), anchors_xyxy, variances, code)
     return boxes.clamp_(0, 1) if clip else boxes
@@ -164,9 +164,9 @@ def _large(boxes: Float[Tensor, "n 4"], least: Number) -> Bool[Tensor, " n"]:
 def _candidates(
     scores: Float[Tensor, "n c"], anchor: Int[Tensor, " n"], shape: Sequence[int], threshold: Number, look: int
 ) -> tuple[_Candidates, Float[Tensor, " b"] | None]:
-    """Return the scores above `threshold`, of each picture those at least as high as its `look`-th best, and that one.
+    """Return the scores above `threshold`, of each image those at least as high as its `look`-th best, and that one.
 
-    The latter is -1 for a picture that has fewer, and None where all are returned, for there are few.
+    The latter is -1 for an image that has fewer, and None where all are returned, for there are few.
     """
     batch, anchors, classes = shape
     few, bar = batch * look, None
@@ -191,7 +191,7 @@ def _candidates(
 
 
 def _bar(scores: Float[Tensor, " n"], image: Int[Tensor, " n"], batch: int, look: int) -> Float[Tensor, " b"]:
-    """Return each picture's `look`-th best score, -1 where it has fewer."""
+    """Return each image's `look`-th best score, -1 where it has fewer."""
     counts = torch.bincount(image, minlength=batch)
     place = torch.arange(len(scores), device=scores.device) - (counts.cumsum(0) - counts).take(image)
     table = scores.new_full((batch, max(look, int(counts.max()))), -1.0).index_put_((image, place), scores)
@@ -224,7 +224,7 @@ def _survivors(
     topk: int,
     most: int,
 ) -> _Survivors:
-    """Return what survives: of each picture at least the best `most`.
+    """Return what survives: of each image at least the best `most`.
 
     What a candidate falls to is better than it. So only the best candidates are settled, unless too few survive.
     """
@@ -253,13 +253,13 @@ def _settle(
     clip: Clip,
     near: _Candidates,
 ) -> tuple[Float[Tensor, "n 4"], Bool[Tensor, " n"]]:
-    """Return the candidates' boxes and which of them no better one of their group, or of their picture, suppresses.
+    """Return the candidates' boxes and which of them no better one of their group, or of their image, suppresses.
 
-    A box wholly beyond the picture's border is clipped to nothing: no answer to anyone, and it takes nobody's place.
+    A box wholly beyond the image's border is clipped to nothing: no answer to anyone, and it takes nobody's place.
     """
     boxes = boxes_of(near.anchor)
     if class_agnostic:
-        # Candidates stand class after class; a picture's must stand by score alone
+        # Candidates stand class after class; an image's must stand by score alone
         image = near.group // shape[2]
         order = _best_first(near.scores, image)
         keep = suppress(boxes[order], image.bincount(), threshold, inclusive)
@@ -280,7 +280,7 @@ def _first_of_each(keep: Bool[Tensor, " n"], near: _Candidates, most: int) -> Bo
 
 
 def _pack(found: _Survivors, shape: Sequence[int], most: int) -> Found:
-    """Sort each picture's boxes by score, cap them and pad the pictures to one length."""
+    """Sort each image's boxes by score, cap them and pad the images to one length."""
     batch, _, classes = shape
     if batch == 1:
         # Nothing to pad; half of what follows
@@ -315,7 +315,7 @@ def detect(
 
     Args:
         outputs: the network's answers.
-        sizes: (width, height) of the original pictures.
+        sizes: (width, height) of the original images.
         config: of the network.
         names: of the classes.
         threshold: scores lie above it (None: the config's); an array [C] holds the lowest score reported of each class.

@@ -1,4 +1,4 @@
-"""What flows between the parts, as numpy: labelled pictures in, detections out. Importable without torch."""
+"""What flows between the parts, as numpy: labelled images in, detections out. Importable without torch."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,15 +27,15 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One labelled picture: where its pixels are and what is in it.
+    """One labelled image: where its pixels are and what is in it.
 
-    Boxes are xyxy in pixels of the picture as shown (after EXIF orientation), as the label file wrote them.
+    Boxes are xyxy in pixels of the image as shown (after EXIF orientation), as the label file wrote them.
     """
 
     name: str
-    """The picture's name inside its data set, unique there: a path below the root, or a record's key."""
+    """The image's name inside its data set, unique there: a path below the root, or a record's key."""
     path: Path
-    """The file that holds the picture."""
+    """The file that holds the image."""
     boxes_xyxy: Boxes
     """[N, 4]; every box has an area."""
     labels: Labels
@@ -47,12 +47,12 @@ class Sample:
     size: tuple[int, int] | None = None
     """Width and height, where the label file says them."""
     offset: int | None = None
-    """Byte position of the picture's record in `path` for RecordIO; None when `path` is the picture."""
+    """Byte position of the image's record in `path` for RecordIO; None when `path` is the image."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """An index of labelled pictures, held as columns, so that a million of them fit in memory.
+    """An index of labelled images, held as columns, so that a million of them fit in memory.
 
     Indexing makes a `Sample`; pixels are read by `multibox.data.images`.
     """
@@ -67,19 +67,19 @@ class Dataset:
     sizes: list[tuple[int, int] | None]
     offsets: list[int | None]
     starts: Labels
-    """[pictures + 1]; picture i owns the rows starts[i] .. starts[i + 1] of the four columns below."""
+    """[images + 1]; image i owns the rows starts[i] .. starts[i + 1] of the four columns below."""
     boxes_xyxy: Boxes
     labels: Labels
     difficult: Flags
     crowd: Flags
     notes: tuple[str, ...] = field(default=())
-    """What the reader had to say: dropped boxes, skipped pictures."""
+    """What the reader had to say: dropped boxes, skipped images."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        """Return picture `index` with its labels."""
+        """Return image `index` with its labels."""
         rows = slice(int(self.starts[index]), int(self.starts[index + 1]))
         return Sample(
             name=self.names[index],
@@ -96,7 +96,7 @@ class Dataset:
         return (self[index] for index in range(len(self)))
 
     def subset(self, indices: Iterable[int]) -> "Dataset":
-        """Return a data set of the chosen pictures, in the order given."""
+        """Return a data set of the chosen images, in the order given."""
         chosen = (self[index] for index in indices)
         return pack(
             chosen,
@@ -281,9 +281,9 @@ class Detections:
             threshold: lowest score to draw.
 
         Raises:
-            PictureError: as `predict` does.
+            ImageError: as `predict` does.
         """
-        from multibox.inference.inputs import open_picture
+        from multibox.inference.inputs import open_image
         from multibox.plots.detections import draw_detections
 
-        return draw_detections(open_picture(image), self, threshold)
+        return draw_detections(open_image(image), self, threshold)

@@ -8,18 +8,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Pictures of one size with their labels, ready for a step."""
+    """Images of one size with their labels, ready for a step."""
 
     images: UInt8[Tensor, "b 3 h w"]
     """RGB, 0 to 255; normalising is the network's first operation."""
     gt_xyxy: Float[Tensor, "b g 4"]
-    """0 to 1 of the network's input; rows past a picture's objects are -1."""
+    """0 to 1 of the network's input; rows past an image's objects are -1."""
     gt_labels: Int[Tensor, "b g"]
-    """0-based class; -1 pads, and a picture without objects is all -1."""
+    """0-based class; -1 pads, and an image without objects is all -1."""
     names: list[str]
-    """Name of each picture in its data set."""
+    """Name of each image in its data set."""
     sizes: list[tuple[int, int]]
-    """Width and height of each original picture."""
+    """Width and height of each original image."""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, from where a GPU copies while the host goes on."""

@@ -23,12 +23,12 @@ from multibox.benchmarking.workload import (
     LOADS,
     as_jpeg,
     count_candidates,
-    folder_pictures,
+    folder_images,
+    synthetic_images,
     synthetic_outputs,
-    synthetic_pictures,
 )
-from multibox.data.images import decode_picture
-from multibox.errors import ConfigError, PictureError
+from multibox.data.images import decode_image
+from multibox.errors import ConfigError, ImageError
 from multibox.models.build import measure
 from multibox.structures import Detections
 
@@ -60,7 +60,7 @@ def lite():
                 module.bias.fill_(1)
             if isinstance(module, torch.nn.Conv2d):
                 torch.nn.init.kaiming_normal_(module.weight, generator=generator)
-        images = torch.from_numpy(np.stack(synthetic_pictures(4, SIZE))).permute(0, 3, 1, 2)
+        images = torch.from_numpy(np.stack(synthetic_images(4, SIZE))).permute(0, 3, 1, 2)
         detector.model.train()(images)
         detector.model.eval()
         spread = detector.model(images).logits.std()
@@ -116,17 +116,17 @@ def test_loads_have_the_candidates_they_promise(score, classes):
         assert count_candidates(outputs, score, 0.01) == expected
 
 
-def test_pictures(tmp_path):
-    first, second = synthetic_pictures(2)
+def test_images(tmp_path):
+    first, second = synthetic_images(2)
     assert first.shape == (375, 500, 3) and first.dtype == np.uint8
     assert (first != second).mean() > 0.5
-    decoded = np.asarray(decode_picture(as_jpeg(first), "memory"))
+    decoded = np.asarray(decode_image(as_jpeg(first), "memory"))
     assert np.abs(decoded.astype(int) - first).mean() < 5
-    with pytest.raises(PictureError, match="no image in folder"):
-        folder_pictures(tmp_path, 3)
+    with pytest.raises(ImageError, match="no image in folder"):
+        folder_images(tmp_path, 3)
     (tmp_path / "a.jpg").write_bytes(as_jpeg(first))
-    (tmp_path / "b.jpg").write_bytes(as_jpeg(synthetic_pictures(1, (40, 30))[0]))
-    assert [each.shape for each in folder_pictures(tmp_path, 3)] == [(375, 500, 3)] * 3
+    (tmp_path / "b.jpg").write_bytes(as_jpeg(synthetic_images(1, (40, 30))[0]))
+    assert [each.shape for each in folder_images(tmp_path, 3)] == [(375, 500, 3)] * 3
 
 
 def test_partners():
@@ -165,7 +165,7 @@ def test_torchvisions_twin_finds_the_same(lite):
     notes = compare(sides, SIZE)
     assert len(notes) == 2 and "100.0% of" in notes[0]
     for side in sides:
-        parts = side.run(synthetic_pictures(2, (50, 40)))
+        parts = side.run(synthetic_images(2, (50, 40)))
         assert sum(parts[name] for name in PARTS) == pytest.approx(parts[clock.WHOLE])
         assert all(value > 0 for value in parts.values())
     for load in LOADS:

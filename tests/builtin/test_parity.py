@@ -59,9 +59,9 @@ def test_weights_and_classes_are_those_of_the_imported_file_to_the_bit(name, sha
 
 def test_coco_outputs_are_as_near_as_8_bits_allow(raw, coco):
     with np.load(coco / "reference_raw_cats_and_dogs.npz") as arrays:
-        picture = arrays["input_uint8_nhwc"]
+        image = arrays["input_uint8_nhwc"]
         wanted = arrays["raw_logits"][..., 1:], arrays["raw_offsets_tytxthtw"][..., [1, 0, 3, 2]]
-    found = raw("coco", picture)
+    found = raw("coco", image)
     for ours, theirs, limit in zip(found, wanted, (0.05, 0.06), strict=True):
         assert np.abs(ours - theirs).mean() < limit
         # A permutation of coordinates, anchors or classes would not correlate
@@ -90,11 +90,11 @@ def test_coco_finds_what_the_8_bit_model_finds(opened, engine, coco, shared):
     """
     listed = json.loads((coco / "reference_detections.json").read_text())["images"]
     detector, count, missed = opened("coco"), 0, []
-    for name, picture in listed.items():
+    for name, image in listed.items():
         found = detector.predict(shared / name, threshold=0.2)
-        limits = (*picture["size"], *picture["size"])
+        limits = (*image["size"], *image["size"])
         labels = np.array([found.names[label] for label in found.labels])
-        for each in picture["detections"]:
+        for each in image["detections"]:
             if each["score"] >= 0.35:
                 overlap = iou(np.array(each["xyxy_px"]).clip(0, limits), found.boxes)
                 near = np.abs(found.scores - each["score"]) < 0.1

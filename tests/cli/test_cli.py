@@ -22,8 +22,8 @@ SMALL = [
 
 
 def width(path):
-    with Image.open(path) as picture:
-        return picture.width
+    with Image.open(path) as image:
+        return image.width
 
 
 def call(*arguments):
@@ -38,7 +38,7 @@ def call(*arguments):
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory, draw_squares):
-    """A run on pictures like those of `squares`."""
+    """A run on images like those of `squares`."""
     folder = tmp_path_factory.mktemp("trained")
     assert call("train", draw_squares(folder / "squares", 16), "--out", folder / "run", "--epochs", 2, *SMALL) == 0
     return folder / "run"
@@ -120,10 +120,10 @@ def test_a_mistake_is_one_sentence_and_exit_2(run, squares, tmp_path, monkeypatc
 
 def test_a_file_that_cannot_be_written_is_named(run, squares, trained, tmp_path):
     (tmp_path / "file").touch()
-    picture = squares / "JPEGImages" / "000.png"
+    image = squares / "JPEGImages" / "000.png"
     for arguments, said in (
-        (("predict", trained, picture, "--out", tmp_path / "file"), f"{tmp_path / 'file'} is no folder"),
-        (("predict", trained, picture, "--out", tmp_path / "d", "--json", squares), f"{squares} is a folder"),
+        (("predict", trained, image, "--out", tmp_path / "file"), f"{tmp_path / 'file'} is no folder"),
+        (("predict", trained, image, "--out", tmp_path / "d", "--json", squares), f"{squares} is a folder"),
         (("eval", trained, squares, "--split", "val", "--json", tmp_path / "file" / "f.json"), "file is no folder"),
     ):
         code, _, err = run(*arguments)
@@ -140,11 +140,11 @@ def test_intervals_and_the_models_thresholds(run, squares, trained, tmp_path, mo
         "eval", trained, squares, "--split", "val", "--bootstrap", 50, "--json", tmp_path / "f.json"
     )  # fmt: skip
     assert code == 0
-    assert "with 95 % intervals of 50 resamples of the pictures: VOC12 mAP " in out
+    assert "with 95 % intervals of 50 resamples of the images: VOC12 mAP " in out
     assert set(json.loads((tmp_path / "f.json").read_text())["intervals"]["coco"]) == {"AP", "AP50", "AP75"}
-    picture = squares / "JPEGImages" / "000.png"
-    assert "the model's thresholds are reported: blue " in run("predict", trained, picture)[1]
-    asked = run("predict", trained, picture, "--threshold", 0.4)[1]
+    image = squares / "JPEGImages" / "000.png"
+    assert "the model's thresholds are reported: blue " in run("predict", trained, image)[1]
+    asked = run("predict", trained, image, "--threshold", 0.4)[1]
     assert "scores from 0.4 are reported" in asked
     code, told, err = run("train", squares, "--out", tmp_path / "held", "--epochs", 1, "--val-split", "train", *SMALL)
     assert code == 0, err
@@ -153,7 +153,7 @@ def test_intervals_and_the_models_thresholds(run, squares, trained, tmp_path, mo
     code, told, err = run("train", squares, "--out", tmp_path / "bare", "--epochs", 1, "--val-split", "none", *SMALL)
     assert code == 0, err
     assert "next: multibox eval" in told
-    assert "scores from 0.3 are reported" in run("predict", tmp_path / "bare", picture)[1]
+    assert "scores from 0.3 are reported" in run("predict", tmp_path / "bare", image)[1]
 
 
 def test_seeds_and_ablations_end_in_a_table(run, squares, tmp_path):

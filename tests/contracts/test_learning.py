@@ -20,10 +20,10 @@ SETTINGS = {
     "train.batch_size": 8,
     "train.workers": 0,
     "train.precision": "float32",
-    "train.augmentation": "none",  # no picture comes more than twice
+    "train.augmentation": "none",  # no image comes more than twice
 }
-PICTURES, EPOCHS = 445, 2
-"""400 pictures to learn from, in 100 steps, and 45 held out."""
+IMAGES, EPOCHS = 445, 2
+"""400 images to learn from, in 100 steps, and 45 held out."""
 LEAST = 0.5
 LEAST_ALONE = 0.25
 """One anchor an object learns slower where every other one counts (0.31 to 0.42 with focal losses), and classes alone
@@ -32,9 +32,9 @@ would reach as much."""
 
 @pytest.fixture(scope="session")
 def sprites(tmp_path_factory):
-    """Pictures with one creature each."""
+    """Images with one creature each."""
     folder = tmp_path_factory.mktemp("learning") / "sprites"
-    make_sprites(folder, images=PICTURES, size=96)
+    make_sprites(folder, images=IMAGES, size=96)
     return folder
 
 
@@ -53,7 +53,7 @@ def score(detector, data):
 
 
 def learn(data, out, changes):
-    """Return mAP@0.5 on the held-out pictures after 100 steps."""
+    """Return mAP@0.5 on the held-out images after 100 steps."""
     return score(multibox.train(data, **options(out, changes)), data)
 
 

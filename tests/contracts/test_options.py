@@ -33,7 +33,7 @@ def settings(classification, **more):
 
 @pytest.fixture(scope="module")
 def features():
-    """Feature maps of two pictures of noise: of the losses' making is only what the heads do with them."""
+    """Feature maps of two images of noise: of the losses' making is only what the heads do with them."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, 64, 64), generator=generator) / 128 - 1
     body = build_model(resolve("tinyssd", changes=settings("cross_entropy")), 2).backbone.train()
@@ -46,7 +46,7 @@ def objects():
     corner = torch.rand(2, 3, 2, generator=generator) * 0.5
     gt = torch.cat([corner, corner + 0.2 + 0.2 * torch.rand(2, 3, 2, generator=generator)], 2)
     labels = torch.randint(0, 2, (2, 3), generator=generator)
-    labels[1], gt[1] = -1, -1  # a picture without objects
+    labels[1], gt[1] = -1, -1  # an image without objects
     return gt, labels
 
 

@@ -66,7 +66,7 @@ OVERFITTING = [pytest.param(name, marks=pytest.mark.long) if name == "ssd512-vgg
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", OVERFITTING)
-def test_it_overfits_eight_pictures_and_survives_a_file(preset, tmp_path, draw_squares):
+def test_it_overfits_eight_images_and_survives_a_file(preset, tmp_path, draw_squares):
     size = SIZES.get(preset, 128)
     data = draw_squares(tmp_path / "data", 11, size=size)  # 8 for training
     changes = {**OVERFIT, "model.input_size": [size, size]}

@@ -82,7 +82,7 @@ def mined(config):
 
 
 def losses(config):
-    """Three pictures of six anchors with 3, 1 and 0 positives; each positive is off by 2 and by 0.5."""
+    """Three images of six anchors with 3, 1 and 0 positives; each positive is off by 2 and by 0.5."""
     positives = [[0.2, 1.0, 0.6], [0.4], []]
     logits = torch.stack(
         [torch.cat([margins(each, True).view(-1, 2), margins([0.5] * (6 - len(each)), False)]) for each in positives]
@@ -119,7 +119,7 @@ def penalty(config):
 
 
 def length(config):
-    """Epochs, and steps of each, of a run on 3200 pictures."""
+    """Epochs, and steps of each, of a run on 3200 images."""
     batches = order_images(range(3200), config)
     steps = make_pace(config, batches.steps_per_epoch, None).fixed
     return [-(-steps // batches.steps_per_epoch), batches.steps_per_epoch]
@@ -395,8 +395,8 @@ def test_torchvision_warms_up_for_a_thousand_steps_of_a_long_epoch():
 def test_the_default_clips_gradients_and_averages_weights(monkeypatch):
     limits = []
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda parameters, limit, *_, **__: limits.append(limit))
-    picture, gt = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[[0.2, 0.2, 0.6, 0.6]]])
-    batch = Batch(picture, gt, torch.zeros(1, 1, dtype=torch.long), ["a"], [(64, 64)])
+    image, gt = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[[0.2, 0.2, 0.6, 0.6]]])
+    batch = Batch(image, gt, torch.zeros(1, 1, dtype=torch.long), ["a"], [(64, 64)])
     averages = {}
     for recipe in ("default", "d2l"):
         config = resolve("tinyssd", recipe, {"anchors.fit": "none", "model.input_size": [64, 64]})

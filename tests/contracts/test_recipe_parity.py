@@ -36,8 +36,8 @@ def theirs():
         }
 
 
-def pictures(seed, counts):
-    """Return boxes [b, g, 4] (0 to 1) and labels [b, g] of pictures with `counts` objects, padded with -1."""
+def images(seed, counts):
+    """Return boxes [b, g, 4] (0 to 1) and labels [b, g] of images with `counts` objects, padded with -1."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(len(counts), max(counts), 2, generator=generator) * 0.7
     size = 0.04 + 0.6 * torch.rand(len(counts), max(counts), 2, generator=generator) ** 2
@@ -74,7 +74,7 @@ def test_anchors_are_torchvisions(recipe, theirs):
 @pytest.mark.parametrize("counts", [(5, 0, 12, 1), (0, 0)])
 def test_matches_and_losses_are_torchvisions(recipe, counts, theirs):
     config, _, _, anchors = setup(recipe, theirs)
-    gt, labels = pictures(7, counts) if any(counts) else (torch.full((2, 1, 4), -1.0), torch.full((2, 1), -1))
+    gt, labels = images(7, counts) if any(counts) else (torch.full((2, 1, 4), -1.0), torch.full((2, 1), -1))
     logits, offsets = answers(3, len(counts), len(anchors))
     targets = make_targets(anchors, gt, labels, config.matching, config.model)
     # In the same unit: an object overlaps all anchors of a size around it equally, but for rounding
@@ -129,7 +129,7 @@ def overlap(one, other):
 
 
 def nvidia_loss(anchors, gt, classes, logits, offsets):
-    """Return a picture's classification and localisation, over its positives: Encoder.encode, then Loss.forward."""
+    """Return an image's classification and localisation, over its positives: Encoder.encode, then Loss.forward."""
     if not gt:
         return 0.0, 0.0
     table = [[overlap(box, corners(anchor)) for box in gt] for anchor in anchors]
@@ -160,7 +160,7 @@ def nvidia_loss(anchors, gt, classes, logits, offsets):
     return classification / count, distance / count
 
 
-def test_nvidias_anchors_are_cut_to_the_picture():
+def test_nvidias_anchors_are_cut_to_the_image():
     config = resolve("ssd300-resnet50", "nvidia")
     ours = make_anchors(config.anchors, tuple((cells, cells) for cells in NVIDIA_MAPS), (300, 300))
     wanted = torch.tensor([corners(anchor) for anchor in nvidia_anchors()])
@@ -174,7 +174,7 @@ def test_nvidias_loss_in_loops():
     coarse = slice(5776, None)
     boxes = make_anchors(config.anchors, tuple((cells, cells) for cells in NVIDIA_MAPS), (300, 300))[coarse]
     counts = (4, 0, 7)
-    gt, labels = pictures(11, counts)
+    gt, labels = images(11, counts)
     # Wider and lower than an anchor: an object within several overlaps them equally, and rounding would choose
     places = torch.randperm(len(boxes), generator=torch.Generator().manual_seed(2))[: gt[..., 0].numel()]
     x1, y1, x2, y2 = boxes[places].unbind(1)
@@ -189,6 +189,6 @@ def test_nvidias_loss_in_loops():
         for i, n in enumerate(counts)
     ]
     assert parts.positives > 20
-    # Pictures without objects count among those that are averaged
+    # Images without objects count among those that are averaged
     assert parts.classification.item() == pytest.approx(sum(part[0] for part in each) / 3, rel=1e-5)
     assert parts.localization.item() == pytest.approx(sum(part[1] for part in each) / 3, rel=1e-5)

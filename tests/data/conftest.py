@@ -17,8 +17,8 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[..., Path]:
-    """Write a small picture of a given size; the suffix says in which format."""
+def image() -> Callable[..., Path]:
+    """Write a small image of a given size; the suffix says in which format."""
 
     def write(path: Path, size: tuple[int, int] = (100, 50), shade: int = 128) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ def test_flips_move_boxes_with_pixels():
     assert np.allclose(project(view, BOXES), [[0.7, 0.25, 0.9, 0.75]])
 
 
-def test_a_window_beyond_the_picture_is_filled():
+def test_a_window_beyond_the_image_is_filled():
     view = View(100, 80, BOXES)
     view.window = (-100.0, -80.0, 100.0, 80.0)
     pixels = render(gradient(), view, (160, 200), FILL)
@@ -55,11 +55,11 @@ def test_a_window_beyond_the_picture_is_filled():
 @given(seed=st.integers(0, 10_000), name=st.sampled_from(["none", "d2l", "default", "any-way-up"]))
 def test_a_marked_object_stays_under_its_box(seed, name):
     """A white rectangle on black stays where the projected box says, whatever the geometry."""
-    picture = np.zeros((80, 100, 3), np.uint8)
-    picture[20:60, 10:30] = 255
+    image = np.zeros((80, 100, 3), np.uint8)
+    image[20:60, 10:30] = 255
     operations = [op for op in AUGMENTATIONS[name] if not isinstance(op, ColourJitter)]
     view = plan(operations, (100, 80), BOXES, np.random.default_rng(seed))
-    pixels = render(Image.fromarray(picture), view, (200, 200), (0, 0, 0))
+    pixels = render(Image.fromarray(image), view, (200, 200), (0, 0, 0))
     x1, y1, x2, y2 = project(view, BOXES)[0] * 200
     ys, xs = np.nonzero(pixels[..., 0] > 127)
     assert abs(xs.min() - x1) <= 3
@@ -69,7 +69,7 @@ def test_a_marked_object_stays_under_its_box(seed, name):
 
 
 @given(seed=st.integers(0, 10_000))
-def test_same_generator_same_picture(seed):
+def test_same_generator_same_image(seed):
     views = [plan(AUGMENTATIONS["default"], (100, 80), BOXES, np.random.default_rng(seed)) for _ in range(2)]
     first, second = (render(gradient(), view, (64, 64), FILL) for view in views)
     assert np.array_equal(first, second)

@@ -22,7 +22,7 @@ from multibox.data.augmentation_ops import (
     intersection_over_union,
 )
 from multibox.data.formats import open_dataset
-from multibox.data.loading import AugmentedPictures
+from multibox.data.loading import AugmentedImages
 
 FILL = (124, 116, 104)
 LINEAGES = ["caffe", "hikapok", "torchvision-ssd", "torchvision-ssdlite", "nvidia"]
@@ -83,7 +83,7 @@ def test_overlap_and_centres_of_two_windows_and_two_boxes():
     assert look((0, 0, 40, 80), keep=np.array([True, True, False])).kept().tolist() == [True, False, False]
 
 
-def test_expansion_happens_half_the_time_and_holds_the_picture_at_whole_pixels():
+def test_expansion_happens_half_the_time_and_holds_the_image_at_whole_pixels():
     windows = np.array([view.window for view in views(Expand(), 2000)])
     x1, y1, x2, y2 = windows.T
     assert 0.46 < (windows != WHOLE).any(axis=1).mean() < 0.53
@@ -147,7 +147,7 @@ def test_hikapok_patches_have_their_shape_and_all_objects_in_them_overlap(least)
 
 
 def test_the_last_attempt_counts_unless_defects_are_emulated():
-    """The box covers everything, so only part of an expanded picture shows it at less than nine tenths."""
+    """The box covers everything, so only part of an expanded image shows it at less than nine tenths."""
     assert changed(views(HikapokPatch(attempts=1), 100, ALL_OVER))
     faulty = views(HikapokPatch(attempts=1, emulate_defects=True), 100, ALL_OVER)
     assert not changed(faulty) and all(view.kept().all() for view in faulty)
@@ -155,10 +155,10 @@ def test_the_last_attempt_counts_unless_defects_are_emulated():
     assert sane > faulty > 0
 
 
-def test_hikapok_without_anything_worth_learning_keeps_the_picture_and_its_objects():
+def test_hikapok_without_anything_worth_learning_keeps_the_image_and_its_objects():
     seen = views(HikapokPatch(), 50, np.array([[50.0, 40.0, 50.5, 40.5]]))
     assert not changed(seen) and all(view.kept().all() for view in seen)
-    # Neither a very long picture nor a centre beyond the picture keep it from ending
+    # Neither a very long image nor a centre beyond the image keep it from ending
     views(HikapokPatch(), 5, np.array([[100.0, 1.0, 300.0, 3.0]]), (2000, 4))
     views(HikapokPatch(), 5, np.array([[90.0, 10.0, 130.0, 30.0]]))
 
@@ -188,7 +188,7 @@ def test_an_nvidia_crop_is_overlapped_by_every_object():
 
 
 @pytest.mark.parametrize("operation", [TorchvisionIoUCrop(), NvidiaCrop(), CaffePatch(), HikapokPatch()])
-def test_pictures_without_objects_are_left_alone(operation):
+def test_images_without_objects_are_left_alone(operation):
     assert not changed(views(operation, 20, BOXES[:0]))
 
 
@@ -256,7 +256,7 @@ def test_distortions_are_applied_as_often_and_in_the_order_of_their_originals():
 
 
 @given(seed=st.integers(0, 10_000), name=st.sampled_from(sorted(AUGMENTATIONS)), count=st.integers(0, 6))
-def test_every_recipe_gives_fractions_and_a_picture(seed, name, count):
+def test_every_recipe_gives_fractions_and_a_image(seed, name, count):
     rng = np.random.default_rng(seed)
     corner = rng.uniform((-10, -10), (95, 75), (count, 2))
     boxes = np.hstack([corner, corner + rng.uniform(0.5, 60, (count, 2))])
@@ -272,14 +272,14 @@ def test_every_recipe_gives_fractions_and_a_picture(seed, name, count):
 @given(seed=st.integers(0, 10_000), name=st.sampled_from(LINEAGES))
 def test_a_marked_object_stays_under_its_box(seed, name):
     """A white rectangle on black stays where the projected box says, if it is kept; only Caffe drops it."""
-    picture = np.zeros((80, 100, 3), np.uint8)
-    picture[20:60, 10:30] = 255
+    image = np.zeros((80, 100, 3), np.uint8)
+    image[20:60, 10:30] = 255
     view = plan(AUGMENTATIONS[name], WHOLE[2:], BOXES[:1], np.random.default_rng(seed))
     view.distortions.clear()
     if not view.kept()[0]:
         assert name == "caffe"
         return
-    pixels = render(Image.fromarray(picture), view, (200, 200), (0, 0, 0))
+    pixels = render(Image.fromarray(image), view, (200, 200), (0, 0, 0))
     ys, xs = np.nonzero(pixels[..., 0] > 127)
     found = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
     assert (abs(found - project(view, BOXES[:1])[0] * 200) <= 5).all()
@@ -288,7 +288,7 @@ def test_a_marked_object_stays_under_its_box(seed, name):
 @pytest.mark.parametrize("name", LINEAGES)
 def test_items_depend_on_seed_epoch_and_index_alone(squares, name):
     dataset = open_dataset(squares, "train")
-    make = lambda seed: AugmentedPictures(dataset, (64, 64), AUGMENTATIONS[name], seed=seed)  # noqa: E731
+    make = lambda seed: AugmentedImages(dataset, (64, 64), AUGMENTATIONS[name], seed=seed)  # noqa: E731
     first, second, other = make(3), make(3), make(4)
     keys = [(epoch, index) for epoch in range(3) for index in range(4)]
     items = {key: first[key] for key in keys}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from multibox.data.formats import find_splits, open_dataset, split_for
-from multibox.errors import DataError, PictureError
+from multibox.errors import DataError, ImageError
 
-Picture = Callable[..., Path]
+AnyImage = Callable[..., Path]
 
 
 def content(**changes: Any) -> dict[str, Any]:
@@ -28,11 +28,11 @@ def content(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def tree(tmp_path: Path, picture: Picture) -> Path:
+def tree(tmp_path: Path, image: AnyImage) -> Path:
     root = tmp_path / "set"
     for split in ("train2017", "val2017"):
         for name in ("a.jpg", "b.jpg"):
-            picture(root / split / name)
+            image(root / split / name)
         write(root, content(), split)
     return root
 
@@ -62,11 +62,11 @@ def test_reads_gaps_in_ids_crowds_and_negatives(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "expected"),
     [
-        (box(image_id=99), "annotation id 5: image_id 99 is the id of no picture"),
+        (box(image_id=99), "annotation id 5: image_id 99 is the id of no image"),
         (box(category_id=4), "annotation id 5: category_id 4 is not among the categories"),
         (box(bbox=[1, 2, 3]), "annotation id 5: expected"),
         (box(bbox=None), "annotation id 5: expected"),
-        (box(bbox=[20, 1, -5, 5]), "picture b.jpg, object 1: xmin is above xmax"),
+        (box(bbox=[20, 1, -5, 5]), "image b.jpg, object 1: xmin is above xmax"),
         (box(bbox=[float("nan"), 1, 5, 5]), "object 1: a coordinate is no number"),
         (content(images=[*content()["images"], {"id": 8}], annotations=[]), "image entry 3: expected"),
         (
@@ -92,7 +92,7 @@ def test_a_broken_entry_stops_with_its_name_or_is_skipped(tree: Path, what: Any,
         ("[]", "not COCO's"),
         (content(categories=None), "expected categories"),
         (content(categories=[{"id": 1}]), "expected categories"),
-        (content(images=[]), "holds no pictures"),
+        (content(images=[]), "holds no images"),
         (content(images=[content()["images"][0]] * 2), "id 7 is used twice"),
     ],
 )
@@ -103,13 +103,13 @@ def test_a_file_that_cannot_be_used(tree: Path, what: Any, expected: str) -> Non
             open_dataset(tree, "train", on_bad=on_bad)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_missing_picture(tree: Path) -> None:
+def test_a_missing_image(tree: Path) -> None:
     (tree / "train2017" / "b.jpg").unlink()
     (tree / "val2017" / "b.jpg").unlink()
-    with pytest.raises(PictureError, match=r"instances_train2017\.json: its picture 'b\.jpg' is missing; looked in"):
+    with pytest.raises(ImageError, match=r"instances_train2017\.json: its image 'b\.jpg' is missing; looked in"):
         open_dataset(tree, "train")
     held = open_dataset(tree, "train", on_bad="skip")
-    assert held.names == ["a.jpg"] and held.notes == ("1 picture without a file was skipped: b.jpg",)
+    assert held.names == ["a.jpg"] and held.notes == ("1 image without a file was skipped: b.jpg",)
 
 
 def test_boxes_over_the_edge_are_clipped_and_counted(tree: Path) -> None:
@@ -120,17 +120,17 @@ def test_boxes_over_the_edge_are_clipped_and_counted(tree: Path) -> None:
     assert held.boxes_xyxy.tolist() == [[90, 40, 100, 50], [0, 0, 100, 50]]
     assert held.notes == (
         "1 box without area was dropped: b.jpg",
-        "1 box outside its picture was dropped: b.jpg",
-        "1 box ran out of its picture and was clipped: b.jpg",
+        "1 box outside its image was dropped: b.jpg",
+        "1 box ran out of its image and was clipped: b.jpg",
     )
 
 
-def test_roboflow_with_its_group_as_category_zero(tmp_path: Path, picture: Picture) -> None:
+def test_roboflow_with_its_group_as_category_zero(tmp_path: Path, image: AnyImage) -> None:
     groups = [{"id": 0, "name": "pets", "supercategory": "none"}, {"id": 1, "name": "cat", "supercategory": "pets"}]
     things = [{"id": 0, "image_id": 7, "category_id": 1, "bbox": [1, 1, 5, 5]}]
     for split in ("train", "valid", "test"):
-        picture(tmp_path / split / "a.jpg")
-        picture(tmp_path / split / "b.jpg")
+        image(tmp_path / split / "a.jpg")
+        image(tmp_path / split / "b.jpg")
         text = json.dumps(content(categories=groups, annotations=things))
         (tmp_path / split / "_annotations.coco.json").write_text("\ufeff" + text, encoding="utf-8")
     assert find_splits(tmp_path) == ["train", "valid", "test"]
@@ -140,11 +140,11 @@ def test_roboflow_with_its_group_as_category_zero(tmp_path: Path, picture: Pictu
     assert open_dataset(tmp_path / "test").split == "test"
 
 
-def test_paths_from_elsewhere_and_a_single_file(tmp_path: Path, picture: Picture) -> None:
+def test_paths_from_elsewhere_and_a_single_file(tmp_path: Path, image: AnyImage) -> None:
     images = [{"id": 1, "file_name": "C:\\work\\sub\\a.jpg"}, {"id": 2, "file_name": "/data/x/images/My Cat.JPG"}]
     (tmp_path / "labels.json").write_text(json.dumps(content(images=images, annotations=[])))
-    picture(tmp_path / "images" / "sub" / "a.jpg")
-    picture(tmp_path / "images" / "my cat.jpg")
+    image(tmp_path / "images" / "sub" / "a.jpg")
+    image(tmp_path / "images" / "my cat.jpg")
     held = open_dataset(tmp_path / "labels.json")
     assert held.paths == [tmp_path / "images" / "sub" / "a.jpg", tmp_path / "images" / "my cat.jpg"]
     assert held.sizes == [None, None] and held.split == "all"
@@ -163,7 +163,7 @@ def test_a_size_that_is_none_is_left_out(tree: Path) -> None:
 def test_classes_by_name(tree: Path) -> None:
     held = open_dataset(tree, "train", class_names=["toothbrush", "bicycle"])
     assert held.labels.tolist() == [0, 1]
-    with pytest.raises(DataError, match=r"picture b\.jpg: class 'toothbrush' is not among .* \(bicycle\)"):
+    with pytest.raises(DataError, match=r"image b\.jpg: class 'toothbrush' is not among .* \(bicycle\)"):
         open_dataset(tree, "train", class_names=["bicycle"])
 
 

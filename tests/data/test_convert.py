@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multibox.data.convert import convert
-from multibox.data.formats import find_splits, open_dataset, read_record_picture, write_dataset
+from multibox.data.formats import find_splits, open_dataset, read_record_image, write_dataset
 from multibox.errors import ConfigError, DataError
 from multibox.structures import Dataset, Sample, pack
 
-Picture = Callable[..., Path]
+AnyImage = Callable[..., Path]
 FORMATS = ("voc", "coco", "yolo", "csv", "recordio")
 
 
@@ -35,10 +35,10 @@ def dataset(
 
 
 @pytest.fixture
-def splits(tmp_path: Path, picture: Picture) -> dict[str, Dataset]:
-    one = picture(tmp_path / "in" / "one 1.JPG", (97, 61), 20)
-    two = picture(tmp_path / "in" / "two.png", (640, 480), 90)
-    other = picture(tmp_path / "other" / "one 1.JPG", (33, 77), 200)
+def splits(tmp_path: Path, image: AnyImage) -> dict[str, Dataset]:
+    one = image(tmp_path / "in" / "one 1.JPG", (97, 61), 20)
+    two = image(tmp_path / "in" / "two.png", (640, 480), 90)
+    other = image(tmp_path / "other" / "one 1.JPG", (33, 77), 200)
     train = [
         sample(one, [[0, 0, 97, 61], [3, 4, 5, 60]], [2, 0], difficult=[False, True]),
         sample(two, [[1, 2, 3, 4], [5, 6, 639, 479]], [1, 1], "deep/two.png", crowd=[True, False]),
@@ -47,7 +47,7 @@ def splits(tmp_path: Path, picture: Picture) -> dict[str, Dataset]:
 
 
 def rows(held: Dataset, flags: bool = True) -> dict[str, list]:
-    """Each picture's boxes with class names and flags, whatever the order."""
+    """Each image's boxes with class names and flags, whatever the order."""
     return {
         one.name: sorted(
             (*box, held.class_names[label], *((bool(difficult), bool(crowd)) if flags else ()))
@@ -77,7 +77,7 @@ def test_what_is_written_is_read_back(splits: dict[str, Dataset], tmp_path: Path
         assert rows(after) == expected
         for one in after:
             original = next(two for two in before if one.name.endswith(two.name))
-            held = one.path.read_bytes() if one.offset is None else read_record_picture(one.path, one.offset)
+            held = one.path.read_bytes() if one.offset is None else read_record_image(one.path, one.offset)
             assert held == original.path.read_bytes()
     assert any("1 crowd box has no place in" in note for note in notes) == (format in ("yolo", "recordio"))
     assert any("1 difficult flag has no place in YOLO and was dropped" in note for note in notes) == (format == "yolo")
@@ -90,9 +90,9 @@ def test_what_is_written_is_read_back(splits: dict[str, Dataset], tmp_path: Path
         st.tuples(*[st.floats(0, 80, allow_subnormal=False)] * 2, *[st.floats(2, 300)] * 2), min_size=1, max_size=4
     )
 )
-def test_any_box_survives_every_format(tmp_path_factory: pytest.TempPathFactory, picture: Picture, corners) -> None:
+def test_any_box_survives_every_format(tmp_path_factory: pytest.TempPathFactory, image: AnyImage, corners) -> None:
     root = tmp_path_factory.mktemp("any")
-    path = picture(root / "a.png", (400, 400))
+    path = image(root / "a.png", (400, 400))
     boxes = [[x, y, x + width, y + height] for x, y, width, height in corners]
     given_boxes = np.array(boxes)
     held = {"train": dataset([sample(path, boxes, [0] * len(boxes))], names=("ant",))}
@@ -156,26 +156,26 @@ def test_a_destination_in_use_is_left_alone(splits: dict[str, Dataset], tmp_path
         write_dataset({}, tmp_path / "x", "yolo")
 
 
-def test_two_pictures_that_would_share_a_label_file(tmp_path: Path, picture: Picture) -> None:
-    paths = [picture(tmp_path / "in" / name) for name in ("a.png", "a.jpg")]
+def test_two_images_that_would_share_a_label_file(tmp_path: Path, image: AnyImage) -> None:
+    paths = [image(tmp_path / "in" / name) for name in ("a.png", "a.jpg")]
     with pytest.raises(DataError, match=r"a\.png and a\.jpg of split 'train' would share one label file"):
         write_dataset({"train": dataset([sample(path, [], []) for path in paths])}, tmp_path / "out", "yolo")
 
 
-def test_boxes_over_the_edge_are_clipped_where_fractions_are_held(tmp_path: Path, picture: Picture) -> None:
-    path = picture(tmp_path / "a.png", (100, 50))
+def test_boxes_over_the_edge_are_clipped_where_fractions_are_held(tmp_path: Path, image: AnyImage) -> None:
+    path = image(tmp_path / "a.png", (100, 50))
     held = {"train": dataset([sample(path, [[-5, 0, 50, 60], [200, 1, 210, 9]], [0, 0])])}
     assert write_dataset(held, tmp_path / "yolo", "yolo") == [
-        "1 box was clipped at the picture's edge, as YOLO holds fractions of the picture",
-        "1 box outside the picture left out, as YOLO holds fractions of the picture",
+        "1 box was clipped at the image's edge, as YOLO holds fractions of the image",
+        "1 box outside the image left out, as YOLO holds fractions of the image",
     ]
     assert open_dataset(tmp_path / "yolo").boxes_xyxy.tolist() == [[0, 0, 50, 50]]
     assert len(write_dataset(held, tmp_path / "voc", "voc")) > 0
     assert open_dataset(tmp_path / "voc").boxes_xyxy.tolist() == [[-5, 0, 50, 60], [200, 1, 210, 9]]
 
 
-def test_splits_with_different_classes_are_joined_by_name(tmp_path: Path, picture: Picture) -> None:
-    path = picture(tmp_path / "a.png")
+def test_splits_with_different_classes_are_joined_by_name(tmp_path: Path, image: AnyImage) -> None:
+    path = image(tmp_path / "a.png")
     one = dataset([sample(path, [[1, 1, 9, 9]], [1])], names=("x", "y"))
     two = dataset([sample(path, [[1, 1, 9, 9]], [0])], "val", names=("y", "z"))
     write_dataset({"train": one, "val": two}, tmp_path / "out", "coco")
@@ -185,7 +185,7 @@ def test_splits_with_different_classes_are_joined_by_name(tmp_path: Path, pictur
 
 
 def test_a_set_without_sizes_and_with_odd_split_names(
-    tmp_path: Path, picture: Picture, splits: dict[str, Dataset]
+    tmp_path: Path, image: AnyImage, splits: dict[str, Dataset]
 ) -> None:
     for format in FORMATS:
         write_dataset({"fold1": splits["train"], "fold2": splits["val"]}, tmp_path / format, format)

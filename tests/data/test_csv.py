@@ -4,26 +4,26 @@ from pathlib import Path
 import pytest
 
 from multibox.data.formats import find_splits, open_dataset
-from multibox.errors import DataError, PictureError
+from multibox.errors import DataError, ImageError
 
-Picture = Callable[..., Path]
+AnyImage = Callable[..., Path]
 HEADER = "img_name,label,xmin,ymin,xmax,ymax"
 
 
 @pytest.fixture
-def bananas(tmp_path: Path, picture: Picture) -> Path:
+def bananas(tmp_path: Path, image: AnyImage) -> Path:
     for split, names in (("train", ("0.png", "1.png")), ("val", ("0.png",))):
         for name in names:
-            picture(tmp_path / f"bananas_{split}" / "images" / name)
+            image(tmp_path / f"bananas_{split}" / "images" / name)
         lines = [HEADER, *(f"{name},0,10,5,60,45" for name in names)]
         (tmp_path / f"bananas_{split}" / "label.csv").write_text("\n".join(lines))
     return tmp_path
 
 
 @pytest.fixture
-def table(tmp_path: Path, picture: Picture) -> Callable[[str], Path]:
+def table(tmp_path: Path, image: AnyImage) -> Callable[[str], Path]:
     for name in ("a.jpg", "b.jpg"):
-        picture(tmp_path / "images" / name)
+        image(tmp_path / "images" / name)
 
     def write(text: str) -> Path:
         (tmp_path / "labels.csv").write_bytes(text.encode())
@@ -51,7 +51,7 @@ def test_columns_are_taken_by_name(table: Callable[[str], Path]) -> None:
     assert held.boxes_xyxy.tolist() == [[1, 2, 11, 22], [3, 4, 13, 24]] and held.crowd.tolist() == [True, False]
 
 
-def test_width_and_height_of_the_box_are_not_those_of_the_picture(table: Callable[[str], Path]) -> None:
+def test_width_and_height_of_the_box_are_not_those_of_the_image(table: Callable[[str], Path]) -> None:
     held = open_dataset(table(f"\n{HEADER},width,height\na.jpg,cat,40,5,60,45,20,40\n"))
     assert held.boxes_xyxy.tolist() == [[40, 5, 60, 45]] and held.sizes == [None]
 
@@ -73,7 +73,7 @@ def test_a_split_column(table: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ("a.jpg,cat,9,1,1,9", "picture a.jpg, object 2: xmin is above xmax"),
+        ("a.jpg,cat,9,1,1,9", "image a.jpg, object 2: xmin is above xmax"),
         ("a.jpg,cat,one,1,1,9", "line 4: xmin, ymin, xmax, ymax should be numbers"),
         ("a.jpg,cat,1,1,9", "line 4: xmin, ymin, xmax, ymax should be numbers"),
         ("a.jpg,cat,1,1,9,nan", "object 2: a coordinate is no number"),
@@ -89,11 +89,11 @@ def test_a_broken_line(table: Callable[[str], Path], row: str, expected: str) ->
     assert len(held.labels) == 2 and len(held.notes) == 1 and "1 broken box was skipped" in held.notes[0]
 
 
-def test_a_missing_picture_is_named_once(table: Callable[[str], Path]) -> None:
+def test_a_missing_image_is_named_once(table: Callable[[str], Path]) -> None:
     root = table(f"{HEADER}\na.jpg,cat,1,1,9,9\nzz.jpg,cat,1,1,9,9\nzz.jpg,cat,2,2,9,9\n")
-    with pytest.raises(PictureError, match=r"labels\.csv, line 3: picture 'zz\.jpg' is missing; looked in .*images"):
+    with pytest.raises(ImageError, match=r"labels\.csv, line 3: image 'zz\.jpg' is missing; looked in .*images"):
         open_dataset(root)
-    assert open_dataset(root, on_bad="skip").notes == ("1 picture without a file was skipped: zz.jpg",)
+    assert open_dataset(root, on_bad="skip").notes == ("1 image without a file was skipped: zz.jpg",)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_a_missing_picture_is_named_once(table: Callable[[str], Path]) -> None:
         ("a.jpg,1,1,9,9,cat\n", "its header names no column for filename, label, xmin, .*found a.jpg, 1, 1, 9, 9, cat"),
         ("file,kind,x1,y1,x2,y2\n", "names no column for label;"),
         ("", "is empty"),
-        (f"{HEADER}\na.jpg,cat,0.1,0.1,0.9,0.9\n", "corners are fractions of the picture"),
-        (f"{HEADER}\n", "holds no pictures"),
+        (f"{HEADER}\na.jpg,cat,0.1,0.1,0.9,0.9\n", "corners are fractions of the image"),
+        (f"{HEADER}\n", "holds no images"),
     ],
 )
 def test_a_table_that_cannot_be_used(table: Callable[[str], Path], text: str, expected: str) -> None:

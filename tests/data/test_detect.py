@@ -7,39 +7,39 @@ import pytest
 from multibox.data.formats import find_splits, open_dataset
 from multibox.errors import ConfigError, DataError
 
-Picture = Callable[..., Path]
+AnyImage = Callable[..., Path]
 XML = (
     "<annotation><filename>a.jpg</filename><object><name>cat</name>"
     "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
 )
 
 
-def voc(root: Path, picture: Picture) -> Path:
+def voc(root: Path, image: AnyImage) -> Path:
     (root / "Annotations").mkdir(parents=True)
     (root / "Annotations" / "a.xml").write_text(XML)
-    picture(root / "JPEGImages" / "a.jpg")
+    image(root / "JPEGImages" / "a.jpg")
     return root
 
 
-def coco(root: Path, picture: Picture) -> Path:
-    picture(root / "train" / "a.jpg")
+def coco(root: Path, image: AnyImage) -> Path:
+    image(root / "train" / "a.jpg")
     (root / "annotations").mkdir(parents=True)
     content = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
     (root / "annotations" / "instances_train.json").write_text(json.dumps(content))
     return root
 
 
-def test_one_level_down_and_alone(tmp_path: Path, picture: Picture) -> None:
-    voc(tmp_path / "VOCdevkit" / "VOC2007", picture)
+def test_one_level_down_and_alone(tmp_path: Path, image: AnyImage) -> None:
+    voc(tmp_path / "VOCdevkit" / "VOC2007", image)
     assert open_dataset(tmp_path / "VOCdevkit").names == ["a.jpg"]
-    voc(tmp_path / "VOCdevkit" / "VOC2012", picture)
+    voc(tmp_path / "VOCdevkit" / "VOC2012", image)
     with pytest.raises(DataError, match=r"VOCdevkit/VOC2007 \(voc\) and VOCdevkit/VOC2012 \(voc\)"):
         open_dataset(tmp_path / "VOCdevkit")
     assert open_dataset(tmp_path / "VOCdevkit" / "VOC2007").names == ["a.jpg"]
 
 
-def test_two_at_once_are_refused_until_one_is_named(tmp_path: Path, picture: Picture) -> None:
-    root = coco(voc(tmp_path / "both", picture), picture)
+def test_two_at_once_are_refused_until_one_is_named(tmp_path: Path, image: AnyImage) -> None:
+    root = coco(voc(tmp_path / "both", image), image)
     with pytest.raises(DataError) as error:
         find_splits(root)
     text = str(error.value)
@@ -55,8 +55,8 @@ def test_bccd_is_refused_with_both_named(shared: Path) -> None:
     assert open_dataset(shared / "bccd", "test", format="voc").root == shared / "bccd" / "BCCD"
 
 
-def test_no_data_set_says_what_was_looked_for_and_found(tmp_path: Path, picture: Picture) -> None:
-    picture(tmp_path / "holiday" / "beach.jpg")
+def test_no_data_set_says_what_was_looked_for_and_found(tmp_path: Path, image: AnyImage) -> None:
+    image(tmp_path / "holiday" / "beach.jpg")
     (tmp_path / "holiday" / "more").mkdir()
     with pytest.raises(DataError, match=r"holiday is no data set; looked for voc: .*coco: .*found beach\.jpg, more/"):
         open_dataset(tmp_path / "holiday")
@@ -69,8 +69,8 @@ def test_no_data_set_says_what_was_looked_for_and_found(tmp_path: Path, picture:
         open_dataset(tmp_path / "holiday" / "beach.jpg")
 
 
-def test_wrong_words(tmp_path: Path, picture: Picture) -> None:
-    root = coco(tmp_path / "set", picture)
+def test_wrong_words(tmp_path: Path, image: AnyImage) -> None:
+    root = coco(tmp_path / "set", image)
     with pytest.raises(ConfigError, match="unknown format 'coc', did you mean 'coco'"):
         open_dataset(root, format="coc")
     with pytest.raises(ConfigError, match="on_bad should be"):
@@ -79,8 +79,8 @@ def test_wrong_words(tmp_path: Path, picture: Picture) -> None:
         open_dataset(root, "tran")
 
 
-def test_other_folders_beside_do_not_confuse(tmp_path: Path, picture: Picture) -> None:
-    root = voc(tmp_path / "set", picture)
+def test_other_folders_beside_do_not_confuse(tmp_path: Path, image: AnyImage) -> None:
+    root = voc(tmp_path / "set", image)
     (root / "runs").mkdir()
     (root / "runs" / "metrics.csv").write_text("epoch,loss\n1,2\n")
     (root / "notes.csv").write_text("who,when\n")
@@ -97,8 +97,8 @@ def test_other_folders_beside_do_not_confuse(tmp_path: Path, picture: Picture) -
 @pytest.mark.parametrize(
     ("written", "asked"), [("val2017", "val"), ("valid", "val"), ("val", "valid"), ("train2014", "train")]
 )
-def test_splits_by_their_other_names(tmp_path: Path, picture: Picture, written: str, asked: str) -> None:
-    root = coco(tmp_path / "set", picture)
+def test_splits_by_their_other_names(tmp_path: Path, image: AnyImage, written: str, asked: str) -> None:
+    root = coco(tmp_path / "set", image)
     (root / "annotations" / "instances_train.json").rename(root / "annotations" / f"instances_{written}.json")
     (root / "train").rename(root / written)
     assert open_dataset(root, asked).split == written

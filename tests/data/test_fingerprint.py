@@ -83,7 +83,7 @@ def test_a_hundred_thousand_images_take_seconds(tmp_path):
     assert time.process_time() - started < 5
 
 
-def made(pictures, names=("a", "b", "c")):
+def made(images, names=("a", "b", "c")):
     """Pack images given as lists of labels."""
     samples = [
         Sample(
@@ -94,7 +94,7 @@ def made(pictures, names=("a", "b", "c")):
             np.zeros(len(labels), bool),
             np.zeros(len(labels), bool),
         )
-        for i, labels in enumerate(pictures)
+        for i, labels in enumerate(images)
     ]
     return pack(samples, root=Path(), format="voc", split="train", class_names=names)
 

@@ -12,7 +12,7 @@ from multibox.data import loading
 from multibox.data.augmentation import AUGMENTATIONS
 from multibox.data.formats import open_dataset
 from multibox.data.loading import (
-    AugmentedPictures,
+    AugmentedImages,
     choose_workers,
     collate,
     in_order,
@@ -21,7 +21,7 @@ from multibox.data.loading import (
 )
 from multibox.data.mixing import Mosaic
 from multibox.data.sampling import EpochBatches, Key
-from multibox.errors import MultiboxError, PictureError
+from multibox.errors import ImageError, MultiboxError
 
 
 def test_batches_of_an_epoch_are_a_permutation_and_epochs_differ():
@@ -41,7 +41,7 @@ def test_a_resumed_order_is_the_tail_of_the_whole():
         assert len(tail) == len(whole) - start
 
 
-def test_fewer_pictures_than_a_batch_make_one_smaller_batch():
+def test_fewer_images_than_a_batch_make_one_smaller_batch():
     assert [len(batch) for batch in EpochBatches(3, 32, 2)] == [3, 3]
 
 
@@ -49,7 +49,7 @@ def test_in_order_covers_everything_once():
     assert [index for batch in in_order(7, 3) for _, index in batch] == list(range(7))
 
 
-def test_collate_pads_and_empty_pictures_are_all_padding():
+def test_collate_pads_and_empty_images_are_all_padding():
     pixels = np.zeros((4, 6, 3), np.uint8)
     items = [
         (pixels, np.array([[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), np.array([1, 0]), "a", (6, 4)),
@@ -64,7 +64,7 @@ def test_collate_pads_and_empty_pictures_are_all_padding():
 
 
 def make(dataset, recipe="default", cache=1 << 30):
-    return AugmentedPictures(dataset, (64, 64), AUGMENTATIONS[recipe], seed=3, cache_bytes=cache)
+    return AugmentedImages(dataset, (64, 64), AUGMENTATIONS[recipe], seed=3, cache_bytes=cache)
 
 
 def same(batches, others):
@@ -147,7 +147,7 @@ def test_memory_that_runs_out_is_a_sentence(squares, monkeypatch, workers):
     def full(*_):
         raise MemoryError
 
-    monkeypatch.setattr(AugmentedPictures, "batch", full)
+    monkeypatch.setattr(AugmentedImages, "batch", full)
     with pytest.raises(MultiboxError, match=r"train\.batch_size"):
         list(load_batches(make(open_dataset(squares, "train")), KEYS, workers, pin=False))
 
@@ -157,8 +157,8 @@ def test_a_script_without_main_guard_loads_in_processes(squares, tmp_path):
     script.write_text(
         "from multibox.data.loading import *\n"
         "from multibox.data.formats import open_dataset\n"
-        f"pictures = AugmentedPictures(open_dataset({str(squares)!r}, 'train'), (64, 64), ())\n"
-        "batches = load_batches(pictures, in_order(5, 2), 2, pin=False, processes=True, tell=print)\n"
+        f"images = AugmentedImages(open_dataset({str(squares)!r}, 'train'), (64, 64), ())\n"
+        "batches = load_batches(images, in_order(5, 2), 2, pin=False, processes=True, tell=print)\n"
         "print(sum(len(batch.names) for batch in batches))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
@@ -166,10 +166,10 @@ def test_a_script_without_main_guard_loads_in_processes(squares, tmp_path):
 
 
 @pytest.mark.parametrize(("workers", "processes"), [(0, False), (1, False), (1, True)])
-def test_a_bad_picture_is_named_in_one_line_whichever_worker_met_it(squares, workers, processes):
+def test_a_bad_image_is_named_in_one_line_whichever_worker_met_it(squares, workers, processes):
     dataset = open_dataset(squares, "train")
     dataset.paths[1].write_bytes(b"")
-    with pytest.raises(PictureError) as error:
+    with pytest.raises(ImageError) as error:
         list(load_batches(make(dataset), in_order(3, 3), workers, pin=False, processes=processes))
     assert "001.png" in str(error.value)
     assert "\n" not in str(error.value)
@@ -178,9 +178,9 @@ def test_a_bad_picture_is_named_in_one_line_whichever_worker_met_it(squares, wor
 def test_crowds_are_not_asked_for(squares):
     dataset = open_dataset(squares, "train")
     dataset.crowd[0] = True
-    pictures = AugmentedPictures(dataset, (64, 64), ())
-    assert len(pictures[(0, 0)][2]) == 0
-    assert len(pictures[(0, 1)][2]) == 1
+    images = AugmentedImages(dataset, (64, 64), ())
+    assert len(images[(0, 0)][2]) == 0
+    assert len(images[(0, 1)][2]) == 1
 
 
 @pytest.mark.parametrize(("cores", "threads", "processes"), [(1, 1, 1), (3, 2, 2), (64, 4, 8)])

@@ -11,8 +11,8 @@ from PIL import Image
 from multibox.data.augmentation import AUGMENTATIONS, ColourJitter, plan, project, render
 from multibox.data.augmentation_ops import View
 from multibox.data.formats import open_dataset
-from multibox.data.images import load_picture
-from multibox.data.loading import AugmentedPictures, load_batches
+from multibox.data.images import load_image
+from multibox.data.loading import AugmentedImages, load_batches
 from multibox.data.mixing import CopyPaste, Mixing, MixUp, Mosaic, Scene, mix, narrow
 from multibox.data.sampling import Key
 
@@ -80,7 +80,7 @@ def shrunk(whole):
 # Worked by hand
 
 
-def test_a_mosaic_puts_four_pictures_around_its_centre():
+def test_a_mosaic_puts_four_images_around_its_centre():
     sizes, colours = [], iter([20, 30, 40])
 
     def other(size):
@@ -237,10 +237,10 @@ def test_marked_objects_stay_under_their_boxes_through_a_whole_recipe(squares, n
         for operation in AUGMENTATIONS[name]
         if not isinstance(operation, ColourJitter)
     ]
-    pictures = AugmentedPictures(dataset, (64, 96), operations, fill=(110, 110, 110))
+    images = AugmentedImages(dataset, (64, 96), operations, fill=(110, 110, 110))
     seen, strays = 0, []
     for key in [(epoch, index) for epoch in range(4) for index in range(len(dataset))]:
-        pixels, boxes, labels, *_ = pictures[key]
+        pixels, boxes, labels, *_ = images[key]
         excess = pixels[..., 0].astype(int) - pixels[..., 2]  # red positive, blue negative, noise about 0
         covered = np.zeros(excess.shape, np.bool_)
         for x1, y1, x2, y2 in np.rint(boxes * [96, 64, 96, 64]).astype(int):
@@ -258,7 +258,7 @@ def test_marked_objects_stay_under_their_boxes_through_a_whole_recipe(squares, n
 
 
 @given(seed=st.integers(0, 1000), name=st.sampled_from(MIXING))
-def test_pictures_without_objects_stay_pictures(seed, name):
+def test_images_without_objects_stay_images(seed, name):
     empty = scene(90)
     mixing = [operation for operation in AUGMENTATIONS[name] if isinstance(operation, Mixing)]
     rng = np.random.default_rng(seed)
@@ -311,7 +311,7 @@ def test_a_mosaic_comes_first_as_others_have_no_other_size(name):
 @pytest.mark.parametrize("name", MIXING)
 def test_items_depend_on_seed_epoch_and_index_alone(squares, name):
     dataset = open_dataset(squares, "train")
-    make = lambda cache=1 << 30, seed=3: AugmentedPictures(  # noqa: E731
+    make = lambda cache=1 << 30, seed=3: AugmentedImages(  # noqa: E731
         dataset, (48, 64), AUGMENTATIONS[name], seed=seed, cache_bytes=cache
     )
     keys = [[(epoch, index) for index in range(4)] for epoch in range(3)]
@@ -322,8 +322,8 @@ def test_items_depend_on_seed_epoch_and_index_alone(squares, name):
     for batch, other, batch_keys in zip(alone, worked, keys, strict=True):
         assert torch.equal(batch.images, other.images) and torch.equal(batch.gt_xyxy, other.gt_xyxy)
         assert torch.equal(batch.gt_labels, other.gt_labels)
-        for picture, key in zip(batch.images, batch_keys, strict=True):
-            assert np.array_equal(picture.permute(1, 2, 0), items[key][0])
+        for image, key in zip(batch.images, batch_keys, strict=True):
+            assert np.array_equal(image.permute(1, 2, 0), items[key][0])
     assert not torch.equal(alone[0].images, alone[1].images)
     assert not np.array_equal(make(seed=4)[0, 1][0], items[0, 1][0])
 
@@ -331,8 +331,8 @@ def test_items_depend_on_seed_epoch_and_index_alone(squares, name):
 @pytest.mark.parametrize("name", MIXING)
 def test_keys_that_are_not_mixed_are_those_of_the_recipe_without_mixing(squares, name):
     dataset = open_dataset(squares, "train")
-    mixed = AugmentedPictures(dataset, (64, 64), AUGMENTATIONS[name])
-    plain = AugmentedPictures(dataset, (64, 64), AUGMENTATIONS["default"])
+    mixed = AugmentedImages(dataset, (64, 64), AUGMENTATIONS[name])
+    plain = AugmentedImages(dataset, (64, 64), AUGMENTATIONS["default"])
     for epoch in range(4):
         keys = [Key(epoch, i, mixed=epoch < 2) for i in range(len(dataset))]
         equal = [np.array_equal(mixed[key][0], plain[key][0]) for key in keys]
@@ -340,32 +340,32 @@ def test_keys_that_are_not_mixed_are_those_of_the_recipe_without_mixing(squares,
 
 
 @pytest.mark.parametrize("name", MIXING)
-def test_a_data_set_of_one_picture(squares, name):
+def test_a_data_set_of_one_image(squares, name):
     dataset = open_dataset(squares, "train").subset([0])
-    pictures = AugmentedPictures(dataset, (64, 64), AUGMENTATIONS[name])
+    images = AugmentedImages(dataset, (64, 64), AUGMENTATIONS[name])
     for epoch in range(20):
-        pixels, boxes, labels, title, size = pictures[epoch, 0]
+        pixels, boxes, labels, title, size = images[epoch, 0]
         assert pixels.shape == (64, 64, 3) and len(boxes) == len(labels)
         assert (title, size) == (dataset.names[0], (96, 96))
-    assert len(pictures.cache) == 1
+    assert len(images.cache) == 1
 
 
 def test_partners_come_from_the_cache(squares, monkeypatch):
     dataset = open_dataset(squares, "train")
-    pictures = AugmentedPictures(dataset, (64, 64), AUGMENTATIONS["mosaic"])
+    images = AugmentedImages(dataset, (64, 64), AUGMENTATIONS["mosaic"])
     read = []
-    monkeypatch.setattr("multibox.data.augmented.load_picture", lambda s: read.append(s.name) or load_picture(s))
+    monkeypatch.setattr("multibox.data.augmented.load_image", lambda s: read.append(s.name) or load_image(s))
     for epoch in range(5):
         for index in range(len(dataset)):
-            pictures[epoch, index]
+            images[epoch, index]
     assert sorted(read) == sorted(dataset.names)
 
 
 def test_crowds_of_partners_are_not_asked_for(squares):
     dataset = open_dataset(squares, "train")
     dataset.crowd[:] = True
-    pictures = AugmentedPictures(dataset, (64, 64), AUGMENTATIONS["strong"])
-    assert not any(len(pictures[0, index][2]) for index in range(len(dataset)))
+    images = AugmentedImages(dataset, (64, 64), AUGMENTATIONS["strong"])
+    assert not any(len(images[0, index][2]) for index in range(len(dataset)))
 
 
 @pytest.mark.parametrize(("steps", "until", "mixed"), [(20, 0.85, 17), (1, 0.85, 0), (10, 1.0, 10), (10, 0.0, 0)])
@@ -399,13 +399,13 @@ BEFORE = {
 def test_recipes_without_mixing_are_as_before(squares, name):
     """Boxes and labels by their hash; pixels by the path of that commit, as Pillow's versions may round differently."""
     dataset = open_dataset(squares, "train")
-    pictures = AugmentedPictures(dataset, (64, 80), AUGMENTATIONS[name], seed=3)
+    images = AugmentedImages(dataset, (64, 80), AUGMENTATIONS[name], seed=3)
     digest = hashlib.sha256()
     for epoch, index in [(epoch, index) for epoch in range(3) for index in range(len(dataset))]:
-        pixels, boxes, labels, *_ = pictures[epoch, index]
+        pixels, boxes, labels, *_ = images[epoch, index]
         digest.update(boxes.round(6).tobytes() + labels.tobytes())
         sample = dataset[index]
-        picture = load_picture(sample)
-        view = plan(AUGMENTATIONS[name], picture.size, sample.boxes_xyxy, np.random.default_rng((3, epoch, index)))
-        assert np.array_equal(pixels, render(picture, view, (64, 80), (124, 116, 104)))
+        image = load_image(sample)
+        view = plan(AUGMENTATIONS[name], image.size, sample.boxes_xyxy, np.random.default_rng((3, epoch, index)))
+        assert np.array_equal(pixels, render(image, view, (64, 80), (124, 116, 104)))
     assert digest.hexdigest()[:16] == BEFORE[name]

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from multibox.data.formats import find_splits, open_dataset, read_record_picture
-from multibox.data.formats.records import PictureRecord, read_record, scan, write_record
-from multibox.errors import DataError, PictureError
+from multibox.data.formats import find_splits, open_dataset, read_record_image
+from multibox.data.formats.records import ImageRecord, read_record, scan, write_record
+from multibox.errors import DataError, ImageError
 
 MAGIC = bytes.fromhex("0a23d7ce")
 
@@ -22,9 +22,9 @@ def encoded(size: tuple[int, int] = (256, 128), format: str = "JPEG") -> bytes:
     return stream.getvalue()
 
 
-def by_hand(label: list[float], picture: bytes, key: int = 0) -> bytes:
+def by_hand(label: list[float], image: bytes, key: int = 0) -> bytes:
     """A record as MXNet's documentation describes it, made without our writer."""
-    payload = struct.pack("<IfQQ", len(label), 0.0, key, 0) + struct.pack(f"<{len(label)}f", *label) + picture
+    payload = struct.pack("<IfQQ", len(label), 0.0, key, 0) + struct.pack(f"<{len(label)}f", *label) + image
     return MAGIC + struct.pack("<I", len(payload)) + payload + b"\0" * (-len(payload) % 4)
 
 
@@ -47,7 +47,7 @@ def test_the_layout_of_the_pikachu_files(pikachu: Path) -> None:
     assert train.names == ["11", "4"] and val.names == ["4", "11"] and train.class_names == ("0",)
     assert train[0].boxes_xyxy.tolist() == [[64, 64, 192, 128]] and train[0].size == (256, 128)
     assert train.offsets[0] == 0 and train.paths[0] == pikachu / "train.rec"
-    assert read_record_picture(train.paths[1], train.offsets[1] or 0) == encoded()
+    assert read_record_image(train.paths[1], train.offsets[1] or 0) == encoded()
     (pikachu / "classes.txt").write_text("pikachu\n")
     assert open_dataset(pikachu, "val", class_names=["bird", "pikachu"]).labels.tolist() == [1, 1]
 
@@ -85,9 +85,9 @@ def test_a_broken_label(pikachu: Path, label: list[float], expected: str) -> Non
     assert len(held.labels) == 1 and len(held.notes) == 1
 
 
-def test_a_record_that_holds_no_picture(pikachu: Path) -> None:
-    (pikachu / "val.rec").write_bytes(by_hand([2, 5, 0, 0.1, 0.1, 0.3, 0.3], b"no picture"))
-    with pytest.raises(PictureError, match=r"val\.rec, record 0 at byte 0: its bytes are no picture"):
+def test_a_record_that_holds_no_image(pikachu: Path) -> None:
+    (pikachu / "val.rec").write_bytes(by_hand([2, 5, 0, 0.1, 0.1, 0.3, 0.3], b"no image"))
+    with pytest.raises(ImageError, match=r"val\.rec, record 0 at byte 0: its bytes are no image"):
         open_dataset(pikachu, "val")
 
 
@@ -102,7 +102,7 @@ def test_damaged_files(pikachu: Path) -> None:
         with pytest.raises(DataError, match=expected):
             open_dataset(pikachu, "val")
     (pikachu / "val.rec").write_bytes(b"")
-    with pytest.raises(DataError, match="split 'val' holds no pictures"):
+    with pytest.raises(DataError, match="split 'val' holds no images"):
         open_dataset(pikachu, "val")
     (pikachu / "train.idx").write_text("11\t3\n")
     with pytest.raises(DataError, match=r"train\.idx does not fit .*train\.rec .*delete the \.idx"):
@@ -112,14 +112,14 @@ def test_damaged_files(pikachu: Path) -> None:
         open_dataset(pikachu, "train")
 
 
-def test_a_list_file_with_pictures_beside(tmp_path: Path, picture: Callable[..., Path]) -> None:
-    picture(tmp_path / "pictures" / "a.png")
-    (tmp_path / "train.lst").write_text("0\t2\t5\t1\t0.1\t0.2\t0.5\t0.6\tpictures/a.png\n")
+def test_a_list_file_with_images_beside(tmp_path: Path, image: Callable[..., Path]) -> None:
+    image(tmp_path / "images" / "a.png")
+    (tmp_path / "train.lst").write_text("0\t2\t5\t1\t0.1\t0.2\t0.5\t0.6\timages/a.png\n")
     held = open_dataset(tmp_path)
-    assert held.paths == [tmp_path / "pictures" / "a.png"] and held.offsets == [None]
+    assert held.paths == [tmp_path / "images" / "a.png"] and held.offsets == [None]
     assert held.boxes_xyxy.tolist() == [[10, 10, 50, 30]] and held.labels.tolist() == [1]
-    (tmp_path / "train.lst").write_text("0 2 5 1 pictures/a.png\n")
-    with pytest.raises(DataError, match=r"train\.lst, line 1: expected a number, the label and a picture"):
+    (tmp_path / "train.lst").write_text("0 2 5 1 images/a.png\n")
+    with pytest.raises(DataError, match=r"train\.lst, line 1: expected a number, the label and an image"):
         open_dataset(tmp_path)
 
 
@@ -137,18 +137,18 @@ def test_a_list_beside_names_the_records_if_it_can(pikachu: Path) -> None:
 )
 def test_any_bytes_come_back_even_the_magic_number(tmp_path_factory: pytest.TempPathFactory, pieces, label) -> None:
     path = tmp_path_factory.mktemp("records") / "a.rec"
-    records = [PictureRecord(key, np.array(label, np.float32), b"".join(pieces)) for key in (5, 6)]
+    records = [ImageRecord(key, np.array(label, np.float32), b"".join(pieces)) for key in (5, 6)]
     with path.open("wb") as file:
         positions = [write_record(file, record) for record in records]
     for (offset, got), at, record in zip(scan(path), positions, records, strict=True):
-        assert (offset, got.key, got.picture) == (at, record.key, record.picture)
+        assert (offset, got.key, got.image) == (at, record.key, record.image)
         assert np.array_equal(got.label, record.label)
-        assert read_record(path, at).picture == record.picture
+        assert read_record(path, at).image == record.image
 
 
 def test_a_magic_number_inside_splits_the_record_as_dmlc_does(tmp_path: Path) -> None:
     with (tmp_path / "a.rec").open("wb") as file:
-        write_record(file, PictureRecord(0, np.zeros(1, np.float32), b"abcd" + MAGIC + b"xyz"))
+        write_record(file, ImageRecord(0, np.zeros(1, np.float32), b"abcd" + MAGIC + b"xyz"))
     data = (tmp_path / "a.rec").read_bytes()
     head = 24 + 4 + 4  # header, one float, "abcd"
     assert struct.unpack_from("<II", data) == (0xCED7230A, 1 << 29 | head)

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from multibox.data.augmentation import AUGMENTATIONS
 from multibox.data.formats import open_dataset
-from multibox.data.loading import AugmentedPictures
+from multibox.data.loading import AugmentedImages
 from multibox.data.sampling import EpochBatches, repeat_factors
 from multibox.structures import Sample, pack
 
 
-def labelled(pictures, crowd=()):
-    """Pack pictures given as lists of labels; those of `crowd` hold crowds only."""
+def labelled(images, crowd=()):
+    """Pack images given as lists of labels; those of `crowd` hold crowds only."""
     samples = [
         Sample(
             str(i),
@@ -24,7 +24,7 @@ def labelled(pictures, crowd=()):
             np.zeros(len(labels), bool),
             np.full(len(labels), i in crowd),
         )
-        for i, labels in enumerate(pictures)
+        for i, labels in enumerate(images)
     ]
     return pack(samples, root=Path(), format="voc", split="train", class_names=["a", "b", "c"])
 
@@ -40,16 +40,16 @@ def test_the_uniform_order_is_what_it_always_was():
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "89b6907a79a0d650"
 
 
-def test_a_rare_class_raises_its_pictures():
+def test_a_rare_class_raises_its_images():
     # Shares: a 8 of 8, b 4 of 8, c 1 of 8; the middle one is b's
-    pictures = [[0, 1]] * 4 + [[0]] * 3 + [[0, 2]]
-    assert repeat_factors(labelled(pictures)).tolist() == [1.0] * 7 + [2.0]
+    images = [[0, 1]] * 4 + [[0]] * 3 + [[0, 2]]
+    assert repeat_factors(labelled(images)).tolist() == [1.0] * 7 + [2.0]
 
 
-def test_equal_shares_empty_pictures_and_crowds_repeat_nothing():
+def test_equal_shares_empty_images_and_crowds_repeat_nothing():
     assert repeat_factors(labelled([[0], [1], [2], []])).tolist() == [1.0] * 4
     assert repeat_factors(labelled([[], []])).tolist() == [1.0] * 2
-    # A class that occurs in crowds only is not learnt, so its picture is not called for
+    # A class that occurs in crowds only is not learnt, so its image is not called for
     assert repeat_factors(labelled([[0], [0], [0], [1]], crowd={3})).tolist() == [1.0] * 4
 
 
@@ -101,7 +101,7 @@ def test_a_run_has_exactly_its_steps_and_mixing_ends_where_it_is_told():
     assert plain(order) == plain(EpochBatches(7, 3, steps=5, seed=1))
 
 
-def test_balanced_shows_pictures_in_proportion():
+def test_balanced_shows_images_in_proportion():
     repeats = np.ones(20)
     repeats[3] = 2.5
     keys = [key for batch in EpochBatches(20, 4, 20_000, seed=1, repeats=repeats) for key in batch]
@@ -111,7 +111,7 @@ def test_balanced_shows_pictures_in_proportion():
 
 def test_a_second_copy_is_augmented_in_another_way(squares):
     dataset = open_dataset(squares, "train")
-    pictures = AugmentedPictures(dataset, (64, 64), AUGMENTATIONS["default"], seed=3)
-    first, again, copy = pictures[(2, 1)], pictures[(2, 1)], pictures[(2, 1, 1)]
+    images = AugmentedImages(dataset, (64, 64), AUGMENTATIONS["default"], seed=3)
+    first, again, copy = images[(2, 1)], images[(2, 1)], images[(2, 1, 1)]
     assert np.array_equal(first[0], again[0])
     assert not np.array_equal(first[0], copy[0])

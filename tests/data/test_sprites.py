@@ -8,7 +8,7 @@ from PIL import Image
 
 from multibox.data import sprites
 from multibox.data.formats import open_dataset
-from multibox.data.images import load_picture
+from multibox.data.images import load_image
 from multibox.data.sprites import make_sprites, paste, render
 from multibox.data.sprites_figures import Lamp, cast, class_name, figure, turn
 from multibox.errors import ConfigError, DataError
@@ -34,9 +34,9 @@ def test_nine_tenths_are_for_training(tmp_path):
     train, val = open_dataset(tmp_path / "s", "train"), open_dataset(tmp_path / "s", "val")
     assert (len(train), len(val)) == (18, 2)
     assert train.class_names == val.class_names == (class_name(0),)
-    assert load_picture(train[0]).size == (64, 64)
+    assert load_image(train[0]).size == (64, 64)
     pixels, boxes, labels = render(0, size=64)
-    assert np.array_equal(np.asarray(load_picture(train[0])), pixels)
+    assert np.array_equal(np.asarray(load_image(train[0])), pixels)
     assert np.array_equal(train[0].boxes_xyxy, boxes)
     assert np.array_equal(train[0].labels, labels)
 
@@ -74,6 +74,8 @@ def test_the_box_is_tight_around_the_figure(monkeypatch):
         paste(canvas, colour, cover, x, y)
         laid.append(np.abs(canvas - before).max(axis=-1))
 
+    monkeypatch.setattr(sprites, "clutter", lambda *_: None)
+    monkeypatch.setattr(sprites, "shadow", lambda *_: None)
     monkeypatch.setattr(sprites, "paste", watch)
     for index in range(20):
         laid.clear()

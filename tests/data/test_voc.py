@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from multibox.data.formats import find_splits, open_dataset
-from multibox.errors import DataError, PictureError
+from multibox.errors import DataError, ImageError
 
-Picture = Callable[..., Path]
+AnyImage = Callable[..., Path]
 BOX = "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{corners}</bndbox></object>"
 
 
@@ -23,12 +23,12 @@ def annotation(filename: str, *things: str, size: str = "<width>100</width><heig
 
 
 @pytest.fixture
-def tree(tmp_path: Path, picture: Picture) -> Path:
+def tree(tmp_path: Path, image: AnyImage) -> Path:
     root = tmp_path / "cats"
     (root / "Annotations").mkdir(parents=True)
     (root / "ImageSets" / "Main").mkdir(parents=True)
     for stem in ("a", "b", "c"):
-        picture(root / "JPEGImages" / f"{stem}.jpg")
+        image(root / "JPEGImages" / f"{stem}.jpg")
     (root / "Annotations" / "a.xml").write_text(annotation("a.jpg", thing("dog"), thing("cat", (0, 0, 3.5, 4), 1)))
     (root / "Annotations" / "b.xml").write_text(annotation("b.jpg", thing("cat")))
     (root / "Annotations" / "c.xml").write_text(annotation("c.jpg"))
@@ -71,7 +71,7 @@ def test_boxes_over_the_edge_are_kept_as_written_and_counted(tree: Path) -> None
     xml(tree, annotation("b.jpg", thing(box=(90, 5, 101, 45)), thing(box=(0, 0, 100, 50))))
     held = open_dataset(tree, "train")
     assert held.boxes_xyxy.tolist() == [[90, 5, 101, 45], [0, 0, 100, 50]]
-    assert held.notes == ("1 box ran out of its picture and was kept as written: b.xml",)
+    assert held.notes == ("1 box ran out of its image and was kept as written: b.xml",)
     xml(tree, annotation("b.jpg", thing(box=(90, 5, 101, 45)), size="<width>0</width><height>0</height>"))
     assert open_dataset(tree, "train").notes == ()
 
@@ -111,19 +111,19 @@ def test_a_broken_file_stops_with_its_name_or_is_skipped(tree: Path, text: str |
     assert "c.jpg" in held.names
 
 
-def test_a_missing_picture_says_where_it_was_looked_for(tree: Path) -> None:
+def test_a_missing_image_says_where_it_was_looked_for(tree: Path) -> None:
     (tree / "JPEGImages" / "b.jpg").unlink()
-    with pytest.raises(PictureError) as error:
+    with pytest.raises(ImageError) as error:
         open_dataset(tree, "train")
     assert "b.xml" in sentence(error) and "'b.jpg' is missing" in sentence(error) and "JPEGImages" in sentence(error)
     held = open_dataset(tree, "train", on_bad="skip")
-    assert held.names == ["c.jpg"] and held.notes == ("1 picture without a file was skipped: b.xml",)
+    assert held.names == ["c.jpg"] and held.notes == ("1 image without a file was skipped: b.xml",)
 
 
-def test_a_segmentation_mask_is_not_taken_for_the_photograph(tree: Path, picture: Picture) -> None:
+def test_a_segmentation_mask_is_not_taken_for_the_photograph(tree: Path, image: AnyImage) -> None:
     (tree / "JPEGImages" / "b.jpg").unlink()
-    picture(tree / "SegmentationClass" / "b.png")
-    with pytest.raises(PictureError):
+    image(tree / "SegmentationClass" / "b.png")
+    with pytest.raises(ImageError):
         open_dataset(tree, "train")
 
 
@@ -138,7 +138,7 @@ def test_lists_as_people_write_them(tree: Path) -> None:
     lines = "\ufeffb.jpg\r\n\r\n  c  \r\nb\r\n\r\n"
     (tree / "ImageSets" / "Main" / "train.txt").write_bytes(lines.encode())
     held = open_dataset(tree, "train")
-    assert held.names == ["b.jpg", "c.jpg"] and held.notes == ("1 picture is listed twice and was taken once: b",)
+    assert held.names == ["b.jpg", "c.jpg"] and held.notes == ("1 image is listed twice and was taken once: b",)
 
 
 def test_class_lists_are_no_splits_but_can_be_opened_by_their_second_column(tree: Path) -> None:
@@ -149,8 +149,8 @@ def test_class_lists_are_no_splits_but_can_be_opened_by_their_second_column(tree
     assert open_dataset(tree, "train").names == ["b.jpg", "a.jpg"]
 
 
-def test_a_name_that_ends_in_a_blank_and_a_digit(tree: Path, picture: Picture) -> None:
-    picture(tree / "JPEGImages" / "my cat 1.JPG")
+def test_a_name_that_ends_in_a_blank_and_a_digit(tree: Path, image: AnyImage) -> None:
+    image(tree / "JPEGImages" / "my cat 1.JPG")
     xml(tree, annotation("my cat 1.JPG", thing()), "my cat 1")
     (tree / "ImageSets" / "Main" / "train.txt").write_text("my cat 1\n")
     assert open_dataset(tree, "train").names == ["my cat 1.JPG"]
@@ -158,25 +158,25 @@ def test_a_name_that_ends_in_a_blank_and_a_digit(tree: Path, picture: Picture) -
 
 def test_an_empty_list_is_an_empty_split(tree: Path) -> None:
     (tree / "ImageSets" / "Main" / "train.txt").write_text("\n")
-    with pytest.raises(DataError, match="split 'train' holds no pictures"):
+    with pytest.raises(DataError, match="split 'train' holds no images"):
         open_dataset(tree, "train")
     (tree / "ImageSets" / "Main" / "train.txt").write_text("b\n")
     xml(tree, "<a")
-    with pytest.raises(DataError, match=r"holds no pictures \(1 broken label file was skipped: b\.xml\)"):
+    with pytest.raises(DataError, match=r"holds no images \(1 broken label file was skipped: b\.xml\)"):
         open_dataset(tree, "train", on_bad="skip")
 
 
-def test_two_label_files_for_one_picture(tree: Path) -> None:
+def test_two_label_files_for_one_image(tree: Path) -> None:
     (tree / "ImageSets" / "Main" / "train.txt").unlink()
     (tree / "ImageSets" / "Main" / "val.txt").unlink()
     xml(tree, annotation("b.jpg", thing()), "b (1)")
-    with pytest.raises(DataError, match=r"picture b\.jpg is labelled by .* and .*b \(1\)|b \(1\).*and") as error:
+    with pytest.raises(DataError, match=r"image b\.jpg is labelled by .* and .*b \(1\)|b \(1\).*and") as error:
         open_dataset(tree)
     assert "b.xml" in sentence(error) and "b (1).xml" in sentence(error)
     assert len(open_dataset(tree, on_bad="skip")) == 3
 
 
-def test_one_picture_under_two_names(tree: Path) -> None:
+def test_one_image_under_two_names(tree: Path) -> None:
     (tree / "Annotations" / "copies").mkdir()
     xml(tree, annotation("b.jpg", thing()), "copies/b")
     (tree / "ImageSets" / "Main" / "train.txt").write_text("b\ncopies/b\n")
@@ -185,8 +185,8 @@ def test_one_picture_under_two_names(tree: Path) -> None:
     assert open_dataset(tree, "train", on_bad="skip").names == ["b.jpg"]
 
 
-def test_a_single_file_that_is_no_xml_is_still_a_voc_tree(tmp_path: Path, picture: Picture) -> None:
-    picture(tmp_path / "JPEGImages" / "a.jpg")
+def test_a_single_file_that_is_no_xml_is_still_a_voc_tree(tmp_path: Path, image: AnyImage) -> None:
+    image(tmp_path / "JPEGImages" / "a.jpg")
     (tmp_path / "Annotations").mkdir()
     (tmp_path / "Annotations" / "a.xml").write_text("hello")
     with pytest.raises(DataError, match=r"a\.xml is no XML"):
@@ -206,9 +206,9 @@ def test_a_stale_filename_inside_does_not_mislead(tree: Path) -> None:
     assert open_dataset(tree, "train").paths == [tree / "JPEGImages" / "c.jpg"]
 
 
-def test_roboflow_and_flat_and_nested_trees(tmp_path: Path, picture: Picture) -> None:
+def test_roboflow_and_flat_and_nested_trees(tmp_path: Path, image: AnyImage) -> None:
     for split in ("train", "valid"):
-        picture(tmp_path / "robo" / split / "x.rf.1a2b.jpg")
+        image(tmp_path / "robo" / split / "x.rf.1a2b.jpg")
         (tmp_path / "robo" / split / "x.rf.1a2b.xml").write_text(annotation("x.rf.1a2b.jpg", thing(split)))
     assert find_splits(tmp_path / "robo") == ["train", "valid"]
     val = open_dataset(tmp_path / "robo", "val")
@@ -217,12 +217,12 @@ def test_roboflow_and_flat_and_nested_trees(tmp_path: Path, picture: Picture) ->
     (tmp_path / "pets" / "annotations" / "xmls" / "deep").mkdir(parents=True)
     (tmp_path / "pets" / "annotations" / "xmls" / "deep" / "y.xml").write_text(annotation("y.PNG", thing()))
     (tmp_path / "pets" / "annotations" / "xmls" / "._y.xml").write_bytes(b"\x00\x05\x16\x07")
-    picture(tmp_path / "pets" / "images" / "y.PNG")
+    image(tmp_path / "pets" / "images" / "y.PNG")
     assert open_dataset(tmp_path / "pets").paths == [tmp_path / "pets" / "images" / "y.PNG"]
 
 
-def test_names_that_differ_in_capitals_only(tree: Path, picture: Picture) -> None:
-    picture(tree / "JPEGImages" / "B.jpg")
+def test_names_that_differ_in_capitals_only(tree: Path, image: AnyImage) -> None:
+    image(tree / "JPEGImages" / "B.jpg")
     xml(tree, annotation("B.jpg", thing()), "B")
     (tree / "ImageSets" / "Main" / "train.txt").write_text("b\nB\n")
     assert open_dataset(tree, "train").paths == [tree / "JPEGImages" / "b.jpg", tree / "JPEGImages" / "B.jpg"]
@@ -241,7 +241,7 @@ def test_bccd(shared: Path) -> None:
     assert trainval.class_names == test.class_names == ("Platelets", "RBC", "WBC")
 
 
-def test_voc100_without_pictures_beside(shared: Path) -> None:
+def test_voc100_without_images_beside(shared: Path) -> None:
     held = open_dataset(shared / "voc100" / "gts" / "pascalvoc_format")
     assert (len(held), len(held.labels), int(held.difficult.sum()), len(held.class_names)) == (100, 273, 38, 20)
     assert list(held.class_names) == sorted(held.class_names)

@@ -4,18 +4,18 @@ from pathlib import Path
 import pytest
 
 from multibox.data.formats import find_splits, open_dataset
-from multibox.errors import DataError, PictureError
+from multibox.errors import DataError, ImageError
 
-Picture = Callable[..., Path]
+AnyImage = Callable[..., Path]
 YAML = "path: ../datasets/cats\ntrain: images/train\nval: images/val\ntest:\nnc: 2\nnames: [cat, no]\n"
 
 
 @pytest.fixture
-def tree(tmp_path: Path, picture: Picture) -> Path:
+def tree(tmp_path: Path, image: AnyImage) -> Path:
     root = tmp_path / "cats"
     for split, stems in (("train", "ab"), ("val", "c")):
         for stem in stems:
-            picture(root / "images" / split / f"{stem}.png")
+            image(root / "images" / split / f"{stem}.png")
         (root / "labels" / split).mkdir(parents=True)
     (root / "data.yaml").write_text(YAML)
     label(root, "0 0.5 0.5 0.2 0.4\n1 0.1 0.2 0.2 0.4\n")
@@ -46,7 +46,7 @@ def test_reads_fractions_into_pixels(tree: Path) -> None:
         ("0 0.5 0.5 0.1 0.1\n-1 0.5 0.5 0.2 0.4", "object 2: class -1 is not among"),
         ("0 0.5 0.5 -0.2 0.4", "object 1: xmin is above xmax"),
         ("0 nan 0.5 0.2 0.4", "object 1: a coordinate is no number"),
-        ("0 320 240 20 40", "line 1: expected fractions of the picture from 0 to 1, got 320"),
+        ("0 320 240 20 40", "line 1: expected fractions of the image from 0 to 1, got 320"),
         ("\n0 0.5 0.5 0.2", "line 2: expected class cx cy w h, got 4 values"),
         ("0 0.5 0.5 0.2 0.1 0.9", "line 1: expected class cx cy w h, got 6 values"),
         ("cat 0.5 0.5 0.2 0.1", "line 1: expected a class number"),
@@ -72,23 +72,21 @@ def test_outlines_become_boxes_and_flat_ones_go(tree: Path) -> None:
     )
 
 
-def test_a_label_without_its_picture_and_a_picture_that_is_none(tree: Path) -> None:
+def test_a_label_without_its_image_and_a_image_that_is_none(tree: Path) -> None:
     orphan = label(tree, "0 0.5 0.5 0.1 0.1", "train/zz")
-    with pytest.raises(PictureError, match=r"zz\.txt: its picture is missing from"):
+    with pytest.raises(ImageError, match=r"zz\.txt: its image is missing from"):
         open_dataset(tree, "train")
     assert open_dataset(tree, "train", on_bad="skip").names == ["a.png", "b.png"]
     orphan.unlink()
     (tree / "images" / "train" / "a.png").write_bytes(b"")
-    with pytest.raises(PictureError, match=r"a\.png"):
+    with pytest.raises(ImageError, match=r"a\.png"):
         open_dataset(tree, "train")
-    assert open_dataset(tree, "train", on_bad="skip").notes == ("1 unreadable picture was skipped: a.png",)
+    assert open_dataset(tree, "train", on_bad="skip").notes == ("1 unreadable image was skipped: a.png",)
 
 
 def test_labels_that_are_all_somewhere_else(tree: Path) -> None:
     (tree / "labels").rename(tree / "lables")
-    with pytest.raises(
-        DataError, match=r"none of the 2 pictures of split 'train' has a label file; looked for .*labels"
-    ):
+    with pytest.raises(DataError, match=r"none of the 2 images of split 'train' has a label file; looked for .*labels"):
         open_dataset(tree, "train")
 
 
@@ -108,7 +106,7 @@ def test_a_data_yaml_that_does_not_fit(tree: Path, text: str, expected: str) -> 
     assert "data.yaml" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_data_yaml_from_windows_and_from_roboflow(tree: Path, picture: Picture) -> None:
+def test_a_data_yaml_from_windows_and_from_roboflow(tree: Path, image: AnyImage) -> None:
     text = "\ufefftrain: ..\\images\\train\nval: C:/x/images/val\ntest: ../test/images\nnames:\n  3: cat\n  1: dog\n"
     (tree / "data.yaml").write_bytes(text.replace("\n", "\r\n").encode())
     label(tree, "3 0.5 0.5 0.1 0.1")
@@ -123,19 +121,19 @@ def test_list_files(tree: Path) -> None:
     (tree / "data.yaml").write_text("train: train.txt\nnames: {0: cat, 1: dog}\n")
     held = open_dataset(tree)
     assert held.names == ["a.png", "c.png"] and len(held.labels) == 3
-    assert held.notes == ("1 picture is listed twice and was taken once: a.png",)
+    assert held.notes == ("1 image is listed twice and was taken once: a.png",)
     (tree / "train.txt").write_text("images/train/a.png\nimages/train/q.png\n")
-    with pytest.raises(PictureError, match=r"train\.txt lists 'images/train/q\.png', but the picture is missing"):
+    with pytest.raises(ImageError, match=r"train\.txt lists 'images/train/q\.png', but the image is missing"):
         open_dataset(tree)
     assert len(open_dataset(tree, on_bad="skip")) == 1
 
 
-def test_without_data_yaml(tree: Path, picture: Picture) -> None:
+def test_without_data_yaml(tree: Path, image: AnyImage) -> None:
     (tree / "data.yaml").unlink()
     assert open_dataset(tree, "train").class_names == ("0", "1")  # class 1 is in val only
     (tree / "classes.txt").write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n\r\n")
     assert open_dataset(tree, "val").class_names == ("cat", "dog")
-    flat = picture(tree.parent / "flat" / "IMG 1.JPG").parent
+    flat = image(tree.parent / "flat" / "IMG 1.JPG").parent
     (flat / "IMG 1.txt").write_text("1 0.5 0.5 0.5 0.5\n")
     (flat / "classes.txt").write_text("cat\ndog\n")
     held = open_dataset(flat)

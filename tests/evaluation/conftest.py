@@ -1,4 +1,4 @@
-"""Builders of labelled pictures and detections, real and random."""
+"""Builders of labelled images and detections, real and random."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from multibox.structures import Detections, Sample
 SHARED = Path(__file__).parents[3] / "shared"
 
 
-def make_sample(boxes, labels=None, difficult=None, crowd=None, name="picture") -> Sample:
+def make_sample(boxes, labels=None, difficult=None, crowd=None, name="image") -> Sample:
     count = len(boxes)
     return Sample(
         name=name,
@@ -33,12 +33,12 @@ def make_detections(boxes, scores, labels=None, names=("thing",), precision=np.f
     )
 
 
-def make_random(seed: int, pictures: int = 30, classes: int = 4, flags: bool = True):
-    """Pictures with crowds, difficult objects, equal scores, empty pictures and a class that never occurs."""
+def make_random(seed: int, images: int = 30, classes: int = 4, flags: bool = True):
+    """Images with crowds, difficult objects, equal scores, empty images and a class that never occurs."""
     random = np.random.default_rng(seed)
     names = tuple(f"class {number}" for number in range(classes))
     samples, found = [], []
-    for number in range(pictures):
+    for number in range(images):
         count = int(random.choice([0, 1, 3, 9]))
         size = random.choice([12.0, 50.0, 150.0], (count, 2)) * random.uniform(0.7, 1.3, (count, 2))
         corner = random.uniform(0, 250, (count, 2))
@@ -60,7 +60,7 @@ def make_random(seed: int, pictures: int = 30, classes: int = 4, flags: bool = T
 def read_coco(truth: Path, results: Path):
     """Return samples, detections, class names and the objects' areas as written, by image id.
 
-    Equal scores of different pictures stand in the order of the pictures, and the original tools sort them by id.
+    Equal scores of different images stand in the order of the images, and the original tools sort them by id.
     """
     written, detected = json.loads(truth.read_text()), json.loads(results.read_text())
     detected = detected["annotations"] if isinstance(detected, dict) else detected

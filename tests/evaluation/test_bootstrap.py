@@ -1,4 +1,4 @@
-"""Intervals: matching and weighted precision against the libraries' own, copies of pictures against weights."""
+"""Intervals: matching and weighted precision against the libraries' own, copies of images against weights."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def tables(draw, build):
 @settings(max_examples=80, deadline=None)
 def test_weights_of_one_give_the_figures_themselves(build, data, limit, plus_one):
     table = data.draw(tables(build))
-    ones = weighted(table, np.ones(table.pictures, int), max_detections=limit, plus_one=plus_one)[0]
+    ones = weighted(table, np.ones(table.images, int), max_detections=limit, plus_one=plus_one)[0]
     np.testing.assert_allclose(ones, direct(table, limit, plus_one), atol=1e-9)
 
 
@@ -60,15 +60,15 @@ def test_weights_of_one_give_the_figures_themselves(build, data, limit, plus_one
 def test_weights_of_one_on_random_sets(build, seed, limit):
     samples, found, names = build.random(seed)
     table = columns(found, samples, names)
-    ones = weighted(table, np.ones(table.pictures, int), max_detections=limit)[0]
+    ones = weighted(table, np.ones(table.images, int), max_detections=limit)[0]
     np.testing.assert_allclose(ones, direct(table, limit), atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_weights_give_what_copies_of_the_pictures_give(build, seed):
+def test_weights_give_what_copies_of_the_images_give(build, seed):
     samples, found, names = build.random(seed)
     random = np.random.default_rng(seed)
-    # Equal scores of different detections are ordered by picture, which copies would change
+    # Equal scores of different detections are ordered by image, which copies would change
     for one in found:
         one.scores[:] = random.permutation(np.linspace(0.1, 0.9, 100_000))[: len(one)]
     weights = random.multinomial(len(samples), np.full(len(samples), 1 / len(samples)), 5)
@@ -98,7 +98,7 @@ def test_blocks_of_resamples_change_nothing(build, monkeypatch):
 
 
 def test_an_interval_by_hand(build):
-    """Ten pictures of one object each, seven found: the resampled AP is the binomial share that was found."""
+    """Ten images of one object each, seven found: the resampled AP is the binomial share that was found."""
     samples = [build.sample([[0, 0, 20, 20]]) for _ in range(10)]
     hit, nothing = build.detections([[0, 0, 20, 20]], [0.9]), build.detections([], [])
     ends = intervals(columns([hit] * 7 + [nothing] * 3, samples, ["thing"]), 4000)
@@ -109,7 +109,7 @@ def test_an_interval_by_hand(build):
 
 
 def test_coverage_of_the_true_share(build):
-    """Of 60 data sets of 40 pictures, about 95 % have an interval that holds the share they were drawn with."""
+    """Of 60 data sets of 40 images, about 95 % have an interval that holds the share they were drawn with."""
     random = np.random.default_rng(0)
     hit, nothing = build.detections([[0, 0, 20, 20]], [0.9]), build.detections([], [])
     samples, inside = [build.sample([[0, 0, 20, 20]]) for _ in range(40)], 0

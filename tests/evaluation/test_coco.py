@@ -20,19 +20,19 @@ def oracle(table, areas, max_detections=100):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    def rows(picture, labels, boxes, area):
+    def rows(image, labels, boxes, area):
         xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
         return [
-            {"id": i + 1, "image_id": int(picture[i]), "category_id": int(labels[i]), "bbox": xywh[i].tolist()}
+            {"id": i + 1, "image_id": int(image[i]), "category_id": int(labels[i]), "bbox": xywh[i].tolist()}
             | {"area": float(area[i]), "iscrowd": 0}
             for i in range(len(labels))
         ]
 
-    objects = rows(table.gt_picture, table.gt_labels, table.gt_xyxy, np.where(table.gt_difficult, -1, areas))
+    objects = rows(table.gt_image, table.gt_labels, table.gt_xyxy, np.where(table.gt_difficult, -1, areas))
     for row, crowd in zip(objects, table.gt_crowd, strict=True):
         row["iscrowd"] = int(crowd)
     width, height = (table.boxes_xyxy[:, 2:] - table.boxes_xyxy[:, :2]).T
-    found = rows(table.picture, table.labels, table.boxes_xyxy, width * height)
+    found = rows(table.image, table.labels, table.boxes_xyxy, width * height)
     for row, score in zip(found, table.scores, strict=True):
         row["score"] = float(score)
     sets = []
@@ -40,7 +40,7 @@ def oracle(table, areas, max_detections=100):
         for annotations in (objects, found):
             coco = COCO()
             coco.dataset = {
-                "images": [{"id": number} for number in range(table.pictures)],
+                "images": [{"id": number} for number in range(table.images)],
                 "categories": [{"id": number} for number in range(len(table.class_names))],
                 "annotations": annotations,
             }
@@ -81,8 +81,8 @@ def test_equals_pycocotools_on_random_sets(build, seed):
 
 
 @pytest.mark.parametrize("limit", [2, 10, 12])
-def test_the_limit_is_per_picture_and_class(build, limit):
-    samples, found, names = build.random(3, pictures=10)
+def test_the_limit_is_per_image_and_class(build, limit):
+    samples, found, names = build.random(3, images=10)
     table = columns(found, samples, names)
     precision = oracle(table, box_areas(table), limit)[2] if limit >= 10 else None
     figures = coco_figures(table, max_detections=limit)
@@ -153,7 +153,7 @@ def test_a_difficult_object_counts_for_nothing_once(build):
 
 
 def test_runs_silently(build, capsys):
-    samples, found, names = build.random(0, pictures=5)
+    samples, found, names = build.random(0, images=5)
     coco_figures(columns(found, samples, names))
     assert capsys.readouterr() == ("", "")
 

@@ -63,6 +63,6 @@ def test_labels_without_a_name_are_refused(build):
         evaluate([build.detections([], [])], [build.sample([[0, 0, 9, 9]], [3])], ["thing"])
 
 
-def test_every_picture_needs_its_detections(build):
-    with pytest.raises(ValueError, match="0 for 1 pictures"):
+def test_every_image_needs_its_detections(build):
+    with pytest.raises(ValueError, match="0 for 1 images"):
         columns([], [build.sample([])], ["thing"])

@@ -15,8 +15,8 @@ FAR = [500, 500, 510, 510]
 def plain_ap(samples, found, label, *, threshold=0.5, inclusive=False, extra=1.0):
     """Return (07, area) average precision with loops, straight from the description of the protocol."""
     rows = [
-        (-float(score), picture, box)
-        for picture, detections in enumerate(found)
+        (-float(score), image, box)
+        for image, detections in enumerate(found)
         for box, score, mine in zip(detections.boxes, detections.scores, detections.labels, strict=True)
         if mine == label
     ]
@@ -29,8 +29,8 @@ def plain_ap(samples, found, label, *, threshold=0.5, inclusive=False, extra=1.0
     )
     if total == 0:
         return None, None
-    for _, picture, box in rows:
-        sample, best, which = samples[picture], 0.0, -1
+    for _, image, box in rows:
+        sample, best, which = samples[image], 0.0, -1
         for number, gt in enumerate(sample.boxes_xyxy):
             if sample.labels[number] == label:
                 value = plain_iou([float(v) for v in box], gt, extra)
@@ -39,10 +39,10 @@ def plain_ap(samples, found, label, *, threshold=0.5, inclusive=False, extra=1.0
         if which >= 0 and (best >= threshold if inclusive else best > threshold):
             if sample.difficult[which] or sample.crowd[which]:
                 continue
-            if (picture, which) in used:
+            if (image, which) in used:
                 false += 1
             else:
-                used.add((picture, which))
+                used.add((image, which))
                 true += 1
         else:
             false += 1
@@ -210,7 +210,7 @@ def test_cartucho(build, shared):
 
 
 def toy_truth(build, shared, names):
-    pictures = {}
+    images = {}
     for path in sorted(shared("golden/map_cases/review_toy/gts_vocpascal_format").glob("*.xml")):
         root = ElementTree.parse(path).getroot()
         size = [int(root.findtext(f"size/{key}")) for key in ("width", "height")]
@@ -218,13 +218,13 @@ def toy_truth(build, shared, names):
             [float(o.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")] for o in root.iter("object")
         ]
         labels = [names.index(o.findtext("name")) for o in root.iter("object")]
-        pictures[path.stem] = (size, build.sample(boxes, labels, name=path.stem))
-    return pictures
+        images[path.stem] = (size, build.sample(boxes, labels, name=path.stem))
+    return images
 
 
-def toy_detections(build, shared, pictures, names, kind):
+def toy_detections(build, shared, images, names, kind):
     found = []
-    for stem, (size, _) in pictures.items():
+    for stem, (size, _) in images.items():
         path = shared(f"golden/map_cases/review_toy/dets_{kind}") / f"{stem}.txt"
         classes, rows = read_table(path) if path.exists() else ([], [])
         labels = [int(name) if name.isdigit() else names.index(name) for name in classes]
@@ -240,11 +240,11 @@ def toy_detections(build, shared, pictures, names, kind):
 
 def test_the_toy_set_is_the_same_in_every_format(build, shared):
     names = shared("golden/map_cases/review_toy/voc.names").read_text().split()
-    pictures = toy_truth(build, shared, names)
-    samples = [sample for _, sample in pictures.values()]
+    images = toy_truth(build, shared, names)
+    samples = [sample for _, sample in images.values()]
     places = ["abs_xywh", "abs_xyx2y2", "rel_xcycwh"]
     kinds = [f"{who}_{place}" for who in ("classid", "classname") for place in places]
-    figures = [figures_of(samples, toy_detections(build, shared, pictures, names, kind), names) for kind in kinds]
+    figures = [figures_of(samples, toy_detections(build, shared, images, names, kind), names) for kind in kinds]
     folder = shared("golden/map_cases/review_toy")
     truth, results = folder / "gts_coco_format/toy_example_coco.JSON", folder / "dets_coco_format/coco_dets.json"
     coco_samples, coco_found, coco_names, _ = build.coco(truth, results)
@@ -252,6 +252,6 @@ def test_the_toy_set_is_the_same_in_every_format(build, shared):
     figures.append(figures_of(coco_samples, coco_found, coco_names))
     per_class = [{name: ap for name, ap in one["voc12"]["per_class"].items() if ap is not None} for one in figures]
     assert all(one == pytest.approx(per_class[0], abs=1e-9) for one in per_class)
-    found = toy_detections(build, shared, pictures, names, kinds[0])
+    found = toy_detections(build, shared, images, names, kinds[0])
     plain = {name: plain_ap(samples, found, names.index(name))[1] for name in per_class[0]}
     assert per_class[0] == pytest.approx(plain, abs=1e-12)

@@ -49,8 +49,8 @@ def make_detector(preset, size, names=("a", "b", "c"), **changes):
         for _, layer in detector.model.heads.class_layers():
             layer.weight.normal_(0, 0.3, generator=generator)
             layer.bias.zero_()
-        pictures = torch.randint(0, 256, (2, 3, size, size), generator=generator).float()
-        spread = detector.model(pictures).logits.std()
+        images = torch.randint(0, 256, (2, 3, size, size), generator=generator).float()
+        spread = detector.model(images).logits.std()
         for _, layer in detector.model.heads.class_layers():
             layer.weight.mul_(2 / spread)
     return detector

@@ -18,7 +18,7 @@ from multibox.benchmarking.measurement import bench
 from multibox.benchmarking.parts import openvino_network
 from multibox.benchmarking.subjects import PARTS, exported_subject
 from multibox.benchmarking.torchvision_peer import EXACT, agree, eager_subject
-from multibox.benchmarking.workload import LOADS, synthetic_outputs, synthetic_pictures
+from multibox.benchmarking.workload import LOADS, synthetic_images, synthetic_outputs
 from multibox.exporting import export
 from multibox.models.build import measure
 
@@ -45,9 +45,9 @@ def test_the_parts_are_the_whole(subject, tiny):
     eager = eager_subject(tiny, "float32")
     assert subject.flops == eager.flops == 2 * measure(tiny.config, 3).multiply_adds
     assert subject.outputs == eager.outputs
-    pictures = synthetic_pictures(3, (64, 64))
-    assert agree("both", eager.predict(pictures), subject.predict(pictures), EXACT).detections > 100
-    times = subject.run(synthetic_pictures(2, (50, 40)))
+    images = synthetic_images(3, (64, 64))
+    assert agree("both", eager.predict(images), subject.predict(images), EXACT).detections > 100
+    times = subject.run(synthetic_images(2, (50, 40)))
     assert set(times) == {*PARTS, WHOLE} and all(value > 0 for value in times.values())
     for load in LOADS:
         outputs = synthetic_outputs(load, (2, *eager.outputs), "softmax", eager.threshold)
@@ -71,7 +71,7 @@ def test_without_onnx_only_the_whole_is_timed(file, monkeypatch):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
     found = exported_subject(file, 1)
     assert found.how == subjects.UNCUT and found.post is None
-    assert set(found.run(synthetic_pictures(1, (50, 40)))) == {WHOLE}
+    assert set(found.run(synthetic_images(1, (50, 40)))) == {WHOLE}
 
 
 def test_a_report_of_a_file(file, monkeypatch):
@@ -117,8 +117,8 @@ runpy.run_path(script, run_name="__main__")
 def test_a_fresh_process_without_torch_starts(file, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     script = importlib.import_module("runtime_start")
-    Image.new("RGB", (50, 40)).save(tmp_path / "picture.jpg")
+    Image.new("RGB", (50, 40)).save(tmp_path / "image.jpg")
     for engine in ("openvino", "onnxruntime"):
-        found = script.start(file, engine, tmp_path / "picture.jpg")
+        found = script.start(file, engine, tmp_path / "image.jpg")
         assert found["engine"].lower() == engine
         assert len(found["seconds"]) == len(script.PARTS) and 20 < found["megabytes"] < 2000

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import multibox
-from multibox.data.images import resize_picture
+from multibox.data.images import resize_image
 from multibox.errors import ConfigError, DataError
 from multibox.exporting import ExportOptions, VerificationError, export
 from multibox.exporting.runtimes import run_onnx, run_openvino
@@ -52,7 +52,7 @@ def limits(config, **changed):
 def eager(detector, batch, **changed):
     config = detector.config.updated({f"post.{name}": value for name, value in changed.items()})
     size = config.model.input_size
-    pixels = np.stack([np.asarray(resize_picture(Image.fromarray(each), size)) for each in batch])
+    pixels = np.stack([np.asarray(resize_image(Image.fromarray(each), size)) for each in batch])
     outputs = detector.model(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     return detect(outputs, [(batch.shape[2], batch.shape[1])] * len(batch), config, detector.names)
 
@@ -65,7 +65,7 @@ def found_in(answer, names):
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 @pytest.mark.parametrize("name", ["tiny", "lite"])
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_pictures_of_the_input_size_give_eagers_detections(files, tiny, lite, name, suffix, count, noise):
+def test_images_of_the_input_size_give_eagers_detections(files, tiny, lite, name, suffix, count, noise):
     detector = {"tiny": tiny, "lite": lite}[name]
     batch = noise(count, *detector.config.model.input_size)
     answer = open_file(files / f"{name}{suffix}")({"images": batch, **limits(detector.config)})
@@ -302,7 +302,7 @@ def test_a_failed_verification_leaves_no_file(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize("dialect", ["raw", "ultralytics", "jetson"])
 def test_dialects(tiny, dialect, tmp_path, noise):
     report = export(tiny, tmp_path / "model.onnx", ExportOptions(dialect=dialect))
-    assert report["pictures"] > 0
+    assert report["images"] > 0
     run = open_file(tmp_path / "model.onnx")
     batch = noise(2, 64, 64)
     if dialect == "jetson":

@@ -136,7 +136,7 @@ def test_boxes_clipped_to_nothing_are_dropped(case):
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_one_class_and_a_picture_without_detections(runtime, score, tmp_path):
+def test_one_class_and_a_image_without_detections(runtime, score, tmp_path):
     config = config_of("plain").updated({"model.score": score})
     anchors = make_anchors(config.anchors, SHAPES, config.model.input_size).numpy()
     run = open_in(runtime, build(graph(config, anchors, NAMES[:1])), tmp_path)

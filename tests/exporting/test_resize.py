@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from multibox.data.images import resize_picture
+from multibox.data.images import resize_image
 from multibox.exporting.graph_parts import resize
 
 from .conftest import RUNTIMES, build, open_in
@@ -28,7 +28,7 @@ def runs(request, tmp_path_factory):
 
 
 def expected(batch, size):
-    return np.stack([np.asarray(resize_picture(Image.fromarray(x), size)) for x in batch]).transpose(0, 3, 1, 2)
+    return np.stack([np.asarray(resize_image(Image.fromarray(x), size)) for x in batch]).transpose(0, 3, 1, 2)
 
 
 def check(run, size, batch):

@@ -10,7 +10,7 @@ import pytest
 
 import multibox
 from multibox.api import evaluate, find_all, open_for
-from multibox.errors import ConfigError, MissingExtraError, PictureError, WeightsError
+from multibox.errors import ConfigError, ImageError, MissingExtraError, WeightsError
 from multibox.exporting import ExportOptions, export
 from multibox.exporting.verify import match
 from multibox.inference.detector import Detector
@@ -45,7 +45,7 @@ def agree(found, wanted, side):
 
 
 def test_it_needs_no_torch(files, noise, tmp_path):
-    np.save(tmp_path / "picture.npy", noise(50, 70))
+    np.save(tmp_path / "image.npy", noise(50, 70))
     code = """
 import sys
 
@@ -66,7 +66,7 @@ assert callable(openvino.convert_model) and not hasattr(openvino, "nothing")
 print("fine")
 """
     for name in ("model.onnx", "model.xml"):
-        arguments = [sys.executable, "-c", code, str(files / name), str(tmp_path / "picture.npy")]
+        arguments = [sys.executable, "-c", code, str(files / name), str(tmp_path / "image.npy")]
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
         assert done.stdout == "fine\n", done.stderr
 
@@ -93,10 +93,10 @@ print("fine")
 
 
 def test_threads_get_their_own_answers(exported, noise):
-    pictures = [noise(40, 60), noise(64, 64)[::-1], noise(90, 30)]
-    wanted = [exported.predict(picture, THRESHOLD) for picture in pictures]
+    images = [noise(40, 60), noise(64, 64)[::-1], noise(90, 30)]
+    wanted = [exported.predict(image, THRESHOLD) for image in images]
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda picture: exported.predict(picture, THRESHOLD), pictures * 8))
+        found = list(pool.map(lambda image: exported.predict(image, THRESHOLD), images * 8))
     for one, same in zip(found, wanted * 8, strict=True):
         assert len(one) == len(same) > 0
         np.testing.assert_array_equal(one.boxes, same.boxes)
@@ -104,17 +104,17 @@ def test_threads_get_their_own_answers(exported, noise):
 
 def test_it_answers_what_the_detector_answers(exported, tiny, noise):
     # Of the network's size, so that rounding in the resize plays no part
-    picture = noise(64, 64)
-    agree(exported.predict(picture, THRESHOLD), tiny.predict(picture, THRESHOLD), 64)
+    image = noise(64, 64)
+    agree(exported.predict(image, THRESHOLD), tiny.predict(image, THRESHOLD), 64)
     assert exported.names == tiny.names
 
 
 def test_a_list_keeps_its_order_whatever_the_sizes(exported, noise):
-    pictures = [noise(64, 64) for _ in range(20)]
-    pictures[3:3] = [noise(40, 90)]
-    one_by_one = [exported.predict(picture, THRESHOLD) for picture in pictures]
-    for found, alone, picture in zip(exported.predict(pictures, THRESHOLD), one_by_one, pictures, strict=True):
-        agree(found, alone, max(picture.shape))
+    images = [noise(64, 64) for _ in range(20)]
+    images[3:3] = [noise(40, 90)]
+    one_by_one = [exported.predict(image, THRESHOLD) for image in images]
+    for found, alone, image in zip(exported.predict(images, THRESHOLD), one_by_one, images, strict=True):
+        agree(found, alone, max(image.shape))
     assert exported.predict([]) == []
 
 
@@ -122,9 +122,9 @@ def test_thresholds_of_the_classes_travel_along(tiny, noise, tmp_path):
     least = (0.1, 0.9, 0.5)
     detector = Detector(tiny.model, tiny.config.updated({"post.thresholds": least}), tiny.names)
     export(detector, tmp_path / "model.onnx")
-    picture = noise(64, 64)
-    found = multibox.load(tmp_path / "model.onnx", precision="float32").predict(picture)
-    agree(found, detector.predict(picture), 64)
+    image = noise(64, 64)
+    found = multibox.load(tmp_path / "model.onnx", precision="float32").predict(image)
+    agree(found, detector.predict(image), 64)
     assert (found.scores >= np.array(least)[found.labels]).all()
     assert {0, 2} <= set(found.labels.tolist())
 
@@ -179,9 +179,9 @@ def test_openvinos_file_needs_openvino(files, monkeypatch):
         multibox.load(files / "model.xml")
 
 
-def test_pictures_that_are_none(exported):
+def test_images_that_are_none(exported):
     for wrong in (np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 3)), np.zeros((5, 5), np.uint8)):
-        with pytest.raises(PictureError, match=r"must be uint8 RGB \[H, W, 3\]"):
+        with pytest.raises(ImageError, match=r"must be uint8 RGB \[H, W, 3\]"):
             exported.predict(wrong)
 
 

@@ -67,9 +67,9 @@ def test_outputs_equal_gluoncv(golden, side, seeded_weights):
     assert checkpoint.names == ("a", "b", "c")
     model = build_model(checkpoint.config, 3).eval()
     model.load_state_dict(dict(checkpoint.state))
-    picture = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     with torch.inference_mode():
-        outputs = model(torch.from_numpy(picture).permute(2, 0, 1)[None])
+        outputs = model(torch.from_numpy(image).permute(2, 0, 1)[None])
     rows = golden[f"rows_{side}"]
     anchors = make_anchors(checkpoint.config.anchors, outputs.feature_shapes, checkpoint.config.model.input_size)
     assert len(anchors) == outputs.logits.shape[1] == {300: 8732, 512: 24564}[side]

@@ -49,9 +49,9 @@ def test_outputs_and_boxes_are_those_of_its_own_code(golden, seeded):
     assert found.names == tuple(VOC)
     model = build_model(found.config, len(VOC)).eval()
     model.load_state_dict(found.state)
-    picture = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
     with torch.inference_mode():
-        outputs = model(torch.from_numpy(picture).permute(2, 0, 1)[None])
+        outputs = model(torch.from_numpy(image).permute(2, 0, 1)[None])
     anchors = make_anchors(found.config.anchors, outputs.feature_shapes, (300, 300))
     boxes = decode(outputs.offsets[0], anchors, found.config.model.variances)
     rows = golden["rows"]

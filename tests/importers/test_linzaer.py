@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from multibox.data.images import read_picture, resize_picture
+from multibox.data.images import read_image, resize_image
 from multibox.errors import WeightsError
 from multibox.importers import import_file
 from multibox.importers.pytorch_ssds import read_linzaer
@@ -69,8 +69,8 @@ def test_outputs_equal_onnxruntime_on_another_photograph(detector, folder, share
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(folder / f"{RAW}.onnx", options, providers=["CPUExecutionProvider"])
-    picture = np.asarray(resize_picture(read_picture(shared / "data/photos/person.jpg"), (240, 320)))
-    image = picture.transpose(2, 0, 1)[None].astype(np.float32)
+    pixels = np.asarray(resize_image(read_image(shared / "data/photos/person.jpg"), (240, 320)))
+    image = pixels.transpose(2, 0, 1)[None].astype(np.float32)
     scores, offsets = session.run(None, {"input": (image - 127) / 128})
     outputs = run(detector, image)
     np.testing.assert_allclose(outputs.logits.softmax(2), scores, rtol=0, atol=1e-4)
@@ -79,7 +79,7 @@ def test_outputs_equal_onnxruntime_on_another_photograph(detector, folder, share
 
 @pytest.mark.parametrize("name", FACES)
 def test_the_same_faces_are_found(detector, folder, name):
-    """Boxes in their list may leave the picture; ours are cut to it."""
+    """Boxes in their list may leave the image; ours are cut to it."""
     listed = json.loads((folder / "reference_version-RFB-320.json").read_text())["images"][name]
     found = detector.predict(folder / name, threshold=SCORE)
     width, height = listed["size"]

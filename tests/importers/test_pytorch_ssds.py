@@ -98,9 +98,9 @@ def test_outputs_and_anchors_equal_the_originals(golden, case, tmp_path, seeded_
     model = build_model(found.config, len(VOC)).eval()
     model.load_state_dict(found.state)
     size = expected["size"]
-    picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     with torch.inference_mode():
-        outputs = model(torch.from_numpy(picture).permute(2, 0, 1)[None])
+        outputs = model(torch.from_numpy(image).permute(2, 0, 1)[None])
     rows, ends = golden[f"{case}.rows"], np.cumsum(expected["levels"])
     assert outputs.logits.shape[1] == ends[-1]
     for name, ours in (("logits", outputs.logits), ("offsets", outputs.offsets)):

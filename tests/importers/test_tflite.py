@@ -54,9 +54,9 @@ def graph(folder):
 def raw(folder):
     """Their 8-bit answer to cats_and_dogs.jpg: input, logits without background, offsets in our order."""
     with np.load(folder / "reference_raw_cats_and_dogs.npz") as arrays:
-        picture = torch.from_numpy(arrays["input_uint8_nhwc"]).permute(0, 3, 1, 2)
+        image = torch.from_numpy(arrays["input_uint8_nhwc"]).permute(0, 3, 1, 2)
         logits = torch.from_numpy(arrays["raw_logits"])[..., 1:]
-        return picture, logits, torch.from_numpy(arrays["raw_offsets_tytxthtw"])[..., [1, 0, 3, 2]]
+        return image, logits, torch.from_numpy(arrays["raw_offsets_tytxthtw"])[..., [1, 0, 3, 2]]
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,9 @@ def test_config_and_names_are_those_of_the_file(detector, folder):
 
 def test_outputs_are_as_near_as_8_bits_allow(detector, raw):
     """Measured means: offsets 0.050 of 1.13, logits 0.042."""
-    picture, logits, offsets = raw
+    image, logits, offsets = raw
     with torch.inference_mode():
-        outputs = detector.model(picture)
+        outputs = detector.model(image)
     assert outputs.feature_shapes == MAPS
     assert outputs.offsets.shape == offsets.shape
     assert (outputs.offsets - offsets).abs().mean() < 0.06
@@ -110,7 +110,7 @@ def test_outputs_are_as_near_as_8_bits_allow(detector, raw):
 
 
 def test_anchors_are_those_of_the_file_to_8_bits(detector, graph):
-    """Measured: corners differ by up to 0.0048 of the picture."""
+    """Measured: corners differ by up to 0.0048 of the image."""
     anchors = make_anchors(detector.config.anchors, MAPS, (300, 300)).numpy()
     np.testing.assert_allclose(anchors, corners(graph.anchors_yxhw), rtol=0, atol=0.005)
 
@@ -151,10 +151,10 @@ def test_what_it_finds_is_found(detector, listed, shared):
     Ours finds more: there, a box of one class suppresses those of others.
     """
     count = 0
-    for name, picture in listed.items():
+    for name, image in listed.items():
         found = detector.predict(shared / name, threshold=0.2)
-        limits = (*picture["size"], *picture["size"])
-        for each in picture["detections"]:
+        limits = (*image["size"], *image["size"])
+        for each in image["detections"]:
             if each["score"] >= 0.35:
                 overlap = iou(np.array(each["xyxy_px"]).clip(0, limits), found.boxes)
                 labels = np.array([found.names[label] for label in found.labels])
@@ -174,7 +174,7 @@ def test_what_it_finds_is_found(detector, listed, shared):
     ids=["coco", "voc"],
 )
 def test_precision_is_at_least_that_of_8_bits(detector, folder, shared, data, split, rename, reference):
-    """Measured with 10 detections a picture: 0.207 (8 bits 0.193) on COCO, 0.386 (0.364) on VOC.
+    """Measured with 10 detections an image: 0.207 (8 bits 0.193) on COCO, 0.386 (0.364) on VOC.
 
     Most of the gain is suppression class by class; the rest is float32.
     """

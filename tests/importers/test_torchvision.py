@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models.detection import SSD300_VGG16_Weights, ssd300_vgg16, ssdlite, ssdlite320_mobilenet_v3_large
 
-from multibox.data.images import read_picture, resize_picture
+from multibox.data.images import read_image, resize_image
 from multibox.errors import WeightsError
 from multibox.importers import import_file, torchvision
 from multibox.inference.detector import load
@@ -54,9 +54,9 @@ def train_quickly(case, model, seeded_weights):
             # Nearer to linear: rounding errors must not grow from layer to layer
             module.bias += 1
     model.train()
-    pictures = noise(1 if case == "ssd300" else 8, SIZES[case])
-    images, _ = model.transform(list(tensors(pictures) / 255))
-    features = list(model.backbone(images.tensors).values())
+    images = noise(1 if case == "ssd300" else 8, SIZES[case])
+    batch, _ = model.transform(list(tensors(images) / 255))
+    features = list(model.backbone(batch.tensors).values())
     model.head(features)
     model.eval()
     branches = (model.head.classification_head, model.head.regression_head)
@@ -74,17 +74,17 @@ def train_quickly(case, model, seeded_weights):
     return model
 
 
-def tensors(pictures):
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+def tensors(images):
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def noise(count, size):
-    """Return pictures with the spectrum of photographs: large blobs of colour, smaller ones, and grain."""
+    """Return images with the spectrum of photographs: large blobs of colour, smaller ones, and grain."""
     rng = np.random.default_rng(3)
 
     def blobs(cells):
-        picture = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
-        return np.asarray(resize_picture(picture, (size, size)))
+        image = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
+        return np.asarray(resize_image(image, (size, size)))
 
     return [
         (0.5 * blobs(4) + 0.3 * blobs(16) + 0.15 * blobs(64) + 0.05 * blobs(size)).astype(np.uint8)
@@ -139,14 +139,14 @@ def matched(theirs, ours, most):
     return (same.sum(1) == 1) | (scores < last + 1e-5), (same.sum(0) == 1) | (ours.scores < last + 1e-5)
 
 
-def check(trained, case, pictures):
+def check(trained, case, images):
     theirs, ours = trained(case)
-    images, size, post = tensors(pictures), SIZES[case], ours.config.post
+    batch, size, post = tensors(images), SIZES[case], ours.config.post
     assert (theirs.score_thresh, theirs.nms_thresh) == (post.score_threshold, post.nms_threshold)
     assert (theirs.topk_candidates, theirs.detections_per_img) == (post.pre_nms_topk, post.max_detections)
-    raw, anchors, wanted = run_theirs(theirs, images)
+    raw, anchors, wanted = run_theirs(theirs, batch)
     with torch.inference_mode():
-        outputs = ours.model(images)
+        outputs = ours.model(batch)
     torch.testing.assert_close(outputs.logits, raw["cls_logits"], rtol=0, atol=1e-4)
     torch.testing.assert_close(outputs.offsets, raw["bbox_regression"], rtol=0, atol=1e-4)
     own_anchors = make_anchors(ours.config.anchors, outputs.feature_shapes, (size, size)) * size
@@ -156,7 +156,7 @@ def check(trained, case, pictures):
     candidates = (scores > post.score_threshold).sum((1, 2)).tolist()
     equal_input = HeadOutputs(raw["cls_logits"], raw["bbox_regression"], outputs.feature_shapes)
     found, end_to_end = (
-        detect(each, [(size, size)] * len(pictures), ours.config, ours.names) for each in (equal_input, outputs)
+        detect(each, [(size, size)] * len(images), ours.config, ours.names) for each in (equal_input, outputs)
     )
     for one, other, whole, count in zip(wanted, found, end_to_end, candidates, strict=True):
         assert len(one["scores"]) > 50
@@ -171,7 +171,7 @@ def check(trained, case, pictures):
 @pytest.mark.parametrize("case", [pytest.param("ssd300", marks=pytest.mark.slow), "ssdlite"])
 def test_outputs_and_detections_on_photographs(trained, shared, case):
     size = (SIZES[case], SIZES[case])
-    photos = [resize_picture(read_picture(shared / f"data/photos/{name}.jpg"), size) for name in PHOTOS]
+    photos = [resize_image(read_image(shared / f"data/photos/{name}.jpg"), size) for name in PHOTOS]
     check(trained, case, [np.asarray(photo) for photo in photos])
 
 

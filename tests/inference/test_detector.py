@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 import multibox
-from multibox.errors import ConfigError, PictureError, WeightsError
+from multibox.errors import ConfigError, ImageError, WeightsError
 
 
 @pytest.fixture(scope="module")
 def detector():
-    """A TinySSD that always sees one dog: the first anchor of the one-cell map, .06 to .94 of any picture."""
+    """A TinySSD that always sees one dog: the first anchor of the one-cell map, .06 to .94 of any image."""
     made = multibox.create("tinyssd", ["cat", "dog"], recipe="d2l")
     heads = made.model.heads
     with torch.no_grad():
@@ -34,12 +34,12 @@ def check(found, width, height):
     assert found.boxes[0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_every_form_of_a_picture_gives_pixels_of_the_original(detector, tmp_path):
-    picture = Image.new("RGB", (640, 200), (9, 99, 199))
-    picture.save(tmp_path / "a.png")
-    for form in (picture, np.asarray(picture), tmp_path / "a.png", str(tmp_path / "a.png")):
+def test_every_form_of_a_image_gives_pixels_of_the_original(detector, tmp_path):
+    image = Image.new("RGB", (640, 200), (9, 99, 199))
+    image.save(tmp_path / "a.png")
+    for form in (image, np.asarray(image), tmp_path / "a.png", str(tmp_path / "a.png")):
         check(detector.predict(form), 640, 200)
-    found = detector.predict([picture] * 20)
+    found = detector.predict([image] * 20)
     assert len(found) == 20
     check(found[19], 640, 200)
     assert detector.predict([]) == []
@@ -47,47 +47,47 @@ def test_every_form_of_a_picture_gives_pixels_of_the_original(detector, tmp_path
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16", "1"])
 def test_every_mode_is_accepted(detector, tmp_path, mode):
-    picture = Image.new(mode, (50, 70), 1)
+    image = Image.new(mode, (50, 70), 1)
     suffix = "tif" if mode == "CMYK" else "png"
-    picture.save(tmp_path / f"a.{suffix}")
+    image.save(tmp_path / f"a.{suffix}")
     check(detector.predict(tmp_path / f"a.{suffix}"), 50, 70)
-    check(detector.predict(picture), 50, 70)
+    check(detector.predict(image), 50, 70)
 
 
 def test_boxes_follow_the_exif_orientation(detector, tmp_path):
-    picture = Image.new("RGB", (60, 20))
+    image = Image.new("RGB", (60, 20))
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.save(tmp_path / "a.jpg", exif=exif)
+    image.save(tmp_path / "a.jpg", exif=exif)
     check(detector.predict(tmp_path / "a.jpg"), 20, 60)
     with Image.open(tmp_path / "a.jpg") as opened:
         check(detector.predict(opened), 20, 60)
 
 
 def test_the_threshold_counts(detector):
-    picture = Image.new("RGB", (50, 50))
-    assert len(detector.predict(picture, threshold=0.95)) == 0
-    assert len(detector.predict(picture, threshold=0.0)) > 1
+    image = Image.new("RGB", (50, 50))
+    assert len(detector.predict(image, threshold=0.95)) == 0
+    assert len(detector.predict(image, threshold=0.0)) > 1
 
 
 def test_without_a_threshold_each_class_has_its_own():
     made = multibox.create("tinyssd", ["cat", "dog"], recipe="d2l")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8))
-    everything = made.predict(picture, threshold=0.0)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8))
+    everything = made.predict(image, threshold=0.0)
     assert len(set(everything.labels.tolist())) == 2
     least = [float(np.sort(everything.scores[everything.labels == label])[-3]) for label in (0, 1)]
     made.config = made.config.updated({"post.thresholds": least})
-    found = made.predict(picture)
+    found = made.predict(image)
     wanted = everything.scores >= np.array(least, np.float64)[everything.labels]
     assert found == everything[wanted]
     # The score that was found as the threshold is itself reported
     assert [float(found.scores[found.labels == label].min()) for label in (0, 1)] == least
-    assert made.predict(picture, threshold=0.0) == everything
+    assert made.predict(image, threshold=0.0) == everything
     made.config = made.config.updated({"post.thresholds": ()})
-    assert made.predict(picture) == everything[everything.scores > 0.3]
+    assert made.predict(image) == everything[everything.scores > 0.3]
     made.config = made.config.updated({"post.thresholds": [0.5]})
     with pytest.raises(ConfigError, match=r"post.thresholds has 1 values for 2 classes \(cat, dog\)"):
-        made.predict(picture)
+        made.predict(image)
 
 
 @pytest.mark.parametrize("preset", ["tinyssd", "ssdlite320-mobilenetv3"])
@@ -122,9 +122,9 @@ def test_a_quickened_detector_finds_the_same(preset):
 
 
 def test_mistakes(detector, tmp_path):
-    with pytest.raises(PictureError, match=r"uint8 RGB \[H, W, 3\], got float64 \[4, 4, 3\]"):
+    with pytest.raises(ImageError, match=r"uint8 RGB \[H, W, 3\], got float64 \[4, 4, 3\]"):
         detector.predict(np.zeros((4, 4, 3)))
-    with pytest.raises(PictureError, match=r"nothing\.png"):
+    with pytest.raises(ImageError, match=r"nothing\.png"):
         detector.predict(tmp_path / "nothing.png")
     with pytest.raises(WeightsError, match="neither best"):
         multibox.load(tmp_path)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import multibox
-from multibox.errors import ConfigError, PictureError
+from multibox.errors import ConfigError, ImageError
 from multibox.exporting import export
 from multibox.inference import inputs
 
@@ -94,7 +94,7 @@ def test_a_broken_file_half_way_is_named_and_nothing_hangs(detector, pixels, tmp
     Image.fromarray(pixels).save(tmp_path / "a.png")
     paths = [tmp_path / "a.png"] * 40
     paths[30] = tmp_path / "no.png"
-    with pytest.raises(PictureError, match=r"no\.png"):
+    with pytest.raises(ImageError, match=r"no\.png"):
         detector.predict(paths)
     found = detector.predict(iter(paths))
     assert len(next(found)) >= 0
@@ -125,14 +125,14 @@ def test_a_broken_file_half_way_is_named_and_nothing_hangs(detector, pixels, tmp
     ],
 )
 def test_what_is_no_image_gets_a_sentence(eager, given, sentence):
-    with pytest.raises(PictureError, match=sentence):
+    with pytest.raises(ImageError, match=sentence):
         eager.predict(given)
 
 
 def test_a_folder_and_a_missing_file(detector, tmp_path):
-    with pytest.raises(PictureError, match="is a folder"):
+    with pytest.raises(ImageError, match="is a folder"):
         detector.predict(tmp_path)
-    with pytest.raises(PictureError, match=r"no\.jpg"):
+    with pytest.raises(ImageError, match=r"no\.jpg"):
         detector.predict(str(tmp_path / "no.jpg"))
 
 

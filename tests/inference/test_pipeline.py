@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from multibox.errors import PictureError
+from multibox.errors import ImageError
 from multibox.inference import streaming as pipeline
-from multibox.inference.results import PictureResult, result_files
+from multibox.inference.results import ImageResult, result_files
 from multibox.inference.streaming import Seen, drawing, predict_stream
 from multibox.limits import decoding_threads
 from multibox.structures import Detections
@@ -71,7 +71,7 @@ def test_an_image_that_cannot_be_read_is_its_own_result(greys):
     greys[3].write_bytes(b"")
     greys[39].unlink()
     seen = list(predict_stream(Fake(), greys))
-    assert [index for index, each in enumerate(seen) if isinstance(each.found, PictureError)] == [3, 39]
+    assert [index for index, each in enumerate(seen) if isinstance(each.found, ImageError)] == [3, 39]
     assert seen[3].image is None and "is empty" in str(seen[3].found)
     assert levels(seen[4:39]) == list(range(4, 39))
     assert list(predict_stream(Fake(), [])) == []
@@ -151,7 +151,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     try:
         with result_files(stems, NAMES, **places) as add:
             for index, seen in enumerate(predict_stream(Crowd(), paths)):
-                add(index, PictureResult(stems[index], 128, 128, seen.found))
+                add(index, ImageResult(stems[index], 128, 128, seen.found))
                 if index in (199, 799):
                     peaks.append(tracemalloc.get_traced_memory()[1])
     finally:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from multibox.errors import DataError
-from multibox.inference.results import PictureResult, distinct_names, read_predictions, result_files, write_results
+from multibox.inference.results import ImageResult, distinct_names, read_predictions, result_files, write_results
 from multibox.structures import Detections
 
 NAMES = ("cat", "dog")
@@ -14,7 +14,7 @@ def result(file, boxes=((10, 20, 30, 60),), labels=(1,), scores=(0.87,), size=(1
     found = Detections(
         np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(labels, np.int64), NAMES
     )
-    return PictureResult(file, *size, found)
+    return ImageResult(file, *size, found)
 
 
 EMPTY = result("b/000000000140.jpg", (), (), ())
@@ -46,7 +46,7 @@ def test_coco_results(tmp_path):
     assert json.loads((tmp_path / "c.json").read_text())[0]["image_id"] == "cat"
 
 
-def test_yolo_text_one_file_a_picture(tmp_path):
+def test_yolo_text_one_file_a_image(tmp_path):
     write_results([result("a/x.jpg"), result("b/x.jpg", (), (), ())], yolo=tmp_path / "yolo")
     assert (tmp_path / "yolo" / "x.txt").read_text() == "1 0.200000 0.200000 0.200000 0.200000 0.87000\n"
     assert (tmp_path / "yolo" / "x-2.txt").read_text() == ""

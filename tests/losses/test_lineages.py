@@ -55,7 +55,7 @@ def test_mining_takes_the_negatives_that_look_least_like_background(config):
 
 
 def plain(outputs, targets, lineage):
-    """Return classification and localisation by loops over pictures and anchors."""
+    """Return classification and localisation by loops over images and anchors."""
     chosen, distances, found = [], 0.0, 0
     for image in range(len(targets.labels)):
         labels = targets.labels[image].tolist()
@@ -95,7 +95,7 @@ def test_whole_losses_equal_plain_ones(lineage, config):
     assert parts.localization.item() == pytest.approx(localization, rel=1e-5)
 
 
-def test_nvidia_divides_picture_by_picture():
+def test_nvidia_divides_image_by_image():
     config = resolve("ssd300-resnet50", "nvidia")
     one, few = case([0.2, 1.0, 0.6], [0.5] * 9), case([0.4], [0.3] * 11)
     logits = torch.cat([one[0].logits, few[0].logits])

@@ -101,8 +101,8 @@ def test_no_object_anywhere_is_finite_and_leaves_the_offsets_alone(classificatio
 
 
 @pytest.mark.parametrize("classification", ["cross_entropy", "focal", "sigmoid_focal"])
-def test_a_picture_without_objects_changes_nothing_but_negatives(classification):
-    """Padding rows and empty pictures in a batch leave the localisation of the others alone."""
+def test_a_image_without_objects_changes_nothing_but_negatives(classification):
+    """Padding rows and empty images in a batch leave the localisation of the others alone."""
     out = outputs(batch=2, logits=2 if classification == "sigmoid_focal" else 3)
     gt = torch.cat([torch.cat([GT, EMPTY[0]], 1), torch.full((1, 4, 4), -1.0)])
     labels = torch.cat([torch.cat([LABELS, EMPTY[1]], 1), torch.full((1, 4), -1)])

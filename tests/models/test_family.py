@@ -96,7 +96,7 @@ def test_pretrained_weights_are_kept_at_any_size(preset):
     assert torch.equal(next(iter(other.parameters())), next(iter(trained.values())))
 
 
-def test_pictures_of_any_size_are_answered_in_their_own_pixels():
+def test_images_of_any_size_are_answered_in_their_own_pixels():
     detector = create("ssdlite320-mobilenetv3", ["cat"])
     for height, width in ((1, 7), (50, 3), (700, 20)):
         found = detector.predict(np.full((height, width, 3), 127, np.uint8), threshold=0.0)

@@ -67,7 +67,7 @@ def test_boxes_are_mirrored_whatever_the_coder_and_the_steps(coder, preset):
     assert torch.allclose(again.offsets, outputs.offsets, atol=1e-3)
 
 
-def test_a_picture_that_is_its_own_mirror_image_gets_a_symmetric_answer():
+def test_a_image_that_is_its_own_mirror_image_gets_a_symmetric_answer():
     config = resolve("tinyssd", changes=SMALL)
     model = build_model(config, 2).eval()
     half = torch.randint(0, 256, (1, 3, 64, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -81,11 +81,11 @@ def test_a_picture_that_is_its_own_mirror_image_gets_a_symmetric_answer():
     assert torch.allclose(both.offsets, both.offsets[:, order] * negate, atol=1e-3)
 
 
-def test_mirrored_pictures_give_mirrored_detections():
+def test_mirrored_images_give_mirrored_detections():
     config = resolve("tinyssd", changes={**SMALL, "post.flip": True})
     detector = Detector(build_model(config, 2), config, ("a", "b"))
-    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-    ours, theirs = detector.predict([picture, np.ascontiguousarray(picture[:, ::-1])], 0.0)
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    ours, theirs = detector.predict([image, np.ascontiguousarray(image[:, ::-1])], 0.0)
     assert len(ours) > 5
     x1, y1, x2, y2 = ours.boxes.T
     expected = np.stack([96 - x2, y1, 96 - x1, y2], 1)

@@ -1,4 +1,4 @@
-"""Matchers against plain Python references, hand-worked cases, ties, chains, padding and pictures without objects."""
+"""Matchers against plain Python references, hand-worked cases, ties, chains, padding and images without objects."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ VALID = torch.ones((1, 2), dtype=torch.bool)
 
 
 def reference_greedy(overlaps, valid, minimum):
-    """One picture, pair after pair: the definition."""
+    """One image, pair after pair: the definition."""
     objects, anchors = len(overlaps), len(overlaps[0]) if overlaps else 0
     chosen = [-1] * objects
     while True:
@@ -39,7 +39,7 @@ def reference_greedy(overlaps, valid, minimum):
 
 
 def reference_dual_max(overlaps, valid, low, high, ignore_between, gt_max_first):
-    """One picture, anchor after anchor."""
+    """One image, anchor after anchor."""
     rows = [g for g in range(len(overlaps)) if valid[g]]
     anchors = len(overlaps[0])
     if not rows:
@@ -201,7 +201,7 @@ def test_inclusive_decides_at_the_threshold():
 
 @pytest.mark.parametrize("matcher", [match_bipartite, match_dual_max])
 @pytest.mark.parametrize("objects", [0, 3])
-def test_pictures_without_objects_are_background(matcher, objects):
+def test_images_without_objects_are_background(matcher, objects):
     gt = torch.full((2, objects, 4), -1.0)
     found = matcher(ANCHORS, gt, torch.zeros((2, objects), dtype=torch.bool))
     assert bool((found.gt_index == NEGATIVE).all())
@@ -220,7 +220,7 @@ def test_what_padding_holds_does_not_matter(matcher):
 
 
 @pytest.mark.parametrize("matcher", [match_bipartite, match_dual_max])
-def test_an_object_without_area_or_out_of_the_picture_is_left_alone(matcher):
+def test_an_object_without_area_or_out_of_the_image_is_left_alone(matcher):
     gt = torch.tensor([[[0.5, 0.5, 0.5, 0.5], [3.0, 3.0, 4.0, 4.0]]])
     found = matcher(ANCHORS, gt, VALID)
     assert bool((found.gt_index == NEGATIVE).all())

@@ -35,7 +35,7 @@ def match(kind, anchors, gt, valid, outputs):
 
 @st.composite
 def scenes(draw, exact=True):
-    """Anchors, objects and answers on the grid, or anywhere; classes of a picture's objects differ."""
+    """Anchors, objects and answers on the grid, or anywhere; classes of an image's objects differ."""
     batch, objects, anchors = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 24))
     source = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
 
@@ -97,7 +97,7 @@ def settle(count, chosen, preference, overlaps):
 
 
 def reference_atss(anchors, objects, topk):
-    """One picture; `objects` holds the valid rows by number."""
+    """One image; `objects` holds the valid rows by number."""
     half = len(anchors) // 2
     overlaps = {g: [iou(a, box) for a in anchors] for g, box in objects.items()}
     chosen = {}
@@ -167,8 +167,8 @@ def reference_tal(anchors, objects, answers, topk):
     return found, soft
 
 
-def pictures(scene):
-    """Unpack a batch into plain lists, one entry a picture, padding left out."""
+def images(scene):
+    """Unpack a batch into plain lists, one entry an image, padding left out."""
     anchors, gt, valid, outputs = scene
     for i in range(len(gt)):
         objects = {g: gt[i, g].tolist() for g in range(gt.shape[1]) if valid[i, g]}
@@ -179,7 +179,7 @@ def pictures(scene):
 @settings(max_examples=150, deadline=None)
 def test_atss_equals_the_plain_reference(scene):
     found = match("atss", *scene)
-    for i, anchors, objects, _ in pictures(scene):
+    for i, anchors, objects, _ in images(scene):
         assert found.gt_index[i].tolist() == reference_atss(anchors, objects, topk=4)
     assert bool((found.weights == 1).all()) and bool((found.soft_scores == 1).all())
 
@@ -188,7 +188,7 @@ def test_atss_equals_the_plain_reference(scene):
 @settings(max_examples=150, deadline=None)
 def test_simota_equals_the_plain_reference(scene):
     found = match("simota", *scene)
-    for i, anchors, objects, answers in pictures(scene):
+    for i, anchors, objects, answers in images(scene):
         expected, ious = reference_simota(anchors, objects, answers, radius=1.0)
         assert found.gt_index[i].tolist() == expected
         assert found.soft_scores[i].tolist() == [ious[g][a] if g >= 0 else 0.0 for a, g in enumerate(expected)]
@@ -199,7 +199,7 @@ def test_simota_equals_the_plain_reference(scene):
 @settings(max_examples=150, deadline=None)
 def test_task_aligned_equals_the_plain_reference(scene):
     found = match("tal", *scene)
-    for i, anchors, objects, answers in pictures(scene):
+    for i, anchors, objects, answers in images(scene):
         expected, soft = reference_tal(anchors, objects, answers, topk=3)
         assert found.gt_index[i].tolist() == expected
         assert found.soft_scores[i].tolist() == pytest.approx(soft, rel=1e-4, abs=1e-7)
@@ -265,7 +265,7 @@ def test_padding_changes_nothing_whatever_it_holds(kind, scene, before, after, c
 @pytest.mark.parametrize("kind", KINDS)
 @given(scene=scenes())
 @settings(max_examples=60, deadline=None)
-def test_a_batch_is_its_pictures_one_by_one(kind, scene):
+def test_a_batch_is_its_images_one_by_one(kind, scene):
     anchors, gt, valid, outputs = scene
     found = match(kind, *scene)
     for i in range(len(gt)):
@@ -430,7 +430,7 @@ def test_task_aligned_settles_by_iou_and_serves_the_loser():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("objects", "anchors"), [(0, 4), (3, 4), (2, 0), (0, 0)])
-def test_pictures_without_objects_are_background(kind, objects, anchors):
+def test_images_without_objects_are_background(kind, objects, anchors):
     outputs = MatchInputs(
         torch.rand(2, anchors, 4), torch.rand(2, anchors, 3), torch.full((2, objects), -1, dtype=torch.long)
     )
@@ -442,7 +442,7 @@ def test_pictures_without_objects_are_background(kind, objects, anchors):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_object_without_area_or_out_of_the_picture_is_left_alone(kind):
+def test_an_object_without_area_or_out_of_the_image_is_left_alone(kind):
     anchors = torch.tensor([[0.4, 0.4, 0.6, 0.6], [0.0, 0.0, 1.0, 1.0]])
     gt, valid = yes([0.5, 0.5, 0.5, 0.5], [3.0, 3.0, 4.0, 4.0])
     found = match(kind, anchors, gt, valid, answers(anchors.tolist(), [[0.5], [0.5]], [0, 0]))

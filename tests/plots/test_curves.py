@@ -1,4 +1,4 @@
-"""The pictures are written, whole, for complete and for poor columns; and show what they should."""
+"""The images are written, whole, for complete and for poor columns; and show what they should."""
 
 import sys
 
@@ -20,8 +20,8 @@ def drawn(monkeypatch):
 
 
 def pixels(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def test_a_run_gets_a_panel_for_each_kind_of_figure(tmp_path, drawn):

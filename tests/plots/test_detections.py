@@ -19,40 +19,40 @@ def colour(name):
 @pytest.mark.parametrize("size", [(64, 48), (640, 480), (4000, 3000)])
 def test_a_box_is_drawn_where_it_is_in_the_colour_of_its_class(size):
     width, height = size
-    picture = Image.new("RGB", size, (40, 40, 40))
+    image = Image.new("RGB", size, (40, 40, 40))
     box = [width * 0.25, height * 0.5, width * 0.75, height * 0.9]
-    drawn = draw_detections(picture, found([box], [0.87], [1]))
+    drawn = draw_detections(image, found([box], [0.87], [1]))
     assert drawn.size == size
     pixels = np.asarray(drawn)
     for x, y in ((box[0], height * 0.7), (box[2] - 1, height * 0.7), (width * 0.5, box[3] - 1)):
         assert tuple(pixels[int(y), int(x)]) == colour(PALETTE[1])
     assert tuple(pixels[int(height * 0.7), int(width * 0.5)]) == (40, 40, 40)
-    assert (np.asarray(picture) == 40).all()
+    assert (np.asarray(image) == 40).all()
 
 
 def test_threshold_and_boxes_below_a_pixel_are_left_out():
-    picture = Image.new("RGB", (50, 50), (40, 40, 40))
-    nothing = draw_detections(picture, found([[5, 5, 40, 40], [5, 5, 5.5, 40], [-9, -9, 0, 0]], [0.2, 0.9, 0.9]), 0.3)
-    assert np.array_equal(np.asarray(nothing), np.asarray(picture))
-    assert np.array_equal(np.asarray(draw_detections(picture, found([], []))), np.asarray(picture))
+    image = Image.new("RGB", (50, 50), (40, 40, 40))
+    nothing = draw_detections(image, found([[5, 5, 40, 40], [5, 5, 5.5, 40], [-9, -9, 0, 0]], [0.2, 0.9, 0.9]), 0.3)
+    assert np.array_equal(np.asarray(nothing), np.asarray(image))
+    assert np.array_equal(np.asarray(draw_detections(image, found([], []))), np.asarray(image))
 
 
 @pytest.mark.parametrize("box", [[0, 0, 20, 20], [180, 80, 200, 100], [0, 80, 200, 100], [-50, -50, 300, 200]])
-def test_labels_stay_inside_the_picture(box):
-    """A label that ran out of the picture would lose its colour: count the filled pixels."""
-    picture = Image.new("RGB", (200, 100), (40, 40, 40))
-    drawn = np.asarray(draw_detections(picture, found([box], [0.5])))
-    middle = np.asarray(draw_detections(picture, found([[60, 50, 80, 70]], [0.5])))
+def test_labels_stay_inside_the_image(box):
+    """A label that ran out of the image would lose its colour: count the filled pixels."""
+    image = Image.new("RGB", (200, 100), (40, 40, 40))
+    drawn = np.asarray(draw_detections(image, found([box], [0.5])))
+    middle = np.asarray(draw_detections(image, found([[60, 50, 80, 70]], [0.5])))
     own, other = ((each == colour(PALETTE[0])).all(-1).sum() for each in (drawn, middle))
     assert own > 0.5 * other
 
 
 def test_difficult_is_dashed_and_classes_have_colours_of_their_own():
-    picture = Image.new("RGB", (200, 200), (40, 40, 40))
+    image = Image.new("RGB", (200, 200), (40, 40, 40))
     flags = np.array([False])
     box, label = np.array([[20.0, 60, 180, 180]]), np.array([0])
-    plain = draw_sample(picture, Sample("a", "a", box, label, flags, flags), ("cat",))
-    dashed = draw_sample(picture, Sample("a", "a", box, label, ~flags, flags), ("cat",))
+    plain = draw_sample(image, Sample("a", "a", box, label, flags, flags), ("cat",))
+    dashed = draw_sample(image, Sample("a", "a", box, label, ~flags, flags), ("cat",))
     count = [(np.asarray(each)[100:181] == colour(PALETTE[0])).all(-1).sum() for each in (plain, dashed)]
     assert 0.3 * count[0] < count[1] < 0.8 * count[0]
     assert len(set(PALETTE)) == len(PALETTE)

@@ -32,7 +32,7 @@ def test_two_panels_are_drawn_in_colour_and_nothing_else_is_left(tmp_path):
             assert (half == color).all(-1).sum() > 50
 
 
-def test_the_picture_changes_with_the_curves(tmp_path):
+def test_the_image_changes_with_the_curves(tmp_path):
     smooth, focal = _curves()
     one = plot_losses(tmp_path / "one.png", smooth, focal).read_bytes()
     flat = {gamma: (x, y * 0.5) for gamma, (x, y) in focal.items()}

@@ -156,7 +156,7 @@ def test_a_resized_batch_keeps_boxes_and_bytes():
     assert small.gt_xyxy is batch.gt_xyxy
 
 
-def test_anchors_at_another_size_cover_the_same_shares_of_the_picture():
+def test_anchors_at_another_size_cover_the_same_shares_of_the_image():
     config = resolve("ssd300-vgg16", changes={"anchors.fit": "none"})
     shapes = ((38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1))
     own = make_anchors(config.anchors, shapes, (300, 300))
@@ -165,7 +165,7 @@ def test_anchors_at_another_size_cover_the_same_shares_of_the_picture():
     anchors = anchors_at(config, larger, (384, 384), "cpu")
     sides = lambda boxes: {tuple(round(v, 5) for v in row) for row in (boxes[:, 2:] - boxes[:, :2]).tolist()}  # noqa: E731
     assert sides(anchors) == sides(own)
-    # 48 steps of 8 / 300 would end outside of the picture
+    # 48 steps of 8 / 300 would end outside of the image
     centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     assert centres.min() == pytest.approx(0.5 / 48)
     assert centres.max() == pytest.approx(1 - 0.5 / 48)
@@ -221,7 +221,7 @@ def test_the_rate_has_nine_tenths_of_the_fall():
 
 
 @pytest.mark.parametrize(
-    ("pictures", "room", "size", "reason"),
+    ("images", "room", "size", "reason"),
     [
         (4000, 32, 32, "the most for cpu"),
         (100, 16, 16, "a quarter of 100"),
@@ -230,9 +230,9 @@ def test_the_rate_has_nine_tenths_of_the_fall():
         (4000, None, 32, "could not be measured"),
     ],
 )
-def test_batch_size_and_its_reason(squares, monkeypatch, pictures, room, size, reason):
+def test_batch_size_and_its_reason(squares, monkeypatch, images, room, size, reason):
     dataset = open_dataset(squares, "train")
-    many = dataclasses.replace(dataset, names=["x"] * pictures)
+    many = dataclasses.replace(dataset, names=["x"] * images)
     monkeypatch.setattr(capacity, "largest_predicted", lambda step, limit: room)
     config = resolve("tinyssd", changes={**SMALL, "anchors.fit": "none"})
     found, why = capacity.choose_batch_size(build_model(config, 2), config, many, device="cpu", precision="float32")
@@ -242,12 +242,12 @@ def test_batch_size_and_its_reason(squares, monkeypatch, pictures, room, size, r
 
 @pytest.mark.parametrize(("free", "expected"), [(10**9, 32), (450, 16), (200, 8), (0, 2)])
 def test_a_size_is_tried_only_where_growth_says_that_it_fits(monkeypatch, free, expected):
-    """A process of 100 bytes whose steps take 10 a picture and free them; 0.7 of `free` may be used."""
+    """A process of 100 bytes whose steps take 10 an image and free them; 0.7 of `free` may be used."""
     tried = []
     monkeypatch.setattr(capacity, "_forget_peak", lambda: None)
     monkeypatch.setattr(capacity, "available_memory", lambda: free)
     monkeypatch.setattr(capacity, "_held", lambda name: 100 if name == "VmRSS:" else 100 + 10 * tried[-1])
-    # 2 pictures grow by 20: 4 are thought to need 20 + 2 x 20; 16 after 8 (grown by 40) need 80 + 2 x 40 = 160 > 140,
+    # 2 images grow by 20: 4 are thought to need 20 + 2 x 20; 16 after 8 (grown by 40) need 80 + 2 x 40 = 160 > 140,
     # 32 after 16 need 160 + 2 x 80 = 320 > 315
     assert capacity.largest_predicted(tried.append, 32) == expected
     assert max(tried) == expected
@@ -271,14 +271,14 @@ def test_on_a_gpu_sizes_double_until_memory_runs_out(monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     tried = []
 
-    def step(pictures):
-        tried.append(pictures)
-        if pictures > 20:
+    def step(images):
+        tried.append(images)
+        if images > 20:
             raise torch.OutOfMemoryError("out")
 
     assert capacity._largest_that_runs(step, 128) == 16
     assert max(tried) == 32
-    assert capacity._largest_that_runs(lambda pictures: None, 100) == 64
+    assert capacity._largest_that_runs(lambda images: None, 100) == 64
 
 
 def test_an_automatic_batch_size_is_a_number_in_the_run(squares, tmp_path):

@@ -67,15 +67,15 @@ def folded_network():
 
 def test_unfolding_changes_nothing_in_evaluation_and_saves_training():
     net = folded_network()
-    pictures = [torch.randn(16, 3, 20, 20) * 3 + 2 for _ in range(2)]
+    images = [torch.randn(16, 3, 20, 20) * 3 + 2 for _ in range(2)]
     with torch.no_grad():
-        before = net(pictures[0])
-        destroyed = copy.deepcopy(net).train()(pictures[0])
+        before = net(images[0])
+        destroyed = copy.deepcopy(net).train()(images[0])
         assert len(folded_norms(net)) == 2
-        assert unfold_norms(net, pictures) == 2
-        torch.testing.assert_close(net(pictures[0]), before, rtol=1e-4, atol=1e-4)
+        assert unfold_norms(net, images) == 2
+        torch.testing.assert_close(net(images[0]), before, rtol=1e-4, atol=1e-4)
         assert not folded_norms(net)
-        trained = net.train()(pictures[0])
+        trained = net.train()(images[0])
     assert (destroyed - before).abs().mean() > 0.5
     assert (trained - before).abs().mean() < 0.05
 

@@ -215,7 +215,7 @@ def test_a_mistake_stops_the_grid_before_it_starts(squares, tmp_path):
 
 def test_only_a_run_that_went_wrong_is_a_result(squares, tmp_path):
     def refuse(data, options):
-        raise DataError("no picture")
+        raise DataError("no image")
 
     def fail(data, options):
         raise MultiboxError("the loss became nan; lower the learning rate")

@@ -220,7 +220,7 @@ def rewrite_as_format_2(folder):
     with safe_open(path, framework="pt") as file:
         notes = json.loads(file.metadata()["notes"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    old = {"pictures": 12, "names": ["blue", "red"], "step": notes["pace"]["step"], "best": notes["best"]}
+    old = {"images": 12, "names": ["blue", "red"], "step": notes["pace"]["step"], "best": notes["best"]}
     old |= {"seconds": notes["seconds"], "rows": notes["rows"], "averaged": notes["averaged"]}
     save_file(tensors, path, {"notes": json.dumps(old)})
 

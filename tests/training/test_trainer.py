@@ -9,7 +9,7 @@ import torch
 
 from multibox import create
 from multibox.config import Config, TrainConfig
-from multibox.errors import ConfigError, DataError, MultiboxError, PictureError, WeightsError
+from multibox.errors import ConfigError, DataError, ImageError, MultiboxError, WeightsError
 from multibox.inference.detector import load
 from multibox.models.backbones.layers import L2Norm
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
@@ -252,10 +252,10 @@ def test_without_a_validation_split_a_stable_tenth_is_held_out(squares, tmp_path
     assert {backwards[i] for i in held_out(backwards)} == kept
 
 
-def test_an_unreadable_picture_stops_before_the_run_or_is_skipped(squares, tmp_path):
-    picture = squares / "JPEGImages" / "003.png"
-    picture.write_bytes(picture.read_bytes()[:200])
-    with pytest.raises(PictureError, match=r"003\.png.*--on-bad skip"):
+def test_an_unreadable_image_stops_before_the_run_or_is_skipped(squares, tmp_path):
+    image = squares / "JPEGImages" / "003.png"
+    image.write_bytes(image.read_bytes()[:200])
+    with pytest.raises(ImageError, match=r"003\.png.*--on-bad skip"):
         prepare(squares, options(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     told = []
@@ -263,7 +263,7 @@ def test_an_unreadable_picture_stops_before_the_run_or_is_skipped(squares, tmp_p
         squares, RunOptions(preset="tinyssd", out=tmp_path / "run", on_bad="skip", changes=SMALL), Reporter(told.append)
     )
     assert len(trainer.training) == 11
-    assert any("1 pictures" in line and "003.png" in line for line in told)
+    assert any("1 images" in line and "003.png" in line for line in told)
 
 
 def test_a_split_without_objects_is_refused(squares, tmp_path):
@@ -274,7 +274,7 @@ def test_a_split_without_objects_is_refused(squares, tmp_path):
         prepare(squares, options(tmp_path / "run"))
 
 
-def test_a_held_out_picture_with_the_only_object_is_refused(draw_squares, tmp_path):
+def test_a_held_out_image_with_the_only_object_is_refused(draw_squares, tmp_path):
     data = draw_squares(tmp_path / "data", 2)
     (data / "ImageSets" / "Main" / "val.txt").unlink()
     (data / "ImageSets" / "Main" / "train.txt").write_text("000\n001\n")

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from multibox.config import Config
 from multibox.data.formats.text import counted
-from multibox.data.images import picture_size, sample_size
-from multibox.errors import PictureError
+from multibox.data.images import image_size, sample_size
+from multibox.errors import ImageError
 from multibox.models.anchor_layout import cell_shapes
 from multibox.structures import Boxes, Dataset, Sample
 
@@ -69,8 +69,8 @@ def sample_boxes(dataset: Dataset) -> _Boxes:
         sample = dataset[index]
         try:
             # The header, not the label file: a run resizes what it reads
-            size = picture_size(sample.path) if sample.offset is None else sample_size(sample)
-        except PictureError:
+            size = image_size(sample.path) if sample.offset is None else sample_size(sample)
+        except ImageError:
             continue
         samples.append(sample)
         sizes.append(size)

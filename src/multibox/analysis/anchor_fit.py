@@ -10,7 +10,7 @@ LevelShapes = tuple[tuple[tuple[float, float], ...], ...]
 
 
 def box_shapes(dataset: Dataset) -> Shapes:
-    """Return width and height of every box as fractions of its picture, [N, 2]; needs picture sizes."""
+    """Return width and height of every box as fractions of its image, [N, 2]; needs image sizes."""
     from multibox.data.images import sample_size
 
     sizes = np.array([sample_size(sample) for sample in dataset], np.float64).reshape(-1, 2)

@@ -11,16 +11,16 @@ from multibox.benchmarking.clock import SIDE, WHOLE, Spread, Work, peak_memory, 
 from multibox.benchmarking.subjects import PARTS, Subject, exported_subject
 from multibox.benchmarking.workload import (
     LOADS,
-    Pictures,
+    Images,
     Pixels,
     as_jpeg,
     count_candidates,
-    folder_pictures,
+    folder_images,
+    synthetic_images,
     synthetic_outputs,
-    synthetic_pictures,
 )
 from multibox.builtin import find_model, runnable
-from multibox.data.images import decode_picture
+from multibox.data.images import decode_image
 from multibox.errors import ConfigError
 from multibox.inference.engines import SUFFIXES
 from multibox.inference.load import checked_threads
@@ -53,7 +53,7 @@ def bench(
     path: str | Path,
     *,
     against: str | None = None,
-    pictures: Path | None = None,
+    images: Path | None = None,
     threads: int | None = None,
     precision: str | None = None,
     rounds: int = 10,
@@ -64,7 +64,7 @@ def bench(
     Args:
         path: the name of a built-in model, a checkpoint, a run folder, or an exported file.
         against: "torchvision" measures its network with the same weights beside it; only for checkpoints.
-        pictures: folder whose pictures are shown; None takes synthetic ones of 500x375.
+        images: folder whose images are shown; None takes synthetic ones of 500x375.
         threads: of the processor; None leaves it to the engine.
         precision: "float32" or "bfloat16"; None takes the engine's own.
         rounds: turns of each side.
@@ -75,14 +75,14 @@ def bench(
         DisagreementError: the sides found different objects.
         WeightsError: the model cannot be opened.
     """
-    shown = folder_pictures(pictures, max(BATCHES)) if pictures else synthetic_pictures(max(BATCHES))
+    shown = folder_images(images, max(BATCHES)) if images else synthetic_images(max(BATCHES))
     if against is None:
         subjects, notes = [open_subject(path, threads, precision)], []
     else:
         subjects, notes = _sides(path, against, threads, precision, tick)
     tick("compared" if against else "opened")
-    source = str(pictures) if pictures else "synthetic"
-    notes = [machine.describe(), *notes, f"pictures: {source}, {shown[0].shape[1]}x{shown[0].shape[0]}"]
+    source = str(images) if images else "synthetic"
+    notes = [machine.describe(), *notes, f"images: {source}, {shown[0].shape[1]}x{shown[0].shape[0]}"]
     notes += list(dict.fromkeys(subject.how for subject in subjects))
     rows = [_decode_row(shown, len(subjects), rounds)]
     for batch in BATCHES:
@@ -138,10 +138,10 @@ def _sides(
     return subjects, compare(subjects, detector.config.model.input_size)
 
 
-def _decode_row(pictures: Pictures, subjects: int, rounds: int) -> Row:
+def _decode_row(images: Images, subjects: int, rounds: int) -> Row:
     """Decode a JPEG from memory; the same for every side."""
-    data = as_jpeg(pictures[0])
-    found = take_turns({DECODE: lambda: _nothing(decode_picture(data, "memory"))}, rounds)[DECODE][WHOLE]
+    data = as_jpeg(images[0])
+    found = take_turns({DECODE: lambda: _nothing(decode_image(data, "memory"))}, rounds)[DECODE][WHOLE]
     return Row(DECODE, 1, (found,) * subjects)
 
 
@@ -149,14 +149,14 @@ def _nothing(_: Any) -> None:
     """Work that answers nothing is timed as a whole."""
 
 
-def _rows(subjects: Sequence[Subject], pictures: Pictures, rounds: int) -> list[Row]:
-    works: dict[str, Work] = {subject.name: partial(subject.run, pictures) for subject in subjects}
+def _rows(subjects: Sequence[Subject], images: Images, rounds: int) -> list[Row]:
+    works: dict[str, Work] = {subject.name: partial(subject.run, images) for subject in subjects}
     found = take_turns(works, rounds)
     parts = [part for part in (*PARTS, WHOLE) if any(part in times for times in found.values())]
-    return [Row(part, len(pictures), tuple(found[each.name].get(part) for each in subjects)) for part in parts]
+    return [Row(part, len(images), tuple(found[each.name].get(part) for each in subjects)) for part in parts]
 
 
-def _post_rows(subjects: Sequence[Subject], picture: Pixels, rounds: int) -> tuple[list[Row], list[str]]:
+def _post_rows(subjects: Sequence[Subject], image: Pixels, rounds: int) -> tuple[list[Row], list[str]]:
     """Time post-processing alone with few and with many candidates."""
     known = [subject for subject in subjects if subject.post and subject.outputs]
     if not known:
@@ -166,12 +166,12 @@ def _post_rows(subjects: Sequence[Subject], picture: Pixels, rounds: int) -> tup
     rows, notes = [], []
     for load in LOADS:
         outputs = synthetic_outputs(load, (1, *first.outputs), first.score, first.threshold)
-        size = (picture.shape[1], picture.shape[0])
+        size = (image.shape[1], image.shape[0])
         works: dict[str, Work] = {each.name: _quiet(each.post(outputs, size)) for each in known if each.post}
         found = take_turns(works, rounds)
         rows.append(Row(f"post-process, {load}", 1, tuple(found.get(each.name, {}).get(WHOLE) for each in subjects)))
         count = count_candidates(outputs, first.score, first.threshold)
-        notes.append(f"{load} load: {count:.0f} candidates a picture ({first.outputs[0]} anchors, {first.threshold:g})")
+        notes.append(f"{load} load: {count:.0f} candidates an image ({first.outputs[0]} anchors, {first.threshold:g})")
     return rows, notes
 
 

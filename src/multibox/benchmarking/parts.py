@@ -28,7 +28,7 @@ CUTS = {
     "network": (("resized",), HEADS),
     "post": (("images", *LIMITS, *HEADS), OUTPUTS),
 }
-"""Inputs and outputs of the parts; of the pictures, `post` takes the size."""
+"""Inputs and outputs of the parts; of the images, `post` takes the size."""
 
 
 class Parts(NamedTuple):
@@ -38,7 +38,7 @@ class Parts(NamedTuple):
     network: Run
     post: Run
     flops: int
-    """Of the network for one picture."""
+    """Of the network for one image."""
     outputs: tuple[int, int]
     """Anchors, logits an anchor."""
     precision: str
@@ -84,7 +84,7 @@ def openvino_network(path: Path, batch: int, size: tuple[int, int], threads: int
 
 
 def _of_any_batch(model: Any, compile_model: Callable[[Any], Any]) -> Run:
-    """Compile a part as `open_engine` compiles the whole: for one picture, and for any number of them."""
+    """Compile a part as `open_engine` compiles the whole: for one image, and for any number of them."""
 
     @cache
     def run_for(alone: bool) -> Run:
@@ -183,7 +183,7 @@ def _onnx_run(model: Any, threads: int | None) -> Run:
 
 
 def _onnx_flops(network: Any, sides: Mapping[str, list[int]]) -> int:
-    """Count multiplications and additions of convolutions for one picture; `sides` are the shapes of values."""
+    """Count multiplications and additions of convolutions for one image; `sides` are the shapes of values."""
     # Weights of 8 bits are computed in the graph
     weights = {**sides, **{tensor.name: tuple(tensor.dims) for tensor in network.graph.initializer}}
     convolutions = [node for node in network.graph.node if node.op_type == "Conv"]

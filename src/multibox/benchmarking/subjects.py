@@ -12,7 +12,7 @@ import numpy as np
 
 from multibox.benchmarking.clock import WHOLE, Seconds, numpy_ceiling, timed
 from multibox.benchmarking.parts import HEADS, Parts, onnx_parts, openvino_parts
-from multibox.benchmarking.workload import Outputs, Pictures
+from multibox.benchmarking.workload import Images, Outputs
 from multibox.errors import MultiboxError
 from multibox.inference.engines import LIMITS
 from multibox.inference.load import ExportedDetector, open_exported
@@ -30,14 +30,14 @@ class Subject(NamedTuple):
 
     name: str
     """Of engine and precision."""
-    predict: Callable[[Pictures], list[Detections]]
-    """Decoded pictures to detections above the config's score threshold."""
-    run: Callable[[Pictures], Seconds]
+    predict: Callable[[Images], list[Detections]]
+    """Decoded images to detections above the config's score threshold."""
+    run: Callable[[Images], Seconds]
     """The same, with a stopwatch: the seconds of `PARTS` (where they can be told apart) and of the whole."""
     post: Callable[[Outputs, tuple[int, int]], Callable[[], list[Detections]]] | None
-    """From a network's outputs and the pictures' (width, height) to post-processing alone, ready to run."""
+    """From a network's outputs and the images' (width, height) to post-processing alone, ready to run."""
     flops: int | None
-    """Of the network for one picture; a multiplication and an addition count as two."""
+    """Of the network for one image; a multiplication and an addition count as two."""
     ceiling: Callable[[], float]
     """Measures the FLOP/s of a large matrix product in the same engine and precision."""
     outputs: tuple[int, int] | None
@@ -63,12 +63,12 @@ def exported_subject(path: Path, threads: int | None = None, precision: str | No
     parts = _cut(detector, path, threads, precision)
     threshold = about["post"]["score_threshold"]
 
-    def predict(pictures: Pictures) -> list[Detections]:
-        return detector.predict(list(pictures), threshold)
+    def predict(images: Images) -> list[Detections]:
+        return detector.predict(list(images), threshold)
 
-    def run(pictures: Pictures) -> Seconds:
-        found = {WHOLE: timed(lambda: predict(pictures))}
-        return found if parts is None else _part_seconds(parts, detector, pictures) | found
+    def run(images: Images) -> Seconds:
+        found = {WHOLE: timed(lambda: predict(images))}
+        return found if parts is None else _part_seconds(parts, detector, images) | found
 
     used = parts.precision if parts else "float32"
     kind = ", INT8" if about["precision"] == "int8" else ""
@@ -88,10 +88,10 @@ def exported_subject(path: Path, threads: int | None = None, precision: str | No
 
 
 def post_of(
-    parts: Parts, detector: ExportedDetector, outputs: Outputs, picture: tuple[int, int]
+    parts: Parts, detector: ExportedDetector, outputs: Outputs, image: tuple[int, int]
 ) -> Callable[[], list[Detections]]:
     """Return the file's post-processing alone, ready to run; what it takes and gives is said at `Subject.post`."""
-    images = np.zeros((len(outputs.logits), picture[1], picture[0], 3), np.uint8)
+    images = np.zeros((len(outputs.logits), image[1], image[0], 3), np.uint8)
     feeds = {"images": images, **_limits(detector), **outputs._asdict()}
 
     def work() -> list[Detections]:
@@ -109,15 +109,15 @@ def _cut(detector: ExportedDetector, path: Path, threads: int | None, precision:
     return onnx_parts(path, threads) if find_spec("onnx") else None
 
 
-def _part_seconds(parts: Parts, detector: ExportedDetector, pictures: Pictures) -> Seconds:
+def _part_seconds(parts: Parts, detector: ExportedDetector, images: Images) -> Seconds:
     """Run the parts one behind the other."""
     times = [time.perf_counter()]
-    images = np.stack(list(pictures))
-    (resized,) = parts.resize({"images": images})
+    pixels = np.stack(list(images))
+    (resized,) = parts.resize({"images": pixels})
     times.append(time.perf_counter())
     answer = parts.network({"resized": resized})
     times.append(time.perf_counter())
-    parts.post({"images": images, **_limits(detector), **dict(zip(HEADS, answer, strict=True))})
+    parts.post({"images": pixels, **_limits(detector), **dict(zip(HEADS, answer, strict=True))})
     times.append(time.perf_counter())
     return {name: after - before for name, before, after in zip(PARTS, times, times[1:], strict=False)}
 

@@ -18,7 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from multibox.benchmarking.clock import WHOLE, Seconds, torch_ceiling
 from multibox.benchmarking.subjects import PARTS, DisagreementError, Subject, exported_subject
-from multibox.benchmarking.workload import Outputs, Pictures, synthetic_pictures
+from multibox.benchmarking.workload import Images, Outputs, synthetic_images
 from multibox.config import Config
 from multibox.errors import ConfigError
 from multibox.importers.common import Rules, rename
@@ -72,10 +72,10 @@ def agree(
 
     Args:
         what: the sides, for the error.
-        first: of each picture.
-        second: of the same pictures.
+        first: of each image.
+        second: of the same images.
         tolerance: what is close enough.
-        best: of each picture and side, only so many need a partner (among all of the other side).
+        best: of each image and side, only so many need a partner (among all of the other side).
 
     Raises:
         DisagreementError: too few have a partner, or there is nothing to compare.
@@ -141,19 +141,19 @@ def eager_subject(detector: Detector, precision: str) -> Subject:
     config, threshold = detector.config, detector.config.post.score_threshold
     size = measure(config, len(detector.names))
 
-    def predict(pictures: Pictures) -> list[Detections]:
-        return watched.predict(list(pictures), threshold)
+    def predict(images: Images) -> list[Detections]:
+        return watched.predict(list(images), threshold)
 
-    def run(pictures: Pictures) -> Seconds:
+    def run(images: Images) -> Seconds:
         started = time.perf_counter()
-        predict(pictures)
+        predict(images)
         ended = time.perf_counter()
         times = (started, *watched.span, ended)
         return dict(zip(PARTS, _gaps(times), strict=True)) | {WHOLE: ended - started}
 
-    def post(outputs: Outputs, picture: tuple[int, int]) -> Callable[[], list[Detections]]:
+    def post(outputs: Outputs, image: tuple[int, int]) -> Callable[[], list[Detections]]:
         answer = HeadOutputs(torch.from_numpy(outputs.logits), torch.from_numpy(outputs.offsets), size.feature_shapes)
-        sizes = [picture] * len(outputs.logits)
+        sizes = [image] * len(outputs.logits)
         return torch.inference_mode()(lambda: detect(answer, sizes, config, detector.names, threshold))
 
     return Subject(
@@ -271,29 +271,29 @@ def twin_subject(twin: Any, detector: Detector, precision: str) -> Subject:
     stamps: list[float] = []
     height, width = config.model.input_size
 
-    def predict(pictures: Pictures) -> list[Detections]:
-        # What its users write: pictures as floats from 0 to 1, channels first
-        images = [torch.tensor(each).permute(2, 0, 1).float() / 255 for each in pictures]
+    def predict(images: Images) -> list[Detections]:
+        # What its users write: images as floats from 0 to 1, channels first
+        tensors = [torch.tensor(each).permute(2, 0, 1).float() / 255 for each in images]
         with autocast(precision, "cpu"), torch.inference_mode():
-            return [_detections(each, detector.names) for each in twin(images)]
+            return [_detections(each, detector.names) for each in twin(tensors)]
 
-    def run(pictures: Pictures) -> Seconds:
+    def run(images: Images) -> Seconds:
         stamps[:] = [time.perf_counter()]
         with _stamped(twin, stamps):
-            predict(pictures)
+            predict(images)
         stamps.append(time.perf_counter())
         parts = zip(PARTS, stamps, stamps[1:], strict=False)
         return {name: after - before for name, before, after in parts} | {WHOLE: stamps[-1] - stamps[0]}
 
-    def post(outputs: Outputs, picture: tuple[int, int]) -> Callable[[], list[Detections]]:
+    def post(outputs: Outputs, image: tuple[int, int]) -> Callable[[], list[Detections]]:
         answer = dict(zip(("cls_logits", "bbox_regression"), map(torch.from_numpy, outputs), strict=True))
         batch = len(outputs.logits)
-        images = ImageList(torch.zeros(batch, 3, height, width), [(height, width)] * batch)
-        anchors = twin.anchor_generator(images, [torch.zeros(1, 1, *shape) for shape in size.feature_shapes])
+        tensors = ImageList(torch.zeros(batch, 3, height, width), [(height, width)] * batch)
+        anchors = twin.anchor_generator(tensors, [torch.zeros(1, 1, *shape) for shape in size.feature_shapes])
 
         def work() -> list[Detections]:
-            found = twin.postprocess_detections(answer, anchors, images.image_sizes)
-            found = twin.transform.postprocess(found, images.image_sizes, [picture[::-1]] * batch)
+            found = twin.postprocess_detections(answer, anchors, tensors.image_sizes)
+            found = twin.transform.postprocess(found, tensors.image_sizes, [image[::-1]] * batch)
             return [_detections(each, detector.names) for each in found]
 
         return torch.inference_mode()(work)
@@ -337,9 +337,9 @@ def _stamped(twin: Any, stamps: list[float]) -> Iterator[None]:
         twin.postprocess_detections = original
 
 
-PICTURES = 4
+IMAGES = 4
 BEST = 20
-"""Of each picture's detections in bfloat16, so many of the best need a partner in float32."""
+"""Of each image's detections in bfloat16, so many of the best need a partner in float32."""
 
 
 def torchvision_sides(detector: Detector, out: Path, threads: int | None, precision: str | None) -> list[Subject]:
@@ -362,9 +362,9 @@ def torchvision_sides(detector: Detector, out: Path, threads: int | None, precis
 
 
 def compare(subjects: Sequence[Subject], size: tuple[int, int]) -> list[str]:
-    """Assert that all subjects find what the first one does, on pictures of the network's size; say how alike they are.
+    """Assert that all subjects find what the first one does, on images of the network's size; say how alike they are.
 
-    At other sizes torchvision's resize, which does not antialias, shows the network another picture.
+    At other sizes torchvision's resize, which does not antialias, shows the network another image.
 
     Args:
         subjects: the first one computes in float32.
@@ -373,13 +373,13 @@ def compare(subjects: Sequence[Subject], size: tuple[int, int]) -> list[str]:
     Raises:
         DisagreementError: some find other objects.
     """
-    pictures = synthetic_pictures(PICTURES, (size[1], size[0]))
+    images = synthetic_images(IMAGES, (size[1], size[0]))
     first, *others = subjects
-    wanted = first.predict(pictures)
+    wanted = first.predict(images)
     notes = []
     for other in others:
         tolerance, best = (EXACT, None) if other.exact else (ROUNDED, BEST)
-        alike = agree(f"{first.name} and {other.name}", wanted, other.predict(pictures), tolerance, best)
+        alike = agree(f"{first.name} and {other.name}", wanted, other.predict(images), tolerance, best)
         among = f"of the best {best}" if best else f"of {alike.detections}"
         notes.append(
             f"{other.name} finds what {first.name} finds: {alike.share:.1%} {among} matched (scores within "

@@ -1,4 +1,4 @@
-"""What is shown to detectors to time them: pictures, and outputs of a network with few or many candidates."""
+"""What is shown to detectors to time them: images, and outputs of a network with few or many candidates."""
 
 import io
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from multibox.data.images import list_pictures, read_picture
+from multibox.data.images import list_images, read_image
 
 Pixels = NDArray[np.uint8]
-Pictures = Sequence[Pixels]
+Images = Sequence[Pixels]
 """uint8 RGB [h, w, 3] each."""
 SIZE = (500, 375)
-"""Width and height, as most of VOC's pictures have."""
+"""Width and height, as most of VOC's images have."""
 QUALITY = 90
 SPARSE = 300
-"""Candidates a picture at sparse load."""
+"""Candidates an image at sparse load."""
 
 Load = Literal["sparse", "dense"]
 LOADS: tuple[Load, ...] = ("sparse", "dense")
@@ -33,19 +33,19 @@ class Outputs(NamedTuple):
     """[b, a, 4]"""
 
 
-def synthetic_pictures(count: int, size: tuple[int, int] = SIZE) -> list[Pixels]:
-    """Return pictures of soft noise with shapes on it; `size` is width and height."""
+def synthetic_images(count: int, size: tuple[int, int] = SIZE) -> list[Pixels]:
+    """Return images of soft noise with shapes on it; `size` is width and height."""
     rng = np.random.default_rng(0)
     return [_draw(rng, size) for _ in range(count)]
 
 
 def _draw(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
     width, height = size
-    picture = np.zeros((height, width, 3))
+    pixels = np.zeros((height, width, 3))
     for share, cells in ((0.5, 4), (0.3, 16), (0.2, 64)):
         noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
-        picture += share * np.asarray(noise.resize(size, Image.Resampling.BILINEAR))
-    image = Image.fromarray(picture.astype(np.uint8))
+        pixels += share * np.asarray(noise.resize(size, Image.Resampling.BILINEAR))
+    image = Image.fromarray(pixels.astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(6):
         extent = rng.uniform(0.1, 0.5, 2) * size
@@ -55,33 +55,33 @@ def _draw(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
     return np.asarray(image)
 
 
-def folder_pictures(folder: Path, count: int) -> list[Pixels]:
-    """Return `count` pictures of a folder, all in the size of the first, for batches have one size; few are repeated.
+def folder_images(folder: Path, count: int) -> list[Pixels]:
+    """Return `count` images of a folder, all in the size of the first, for batches have one size; few are repeated.
 
     Raises:
-        PictureError: there are none, or one cannot be read.
+        ImageError: there are none, or one cannot be read.
     """
-    found = [read_picture(path) for path in list_pictures(folder)[:count]]
+    found = [read_image(path) for path in list_images(folder)[:count]]
     size = found[0].size
-    pixels = [np.asarray(picture.resize(size, Image.Resampling.BILINEAR)) for picture in found]
+    pixels = [np.asarray(image.resize(size, Image.Resampling.BILINEAR)) for image in found]
     return [pixels[index % len(pixels)] for index in range(count)]
 
 
-def as_jpeg(picture: Pixels) -> bytes:
-    """Return a picture as the bytes of a JPEG file."""
+def as_jpeg(image: Pixels) -> bytes:
+    """Return an image as the bytes of a JPEG file."""
     data = io.BytesIO()
-    Image.fromarray(picture).save(data, "JPEG", quality=QUALITY)
+    Image.fromarray(image).save(data, "JPEG", quality=QUALITY)
     return data.getvalue()
 
 
 def synthetic_outputs(
     load: Load, shape: tuple[int, int, int], score: Literal["softmax", "sigmoid"], threshold: float
 ) -> Outputs:
-    """Return outputs [b, a, k] of which 300 scores of each picture are above `threshold`, or as many as can be.
+    """Return outputs [b, a, k] of which 300 scores of each image are above `threshold`, or as many as can be.
 
     Args:
         load: "sparse" or "dense".
-        shape: pictures, anchors, logits.
+        shape: images, anchors, logits.
         score: what makes scores of logits; a softmax counts the background first.
         threshold: scores above it are candidates.
     """
@@ -105,7 +105,7 @@ def synthetic_outputs(
 
 
 def count_candidates(outputs: Outputs, score: Literal["softmax", "sigmoid"], threshold: float) -> float:
-    """Return the mean number of scores a picture above the threshold, background aside."""
+    """Return the mean number of scores an image above the threshold, background aside."""
     logits = outputs.logits.astype(np.float64)
     if score == "softmax":
         powers = np.exp(logits - logits.max(2, keepdims=True))

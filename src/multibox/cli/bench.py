@@ -15,8 +15,8 @@ def bench(
     against: Annotated[
         str | None, typer.Option(help="torchvision: its network with the same weights, in the same run.")
     ] = None,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Folder of pictures to show. Default: synthetic ones of 500x375.")
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images to show. Default: synthetic ones of 500x375.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: the engine's choice.")] = None,
     precision: Annotated[
@@ -36,7 +36,7 @@ def bench(
             report = measure(
                 model,
                 against=against,
-                pictures=pictures,
+                images=images,
                 threads=threads,
                 precision=precision,
                 rounds=rounds,

@@ -20,9 +20,9 @@ app = typer.Typer(no_args_is_help=True, help="Make, convert and look at data set
 def make(
     what: Annotated[str, typer.Argument(help="sprites: little creatures on procedural backgrounds.")],
     destination: Annotated[Path, typer.Argument(help="Folder to write; must not hold anything.")],
-    images: Annotated[int, typer.Option(min=2, help="Pictures in all; a tenth is for validation.")] = 1000,
+    images: Annotated[int, typer.Option(min=2, help="Images in all; a tenth is for validation.")] = 1000,
     classes: Annotated[int, typer.Option(min=1, help="Kinds of creature.")] = 1,
-    objects: Annotated[str, typer.Option(help="Creatures a picture: a number or a range such as 1-6.")] = "1",
+    objects: Annotated[str, typer.Option(help="Creatures an image: a number or a range such as 1-6.")] = "1",
     size: Annotated[int, typer.Option(min=32, help="Width and height in pixels.")] = 256,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     format: Annotated[str, typer.Option(help="voc, coco, yolo, csv or recordio.")] = "voc",
@@ -47,7 +47,7 @@ def make(
             format=format,
             progress=progress,
         )
-    typer.echo(f"wrote {images} pictures to {destination}; look at them with: multibox data show {destination}")
+    typer.echo(f"wrote {images} images to {destination}; look at them with: multibox data show {destination}")
 
 
 @app.command("convert")
@@ -76,7 +76,7 @@ def show(
     data: Annotated[Path, typer.Argument(help="Data set to look at.")],
     split: Annotated[str | None, typer.Option(help="Split; default the first one.")] = None,
     format: Annotated[str | None, typer.Option(help="The data set's format, where it cannot be told.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Pictures, or draws, on the sheet.")] = 16,
+    count: Annotated[int, typer.Option(min=1, help="Images, or draws, on the sheet.")] = 16,
     augmentation: Annotated[str | None, typer.Option(help="Show draws of this augmentation recipe.")] = None,
     seed: Annotated[int, typer.Option(help="Which images are drawn.")] = 0,
     on_bad: Annotated[OnBad, typer.Option(help="A broken file: stop, or skip it and count.")] = OnBad.stop,
@@ -90,9 +90,9 @@ def show(
 
     import numpy as np
 
-    from multibox.data.checking import check_pictures
+    from multibox.data.checking import check_images
     from multibox.data.formats import find_splits, open_dataset
-    from multibox.data.images import load_picture
+    from multibox.data.images import load_image
     from multibox.files import check_outputs, free_path, write_bytes_whole
     from multibox.plots.detections import contact_sheet, draw_sample
 
@@ -102,7 +102,7 @@ def show(
     splits = find_splits(data, format)
     dataset = open_dataset(data, split or splits[0], format=format, on_bad=on_bad.value)
     if on_bad is OnBad.skip:
-        dataset = check_pictures(dataset, "skip")
+        dataset = check_images(dataset, "skip")
     counts = np.bincount(dataset.labels, minlength=len(dataset.class_names))
     typer.echo(f"{data}: {dataset.format}, splits {', '.join(splits)}; {dataset.split} has {len(dataset)} images")
     for name, number in zip(dataset.class_names, counts, strict=True):
@@ -112,7 +112,7 @@ def show(
     chosen = np.random.default_rng(seed).permutation(len(dataset))
     if augmentation is None:
         chosen = np.sort(chosen[:count])
-        tiles = [draw_sample(load_picture(dataset[i]), dataset[i], dataset.class_names) for i in chosen.tolist()]
+        tiles = [draw_sample(load_image(dataset[i]), dataset[i], dataset.class_names) for i in chosen.tolist()]
     else:
         chosen = np.sort(np.resize(chosen, count))
         tiles = _draws(dataset, chosen.tolist(), augmentation, seed)
@@ -124,19 +124,19 @@ def show(
 
 
 def _draws(dataset: "Dataset", indices: list[int], augmentation: str, seed: int) -> list["Image.Image"]:
-    """Return the pictures as training would see them, each draw in an epoch of its own: one picture may come often."""
+    """Return the images as training would see them, each draw in an epoch of its own: one image may come often."""
     import numpy as np
     from PIL import Image
 
     from multibox.data.augmentation import find_augmentation
-    from multibox.data.loading import AugmentedPictures
+    from multibox.data.loading import AugmentedImages
     from multibox.plots.detections import draw_sample
     from multibox.structures import Sample
 
-    pictures = AugmentedPictures(dataset, (256, 256), find_augmentation(augmentation), seed=seed)
+    images = AugmentedImages(dataset, (256, 256), find_augmentation(augmentation), seed=seed)
     tiles: list[Image.Image] = []
     for epoch, index in enumerate(indices):
-        pixels, boxes, labels, name, _ = pictures[epoch, index]
+        pixels, boxes, labels, name, _ = images[epoch, index]
         none = np.zeros(len(labels), np.bool_)
         sample = Sample(name, dataset.root, boxes * 256, labels, difficult=none, crowd=none)
         tiles.append(draw_sample(Image.fromarray(np.ascontiguousarray(pixels)), sample, dataset.class_names))

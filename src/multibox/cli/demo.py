@@ -1,4 +1,4 @@
-"""`multibox demo`: the tour, from nothing to a picture with boxes."""
+"""`multibox demo`: the tour, from nothing to an image with boxes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,7 @@ def demo(
         Path | None,
         typer.Option(help="Folder for the data, the run and the images. Default: demo, or demo-2 and so on."),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the 900 training pictures.")] = EPOCHS,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the 900 training images.")] = EPOCHS,
 ) -> None:
     """Make synthetic data, train TinySSD on it, score it on held-out images and draw what it finds."""
     import os
@@ -25,7 +25,7 @@ def demo(
     from multibox import api
     from multibox.cli.evaluate import print_figures
     from multibox.cli.progress import train_with_progress
-    from multibox.data.images import load_picture
+    from multibox.data.images import load_image
     from multibox.data.sprites import make_sprites
     from multibox.errors import ConfigError
     from multibox.files import free_path
@@ -38,23 +38,23 @@ def demo(
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty folder; give another --out")
     started = time.monotonic()
-    typer.echo("1. make 900 + 100 pictures of a little creature")
+    typer.echo("1. make 900 + 100 images of a little creature")
     with counting("drawing", IMAGES) as progress:
         make_sprites(out / "sprites", images=IMAGES, progress=progress)
     typer.echo(f"2. train TinySSD for {epochs} epochs")
-    # Four looks at the validation pictures are enough to see it learn
+    # Four looks at the validation images are enough to see it learn
     changes = {"train.validate_every": max(1, epochs // 4)}
     trainer = train_with_progress(
         out / "sprites", RunOptions(preset="tinyssd", epochs=epochs, out=out / "run", changes=changes)
     )
-    typer.echo("3. score it on the 100 held-out pictures")
+    typer.echo("3. score it on the 100 held-out images")
     detector = load(trainer.folder / "last.safetensors")
     dataset = api.open_for(detector, out / "sprites", split="val")
     found = api.find_all(detector, dataset)
     figures = api.measure(found, dataset, detector.names)
     print_figures(figures, "held-out sprites")
     (least,) = class_thresholds(detector.thresholds, detector.names)
-    tiles = [draw_detections(load_picture(dataset[i]), found[i], threshold=least) for i in range(min(12, len(dataset)))]
+    tiles = [draw_detections(load_image(dataset[i]), found[i], threshold=least) for i in range(min(12, len(dataset)))]
     contact_sheet(tiles, columns=4).save(out / "detections.png")
-    typer.echo(f"mAP@0.5 {figures['voc12']['mAP']:.3f} on {figures['images']} held-out pictures")
-    typer.echo(f"pictures with boxes: {out / 'detections.png'}; {time.monotonic() - started:.0f} seconds in all")
+    typer.echo(f"mAP@0.5 {figures['voc12']['mAP']:.3f} on {figures['images']} held-out images")
+    typer.echo(f"images with boxes: {out / 'detections.png'}; {time.monotonic() - started:.0f} seconds in all")

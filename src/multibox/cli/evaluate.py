@@ -25,13 +25,13 @@ def evaluate(
             "such pairs will do.",
         ),
     ] = None,
-    max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per picture.")] = 100,
+    max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per image.")] = 100,
     format: Annotated[str | None, typer.Option(help="The data set's format, where it cannot be told.")] = None,
     on_bad: Annotated[OnBad, typer.Option(help="A broken file: stop, or skip it and count.")] = OnBad.stop,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     flip: Annotated[bool, typer.Option("--flip", help="Average over mirror images too; takes twice as long.")] = False,
     bootstrap: Annotated[
-        int, typer.Option(min=0, help="Resamples of the pictures for 95 % intervals, such as 300; 0 for none.")
+        int, typer.Option(min=0, help="Resamples of the images for 95 % intervals, such as 300; 0 for none.")
     ] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw precision over recall, per class, to this PNG.")] = None,
@@ -139,7 +139,7 @@ def describe_intervals(figures: "Figures", resamples: int) -> str:
         f"{name} {_figure(value)}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else "")
         for (name, ends), value in zip(named.items(), values, strict=True)
     )
-    return f"with 95 % intervals of {resamples} resamples of the pictures: " + "  ".join(each)
+    return f"with 95 % intervals of {resamples} resamples of the images: " + "  ".join(each)
 
 
 def _figure(value: float | None) -> str:

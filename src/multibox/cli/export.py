@@ -29,8 +29,8 @@ def export(
     dialect: Annotated[Layout, typer.Option(help="Names and shapes as other software expects them.")] = Layout.plain,
     fp16: Annotated[bool, typer.Option("--fp16", help="openvino: weights as float16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="openvino: the network in INT8; needs --calibrate.")] = False,
-    calibrate: Annotated[Path | None, typer.Option(help="Training pictures that set INT8's ranges.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Pictures to verify on, and to score INT8 on.")] = None,
+    calibrate: Annotated[Path | None, typer.Option(help="Training images that set INT8's ranges.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Images to verify on, and to score INT8 on.")] = None,
     split: Annotated[str | None, typer.Option(help="Split of --data; needed where there are several.")] = None,
     opset: Annotated[
         int | None,
@@ -83,13 +83,13 @@ def export(
 
 def print_report(report: dict[str, Any]) -> None:
     """Print what was compared, line by line."""
-    typer.echo(f"verified with {report['runtime']} on {report['pictures']} pictures ({report['data']})")
+    typer.echo(f"verified with {report['runtime']} on {report['images']} images ({report['data']})")
     typer.echo(f"  resize: {report['resize']:.2f} grey levels from Pillow's")
     typer.echo(f"  network: logits within {report['logits']:.1e}, offsets within {report['offsets']:.1e}")
     if report["detections"]:
         typer.echo(
             f"  detections: {report['matched']} of {report['detections']} matched, {report['swapped']} swapped, "
-            f"scores within {report['score']:.1e}, boxes within {report['box']:.1e} of the picture's side"
+            f"scores within {report['score']:.1e}, boxes within {report['box']:.1e} of the image's side"
         )
     int8 = report.get("int8")
     if int8:

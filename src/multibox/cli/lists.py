@@ -88,7 +88,7 @@ def _presets() -> None:
         figures = (f"{size.parameters / 1e6:.2f}", f"{billions:.2f}", f"{2 * billions:.2f}", f"{size.anchors:,}")
         rows.append((name, f"{width}x{height}", *figures, config.model.backbone, preset.lineage))
     columns = ["preset", ">input", ">M parameters", ">GMACs", ">GFLOPs", ">anchors", "backbone", "lineage"]
-    _print(columns, rows, f"for {CLASSES} classes and one picture; a multiply-add (MAC) is two FLOPs")
+    _print(columns, rows, f"for {CLASSES} classes and one image; a multiply-add (MAC) is two FLOPs")
 
 
 def _recipes(diff: tuple[str, str] | None) -> None:

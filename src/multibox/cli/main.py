@@ -92,7 +92,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Train a single-shot detector (SSD) on your own pictures, see how good it is, and use it.",
+    help="Train a single-shot detector (SSD) on your own images, see how good it is, and use it.",
 )
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")

@@ -166,10 +166,10 @@ def _run(job: _Job, outputs: _Outputs, folder: Path, tally: _Tally) -> None:
     """Look at every image, draw it, write its results and count.
 
     Raises:
-        PictureError: an image cannot be read and `--on-bad` is stop, or none can be read.
+        ImageError: an image cannot be read and `--on-bad` is stop, or none can be read.
     """
-    from multibox.errors import PictureError
-    from multibox.inference.results import PictureResult, result_files
+    from multibox.errors import ImageError
+    from multibox.inference.results import ImageResult, result_files
     from multibox.inference.streaming import drawing, predict_stream
 
     with ExitStack() as stack:
@@ -188,11 +188,11 @@ def _run(job: _Job, outputs: _Outputs, folder: Path, tally: _Tally) -> None:
         draw = stack.enter_context(drawing())
         stream = stack.enter_context(closing(predict_stream(job.detectors, job.images, job.threshold)))
         for index, seen in enumerate(stream):
-            if seen.image is None or isinstance(seen.found, PictureError):
+            if seen.image is None or isinstance(seen.found, ImageError):
                 _count_broken(tally, seen, job)
             else:
                 draw(folder / f"{job.stems[index]}.jpg", seen.image, seen.found)
-                add(index, PictureResult(str(seen.path), seen.image.width, seen.image.height, seen.found))
+                add(index, ImageResult(str(seen.path), seen.image.width, seen.image.height, seen.found))
                 tally.images += 1
                 tally.objects += len(seen.found)
             if progress is not None:
@@ -200,7 +200,7 @@ def _run(job: _Job, outputs: _Outputs, folder: Path, tally: _Tally) -> None:
             elif seen.image is not None:
                 typer.echo(describe(seen), err=job.quiet)
         if not tally.images:
-            raise PictureError(f"no image could be read, so nothing is written: {tally.complaint()}")
+            raise ImageError(f"no image could be read, so nothing is written: {tally.complaint()}")
 
 
 def _count_broken(tally: _Tally, seen: "Seen", job: _Job) -> None:

@@ -1,1 +1,1 @@
-"""Files to samples to batches: readers, writers, pictures, augmentation, loading."""
+"""Files to samples to batches: readers, writers, images, augmentation, loading."""

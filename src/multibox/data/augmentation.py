@@ -1,6 +1,6 @@
-"""Augmentation recipes as data: named operations with parameters, applied to one picture with its own generator.
+"""Augmentation recipes as data: named operations with parameters, applied to one image with its own generator.
 
-Geometry and colour are gathered first and applied once: the operations move a window over the picture and a colour
+Geometry and colour are gathered first and applied once: the operations move a window over the image and a colour
 matrix, and `render` does a single crop-and-resize and a single colour transform. So ten operations cost as much
 as one, and nothing is resampled twice. The recipes of the SSD lineages also leave colour changes that no matrix can do.
 """
@@ -26,7 +26,7 @@ from multibox.data.augmentation_ops import (
     TorchvisionIoUCrop,
     View,
 )
-from multibox.data.images import resize_picture
+from multibox.data.images import resize_image
 from multibox.data.mixing import CopyPaste, Mixing, MixUp, Mosaic
 from multibox.errors import ConfigError, did_you_mean
 from multibox.structures import Boxes
@@ -49,7 +49,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class FlipVertical:
-    """Mirror top to bottom, for pictures without an up: microscopes, satellites."""
+    """Mirror top to bottom, for images without an up: microscopes, satellites."""
 
     probability: float = 0.5
 
@@ -60,10 +60,10 @@ class FlipVertical:
 
 @dataclass(frozen=True)
 class ScaleJitter:
-    """Look at a window of the picture's size times `scale`, of a slightly other aspect, anywhere that keeps an object.
+    """Look at a window of the image's size times `scale`, of a slightly other aspect, anywhere that keeps an object.
 
-    A scale above 1 reaches beyond the picture (zoom out, small objects); below 1 it crops (zoom in). A window that
-    shows no object well is drawn again, up to `tries` times; then the whole picture is taken.
+    A scale above 1 reaches beyond the image (zoom out, small objects); below 1 it crops (zoom in). A window that
+    shows no object well is drawn again, up to `tries` times; then the whole image is taken.
     """
 
     scale: tuple[float, float] = (0.5, 1.5)
@@ -193,9 +193,9 @@ def find_augmentation(name: str) -> tuple[Operation, ...]:
 
 
 def plan(operations: Sequence[Operation], size: tuple[int, int], boxes_xyxy: Boxes, rng: np.random.Generator) -> View:
-    """Draw all random numbers of one picture: `size` is (width, height), boxes are in its pixels.
+    """Draw all random numbers of one image: `size` is (width, height), boxes are in its pixels.
 
-    Operations that mix pictures are passed over: they take what `render` returned.
+    Operations that mix images are passed over: they take what `render` returned.
     """
     view = View(*size, boxes_xyxy)
     for operation in operations:
@@ -204,9 +204,9 @@ def plan(operations: Sequence[Operation], size: tuple[int, int], boxes_xyxy: Box
     return view
 
 
-def render(picture: Image.Image, view: View, size: tuple[int, int], fill: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Return the pixels the view shows, uint8 RGB [h, w, 3] of `size` (height, width); `fill` is beyond the picture."""
-    shown = _crop_and_resize(picture, view, size, fill)
+def render(image: Image.Image, view: View, size: tuple[int, int], fill: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Return the pixels the view shows, uint8 RGB [h, w, 3] of `size` (height, width); `fill` is beyond the image."""
+    shown = _crop_and_resize(image, view, size, fill)
     if not np.array_equal(view.colour, np.eye(3, 4)):
         shown = shown.convert("RGB", tuple(view.colour.ravel().tolist()))
     pixels = np.asarray(shown)
@@ -226,13 +226,11 @@ def project(view: View, boxes_xyxy: Boxes) -> Boxes:
     return inside
 
 
-def _crop_and_resize(
-    picture: Image.Image, view: View, size: tuple[int, int], fill: tuple[int, int, int]
-) -> Image.Image:
+def _crop_and_resize(image: Image.Image, view: View, size: tuple[int, int], fill: tuple[int, int, int]) -> Image.Image:
     x1, y1, x2, y2 = view.window
     inner = (max(x1, 0.0), max(y1, 0.0), min(x2, float(view.width)), min(y2, float(view.height)))
     height, width = size
-    # Patches of an expanded picture may show next to nothing of it, which Pillow cannot resize
+    # Patches of an expanded image may show next to nothing of it, which Pillow cannot resize
     if min(inner[2] - inner[0], inner[3] - inner[1]) < 0.01:
         return Image.new("RGB", (width, height), fill)
     across, down = width / (x2 - x1), height / (y2 - y1)
@@ -241,9 +239,9 @@ def _crop_and_resize(
     top, bottom = round((inner[1] - y1) * down), round((inner[3] - y1) * down)
     high, wide = max(1, bottom - top), max(1, right - left)
     if view.resample == Image.Resampling.BILINEAR:
-        shown = resize_picture(picture, (high, wide), inner)
+        shown = resize_image(image, (high, wide), inner)
     else:
-        shown = picture.resize((wide, high), view.resample, box=inner)
+        shown = image.resize((wide, high), view.resample, box=inner)
     # Caffe and its followers distort before the resize, at full size; after it this costs a fraction
     for distort in view.distortions:
         shown = distort(shown)

@@ -1,4 +1,4 @@
-"""What the augmentations write and the renderer reads: a window over one picture, its colours and its boxes."""
+"""What the augmentations write and the renderer reads: a window over one image, its colours and its boxes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from multibox.structures import Boxes, Flags
 
 Fractions = NDArray[np.float64]
 Distortion = Callable[[Image.Image], Image.Image]
-"""A change of the colours of an 8-bit RGB picture."""
+"""A change of the colours of an 8-bit RGB image."""
 
 MINIMUM_VISIBLE = 0.25
 """An object of which a window shows less than this share is not asked for, unless the recipe says which to keep."""
@@ -20,23 +20,23 @@ MINIMUM_VISIBLE = 0.25
 
 @dataclass
 class View:
-    """How a picture is going to be looked at: a window over it, mirroring, its colours; and its boxes."""
+    """How an image is going to be looked at: a window over it, mirroring, its colours; and its boxes."""
 
     width: int
     height: int
     boxes_xyxy: Boxes
-    """In pixels of the whole picture; the operations read them, `project` projects them."""
+    """In pixels of the whole image; the operations read them, `project` projects them."""
     window: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """x1, y1, x2, y2 in pixels of the picture; may reach beyond it, or lie beyond it."""
+    """x1, y1, x2, y2 in pixels of the image; may reach beyond it, or lie beyond it."""
     keep: Flags | None = None
     """[N]; the objects that a recipe with a rule of its own asks for. None: those well visible (`MINIMUM_VISIBLE`)."""
     mirror: bool = False
     upend: bool = False
     resample: Image.Resampling = Image.Resampling.BILINEAR
     colour: Fractions = field(default_factory=lambda: np.eye(3, 4))
-    """[3, 4]: the new RGB is colour[:, :3] @ rgb + colour[:, 3], on 0 to 255, also beyond the picture."""
+    """[3, 4]: the new RGB is colour[:, :3] @ rgb + colour[:, 3], on 0 to 255, also beyond the image."""
     distortions: list[Distortion] = field(default_factory=list)
-    """What no matrix can do, in order: before `colour`, and on the picture alone, not on what is beyond it."""
+    """What no matrix can do, in order: before `colour`, and on the image alone, not on what is beyond it."""
 
     def __post_init__(self) -> None:
         self.window = (0.0, 0.0, float(self.width), float(self.height))
@@ -101,12 +101,12 @@ def scale_brightness(image: Image.Image, scale: float) -> Image.Image:
 
 
 def scale_contrast(image: Image.Image, scale: float) -> Image.Image:
-    """Blend with the mean grey of the picture, as torchvision's adjust_contrast."""
+    """Blend with the mean grey of the image, as torchvision's adjust_contrast."""
     return ImageEnhance.Contrast(image).enhance(scale)
 
 
 def scale_colourfulness(image: Image.Image, scale: float) -> Image.Image:
-    """Blend with the picture in grey, as torchvision's adjust_saturation."""
+    """Blend with the image in grey, as torchvision's adjust_saturation."""
     return ImageEnhance.Color(image).enhance(scale)
 
 
@@ -228,9 +228,9 @@ class RandomInterpolation:
 
 @dataclass(frozen=True)
 class Expand:
-    """Put the picture somewhere, at whole pixels, on a canvas of `ratio` times its size: the window grows beyond it.
+    """Put the image somewhere, at whole pixels, on a canvas of `ratio` times its size: the window grows beyond it.
 
-    Beyond the picture is what `render` fills with: the mean colour. Comes before all that moves the window.
+    Beyond the image is what `render` fills with: the mean colour. Comes before all that moves the window.
     """
 
     ratio: tuple[float, float] = (1.0, 4.0)
@@ -280,7 +280,7 @@ class HikapokPatch:
     All objects with their centre in a patch must overlap it (IoU) by a number drawn from `overlaps`, where 1 stands for
     no patch; after `tries` patches with a centre inside, the last one is taken. Kept are the objects of more than .001
     and less than .9 of what is shown and wider and higher than .025 of it. After `attempts` attempts without one, the
-    picture stays as it is, with all its objects. The original adds one pixel to the sizes in the overlap; not so here.
+    image stays as it is, with all its objects. The original adds one pixel to the sizes in the overlap; not so here.
     """
 
     expand: Expand = Expand(ratio=(1.1, 4.0))
@@ -322,7 +322,7 @@ class HikapokPatch:
         count, size = 20 * self.tries, _window_size(view)
         sizes = rng.uniform(*self.scale, (count, 10, 2)) * size
         slim = sizes.max(axis=2) > 2 * sizes.min(axis=2)
-        # The tenth is taken whatever its shape: no patch of a very long picture is less slim
+        # The tenth is taken whatever its shape: no patch of a very long image is less slim
         shape = np.where(slim.all(axis=1), 9, slim.argmin(axis=1))
         chosen = np.maximum(np.floor(sizes[np.arange(count), shape]), 1)
         corner = view.window[:2] + np.floor(rng.random((count, 2)) * (size - chosen))
@@ -362,7 +362,7 @@ class TorchvisionIoUCrop:
 
 @dataclass(frozen=True)
 class NvidiaCrop:
-    """SSDCropping of NVIDIA's DeepLearningExamples: a patch which every object of the picture overlaps enough.
+    """SSDCropping of NVIDIA's DeepLearningExamples: a patch which every object of the image overlaps enough.
 
     The least IoU is drawn from `overlaps`, where 1 stands for no patch, and drawn again after each patch that fails;
     the objects with their centre inside are kept, at least one.
@@ -371,7 +371,7 @@ class NvidiaCrop:
     overlaps: tuple[float, ...] = (1.0, 0.1, 0.3, 0.5, 0.7, 0.9, -1.0)
     scale: tuple[float, float] = (0.3, 1.0)
     aspect: tuple[float, float] = (0.5, 2.0)
-    """Of the patch in shares of the picture's sides, not in pixels."""
+    """Of the patch in shares of the image's sides, not in pixels."""
 
     def __call__(self, view: View, rng: np.random.Generator) -> None:
         """Replace the view's window and say which objects are kept."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multibox.data.augmentation import Operation, plan, project, render
-from multibox.data.images import load_picture
+from multibox.data.images import load_image
 from multibox.data.mixing import Mixing, Scene, mix, narrow
 from multibox.data.sampling import Key
 from multibox.structures import Dataset, Sample
@@ -38,7 +38,7 @@ class Arrays(NamedTuple):
     sizes: list[tuple[int, int]]
 
 
-class AugmentedPictures:
+class AugmentedImages:
     """Images of the network's size with their labels; an item is the same whichever thread or process makes it."""
 
     def __init__(
@@ -71,12 +71,12 @@ class AugmentedPictures:
         """Return pixels [h, w, 3], boxes [N, 4] as fractions, labels [N], name and (width, height) of the original."""
         epoch, index, copy, mixed = key if isinstance(key, Key) else Key(key[0], key[1], key[2] if len(key) > 2 else 0)
         sample = self.dataset[index]
-        picture = self._picture(index, sample)
+        image = self._image(index, sample)
         # The first copy has no third number, so that runs of older versions are repeated exactly
         rng = np.random.default_rng((self.seed, epoch, index, copy) if copy else (self.seed, epoch, index))
-        own, other = partial(self._scene, sample, picture, rng), partial(self._other, rng)
+        own, other = partial(self._scene, sample, image, rng), partial(self._other, rng)
         scene = mix(self.mixing if mixed else (), own, other, self.size, rng)
-        return scene.pixels, scene.boxes_xyxy, scene.labels, sample.name, picture.size
+        return scene.pixels, scene.boxes_xyxy, scene.labels, sample.name, image.size
 
     def batch(self, keys: Sequence[tuple[int, ...]]) -> Arrays:
         """Return the items of `keys` as one batch."""
@@ -85,28 +85,28 @@ class AugmentedPictures:
     def _other(self, rng: np.random.Generator, size: tuple[int, int]) -> Scene:
         index = int(rng.integers(len(self)))
         sample = self.dataset[index]
-        return self._scene(sample, self._picture(index, sample), rng, size)
+        return self._scene(sample, self._image(index, sample), rng, size)
 
-    def _scene(self, sample: Sample, picture: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Scene:
+    def _scene(self, sample: Sample, image: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Scene:
         # A crowd is a region of many objects: no single box to learn
         keep = ~sample.crowd
         boxes, labels = sample.boxes_xyxy[keep], sample.labels[keep]
-        view = plan(self.operations, picture.size, boxes, rng)
+        view = plan(self.operations, image.size, boxes, rng)
         if size != self.size:
             narrow(view, size[1] / self.size[1], size[0] / self.size[0], rng)
-        pixels = render(picture, view, size, self.fill)
+        pixels = render(image, view, size, self.fill)
         kept = view.kept()
         return Scene(pixels, project(view, boxes[kept]), labels[kept])
 
-    def _picture(self, index: int, sample: Sample) -> Image.Image:
+    def _image(self, index: int, sample: Sample) -> Image.Image:
         if (cached := self.cache.get(index)) is not None:
             return Image.fromarray(cached)
-        picture = load_picture(sample)
-        pixels = np.asarray(picture)
+        image = load_image(sample)
+        pixels = np.asarray(image)
         if pixels.nbytes <= self.cache_left:
             self.cache_left -= pixels.nbytes
             self.cache[index] = pixels
-        return picture
+        return image
 
 
 def collate_items(items: Sequence[Item]) -> Arrays:
@@ -121,21 +121,21 @@ def collate_items(items: Sequence[Item]) -> Arrays:
     return Arrays(np.stack(pixels), gt_xyxy, gt_labels, list(names), list(sizes))
 
 
-_held: list[AugmentedPictures] = []
+_held: list[AugmentedImages] = []
 
 
-def start_worker(pictures: AugmentedPictures, cache_bytes: int) -> None:
+def start_worker(images: AugmentedImages, cache_bytes: int) -> None:
     """Keep the images that this worker makes items of.
 
     Args:
-        pictures: the worker's own copy.
+        images: the worker's own copy.
         cache_bytes: this worker's share of the memory for decoded images.
     """
     # Ctrl-C ends the main process, which ends its workers; Windows cannot block the signal before the start
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pictures.cache_left = cache_bytes
-    _held[:] = [pictures]
+    images.cache_left = cache_bytes
+    _held[:] = [images]
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -143,7 +143,7 @@ def make_batch(keys: Sequence[tuple[int, ...]]) -> Arrays:
     """Return the batch of `keys`.
 
     Raises:
-        PictureError: an image cannot be read.
+        ImageError: an image cannot be read.
     """
     return _held[0].batch(keys)
 

@@ -1,4 +1,4 @@
-"""Open every picture once before anything depends on it: better a sentence at the start than a stop at night."""
+"""Open every image once before anything depends on it: better a sentence at the start than a stop at night."""
 
 import dataclasses
 import hashlib
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from multibox.data.formats.text import OnBad, counted
-from multibox.data.images import load_picture
-from multibox.errors import PictureError
+from multibox.data.images import load_image
+from multibox.errors import ImageError
 from multibox.limits import available_cores
 from multibox.structures import Dataset, Sample
 
@@ -60,13 +60,13 @@ def _bytes_of(path: Path) -> int:
         return -1
 
 
-def check_pictures(dataset: Dataset, on_bad: OnBad) -> Dataset:
-    """Return the data set without pictures that cannot be decoded, and a note that counts them.
+def check_images(dataset: Dataset, on_bad: OnBad) -> Dataset:
+    """Return the data set without images that cannot be decoded, and a note that counts them.
 
-    Costs one decoding of every picture, on all cores.
+    Costs one decoding of every image, on all cores.
 
     Raises:
-        PictureError: a picture is missing, truncated or none, and `on_bad` is "stop"; or none is left.
+        ImageError: an image is missing, truncated or none, and `on_bad` is "stop"; or none is left.
     """
     with ThreadPoolExecutor(available_cores()) as pool:
         errors = list(pool.map(_problem, dataset))
@@ -74,18 +74,18 @@ def check_pictures(dataset: Dataset, on_bad: OnBad) -> Dataset:
     if not found:
         return dataset
     if on_bad == "stop":
-        raise PictureError(f"{found[0]}; mend or remove it, or give --on-bad skip")
+        raise ImageError(f"{found[0]}; mend or remove it, or give --on-bad skip")
     if len(found) == len(dataset):
-        raise PictureError(f"no picture of {dataset.root} ({dataset.split}) can be read; the first: {found[0]}")
+        raise ImageError(f"no image of {dataset.root} ({dataset.split}) can be read; the first: {found[0]}")
     kept = dataset.subset(index for index, error in enumerate(errors) if error is None)
-    note = f"{len(found)} pictures that cannot be read were skipped; the first: {found[0]}"
+    note = f"{len(found)} images that cannot be read were skipped; the first: {found[0]}"
     return dataclasses.replace(kept, notes=(*dataset.notes, note))
 
 
-def _problem(sample: Sample) -> PictureError | None:
+def _problem(sample: Sample) -> ImageError | None:
     try:
-        load_picture(sample)
-    except PictureError as error:
+        load_image(sample)
+    except ImageError as error:
         return error
     return None
 

@@ -1,4 +1,4 @@
-"""One label format into another: all splits, pictures byte for byte, and a count of what could not come along."""
+"""One label format into another: all splits, images byte for byte, and a count of what could not come along."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ class Conversion:
     """The format that was read."""
     written_as: str
     splits: dict[str, int]
-    """Pictures in each split."""
+    """Images in each split."""
     boxes: int
     """Boxes read, over all splits."""
     class_names: tuple[str, ...]
@@ -45,7 +45,7 @@ def convert(
         to: voc, coco, yolo, csv or recordio.
         format: the source's format; recognised when not given.
         on_bad: "stop" at the first broken file or box, or "skip" it and count it in the notes.
-        link: make hard links to the pictures where possible, instead of copies.
+        link: make hard links to the images where possible, instead of copies.
 
     Raises:
         DataError: when the source cannot be read or the destination is in use.

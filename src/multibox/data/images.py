@@ -1,4 +1,4 @@
-"""The one decoder and the one resize of the project: any picture file to 8-bit RGB as a person would see it.
+"""The one decoder and the one resize of the project: any image file to 8-bit RGB as a person would see it.
 
 Decisions: transparent pixels are laid over white; the first frame of several is taken; colour profiles are not applied;
 grey values deeper than 8 bit are scaled by the range they use (see `grey_to_8_bit`); a truncated file is an error.
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from multibox.errors import PictureError
+from multibox.errors import ImageError
 from multibox.structures import Sample
 
 SUFFIXES = frozenset(
@@ -32,7 +32,7 @@ _VIDEOS = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".
 _ARCHIVES = frozenset({".7z", ".bz2", ".gz", ".rar", ".rec", ".tar", ".tgz", ".xz", ".zip", ".zst"})
 _SOURCES = "give image files, folders of images or glob patterns"
 
-# No EPS: Pillow hands it to Ghostscript, and pictures may come from strangers.
+# No EPS: Pillow hands it to Ghostscript, and images may come from strangers.
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 _ORIENTATION = 0x0112
@@ -72,41 +72,41 @@ _BROKEN = (
 )
 
 
-def read_picture(path: str | Path) -> Image.Image:
-    """Read a picture file as 8-bit RGB, turned as its EXIF orientation says.
+def read_image(path: str | Path) -> Image.Image:
+    """Read an image file as 8-bit RGB, turned as its EXIF orientation says.
 
     Raises:
-        PictureError: the file is missing, empty, truncated, no picture, or too large to be decoded safely.
+        ImageError: the file is missing, empty, truncated, no image, or too large to be decoded safely.
     """
-    return decode_picture(_read_bytes(Path(path)), str(path))
+    return decode_image(_read_bytes(Path(path)), str(path))
 
 
-def decode_picture(data: bytes, where: str) -> Image.Image:
-    """Decode the bytes of a picture file as `read_picture` does; `where` names them in errors."""
+def decode_image(data: bytes, where: str) -> Image.Image:
+    """Decode the bytes of an image file as `read_image` does; `where` names them in errors."""
     with _open(data, where) as image:
         return upright_rgb(image, where)
 
 
-def upright_rgb(image: Image.Image, where: str = "the picture") -> Image.Image:
-    """Return an opened picture of any mode as 8-bit RGB, turned as its EXIF orientation says.
+def upright_rgb(image: Image.Image, where: str = "the image") -> Image.Image:
+    """Return an opened image of any mode as 8-bit RGB, turned as its EXIF orientation says.
 
     Raises:
-        PictureError: its pixels cannot be decoded; `where` names it.
+        ImageError: its pixels cannot be decoded; `where` names it.
     """
     try:
         image.load()
         return _to_rgb(_turned(image, _orientation(image)), where)
-    except PictureError:
+    except ImageError:
         raise
     except _BROKEN as error:
         raise _broken(where, error) from error
 
 
-def picture_size(path: str | Path) -> tuple[int, int]:
+def image_size(path: str | Path) -> tuple[int, int]:
     """Return width and height as shown (after EXIF orientation), from the header alone.
 
     Raises:
-        PictureError: the file is missing, empty, no picture, or too large to be decoded safely.
+        ImageError: the file is missing, empty, no image, or too large to be decoded safely.
     """
     path = Path(path)
     try:
@@ -123,17 +123,17 @@ def picture_size(path: str | Path) -> tuple[int, int]:
         raise _unreadable(path, error) from error
 
 
-def resize_picture(
-    picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+def resize_image(
+    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
 ) -> Image.Image:
     """Resize to `size` = (height, width): bilinear, half-pixel centres, antialiased when shrinking.
 
     `box` (x1, y1, x2, y2), in source pixels and not necessarily whole, is the part to take; it must lie inside the
-    picture and have an area, else Pillow raises ValueError. This is the only resize of the project: training,
+    image and have an area, else Pillow raises ValueError. This is the only resize of the project: training,
     evaluation and prediction call it, and exported graphs repeat it to within one grey level.
     """
     height, width = size
-    return picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
 
 
 class Listing(NamedTuple):
@@ -150,7 +150,7 @@ def find_images(sources: Iterable[str | Path]) -> Listing:
     reaches deeper. Hidden files are passed over in silence; other files are counted in the notes.
 
     Raises:
-        PictureError: a source does not exist, holds no image, or is of a kind that cannot be read.
+        ImageError: a source does not exist, holds no image, or is of a kind that cannot be read.
     """
     found: dict[Path, None] = {}
     others: Counter[str] = Counter()
@@ -161,11 +161,11 @@ def find_images(sources: Iterable[str | Path]) -> Listing:
     return Listing(list(found), _notes(others))
 
 
-def list_pictures(source: str | Path) -> list[Path]:
+def list_images(source: str | Path) -> list[Path]:
     """List the images meant by one file, folder or glob pattern, as `find_images` does.
 
     Raises:
-        PictureError: there is nothing there, or no image among it.
+        ImageError: there is nothing there, or no image among it.
     """
     return find_images([source]).paths
 
@@ -190,7 +190,7 @@ def _list_source(source: str | Path) -> tuple[list[Path], Counter[str]]:
     others = Counter(file.suffix.lower() for file in files if file.suffix.lower() not in wanted)
     if not found:
         notes = "".join(f"; {note}" for note in _notes(others))
-        raise PictureError(f"no image {where}: expected files ending in {', '.join(sorted(SUFFIXES))}{notes}{hint}")
+        raise ImageError(f"no image {where}: expected files ending in {', '.join(sorted(SUFFIXES))}{notes}{hint}")
     return found, others
 
 
@@ -213,22 +213,22 @@ def _counted(count: int, what: str) -> str:
     return f"1 {what} was" if count == 1 else f"{count} {what}s were"
 
 
-def _not_yet(source: str) -> PictureError:
+def _not_yet(source: str) -> ImageError:
     """Return what to say of a source that does not exist as a file, or that holds images in another way."""
     scheme, _, rest = source.partition("://")
     suffix = Path(source).suffix.lower()
     if rest and scheme.isalnum():
-        return PictureError(f"{source} is an address, and nothing is downloaded: fetch it and {_SOURCES}")
+        return ImageError(f"{source} is an address, and nothing is downloaded: fetch it and {_SOURCES}")
     if source.isdigit() or source.startswith("/dev/video"):
-        return PictureError(f"{source} names a camera, which cannot be read yet: {_SOURCES}")
+        return ImageError(f"{source} names a camera, which cannot be read yet: {_SOURCES}")
     if Path(source).is_file() and suffix in _VIDEOS:
-        return PictureError(
+        return ImageError(
             f"{source} is a video, which cannot be read yet: write its frames as images "
             f"(ffmpeg -i {source} frames/%05d.png) and give their folder"
         )
     if Path(source).is_file() and suffix in _ARCHIVES:
-        return PictureError(f"{source} is an archive, which is not opened: unpack it and {_SOURCES}")
-    return PictureError(f"{source} does not exist: {_SOURCES}")
+        return ImageError(f"{source} is an archive, which is not opened: unpack it and {_SOURCES}")
+    return ImageError(f"{source} does not exist: {_SOURCES}")
 
 
 @cache
@@ -243,22 +243,22 @@ def reads_heif() -> bool:
 
 
 def grey_to_8_bit(values: NDArray[np.generic], where: str) -> NDArray[np.uint8]:
-    """Scale grey values deeper than 8 bit to 0 to 255, by the smallest full scale that holds the picture's values.
+    """Scale grey values deeper than 8 bit to 0 to 255, by the smallest full scale that holds the image's values.
 
-    The scales are 255, 4095 and 65535, and for floating point also 1. So a 16-bit picture that uses its range is scaled
+    The scales are 255, 4095 and 65535, and for floating point also 1. So a 16-bit image that uses its range is scaled
     by 1/257, 12-bit data in a 16-bit file (X-ray, microscopes) by 1/16, and 8-bit data in one stays as it is: neither
-    clipped nor black. Depends on this picture alone, not on its data set.
+    clipped nor black. Depends on this image alone, not on its data set.
 
     Raises:
-        PictureError: values are negative, above 65535 or not finite, so that no convention says what is white.
+        ImageError: values are negative, above 65535 or not finite, so that no convention says what is white.
     """
     low, high = float(values.min()), float(values.max())
     scales = (1, *_FULL_SCALES) if values.dtype.kind == "f" else _FULL_SCALES
     full = next((scale for scale in scales if low >= 0 and high <= scale), None)
     if full is None:
-        raise PictureError(
+        raise ImageError(
             f"{where}: grey values run from {low:g} to {high:g}, expected 0 to 65535; "
-            "save it as an 8-bit or 16-bit picture"
+            "save it as an 8-bit or 16-bit image"
         )
     return np.rint(values.astype(np.float64) * (255 / full)).astype(np.uint8)
 
@@ -270,12 +270,12 @@ def _read_bytes(path: Path) -> bytes:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> PictureError:
+def _unreadable(path: Path, error: OSError) -> ImageError:
     if isinstance(error, FileNotFoundError):
-        return PictureError(f"{path}: there is no such picture")
+        return ImageError(f"{path}: there is no such image")
     if isinstance(error, IsADirectoryError) or path.is_dir():
-        return PictureError(f"{path} is a folder, expected one picture file")
-    return PictureError(f"{path} cannot be read: {error.strerror or error}")
+        return ImageError(f"{path} is a folder, expected one image file")
+    return ImageError(f"{path} cannot be read: {error.strerror or error}")
 
 
 @cache
@@ -287,28 +287,28 @@ def _known_formats(heif: bool) -> tuple[str, ...]:
 def _open(source: bytes | io.BufferedReader, where: str) -> Image.Image:
     head = source[:12] if isinstance(source, bytes) else source.peek(12)[:12]
     if not head:
-        raise PictureError(f"{where} is empty (0 bytes), expected an image")
+        raise ImageError(f"{where} is empty (0 bytes), expected an image")
     heif = head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
     try:
         formats = _known_formats(heif and reads_heif())
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(
+        raise ImageError(
             f"{where} says it is larger than {Image.MAX_IMAGE_PIXELS or 0} pixels, which may be an attack; "
             "make it smaller"
         ) from error
     except _BROKEN as error:
         if heif and not reads_heif():
-            raise PictureError(f"{where} is a HEIC image: pip install 'multibox[heic]' reads it") from error
-        raise PictureError(f"{where} is no image that can be read: expected JPEG, PNG or the like") from error
+            raise ImageError(f"{where} is a HEIC image: pip install 'multibox[heic]' reads it") from error
+        raise ImageError(f"{where} is no image that can be read: expected JPEG, PNG or the like") from error
     if min(image.size) < 1:
-        raise PictureError(f"{where} has no pixels: {image.size[0]} x {image.size[1]}")
+        raise ImageError(f"{where} has no pixels: {image.size[0]} x {image.size[1]}")
     return image
 
 
-def _broken(where: str, error: BaseException) -> PictureError:
+def _broken(where: str, error: BaseException) -> ImageError:
     reason = str(error).strip().rstrip(".") or type(error).__name__
-    return PictureError(f"{where} is truncated or damaged ({reason}): save or copy it again")
+    return ImageError(f"{where} is truncated or damaged ({reason}): save or copy it again")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -335,14 +335,14 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def _bare(image: Image.Image) -> Image.Image:
-    """Drop the file's class and metadata, so that nothing downstream turns the picture a second time."""
+    """Drop the file's class and metadata, so that nothing downstream turns the image a second time."""
     bare = Image.new("RGB", image.size)
     bare.paste(image)
     return bare
 
 
 def _png_may_be_turned(path: Path) -> bool:
-    """Look for chunks that can hold an orientation; Pillow would decode the whole picture to find none."""
+    """Look for chunks that can hold an orientation; Pillow would decode the whole image to find none."""
     with path.open("rb") as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:
@@ -355,21 +355,21 @@ def _png_may_be_turned(path: Path) -> bool:
     return False
 
 
-def load_picture(sample: Sample) -> Image.Image:
-    """Return the sample's picture as 8-bit RGB, from its file or its record.
+def load_image(sample: Sample) -> Image.Image:
+    """Return the sample's image as 8-bit RGB, from its file or its record.
 
     Raises:
-        PictureError: the picture is missing, truncated or no picture.
+        ImageError: the image is missing, truncated or no image.
     """
     if sample.offset is None:
-        return read_picture(sample.path)
-    from multibox.data.formats.recordio import read_record_picture
+        return read_image(sample.path)
+    from multibox.data.formats.recordio import read_record_image
 
-    return decode_picture(read_record_picture(sample.path, sample.offset), f"{sample.path}, record {sample.name}")
+    return decode_image(read_record_image(sample.path, sample.offset), f"{sample.path}, record {sample.name}")
 
 
 def sample_size(sample: Sample) -> tuple[int, int]:
-    """Return width and height of the sample's picture: from its label, else from the picture's header."""
+    """Return width and height of the sample's image: from its label, else from the image's header."""
     if sample.size is not None:
         return sample.size
-    return picture_size(sample.path) if sample.offset is None else load_picture(sample).size
+    return image_size(sample.path) if sample.offset is None else load_image(sample).size

@@ -20,7 +20,7 @@ import torch
 from multibox.data.augmented import (
     CACHE_BYTES,
     Arrays,
-    AugmentedPictures,
+    AugmentedImages,
     Item,
     collate_items,
     make_batch,
@@ -32,7 +32,7 @@ from multibox.limits import available_cores
 from multibox.tensors import Batch
 
 __all__ = [
-    "CACHE_BYTES", "AugmentedPictures", "Item", "choose_workers", "collate", "in_order",
+    "CACHE_BYTES", "AugmentedImages", "Item", "choose_workers", "collate", "in_order",
     "load_batches", "use_processes",
 ]  # fmt: skip
 
@@ -47,7 +47,7 @@ Tell = Callable[[str], None]
 
 
 def load_batches(
-    pictures: AugmentedPictures,
+    images: AugmentedImages,
     batches: EpochBatches | Sequence[Keys],
     workers: int,
     *,
@@ -60,7 +60,7 @@ def load_batches(
     An `EpochBatches` may become longer or shorter while it is loaded; what was prepared beyond a new end is dropped.
 
     Args:
-        pictures: makes the items.
+        images: makes the items.
         batches: keys of each batch.
         workers: threads or processes that prepare batches ahead; 0 prepares each when it is asked for.
         pin: put batches into page-locked memory.
@@ -68,18 +68,18 @@ def load_batches(
         tell: gets one sentence if that happens.
 
     Raises:
-        PictureError: an image cannot be read.
+        ImageError: an image cannot be read.
         MultiboxError: memory ran out.
     """
     order = _Order(batches)
     if not workers:
         while (keys := order.take()) is not None:
-            yield _prepare(pictures, keys, pin)
+            yield _prepare(images, keys, pin)
         return
-    pool = _Pool(pictures, workers, pin, processes, tell)
+    pool = _Pool(images, workers, pin, processes, tell)
     with contextlib.closing(pool):
         waiting: deque[tuple[int, Keys, Future[Batch]]] = deque()
-        ahead = _ahead(pictures, batches, workers)
+        ahead = _ahead(images, batches, workers)
         while True:
             while len(waiting) < ahead and (keys := order.take()) is not None:
                 waiting.append((order.position, keys, pool.submit(keys)))
@@ -109,9 +109,9 @@ def collate(items: Sequence[Item]) -> Batch:
     return _to_batch(collate_items(items), False)
 
 
-def in_order(pictures: int, batch_size: int) -> list[list[tuple[int, int]]]:
+def in_order(images: int, batch_size: int) -> list[list[tuple[int, int]]]:
     """Return batches of (0, index) over all images, in order, the last one smaller."""
-    return [[(0, i) for i in range(s, min(s + batch_size, pictures))] for s in range(0, pictures, batch_size)]
+    return [[(0, i) for i in range(s, min(s + batch_size, images))] for s in range(0, images, batch_size)]
 
 
 class _Order:
@@ -136,8 +136,8 @@ class _Order:
 class _Pool:
     """Workers that prepare batches, and threads in the place of processes that fail."""
 
-    def __init__(self, pictures: AugmentedPictures, workers: int, pin: bool, processes: bool, tell: Tell) -> None:
-        self.pictures = pictures
+    def __init__(self, images: AugmentedImages, workers: int, pin: bool, processes: bool, tell: Tell) -> None:
+        self.images = images
         self.pin = pin
         self.tell = tell
         # Beside processes one thread receives and pins what they sent
@@ -149,7 +149,7 @@ class _Pool:
                     workers,
                     multiprocessing.get_context("spawn"),
                     initializer=start_worker,
-                    initargs=(pictures, pictures.cache_left // workers),
+                    initargs=(images, images.cache_left // workers),
                 )
             except _NO_PROCESSES as error:
                 self._give_up(f"worker processes cannot be started here ({error})")
@@ -162,7 +162,7 @@ class _Pool:
                 return self.threads.submit(lambda: _to_batch(arrays.result(), self.pin))
             except _NO_PROCESSES as error:
                 self._give_up(f"worker processes cannot be started here ({error})")
-        return self.threads.submit(_prepare, self.pictures, keys, self.pin)
+        return self.threads.submit(_prepare, self.images, keys, self.pin)
 
     def finish(self, keys: Keys, future: Future[Batch]) -> Batch:
         """Return the batch of a submitted future; threads make it where its process could not."""
@@ -172,7 +172,7 @@ class _Pool:
             self._give_up("a worker process that prepares images was killed or crashed, often for lack of memory")
         except MemoryError:
             self._give_up("a worker process that prepares images ran out of memory")
-        return _prepare(self.pictures, keys, self.pin)
+        return _prepare(self.images, keys, self.pin)
 
     def close(self) -> None:
         if self.processes is not None:
@@ -188,19 +188,19 @@ class _Pool:
         self.tell(f"{why}; a thread of this process prepares the same batches from now on")
 
 
-def _ahead(pictures: AugmentedPictures, batches: EpochBatches | Sequence[Keys], workers: int) -> int:
+def _ahead(images: AugmentedImages, batches: EpochBatches | Sequence[Keys], workers: int) -> int:
     """Return how many batches to prepare ahead."""
     size = batches.batch_size if isinstance(batches, EpochBatches) else max(map(len, batches), default=1)
-    height, width = pictures.size
+    height, width = images.size
     return max(2, min(2 * workers, PREFETCH_BYTES // (size * 3 * height * width)))
 
 
-def _prepare(pictures: AugmentedPictures, keys: Keys, pin: bool) -> Batch:
+def _prepare(images: AugmentedImages, keys: Keys, pin: bool) -> Batch:
     try:
-        return _to_batch(pictures.batch(keys), pin)
+        return _to_batch(images.batch(keys), pin)
     except MemoryError:
         raise MultiboxError(
-            f"memory ran out while {len(keys)} images of {list(pictures.size)} pixels were prepared; "
+            f"memory ran out while {len(keys)} images of {list(images.size)} pixels were prepared; "
             "lower train.batch_size or model.input_size, or end other programs"
         ) from None
 

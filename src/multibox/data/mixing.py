@@ -1,7 +1,7 @@
-"""Operations that mix pictures: four in one, two blended, objects of one pasted into another.
+"""Operations that mix images: four in one, two blended, objects of one pasted into another.
 
-They stand in a recipe beside the others, which every picture goes through before it is mixed. Partners are drawn by the
-item's own generator, with repetition and the picture itself among them, so a data set of one picture has partners too.
+They stand in a recipe beside the others, which every image goes through before it is mixed. Partners are drawn by the
+item's own generator, with repetition and the image itself among them, so a data set of one image has partners too.
 """
 
 import math
@@ -14,30 +14,30 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multibox.data.augmentation_ops import MINIMUM_VISIBLE, Fractions, View
-from multibox.data.images import resize_picture
+from multibox.data.images import resize_image
 from multibox.structures import Boxes, Labels
 
 
 class Scene(NamedTuple):
-    """A rendered picture and what is in it."""
+    """A rendered image and what is in it."""
 
     pixels: NDArray[np.uint8]
     """[h, w, 3], RGB; may be read-only."""
     boxes_xyxy: Boxes
-    """[N, 4] as fractions of the picture; every box has an area."""
+    """[N, 4] as fractions of the image; every box has an area."""
     labels: Labels
     """[N]"""
 
 
 Draw = Callable[[tuple[int, int]], Scene]
-"""Render a picture at (height, width) through the recipe's other operations; see `narrow` for other shapes."""
+"""Render an image at (height, width) through the recipe's other operations; see `narrow` for other shapes."""
 
 
 @dataclass(frozen=True)
 class Mosaic:
-    """Four pictures around a random centre, the item's own at the top left (YOLOv4).
+    """Four images around a random centre, the item's own at the top left (YOLOv4).
 
-    Each covers its quarter at one scale and is cut there, so no picture is squeezed; it is rendered at that size, so
+    Each covers its quarter at one scale and is cut there, so no image is squeezed; it is rendered at that size, so
     nothing is resampled twice. Objects come out at about half their size. Must be the first of the mixing operations.
     """
 
@@ -62,7 +62,7 @@ class Mosaic:
 
 @dataclass(frozen=True)
 class MixUp:
-    """Two pictures blended, the objects of both asked for in full (Zhang et al. 2019; YOLOX).
+    """Two images blended, the objects of both asked for in full (Zhang et al. 2019; YOLOX).
 
     No weights are kept on labels, as YOLOX keeps none. So the ratio stays near one half (Beta distributed, with a
     concentration as in YOLOv5): an object that can hardly be seen would be a wrong label.
@@ -73,7 +73,7 @@ class MixUp:
     """Both parameters of the Beta distribution; its standard deviation is 1 / sqrt(8 concentration + 4)."""
 
     def __call__(self, own: Draw, other: Draw, size: tuple[int, int], rng: np.random.Generator) -> Scene:
-        """Return the blended picture, of `size` (height, width)."""
+        """Return the blended image, of `size` (height, width)."""
         first, second = own(size), other(size)
         part = round(256 * rng.beta(self.concentration, self.concentration))
         mixed = np.multiply(first.pixels, part, dtype=np.uint16)
@@ -85,7 +85,7 @@ class MixUp:
 
 @dataclass(frozen=True)
 class CopyPaste:
-    """Rectangles around objects of another picture, pasted where they hide little (after Ghiasi et al. 2021).
+    """Rectangles around objects of another image, pasted where they hide little (after Ghiasi et al. 2021).
 
     We have boxes, not outlines, so a rectangle brings some surroundings along: a margin of random width. Without it the
     seam would be the box, and a network would learn to find seams. Over the margin the patch fades in, so that the seam
@@ -97,7 +97,7 @@ class CopyPaste:
     objects: int = 3
     """Most objects pasted; their number is drawn evenly from 1 up."""
     scale: tuple[float, float] = (0.7, 1.4)
-    """Size of a patch in relation to the picture it comes from, log-uniform; never larger than the picture."""
+    """Size of a patch in relation to the image it comes from, log-uniform; never larger than the image."""
     margin: float = 0.25
     """Widest margin on each side, as a share of the object's width or height."""
     covered: float = 0.3
@@ -106,13 +106,13 @@ class CopyPaste:
     """Places drawn, of which the one that hides least is taken; a patch that finds none is left out."""
 
     def __call__(self, own: Draw, other: Draw, size: tuple[int, int], rng: np.random.Generator) -> Scene:
-        """Return the picture with the patches, of `size` (height, width)."""
+        """Return the image with the patches, of `size` (height, width)."""
         scene, source = own(size), other(size)
         pixels, extent = np.array(scene.pixels), _sides(size[1], size[0])
         boxes, labels = scene.boxes_xyxy * extent, scene.labels
         hidden = np.zeros(len(labels))
         count = int(rng.integers(1, self.objects + 1))
-        # Half an object belongs to the border that cuts it, not into the middle of a picture
+        # Half an object belongs to the border that cuts it, not into the middle of an image
         whole = np.flatnonzero(((source.boxes_xyxy > 0) & (source.boxes_xyxy < 1)).all(axis=1))
         for chosen in rng.permutation(whole)[:count]:
             rectangle = self._rectangle(source, int(chosen), rng)
@@ -131,7 +131,7 @@ class CopyPaste:
         return Scene(pixels, boxes[shown] / extent, labels[shown])
 
     def _rectangle(self, source: Scene, chosen: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """Return the box with its margin, in whole pixels of the source picture."""
+        """Return the box with its margin, in whole pixels of the source image."""
         height, width = source.pixels.shape[:2]
         x1, y1, x2, y2 = source.boxes_xyxy[chosen] * _sides(width, height)
         margin = rng.uniform(0, self.margin)
@@ -168,9 +168,9 @@ Mixing = Mosaic | MixUp | CopyPaste
 
 
 def mix(operations: Sequence[Mixing], own: Draw, other: Draw, size: tuple[int, int], rng: np.random.Generator) -> Scene:
-    """Return the own picture, of `size` (height, width), after those operations that take place, in order.
+    """Return the own image, of `size` (height, width), after those operations that take place, in order.
 
-    `own` draws the item's picture, `other` another one every time; both draw their random numbers from `rng`.
+    `own` draws the item's image, `other` another one every time; both draw their random numbers from `rng`.
     """
     for operation in operations:
         if rng.random() < operation.probability:
@@ -182,7 +182,7 @@ def mix(operations: Sequence[Mixing], own: Draw, other: Draw, size: tuple[int, i
 def narrow(view: View, across: float, down: float, rng: np.random.Generator) -> None:
     """Cut the view's window, at a random place, to the shape of `across` x `down`, shares of 1: nothing is squeezed.
 
-    The larger of the two says how much the picture is scaled; along that side all of the window stays.
+    The larger of the two says how much the image is scaled; along that side all of the window stays.
     """
     x1, y1, x2, y2 = view.window
     scale = max(across, down)
@@ -213,7 +213,7 @@ def _paste(
     pixels: NDArray[np.uint8], patch: NDArray[np.uint8], shape: tuple[int, int], inner: Fractions, x: int, y: int
 ) -> None:
     """Scale a patch to `shape` and lay it over `pixels` in place, fading in from its border to the `inner` box."""
-    scaled = np.asarray(resize_picture(Image.fromarray(np.ascontiguousarray(patch)), shape), np.float32)
+    scaled = np.asarray(resize_image(Image.fromarray(np.ascontiguousarray(patch)), shape), np.float32)
     height, width = shape
     x1, y1, x2, y2 = inner * _sides(width, height)
     cover = np.outer(_ramp(height, y1, height - y2), _ramp(width, x1, width - x2))[..., None]

@@ -35,7 +35,7 @@ class EpochBatches:
     An epoch has images // batch_size steps whatever is repeated.
 
     Args:
-        pictures: number of images, at least 1.
+        images: number of images, at least 1.
         batch_size: images per step; all of them where there are fewer.
         steps: of the whole run, not necessarily whole epochs; may be set later.
         seed: of the order.
@@ -46,7 +46,7 @@ class EpochBatches:
 
     def __init__(
         self,
-        pictures: int,
+        images: int,
         batch_size: int,
         steps: int = 0,
         *,
@@ -54,9 +54,9 @@ class EpochBatches:
         start_step: int = 0,
         repeats: Repeats | None = None,
     ) -> None:
-        self.pictures = pictures
-        self.batch_size = min(batch_size, pictures)
-        self.steps_per_epoch = pictures // self.batch_size
+        self.images = images
+        self.batch_size = min(batch_size, images)
+        self.steps_per_epoch = images // self.batch_size
         self.steps = steps
         self.seed = seed
         self.start_step = start_step
@@ -88,18 +88,18 @@ class EpochBatches:
         """Return rows of (index, copy), shuffled."""
         rng = np.random.default_rng((self.seed, epoch))
         if self.repeats is None:
-            return np.stack([rng.permutation(self.pictures), np.zeros(self.pictures, np.int64)], 1)
+            return np.stack([rng.permutation(self.images), np.zeros(self.images, np.int64)], 1)
         whole = np.floor(self.repeats).astype(np.int64)
-        counts = whole + (rng.random(self.pictures) < self.repeats - whole)
-        index = np.repeat(np.arange(self.pictures), counts)
+        counts = whole + (rng.random(self.images) < self.repeats - whole)
+        index = np.repeat(np.arange(self.images), counts)
         copy = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
         return rng.permutation(np.stack([index, copy], 1))
 
 
 def repeat_factors(dataset: Dataset) -> Repeats:
-    """Return how often each picture should come so that rare classes are seen more often (Gupta et al. 2019, LVIS).
+    """Return how often each image should come so that rare classes are seen more often (Gupta et al. 2019, LVIS).
 
-    A class in a share f of the pictures asks for max(1, sqrt(t / f)), a picture takes the largest of its classes, and
+    A class in a share f of the images asks for max(1, sqrt(t / f)), an image takes the largest of its classes, and
     one without objects comes once. LVIS, with 1203 classes, has t = 0.001, below which no class of a small data set
     ever lies; here t is the share of the class in the middle (the median), so that it needs no setting.
     """

@@ -1,4 +1,4 @@
-"""Synthetic pictures of little creatures: the stand-in for post B's Pikachu set, labelled to the pixel."""
+"""Synthetic images of little creatures: the stand-in for post B's Pikachu set, labelled to the pixel."""
 
 import math
 import tempfile
@@ -94,9 +94,9 @@ def shadow(canvas: Floats, cover: Floats, x: int, y: int, light: Lamp) -> None:
 
 def develop(rng: Rng, canvas: Floats) -> np.ndarray:
     """Return the canvas as a camera would: a little blur, exposure, noise; uint8."""
-    picture = Image.fromarray((np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8))
-    picture = picture.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 0.7))))
-    pixels = np.asarray(picture, np.float32) * np.float32(rng.uniform(0.75, 1.15))
+    image = Image.fromarray((np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8))
+    image = image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0, 0.7))))
+    pixels = np.asarray(image, np.float32) * np.float32(rng.uniform(0.75, 1.15))
     pixels += rng.normal(0, rng.uniform(0.5, 4.0), pixels.shape).astype(np.float32)
     return (np.clip(pixels, 0, 255) + 0.5).astype(np.uint8)
 
@@ -150,9 +150,9 @@ _LARGEST_SHARED = 0.2
 def render(
     index: int, *, seed: int = 0, classes: int = 1, objects: tuple[int, int] = (1, 1), size: int = 256
 ) -> tuple[NDArray[np.uint8], Boxes, Labels]:
-    """Draw picture `index`: pixels [size, size, 3], boxes [N, 4] around what is visible, labels [N].
+    """Draw image `index`: pixels [size, size, 3], boxes [N, 4] around what is visible, labels [N].
 
-    It depends on its arguments alone, so pictures can be drawn in any order. Fewer figures than drawn for may fit.
+    It depends on its arguments alone, so images can be drawn in any order. Fewer figures than drawn for may fit.
     """
     rng = np.random.default_rng((seed, index))
     light = lamp(rng)
@@ -193,13 +193,13 @@ def make_sprites(
 
     Args:
         destination: a folder that is not there yet, or is empty.
-        images: pictures in all, at least 2.
+        images: images in all, at least 2.
         classes: kinds of creature; every number makes different ones.
-        objects: fewest and most creatures in a picture.
+        objects: fewest and most creatures in an image.
         size: width and height in pixels.
-        seed: another seed, other pictures.
+        seed: another seed, other images.
         format: voc, coco, yolo, csv or recordio.
-        progress: told the number of pictures drawn so far.
+        progress: told the number of images drawn so far.
 
     Raises:
         ConfigError: a number out of its range or an unknown format.
@@ -242,7 +242,7 @@ def _draw(folder: Path, index: int, *, seed: int, classes: int, objects: tuple[i
 def _place(
     rng: np.random.Generator, cover: Floats, boxes: Sequence[tuple[float, float, float, float]], size: int
 ) -> tuple[int, int, tuple[float, float, float, float]] | None:
-    """Find a place inside the picture that hides no other figure: left, top and the box of what is visible."""
+    """Find a place inside the image that hides no other figure: left, top and the box of what is visible."""
     rows, columns = np.nonzero((cover > 0.5).any(axis=1))[0], np.nonzero((cover > 0.5).any(axis=0))[0]
     height, width = cover.shape
     if not len(rows) or width > size or height > size:

@@ -45,7 +45,7 @@ class Lamp:
 
 
 def turn(yaw: float, pitch: float, roll: float) -> Floats:
-    """Return the rotation that looks left or right (yaw), up or down (pitch), then spins in the picture (roll)."""
+    """Return the rotation that looks left or right (yaw), up or down (pitch), then spins in the image (roll)."""
     (cy, cp, cr), (sy, sp, sr) = np.cos([yaw, pitch, roll]), np.sin([yaw, pitch, roll])
     around_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     around_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
@@ -66,7 +66,7 @@ def cast(solid: Solid, rotation: Floats, longest: float, lamp: Lamp) -> tuple[Fl
     scale = longest / float(max(high[0] - low[0], high[1] - low[1])) * _FINE
     width, height = (max(1, int(np.ceil((high[i] - low[i]) * scale / _FINE))) for i in (0, 1))
 
-    # From here on one unit is one fine pixel and y points down the picture.
+    # From here on one unit is one fine pixel and y points down the image.
     flip = np.array([1, -1, 1], np.float32) * scale
     origin = np.array([low[0], high[1], 0], np.float32)
     owner, normals = _nearest(

@@ -1,9 +1,9 @@
-"""How far average precision would move with other pictures of the same kind: percentile intervals by resampling.
+"""How far average precision would move with other images of the same kind: percentile intervals by resampling.
 
-The pictures are drawn with replacement, as many as there are (B. Efron, "Bootstrap methods", 1979). Detections are
-matched once; a resample is then a weight for each picture, the number of times it was drawn, and average precision a
-weighted cumulative sum. A picture drawn twice stands twice at the same places of the ranking, which changes neither
-the best precision at a recall nor above it, so that weights give what copies of the pictures would.
+The images are drawn with replacement, as many as there are (B. Efron, "Bootstrap methods", 1979). Detections are
+matched once; a resample is then a weight for each image, the number of times it was drawn, and average precision a
+weighted cumulative sum. An image drawn twice stands twice at the same places of the ranking, which changes neither
+the best precision at a recall nor above it, so that weights give what copies of the images would.
 """
 
 from collections.abc import Callable
@@ -37,19 +37,19 @@ class Intervals(TypedDict):
 def intervals(
     table: Columns, resamples: int, *, max_detections: int = 100, plus_one: bool = True, seed: int = 0
 ) -> Intervals:
-    """Return 95 % intervals over pictures; what a training run's chance adds is not in them.
+    """Return 95 % intervals over images; what a training run's chance adds is not in them.
 
     Args:
         table: Detections and objects.
         resamples: A few hundred steady the ends to about a hundredth of the interval's width.
-        max_detections: COCO's limit a picture and class.
+        max_detections: COCO's limit an image and class.
         plus_one: Widths of the VOC figure, as in `voc_figures`.
-        seed: The same seed draws the same pictures.
+        seed: The same seed draws the same images.
     """
-    pictures = table.pictures
-    drawn = np.random.default_rng(seed).integers(0, max(1, pictures), (resamples, pictures))
-    rows = np.arange(resamples)[:, None] * pictures
-    weights = np.bincount((drawn + rows).ravel(), minlength=resamples * pictures).reshape(resamples, pictures)
+    images = table.images
+    drawn = np.random.default_rng(seed).integers(0, max(1, images), (resamples, images))
+    rows = np.arange(resamples)[:, None] * images
+    weights = np.bincount((drawn + rows).ravel(), minlength=resamples * images).reshape(resamples, images)
     found = weighted_figures(table, weights, max_detections=max_detections, plus_one=plus_one)
     ends = {name: _ends(values) for name, values in found.items()}
     return {"coco": {name: ends[name] for name in ("AP", "AP50", "AP75")}, "voc12": {"mAP": ends["mAP"]}}
@@ -62,8 +62,8 @@ def weighted_figures(
 
     Args:
         table: Detections and objects.
-        weights: [B, pictures]; how often each picture counts.
-        max_detections: COCO's limit a picture and class.
+        weights: [B, images]; how often each image counts.
+        max_detections: COCO's limit an image and class.
         plus_one: Widths of the VOC figure, as in `voc_figures`.
     """
     order = np.lexsort((-table.scores, table.labels))
@@ -99,11 +99,11 @@ def _average_precisions(
     for label in range(classes):
         rows = order[ends[label - 1] if label else 0 : ends[label]]
         mine = scored & (table.gt_labels == label)
-        objects = weights @ np.bincount(table.gt_picture[mine], minlength=table.pictures).astype(np.float64)
+        objects = weights @ np.bincount(table.gt_image[mine], minlength=table.images).astype(np.float64)
         block = max(1, CELLS // max(1, len(rows)))
         for start in range(0, len(weights), block):
             part = slice(start, start + block)
-            drawn = weights[part][:, table.picture[rows]].astype(np.float64)
+            drawn = weights[part][:, table.image[rows]].astype(np.float64)
             found[part, label] = _of_class(drawn, hit[rows], ignored[rows], objects[part], summarize)
     return found
 

@@ -25,7 +25,7 @@ class Outcomes(NamedTuple):
     hit: Flags
     """[N, 10]; finds an object that counts."""
     ignored: Flags
-    """[N, 10]; counts for nothing: on a crowd or a difficult object, or below the best of its picture and class."""
+    """[N, 10]; counts for nothing: on a crowd or a difficult object, or below the best of its image and class."""
 
 
 class _Close(NamedTuple):
@@ -44,15 +44,15 @@ def counted_objects(table: Columns, areas: NDArray[np.float64] | None = None) ->
 
 
 def coco_outcomes(table: Columns, *, max_detections: int = 100, areas: NDArray[np.float64] | None = None) -> Outcomes:
-    """Match every detection, the best of each picture and class first.
+    """Match every detection, the best of each image and class first.
 
     A detection takes the object it overlaps most among those that are free, of equals the last; one that counts goes
-    before one that does not, and a crowd is always free. Detections of equal rank of different pictures or classes do
+    before one that does not, and a crowd is always free. Detections of equal rank of different images or classes do
     not meet, so they are matched together.
 
     Args:
         table: Detections and objects.
-        max_detections: Best detections a picture and class that count.
+        max_detections: Best detections an image and class that count.
         areas: [M] of the objects, where more than their boxes is known.
     """
     scored, rank = counted_objects(table, areas), ranks(table)
@@ -127,7 +127,7 @@ class CocoFigures(TypedDict):
     AR1: float | None
     AR10: float | None
     AR100: float | None
-    """Recall with `max_detections` a picture and class, 100 unless told."""
+    """Recall with `max_detections` an image and class, 100 unless told."""
     ARs: float | None
     ARm: float | None
     ARl: float | None
@@ -143,7 +143,7 @@ def coco_figures(table: Columns, *, max_detections: int = 100, areas: NDArray[np
 
     Args:
         table: Detections and objects.
-        max_detections: Best detections a picture and class that count; 100 in published figures.
+        max_detections: Best detections an image and class that count; 100 in published figures.
         areas: [M] of the objects, where more than their boxes is known.
 
     Raises:
@@ -181,14 +181,14 @@ def _accumulate(
         library = importlib.import_module("faster_coco_eval")
     except ImportError as missing:
         raise MissingExtraError("Computing COCO figures", "train") from missing
-    images = [{"id": number} for number in range(1, table.pictures + 1)]
+    images = [{"id": number} for number in range(1, table.images + 1)]
     categories = [{"id": number, "name": name} for number, name in enumerate(table.class_names, start=1)]
     keep = ranks(table) < max_detections
-    objects = _annotations(table.gt_picture, table.gt_labels, table.gt_xyxy, np.where(table.gt_difficult, -1.0, areas))
+    objects = _annotations(table.gt_image, table.gt_labels, table.gt_xyxy, np.where(table.gt_difficult, -1.0, areas))
     for annotation, crowd in zip(objects, table.gt_crowd.tolist(), strict=True):
         annotation["iscrowd"] = int(crowd)
     boxes = table.boxes_xyxy[keep]
-    found = _annotations(table.picture[keep], table.labels[keep], boxes, box_areas(boxes))
+    found = _annotations(table.image[keep], table.labels[keep], boxes, box_areas(boxes))
     for annotation, score in zip(found, table.scores[keep].tolist(), strict=True):
         annotation["score"] = score
     evaluation = library.COCOeval_faster(
@@ -204,11 +204,11 @@ def _accumulate(
 
 
 def _annotations(
-    picture: NDArray[np.int64], labels: NDArray[np.int64], boxes_xyxy: Boxes, areas: NDArray[np.float64]
+    image_index: NDArray[np.int64], labels: NDArray[np.int64], boxes_xyxy: Boxes, areas: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
     """Return boxes as the library wants them: dictionaries, xywh, numbered from 1 (0 means unmatched there)."""
     boxes_xywh = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
-    rows = zip((picture + 1).tolist(), (labels + 1).tolist(), boxes_xywh.tolist(), areas.tolist(), strict=True)
+    rows = zip((image_index + 1).tolist(), (labels + 1).tolist(), boxes_xywh.tolist(), areas.tolist(), strict=True)
     return [
         {"id": number, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": 0}
         for number, (image, label, box, area) in enumerate(rows, start=1)

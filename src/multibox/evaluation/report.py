@@ -49,7 +49,7 @@ class Figures(TypedDict):
     thresholds: dict[str, BestThreshold | None]
     """Where each class's F1 at IoU .5 is best."""
     intervals: NotRequired[Intervals]
-    """Where 95 % of resamples of the pictures lie; only where it was asked for."""
+    """Where 95 % of resamples of the images lie; only where it was asked for."""
 
 
 def evaluate(
@@ -64,14 +64,14 @@ def evaluate(
     """Measure detections against labels.
 
     Args:
-        detections: One for each sample, in the same order, in pixels of the original pictures. Low scores belong in
+        detections: One for each sample, in the same order, in pixels of the original images. Low scores belong in
             them: a threshold of .01 or so, for average precision is about the order and not about one threshold.
-        samples: The labelled pictures.
+        samples: The labelled images.
         class_names: The data set's classes; a detector's other order is matched by name.
-        max_detections: COCO's limit a picture and class; the VOC figures have none.
+        max_detections: COCO's limit an image and class; the VOC figures have none.
         plus_one: Widths of the VOC metrics as the VOC development kit has them; None takes them so for labels in VOC's
             format and for plain lists of samples; see `multibox.evaluation.voc_metrics`.
-        bootstrap: Resamples of the pictures for intervals; 0 leaves them out.
+        bootstrap: Resamples of the images for intervals; 0 leaves them out.
 
     Raises:
         ValueError: If there are not as many detections as samples.
@@ -82,7 +82,7 @@ def evaluate(
     plus_one = counts_pixels(samples) if plus_one is None else plus_one
     found = curves(table, overlaps(table, plus_one=plus_one))
     figures: Figures = {
-        "images": table.pictures,
+        "images": table.images,
         "coco": coco_figures(table, max_detections=max_detections),
         "voc07": voc07(found),
         "voc12": voc12(found),

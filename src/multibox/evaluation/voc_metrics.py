@@ -1,4 +1,4 @@
-"""Every detection of a data set against the objects of its picture and class, as flat arrays.
+"""Every detection of a data set against the objects of its image and class, as flat arrays.
 
 Source: the development kit of PASCAL VOC (`VOCevaldet.m`). There a detection is compared with the object it overlaps
 most, whoever else claims that object, so the comparison needs no loop: one maximum over all pairs.
@@ -21,23 +21,23 @@ PAIRS_AT_ONCE = 200_000
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Detections (N) and objects (M) of a whole data set, one row each, in the order of the pictures."""
+    """Detections (N) and objects (M) of a whole data set, one row each, in the order of the images."""
 
-    pictures: int
+    images: int
     class_names: tuple[str, ...]
     boxes_xyxy: Boxes
-    """[N, 4] in pixels of the original picture."""
+    """[N, 4] in pixels of the original image."""
     scores: NDArray[np.float64]
     """[N]"""
     labels: Labels
     """[N], positions in `class_names`."""
-    picture: Labels
-    """[N], 0 to pictures - 1."""
+    image: Labels
+    """[N], 0 to images - 1."""
     gt_xyxy: Boxes
     """[M, 4]"""
     gt_labels: Labels
     """[M]"""
-    gt_picture: Labels
+    gt_image: Labels
     """[M]"""
     gt_difficult: Flags
     """[M]"""
@@ -52,10 +52,10 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class Overlaps:
-    """For each detection the object of its picture and class that it overlaps most."""
+    """For each detection the object of its image and class that it overlaps most."""
 
     gt: Labels
-    """[N], a row of the objects, the first of equals; -1 where the picture has none of that class."""
+    """[N], a row of the objects, the first of equals; -1 where the image has none of that class."""
     iou: NDArray[np.float64]
     """[N], 0 where there is none."""
 
@@ -63,14 +63,14 @@ class Overlaps:
 def columns(
     detections: Sequence[Detections], samples: Sequence[Sample] | Dataset, class_names: Sequence[str]
 ) -> Columns:
-    """Join detections and labelled pictures, one `Detections` a picture in the same order.
+    """Join detections and labelled images, one `Detections` an image in the same order.
 
     The detector's classes are matched by name to those of the data set, whatever their order; detections of a class
     that the data set does not have are left out. A score or coordinate that is not finite becomes 0, so that such a
     detection stays in the list and counts as false.
 
     Args:
-        detections: What was found, in pixels of the original pictures.
+        detections: What was found, in pixels of the original images.
         samples: What is there.
         class_names: The data set's classes: `Sample.labels` are positions in it.
 
@@ -79,7 +79,7 @@ def columns(
         DataError: If the detector and the data set share no class, or a label lies outside `class_names`.
     """
     if len(detections) != len(samples):
-        raise ValueError(f"expected one Detections a picture, got {len(detections)} for {len(samples)} pictures")
+        raise ValueError(f"expected one Detections an image, got {len(detections)} for {len(samples)} images")
     names = tuple(class_names)
     held = samples if isinstance(samples, Dataset) else _packed(samples, names)
     if len(held.labels) and not 0 <= held.labels.min() <= held.labels.max() < len(names):
@@ -93,15 +93,15 @@ def columns(
     boxes = np.concatenate([np.zeros((0, 4)), *(found.boxes for found in detections)])[known]
     scores = np.concatenate([np.zeros(0), *(found.scores for found in detections)])[known]
     return Columns(
-        pictures=len(held),
+        images=len(held),
         class_names=names,
         boxes_xyxy=np.where(np.isfinite(boxes).all(1, keepdims=True), boxes, 0.0),
         scores=np.where(np.isfinite(scores), scores, 0.0),
         labels=labels[known],
-        picture=np.repeat(np.arange(len(held)), counts)[known],
+        image=np.repeat(np.arange(len(held)), counts)[known],
         gt_xyxy=held.boxes_xyxy.astype(np.float64, copy=False),
         gt_labels=held.labels,
-        gt_picture=np.repeat(np.arange(len(held)), np.diff(held.starts)),
+        gt_image=np.repeat(np.arange(len(held)), np.diff(held.starts)),
         gt_difficult=held.difficult,
         gt_crowd=held.crowd,
     )
@@ -127,14 +127,14 @@ def overlaps(table: Columns, *, plus_one: bool = True) -> Overlaps:
 
 
 def pairs_in_parts(table: Columns) -> Iterator[tuple[Labels, Labels, Labels]]:
-    """Yield every detection with each object of its picture and class, about PAIRS_AT_ONCE pairs at a time.
+    """Yield every detection with each object of its image and class, about PAIRS_AT_ONCE pairs at a time.
 
     Yields:
         Detections [R] that have such objects, how many each has [R], and those objects, one after the other [sum].
     """
     classes = max(1, len(table.class_names))
-    det_key = table.picture * classes + table.labels
-    gt_key = table.gt_picture * classes + table.gt_labels
+    det_key = table.image * classes + table.labels
+    gt_key = table.gt_image * classes + table.gt_labels
     order = np.argsort(gt_key, kind="stable")
     first = np.searchsorted(gt_key[order], det_key, side="left")
     counts = np.searchsorted(gt_key[order], det_key, side="right") - first
@@ -145,9 +145,9 @@ def pairs_in_parts(table: Columns) -> Iterator[tuple[Labels, Labels, Labels]]:
 
 
 def ranks(table: Columns) -> Labels:
-    """Return each detection's place, [N], among those of its picture and class: 0 is the best, equal ones in order."""
-    order = np.lexsort((-table.scores, table.labels, table.picture))
-    group = (table.picture * len(table.class_names) + table.labels)[order]
+    """Return each detection's place, [N], among those of its image and class: 0 is the best, equal ones in order."""
+    order = np.lexsort((-table.scores, table.labels, table.image))
+    group = (table.image * len(table.class_names) + table.labels)[order]
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order)) - np.searchsorted(group, group, side="left")
     return rank

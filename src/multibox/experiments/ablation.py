@@ -174,7 +174,7 @@ def ablation_markdown(found: Sequence[CellRuns], axes: Sequence[str]) -> str:
     note = (
         "Mean over the runs, and the 95 % t-interval of that mean where there are several; COCO AP, AP50, AP75 and VOC "
         "2012's mAP@0.5 of the last weights on the validation split. Best in bold. The interval says what other seeds "
-        "would do, not what other pictures would."
+        "would do, not what other images would."
     )
     return "\n".join([*lines, "", note]) + "\n"
 

@@ -1,4 +1,4 @@
-"""Pictures to verify and to calibrate on: of a data set, or of a folder without labels."""
+"""Images to verify and to calibrate on: of a data set, or of a folder without labels."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from multibox.data.formats import find_splits, open_dataset, split_for
-from multibox.data.images import list_pictures, load_picture, read_picture
+from multibox.data.images import list_images, load_image, read_image
 from multibox.errors import ConfigError, DataError
 from multibox.exporting.graph import Dialect, as_text, build_onnx, describe
 from multibox.exporting.network import OPSET
@@ -24,26 +24,26 @@ from multibox.exporting.openvino_ir import (
     to_openvino,
 )
 from multibox.exporting.runtimes import run_onnx, run_openvino
-from multibox.exporting.verify import Pixels, Report, VerificationError, sample_pictures, verify
+from multibox.exporting.verify import Pixels, Report, VerificationError, sample_images, verify
 from multibox.files import write_bytes_whole
 from multibox.inference.detector import Detector
 from multibox.inference.engines import KEY
 from multibox.structures import Dataset, Sample
 
 
-def spread_pictures(data: Path, split: str | None, most: int) -> Iterator[Image.Image]:
-    """Return up to `most` pictures of a split or folder, evenly spread over it, each decoded when its turn comes.
+def spread_images(data: Path, split: str | None, most: int) -> Iterator[Image.Image]:
+    """Return up to `most` images of a split or folder, evenly spread over it, each decoded when its turn comes.
 
     Raises:
         DataError: there are none, or several splits and none was named.
     """
     found = _find(data, split)
     entries = (found[index] for index in range(0, len(found), -(-len(found) // most)))
-    return (load_picture(entry) if isinstance(entry, Sample) else read_picture(entry) for entry in entries)
+    return (load_image(entry) if isinstance(entry, Sample) else read_image(entry) for entry in entries)
 
 
 def labelled(data: Path, split: str | None, names: tuple[str, ...]) -> Dataset | None:
-    """Return a split with its classes in the detector's order, or None for pictures without labels."""
+    """Return a split with its classes in the detector's order, or None for images without labels."""
     return open_dataset(data, split, class_names=names) if _is_dataset(data) else None
 
 
@@ -53,30 +53,30 @@ def training_split(data: Path) -> str | None:
 
 
 def _find(data: Path, split: str | None) -> Dataset | Sequence[Path]:
-    return open_dataset(data, split) if _is_dataset(data) else list_pictures(data)
+    return open_dataset(data, split) if _is_dataset(data) else list_images(data)
 
 
 def _is_dataset(data: Path) -> bool:
     try:
         find_splits(data)
     except DataError:
-        # A folder of pictures will do; anything else is worth the data set's own sentence
-        if data.is_dir() and any(_pictures_in(data)):
+        # A folder of images will do; anything else is worth the data set's own sentence
+        if data.is_dir() and any(_images_in(data)):
             return False
         raise
     return True
 
 
-def _pictures_in(folder: Path) -> Sequence[Path]:
+def _images_in(folder: Path) -> Sequence[Path]:
     try:
-        return list_pictures(folder)
+        return list_images(folder)
     except DataError:
         return ()
 
 
 Target = Literal["onnx", "openvino"]
 SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
-PICTURES, CALIBRATION_PICTURES, AGREEMENT_PICTURES = 8, 300, 64
+IMAGES, CALIBRATION_IMAGES, AGREEMENT_IMAGES = 8, 300, 64
 """Taken of the data given, evenly spread: to verify on, to calibrate INT8 on, and to verify it on."""
 LOW_SCORE = 1e-5
 """Below which a file of fixed thresholds is verified."""
@@ -93,9 +93,9 @@ class ExportOptions:
     int8: bool = False
     """OpenVINO: the network in INT8, calibrated on `calibrate`."""
     calibrate: Path | None = None
-    """Data set or folder of pictures like those that the detector will see; the split train where there is one."""
+    """Data set or folder of images like those that the detector will see; the split train where there is one."""
     data: Path | None = None
-    """Data set or folder of pictures to verify on; None takes synthetic ones."""
+    """Data set or folder of images to verify on; None takes synthetic ones."""
     split: str | None = None
     """Split of `data`."""
     opset: int | None = None
@@ -112,37 +112,37 @@ def export(detector: Detector, out: Path, options: ExportOptions | None = None) 
 
     Raises:
         ConfigError: options that do not go together.
-        DataError: pictures that cannot be read.
+        DataError: images that cannot be read.
         VerificationError: the file computes something else.
     """
     options = options or ExportOptions()
     target = _check(detector, out, options)
-    pictures = _pictures(options)
+    images = _images(options)
     if options.int8 and options.calibrate is not None:
         training_split(options.calibrate)  # before the long part: the images can be found
     precision = "int8" if options.int8 else "fp16" if options.half else "fp32"
     about = describe(detector, options.dialect, license=options.license, source=options.source, precision=precision)
     model = build_onnx(detector, options.dialect, opset=options.opset if target == "onnx" else OPSET)
     if target == "onnx":
-        return _onnx(model, detector, out, options, pictures, about)
-    return _openvino(model, detector, out, options, pictures, about)
+        return _onnx(model, detector, out, options, images, about)
+    return _openvino(model, detector, out, options, images, about)
 
 
-def _onnx(model: Any, detector: Detector, out: Path, options: ExportOptions, pictures: list[Pixels],
+def _onnx(model: Any, detector: Detector, out: Path, options: ExportOptions, images: list[Pixels],
           about: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
     import onnx_ir as ir
 
     data = _checked(ir.to_proto(model))
     if options.dialect == "ultralytics":
-        _verify_below_threshold(data, detector, pictures)
-    report = verify(run_onnx(data, options.dialect != "jetson"), detector, options.dialect, pictures)
+        _verify_below_threshold(data, detector, images)
+    report = verify(run_onnx(data, options.dialect != "jetson"), detector, options.dialect, images)
     about["verification"] = _written(report, "onnxruntime", options)
     model.metadata_props[KEY] = as_text(about)
     write_bytes_whole(out, ir.to_proto(model).SerializeToString())
     return about["verification"]
 
 
-def _verify_below_threshold(data: bytes, detector: Detector, pictures: list[Pixels]) -> None:
+def _verify_below_threshold(data: bytes, detector: Detector, images: list[Pixels]) -> None:
     """Verify a file of fixed thresholds with a score threshold near 0, above which there is something to compare."""
     import onnx
 
@@ -151,7 +151,7 @@ def _verify_below_threshold(data: bytes, detector: Detector, pictures: list[Pixe
     constant.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(np.array(LOW_SCORE, np.float32)))
     config = detector.config.updated({"post.score_threshold": LOW_SCORE})
     lowered = Detector(copy.deepcopy(detector.model), config, detector.names)
-    verify(run_onnx(proto.SerializeToString(), stages=True), lowered, "ultralytics", pictures)
+    verify(run_onnx(proto.SerializeToString(), stages=True), lowered, "ultralytics", images)
 
 
 def _checked(proto: Any) -> bytes:
@@ -169,18 +169,18 @@ def _checked(proto: Any) -> bytes:
     return proto.SerializeToString()
 
 
-def _openvino(model: Any, detector: Detector, out: Path, options: ExportOptions, pictures: list[Pixels],
+def _openvino(model: Any, detector: Detector, out: Path, options: ExportOptions, images: list[Pixels],
               about: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
     converted = to_openvino(model)
     half = options.half and not options.int8
     run = run_openvino(as_stored(converted, half), options.dialect != "jetson")
-    report = verify(run, detector, options.dialect, pictures, half)
+    report = verify(run, detector, options.dialect, images, half)
     about["verification"] = _written(report, "openvino", options)
     if options.calibrate is not None and options.int8:
-        seen = _calibration(options.calibrate, CALIBRATION_PICTURES)
+        seen = _calibration(options.calibrate, CALIBRATION_IMAGES)
         converted = quantize(converted, seen, detector.config.model.input_size)
         small = run_openvino(as_stored(converted, True))
-        again = _calibration(options.calibrate, AGREEMENT_PICTURES)
+        again = _calibration(options.calibrate, AGREEMENT_IMAGES)
         about["verification"]["int8"] = measure_agreement(small, run, detector, again)
         data = labelled(options.data, options.split, detector.names) if options.data is not None else None
         if data is not None:
@@ -198,7 +198,7 @@ def _check(detector: Detector, out: Path, options: ExportOptions) -> Target:
     if target == "onnx" and (options.int8 or options.half):
         raise ConfigError(f"{out}: FP16 and INT8 are written for OpenVINO; give a name that ends in .xml")
     if options.int8 and options.calibrate is None:
-        raise ConfigError("INT8 needs pictures to measure the network's numbers on: give --calibrate DATA")
+        raise ConfigError("INT8 needs images to measure the network's numbers on: give --calibrate DATA")
     if target == "openvino" and options.opset is not None:
         raise ConfigError(f"{out}: an opset is ONNX's; leave it out, or give a name that ends in .onnx")
     if options.int8 and options.dialect != "plain":
@@ -213,10 +213,10 @@ def _written(report: Report, runtime: str, options: ExportOptions) -> dict[str, 
 
 
 def _calibration(data: Path, most: int) -> Iterator[Image.Image]:
-    return spread_pictures(data, training_split(data), most)
+    return spread_images(data, training_split(data), most)
 
 
-def _pictures(options: ExportOptions) -> list[Pixels]:
+def _images(options: ExportOptions) -> list[Pixels]:
     if options.data is None:
-        return sample_pictures()
-    return [np.asarray(picture) for picture in spread_pictures(options.data, options.split, PICTURES)]
+        return sample_images()
+    return [np.asarray(image) for image in spread_images(options.data, options.split, IMAGES)]

@@ -100,7 +100,7 @@ def build_onnx(
       zeros pad.
     * jetson (jetson-inference's detectNet): `input_0` [batch, 3, height, width] of the network's size, RGB scaled to
       -1 .. 1 -> `scores` [batch, anchors, 1 + classes] with background first, `boxes` [batch, anchors, 4] xyxy as
-      fractions of the picture.
+      fractions of the image.
 
     In all but jetson the values `resized`, `logits` and `offsets` can be looked at inside the graph.
 
@@ -183,7 +183,7 @@ def _found(parts: _Parts, limits: Limits) -> Found:
 
 
 def _outputs(parts: _Parts) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Add pictures, resize and network; return pictures, logits and offsets."""
+    """Add images, resize and network; return images, logits and offsets."""
     images = parts.builder.input("images", ir.DataType.UINT8, ["batch", "height", "width", 3])
     resized = resize(parts.builder.op, images, parts.config.model.input_size)
     resized.name = "resized"

@@ -2,7 +2,7 @@
 
 An output row is a weighted sum of the few source rows under its triangle. Neighbouring output rows share one window of
 source rows, gathered as bytes, and one small matrix product; a product with the full matrix would multiply mostly zeros
-(measured in docs/decisions.md). Windows and weights are computed in the graph from the picture's size.
+(measured in docs/decisions.md). Windows and weights are computed in the graph from the image's size.
 """
 
 from typing import Any, NamedTuple
@@ -60,7 +60,7 @@ def _windows(op: Any, count: ir.Value, size: int, groups: tuple[int, int]) -> tu
     """Add the source rows [g, r] of each group and their weights [g, r, o] for its outputs; `count` [1] source rows.
 
     Output i is centred on (i + 1/2) * count / size and its triangle reaches max(count / size, 1) to either side. In
-    units of 1 / (2 * size) all of that is whole, so that neither large pictures nor bfloat16 lose precision.
+    units of 1 / (2 * size) all of that is whole, so that neither large images nor bfloat16 lose precision.
     """
     number, length = groups
     outputs = 2 * np.arange(number * length, dtype=np.int64).reshape(number, 1, length) + 1
@@ -107,7 +107,7 @@ class Found(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """The anchors of each picture that are worth a look, `width` of them."""
+    """The anchors of each image that are worth a look, `width` of them."""
 
     scores: ir.Value
     """[b, c, width]"""
@@ -155,7 +155,7 @@ def find(op: Any, outputs: tuple[ir.Value, ir.Value], scale: ir.Value, limits: L
     Args:
         op: where nodes go.
         outputs: logits [b, a, k] and offsets [b, a, 4].
-        scale: float [4]; width, height, width, height of the pictures in pixels.
+        scale: float [4]; width, height, width, height of the images in pixels.
         limits: thresholds and number of detections.
         table: `decoding_table` of the anchors.
         config: how to score, decode, clip and select.
@@ -200,7 +200,7 @@ def _likely(op: Any, logits: ir.Value, threshold: ir.Value, width: int, model: M
 def _candidates(
     op: Any, outputs: tuple[ir.Value, ir.Value], threshold: ir.Value, table: np.ndarray, config: Config, classes: int
 ) -> _Candidates:
-    """Add scores and boxes of as many anchors of each picture as the fullest has that may exceed the threshold."""
+    """Add scores and boxes of as many anchors of each image as the fullest has that may exceed the threshold."""
     logits, offsets = outputs
     columns = classes + (config.model.score == "softmax")
     likely = op.Cast(_likely(op, logits, threshold, columns, config.model), to=FLOAT)
@@ -240,7 +240,7 @@ def _small(op: Any, boxes: ir.Value, least: float) -> ir.Value:
 
 
 def _suppress(op: Any, candidates: _Candidates, limits: Limits, config: Config) -> ir.Value:
-    """Add NMS in every picture and class; return picture, label and place of what stays [n, 3]."""
+    """Add NMS in every image and class; return image, label and place of what stays [n, 3]."""
     overlap = limits.nms_threshold
     if config.post.nms_inclusive:
         # The next smaller float32: above it is what reaches the threshold
@@ -256,15 +256,15 @@ def _suppress(op: Any, candidates: _Candidates, limits: Limits, config: Config) 
 
 
 def _pack(op: Any, candidates: _Candidates, kept: ir.Value, scale: ir.Value, most: ir.Value) -> Found:
-    """Add each picture's best detections, in pixels, without boxes that clipping left no area."""
-    # First a row of no picture that shows a last box of zeros: it pads, and some runtimes do not like empty tensors
+    """Add each image's best detections, in pixels, without boxes that clipping left no area."""
+    # First a row of no image that shows a last box of zeros: it pads, and some runtimes do not like empty tensors
     kept = op.Concat(_named_constant(op, np.array([[-1, -1, -1]])), kept, axis=0)
-    picture, label = (op.Gather(kept, column, axis=1) for column in range(2))
+    image, label = (op.Gather(kept, column, axis=1) for column in range(2))
     boxes = op.GatherND(op.Pad(candidates.boxes, [0, 0, 0, 0, 1, 0]), op.Gather(kept, [0, 2], axis=1))
     left, top, right, bottom = op.Split(boxes, num_outputs=4, axis=1, _outputs=4)
     large = op.Reshape(op.And(op.Less(left, right), op.Less(top, bottom)), [-1])
-    pictures = op.Range(0, op.Squeeze(op.Shape(candidates.boxes, start=0, end=1), [0]), 1)
-    own = op.And(op.Equal(picture, op.Unsqueeze(pictures, [1])), large)
+    images = op.Range(0, op.Squeeze(op.Shape(candidates.boxes, start=0, end=1), [0]), 1)
+    own = op.And(op.Equal(image, op.Unsqueeze(images, [1])), large)
     counts = op.Min(op.ReduceSum(op.Cast(own, to=INT), [1], keepdims=0), most)
     longest = op.ReduceMax(counts, keepdims=1)
     table = op.Where(own, op.GatherND(candidates.scores, kept), 0.0)

@@ -130,7 +130,7 @@ OPSET = 20
 
 
 class _Outputs(nn.Module):
-    """Pictures in, plain tensors out."""
+    """Images in, plain tensors out."""
 
     def __init__(self, model: SSD) -> None:
         super().__init__()

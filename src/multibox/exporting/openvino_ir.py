@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from PIL import Image
 
-from multibox.data.images import load_picture, resize_picture
+from multibox.data.images import load_image, resize_image
 from multibox.evaluation.report import Figures, evaluate
 from multibox.evaluation.voc_metrics import precision_recall
 from multibox.exporting.runtimes import Run
@@ -32,15 +32,15 @@ def to_openvino(model: ir.Model) -> Any:
         return found
 
 
-def quantize(model: Any, pictures: Iterable[Image.Image], size: tuple[int, int]) -> Any:
-    """Return the model with its network in INT8, calibrated on pictures; resize and post-processing stay as they are.
+def quantize(model: Any, images: Iterable[Image.Image], size: tuple[int, int]) -> Any:
+    """Return the model with its network in INT8, calibrated on images; resize and post-processing stay as they are.
 
     So do depthwise and grouped convolutions: OpenVINO computes them in float all the same, and the steps to INT8 and
     back made each slower.
 
     Args:
         model: from `to_openvino`.
-        pictures: what the detector will see; 300 are enough.
+        images: what the detector will see; 300 are enough.
         size: height and width of the network's input.
     """
     import nncf
@@ -52,7 +52,7 @@ def quantize(model: Any, pictures: Iterable[Image.Image], size: tuple[int, int])
         target.replace_source_output(head.output(0))
     ends = [openvino.opset13.result(inside[name]) for name in ("logits", "offsets")]
     network = openvino.Model(ends, [head], "network")  # pyright: ignore[reportGeneralTypeIssues]
-    seen = [np.asarray(resize_picture(picture, size)) for picture in pictures]
+    seen = [np.asarray(resize_image(image, size)) for image in images]
     data = nncf.Dataset(seen, lambda pixels: pixels.transpose(2, 0, 1)[None].astype(np.float32))
     grouped = nncf.IgnoredScope(types=["GroupConvolution"], validate=False)
     mixed = nncf.QuantizationPreset.MIXED
@@ -141,7 +141,7 @@ def measure_loss(run: Run, detector: Detector, data: Dataset) -> dict[str, Any]:
     eager: list[Detections] = []
     file: list[Detections] = []
     for sample in data:
-        pixels = np.asarray(load_picture(sample))
+        pixels = np.asarray(load_image(sample))
         eager.append(detector.predict(pixels, detector.config.post.score_threshold))
         file.append(_detect(run, detector, pixels))
     ours, its = (_figures(evaluate(each, data, detector.names)) for each in (eager, file))

@@ -1,6 +1,6 @@
 """Proof that an exported file is the same detector: its stages against eager, one by one, in the file's own runtime.
 
-The resize is compared with Pillow's, the network with eager on the graph's own resized pictures, decoding and
+The resize is compared with Pillow's, the network with eager on the graph's own resized images, decoding and
 suppression with eager on the graph's own logits. So a difference is named where it arises.
 """
 
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from multibox.config import Config
-from multibox.data.images import resize_picture
+from multibox.data.images import resize_image
 from multibox.data.sprites import render
 from multibox.errors import MultiboxError
 from multibox.exporting.graph import ULTRALYTICS_ROWS, Dialect
@@ -30,7 +30,7 @@ from multibox.tensors import HeadOutputs
 SCORE = 1e-4
 """Scores of a pair differ by no more."""
 BOX = 1e-3
-"""Corners of a pair differ by no more, as a share of the picture's longer side."""
+"""Corners of a pair differ by no more, as a share of the image's longer side."""
 
 
 class VerificationError(MultiboxError):
@@ -154,13 +154,13 @@ UNMATCHED = 0.01
 AT_ONCE = 256
 """Detections compared with every anchor at once."""
 WANTED = 50
-"""Detections a picture to compare; the score threshold is lowered until there are about so many."""
+"""Detections an image to compare; the score threshold is lowered until there are about so many."""
 
 
 class Report(NamedTuple):
-    """Largest differences over all pictures; those of stages that a dialect does not have are 0."""
+    """Largest differences over all images; those of stages that a dialect does not have are 0."""
 
-    pictures: int = 0
+    images: int = 0
     resize: float = 0.0
     """Grey levels."""
     logits: float = 0.0
@@ -174,13 +174,13 @@ class Report(NamedTuple):
     score: float = 0.0
     """Of matched pairs, as is the box."""
     box: float = 0.0
-    """Share of the picture's longer side."""
+    """Share of the image's longer side."""
 
 
-def sample_pictures() -> list[Pixels]:
-    """Return pictures to try where none are given: sprites, and noise of odd sizes.
+def sample_images() -> list[Pixels]:
+    """Return images to try where none are given: sprites, and noise of odd sizes.
 
-    None is one pixel high or wide: such a picture gives whole rows of equal scores, whose order means nothing.
+    None is one pixel high or wide: such an image gives whole rows of equal scores, whose order means nothing.
     """
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((9, 37), (61, 12), (233, 317))]
@@ -188,14 +188,14 @@ def sample_pictures() -> list[Pixels]:
 
 
 @torch.inference_mode()
-def verify(run: Run, detector: Detector, dialect: Dialect, pictures: Sequence[Pixels], half: bool = False) -> Report:
-    """Compare a file with eager; each picture also stands in one batch with itself turned round.
+def verify(run: Run, detector: Detector, dialect: Dialect, images: Sequence[Pixels], half: bool = False) -> Report:
+    """Compare a file with eager; each image also stands in one batch with itself turned round.
 
     Args:
         run: the file, with `STAGES` among its outputs but for the dialect jetson.
         detector: what was exported.
         dialect: which outputs the file has.
-        pictures: uint8 RGB [h, w, 3], of any sizes.
+        images: uint8 RGB [h, w, 3], of any sizes.
         half: the file's weights are float16.
 
     Raises:
@@ -205,7 +205,7 @@ def verify(run: Run, detector: Detector, dialect: Dialect, pictures: Sequence[Pi
     raw = RAW_HALF if half else RAW
     # A copy, for `Detector` moves the network
     eager = Detector(copy.deepcopy(detector.model), detector.config, detector.names, "cpu")
-    return _worst(check(run, eager, dialect, np.stack([each, each[::-1, ::-1]]), raw) for each in pictures)
+    return _worst(check(run, eager, dialect, np.stack([each, each[::-1, ::-1]]), raw) for each in images)
 
 
 def _check(run: Run, detector: Detector, dialect: Dialect, batch: Pixels, raw: float) -> Report:
@@ -301,7 +301,7 @@ def _limits(config: Config) -> Arrays:
 
 def _resized(batch: Pixels, detector: Detector) -> NDArray[np.float32]:
     size = detector.config.model.input_size
-    pixels = np.stack([np.asarray(resize_picture(Image.fromarray(each), size)) for each in batch])
+    pixels = np.stack([np.asarray(resize_image(Image.fromarray(each), size)) for each in batch])
     return pixels.transpose(0, 3, 1, 2).astype(np.float32)
 
 
@@ -353,6 +353,6 @@ def _known(found: Detections, scores: Tensor, boxes: Tensor, side: float) -> int
 
 def _worst(reports: Iterable[Report]) -> Report:
     """Add up what is counted and take the worst of what is measured."""
-    counted = {"pictures", "detections", "matched", "swapped"}
+    counted = {"images", "detections", "matched", "swapped"}
     columns = zip(*reports, strict=True)
     return Report(*(sum(c) if f in counted else max(c) for f, c in zip(Report._fields, columns, strict=True)))

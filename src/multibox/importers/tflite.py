@@ -30,7 +30,7 @@ POSTPROCESS = "TFLite_Detection_PostProcess"
 WHAT = "a TF Lite SSD over MobileNetV1"
 NORM_EPS = 1e-3
 ANCHOR_TOLERANCE = 0.01
-"""As fractions of the picture: the file keeps its anchors in 8 bits."""
+"""As fractions of the image: the file keeps its anchors in 8 bits."""
 LEVELS = 6
 NMS_THRESHOLD = 0.6
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from multibox.builtin import find_model
 from multibox.config import Config
-from multibox.data.images import load_picture, resize_picture
-from multibox.inference.inputs import Picture, Pictures, in_batches, is_one, open_picture, several
+from multibox.data.images import load_image, resize_image
+from multibox.inference.inputs import AnyImage, Images, in_batches, is_one, open_image, several
 from multibox.inference.load import ExportedDetector, checked_threads, choose_device
 from multibox.models.build import build_model
 from multibox.models.checkpoint import load_checkpoint
@@ -57,18 +57,18 @@ class Detector:
         return self.config.post.thresholds
 
     @overload
-    def predict(self, picture: Picture, threshold: float | None = None) -> Detections: ...
+    def predict(self, image: AnyImage, threshold: float | None = None) -> Detections: ...
     @overload
-    def predict(self, picture: Iterator[Picture], threshold: float | None = None) -> Iterator[Detections]: ...
+    def predict(self, image: Iterator[AnyImage], threshold: float | None = None) -> Iterator[Detections]: ...
     @overload
-    def predict(self, picture: Iterable[Picture], threshold: float | None = None) -> list[Detections]: ...
+    def predict(self, image: Iterable[AnyImage], threshold: float | None = None) -> list[Detections]: ...
     def predict(
-        self, picture: Picture | Pictures, threshold: float | None = None
+        self, image: AnyImage | Images, threshold: float | None = None
     ) -> Detections | list[Detections] | Iterator[Detections]:
         """Detect objects in one image, or in several.
 
         Args:
-            picture: one image: a path, a PIL image of any mode, a uint8 RGB array [H, W, 3], a uint8 RGB tensor
+            image: one image: a path, a PIL image of any mode, a uint8 RGB array [H, W, 3], a uint8 RGB tensor
                 [3, H, W] or [H, W, 3], or an encoded file as bytes or as a binary file object. OpenCV's arrays are BGR:
                 give `image[..., ::-1]`. A list or tuple gives a list of `Detections`; a generator or another iterator
                 gives a generator, which takes images as it is read, so memory does not grow.
@@ -79,13 +79,13 @@ class Detector:
             Boxes as xyxy in pixels of the original image (turned as its EXIF orientation says), best first.
 
         Raises:
-            PictureError: a file that is missing, truncated or no image, or an array or tensor of another shape or type.
+            ImageError: a file that is missing, truncated or no image, or an array or tensor of another shape or type.
             ConfigError: `threshold` is no number from 0 to 1.
         """
         lowest = lowest_scores(threshold, self.thresholds, self.names)
-        if is_one(picture):
-            return self._predict([self._opened(picture)], lowest)[0]
-        return several(picture, self._opened, partial(self._predict, lowest=lowest))
+        if is_one(image):
+            return self._predict([self._opened(image)], lowest)[0]
+        return several(image, self._opened, partial(self._predict, lowest=lowest))
 
     def answer(self, images: Tensor) -> HeadOutputs:
         """Return the network's answer for images of its input size, on its device; both ways with `post.flip`."""
@@ -117,10 +117,10 @@ class Detector:
             self.quicken(self.precision)
         return self._quick or self.model
 
-    def _opened(self, picture: Any) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    def _opened(self, image: Any) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """Return the pixels of the network's size and (width, height) of the original."""
-        opened = open_picture(picture)
-        return np.asarray(resize_picture(opened, self.config.model.input_size)), opened.size
+        opened = open_image(image)
+        return np.asarray(resize_image(opened, self.config.model.input_size)), opened.size
 
     @torch.inference_mode()
     def _predict(
@@ -173,7 +173,7 @@ def find_all(detector: Detector | ExportedDetector, dataset: Dataset, max_detect
 
 def _exported(detector: ExportedDetector, dataset: Dataset) -> Iterator[Detections]:
     above = detector.about["post"]["score_threshold"]
-    for images in in_batches(dataset, lambda sample: np.asarray(load_picture(sample))):
+    for images in in_batches(dataset, lambda sample: np.asarray(load_image(sample))):
         yield from detector.detect(images, above)
 
 
@@ -189,5 +189,5 @@ def _eager(detector: Detector, dataset: Dataset) -> Iterator[Detections]:
 
 def _resized(size: tuple[int, int], sample: Sample) -> Resized:
     """Return the pixels of a sample at the network's (height, width), and the (width, height) of the original."""
-    picture = load_picture(sample)
-    return np.asarray(resize_picture(picture, size)), picture.size
+    image = load_image(sample)
+    return np.asarray(resize_image(image, size)), image.size

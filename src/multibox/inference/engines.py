@@ -183,7 +183,7 @@ def _openvino(path: Path, opened: tuple[Path, int | None, str | None, str]) -> E
 
     @cache
     def request_for(alone: bool) -> tuple[Any, dict[str, NDArray[Any]]]:
-        """Compile for one picture, for which fixing the batch saves some 8 % of a small network's time, or for any.
+        """Compile for one image, for which fixing the batch saves some 8 % of a small network's time, or for any.
 
         Returns the request, and the arrays from which it reads `LIMITS`.
         """
@@ -222,7 +222,7 @@ def unlocked(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def for_one(model: Any) -> Any:
-    """Return a copy of an openvino.Model whose inputs, scalars apart, hold one picture."""
+    """Return a copy of an openvino.Model whose inputs, scalars apart, hold one image."""
     one = model.clone()
     for port in one.inputs:
         shape = port.partial_shape

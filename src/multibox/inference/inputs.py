@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from multibox.data.images import decode_picture, read_picture, upright_rgb
-from multibox.errors import PictureError
+from multibox.data.images import decode_image, read_image, upright_rgb
+from multibox.errors import ImageError
 from multibox.limits import decoding_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Picture = Union[str, "os.PathLike[str]", Image.Image, NDArray[np.uint8], "Tensor", bytes, BufferedIOBase]
+AnyImage = Union[str, "os.PathLike[str]", Image.Image, NDArray[np.uint8], "Tensor", bytes, BufferedIOBase]
 """A path, a PIL image, a uint8 RGB array [H, W, 3], a uint8 RGB tensor [3, H, W] or [H, W, 3], or an encoded file as
 bytes or as a file opened in binary mode."""
-Pictures = Iterable[Picture]
+Images = Iterable[AnyImage]
 BATCH = 16
 """Images of a list that go through the network together."""
 
@@ -38,60 +38,60 @@ Opened = TypeVar("Opened")
 Found = TypeVar("Found")
 
 
-def is_one(picture: Any) -> bool:
+def is_one(image: Any) -> bool:
     """Return whether this is one image; False means several.
 
     Raises:
-        PictureError: it is neither an image nor a list or generator.
+        ImageError: it is neither an image nor a list or generator.
     """
-    if _tensor(picture) is not None or isinstance(picture, Image.Image | np.ndarray | bytearray | memoryview):
+    if _tensor(image) is not None or isinstance(image, Image.Image | np.ndarray | bytearray | memoryview):
         return True
-    if isinstance(picture, _SLOW_TO_OPEN) or hasattr(picture, "read"):
+    if isinstance(image, _SLOW_TO_OPEN) or hasattr(image, "read"):
         return True
-    if not isinstance(picture, Iterable) or isinstance(picture, dict):
-        raise _no_picture(picture)
+    if not isinstance(image, Iterable) or isinstance(image, dict):
+        raise _no_image(image)
     return False
 
 
-def open_picture(picture: Any) -> Image.Image:
-    """Return any accepted form of an image (`Picture`) as a PIL image in RGB, upright.
+def open_image(image: Any) -> Image.Image:
+    """Return any accepted form of an image (`AnyImage`) as a PIL image in RGB, upright.
 
     Raises:
-        PictureError: a file that is missing, truncated or no image, an array or tensor of another shape or type, or
+        ImageError: a file that is missing, truncated or no image, an array or tensor of another shape or type, or
             something else.
     """
-    if isinstance(picture, Image.Image):
-        return upright_rgb(picture)
-    if isinstance(picture, np.ndarray) or _tensor(picture) is not None:
-        return Image.fromarray(_array(picture))
-    if isinstance(picture, str | os.PathLike):
-        return read_picture(Path(picture))
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return decode_picture(bytes(picture), "the image given as bytes")
-    if hasattr(picture, "read"):
-        data = picture.read()
+    if isinstance(image, Image.Image):
+        return upright_rgb(image)
+    if isinstance(image, np.ndarray) or _tensor(image) is not None:
+        return Image.fromarray(_array(image))
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode_image(bytes(image), "the image given as bytes")
+    if hasattr(image, "read"):
+        data = image.read()
         if not isinstance(data, bytes):
-            raise PictureError(f"the file given as {picture!r} gives text; open it in binary mode (open(path, 'rb'))")
-        return decode_picture(data, str(getattr(picture, "name", "the image given as a file")))
-    raise _no_picture(picture)
+            raise ImageError(f"the file given as {image!r} gives text; open it in binary mode (open(path, 'rb'))")
+        return decode_image(data, str(getattr(image, "name", "the image given as a file")))
+    raise _no_image(image)
 
 
-def pixels_of(picture: Any) -> NDArray[np.uint8]:
-    """Return any accepted form of an image (`Picture`) as uint8 RGB [H, W, 3], without a copy where it is that already.
+def pixels_of(image: Any) -> NDArray[np.uint8]:
+    """Return any accepted form of an image (`AnyImage`) as uint8 RGB [H, W, 3], without a copy where possible.
 
     Raises:
-        PictureError: as `open_picture` does.
+        ImageError: as `open_image` does.
     """
-    is_array = isinstance(picture, np.ndarray) or _tensor(picture) is not None
-    return _array(picture) if is_array else np.asarray(open_picture(picture))
+    is_array = isinstance(image, np.ndarray) or _tensor(image) is not None
+    return _array(image) if is_array else np.asarray(open_image(image))
 
 
 def several(
-    pictures: Any, open_one: Callable[[Any], Opened], work: Callable[[list[Opened]], list[Found]]
+    images: Any, open_one: Callable[[Any], Opened], work: Callable[[list[Opened]], list[Found]]
 ) -> list[Found] | Iterator[Found]:
     """Apply `work` to batches of opened images; an iterator gives a generator, a list or another collection a list."""
-    found = (one for batch in in_batches(pictures, open_one) for one in work(batch))
-    return found if isinstance(pictures, Iterator) else list(found)
+    found = (one for batch in in_batches(images, open_one) for one in work(batch))
+    return found if isinstance(images, Iterator) else list(found)
 
 
 def in_batches(items: Iterable[Asked], open_one: Callable[[Asked], Opened]) -> Iterator[list[Opened]]:
@@ -119,27 +119,27 @@ def in_batches(items: Iterable[Asked], open_one: Callable[[Asked], Opened]) -> I
         pool.shutdown(cancel_futures=True)
 
 
-def _array(picture: Any) -> NDArray[np.uint8]:
+def _array(image: Any) -> NDArray[np.uint8]:
     """Return the pixels of an array or tensor as [H, W, 3].
 
     Raises:
-        PictureError: it has another shape or type.
+        ImageError: it has another shape or type.
     """
-    kind, shape, dtype = "array", tuple(picture.shape), str(picture.dtype).removeprefix("torch.")
-    tensor = _tensor(picture)
+    kind, shape, dtype = "array", tuple(image.shape), str(image.dtype).removeprefix("torch.")
+    tensor = _tensor(image)
     if tensor is not None:
         kind = "tensor"
         if dtype == "uint8" and len(shape) == 3 and shape[0] == shape[2] == 3:
-            raise PictureError(
+            raise ImageError(
                 f"a tensor of shape {list(shape)} may be [3, H, W] or [H, W, 3]; give tensor.permute(1, 2, 0).numpy() "
                 "if channels come first, else tensor.numpy()"
             )
-        picture = tensor.detach().cpu()
-        picture = (picture.permute(1, 2, 0) if len(shape) == 3 and shape[0] == 3 else picture).numpy()
-    if dtype == "uint8" and picture.ndim == 3 and picture.shape[2] == 3 and picture.size:
-        return picture
+        image = tensor.detach().cpu()
+        image = (image.permute(1, 2, 0) if len(shape) == 3 and shape[0] == 3 else image).numpy()
+    if dtype == "uint8" and image.ndim == 3 and image.shape[2] == 3 and image.size:
+        return image
     expected = "uint8 RGB [H, W, 3]" if kind == "array" else "uint8 RGB [3, H, W] or [H, W, 3]"
-    raise PictureError(
+    raise ImageError(
         f"an image given as {'an array' if kind == 'array' else 'a tensor'} must be {expected}, got {dtype} "
         f"{list(shape)}{_advice(kind, dtype, shape)}"
     )
@@ -164,14 +164,12 @@ def _advice(kind: str, dtype: str, shape: Sequence[int]) -> str:
     return ""
 
 
-def _tensor(picture: Any) -> "Tensor | None":
+def _tensor(image: Any) -> "Tensor | None":
     """Return a torch tensor as such, and None for everything else, without importing torch."""
     torch = sys.modules.get("torch")
-    return picture if torch is not None and isinstance(picture, torch.Tensor) else None
+    return image if torch is not None and isinstance(image, torch.Tensor) else None
 
 
-def _no_picture(picture: Any) -> PictureError:
-    what = (
-        "None, which cv2.imread returns for a file that it cannot read" if picture is None else type(picture).__name__
-    )
-    return PictureError(f"an image given as {what}: {_FORMS}")
+def _no_image(image: Any) -> ImageError:
+    what = "None, which cv2.imread returns for a file that it cannot read" if image is None else type(image).__name__
+    return ImageError(f"an image given as {what}: {_FORMS}")

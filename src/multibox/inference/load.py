@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from multibox.builtin import builtin_name, find_model, runnable
 from multibox.errors import ConfigError, MissingExtraError
 from multibox.inference.engines import SUFFIXES, Engine, open_engine
-from multibox.inference.inputs import Picture, Pictures, is_one, pixels_of, several
+from multibox.inference.inputs import AnyImage, Images, is_one, pixels_of, several
 from multibox.structures import Detections
 from multibox.thresholds import just_below, lowest_scores, reaching
 
@@ -39,18 +39,18 @@ class ExportedDetector:
         return open_exported, self.engine.opened
 
     @overload
-    def predict(self, picture: Picture, threshold: float | None = None) -> Detections: ...
+    def predict(self, image: AnyImage, threshold: float | None = None) -> Detections: ...
     @overload
-    def predict(self, picture: Iterator[Picture], threshold: float | None = None) -> Iterator[Detections]: ...
+    def predict(self, image: Iterator[AnyImage], threshold: float | None = None) -> Iterator[Detections]: ...
     @overload
-    def predict(self, picture: Iterable[Picture], threshold: float | None = None) -> list[Detections]: ...
+    def predict(self, image: Iterable[AnyImage], threshold: float | None = None) -> list[Detections]: ...
     def predict(
-        self, picture: Picture | Pictures, threshold: float | None = None
+        self, image: AnyImage | Images, threshold: float | None = None
     ) -> Detections | list[Detections] | Iterator[Detections]:
         """Detect objects in one image, or in several.
 
         Args:
-            picture: one image: a path, a PIL image of any mode, a uint8 RGB array [H, W, 3], a uint8 RGB tensor
+            image: one image: a path, a PIL image of any mode, a uint8 RGB array [H, W, 3], a uint8 RGB tensor
                 [3, H, W] or [H, W, 3], or an encoded file as bytes or as a binary file object. OpenCV's arrays are BGR:
                 give `image[..., ::-1]`. A list or tuple gives a list of `Detections`; a generator or another iterator
                 gives a generator, which takes images as it is read, so memory does not grow. Neighbours of one size go
@@ -62,13 +62,13 @@ class ExportedDetector:
             Boxes as xyxy in pixels of the original image (turned as its EXIF orientation says), best first.
 
         Raises:
-            PictureError: a file that is missing, truncated or no image, or an array or tensor of another shape or type.
+            ImageError: a file that is missing, truncated or no image, or an array or tensor of another shape or type.
             ConfigError: `threshold` is no number from 0 to 1.
         """
         lowest = lowest_scores(threshold, self.thresholds, self.names)
-        if is_one(picture):
-            return self._predict([pixels_of(picture)], lowest)[0]
-        return several(picture, pixels_of, partial(self._predict, lowest=lowest))
+        if is_one(image):
+            return self._predict([pixels_of(image)], lowest)[0]
+        return several(image, pixels_of, partial(self._predict, lowest=lowest))
 
     def detect(self, images: list[Pixels], above: float) -> list[Detections]:
         """Return what scores above `above` in each of some images [H, W, 3]; neighbours of one size share a batch."""

@@ -1,4 +1,4 @@
-"""Detections of many pictures as files: our JSON, COCO's results, YOLO's and PASCAL VOC's text files."""
+"""Detections of many images as files: our JSON, COCO's results, YOLO's and PASCAL VOC's text files."""
 
 import json
 import shutil
@@ -21,20 +21,20 @@ VOC_LINES = 10_000
 
 
 @dataclass(frozen=True)
-class PictureResult:
-    """What was found in one picture file."""
+class ImageResult:
+    """What was found in one image file."""
 
     file: str
-    """The picture's path, as it was given."""
+    """The image's path, as it was given."""
     width: int
-    """Of the picture as shown, in pixels."""
+    """Of the image as shown, in pixels."""
     height: int
     detections: Detections
-    """Boxes in pixels of that picture."""
+    """Boxes in pixels of that image."""
 
 
 def write_results(
-    rows: Sequence[PictureResult],
+    rows: Sequence[ImageResult],
     *,
     json_file: str | Path | None = None,
     coco: str | Path | None = None,
@@ -64,7 +64,7 @@ def result_files(
     coco: str | Path | None = None,
     yolo: str | Path | None = None,
     voc: str | Path | None = None,
-) -> Iterator[Callable[[int, PictureResult], None]]:
+) -> Iterator[Callable[[int, ImageResult], None]]:
     """Yield a function that adds one image's detections, given the index of its file, to every format asked for.
 
     Results are written as they come, so memory does not grow with their number. Each file is written whole: it appears,
@@ -91,7 +91,7 @@ def result_files(
     """
     stems = distinct_names(Path(file).stem for file in files)
     with ExitStack() as stack:
-        sinks: list[Callable[[int, PictureResult], None]] = []
+        sinks: list[Callable[[int, ImageResult], None]] = []
         if json_file is not None:
             sinks.append(stack.enter_context(_own_sink(json_file)))
         if coco is not None:
@@ -101,7 +101,7 @@ def result_files(
         if voc is not None:
             sinks.append(stack.enter_context(_voc_sink(Path(voc), files, stems, names)))
 
-        def add(index: int, row: PictureResult) -> None:
+        def add(index: int, row: ImageResult) -> None:
             for sink in sinks:
                 sink(index, row)
 
@@ -113,7 +113,7 @@ def voc_file(kind: str) -> str:
     return f"comp4_det_test_{kind}.txt"
 
 
-def read_predictions(path: str | Path) -> list[PictureResult]:
+def read_predictions(path: str | Path) -> list[ImageResult]:
     """Read what `write_results` wrote as `json_file`.
 
     The file names only the classes that were found: others below the highest label found are called `class_K`.
@@ -181,7 +181,7 @@ def _values(found: Detections) -> Iterable[tuple[int, float, list[float]]]:
     return zip(found.labels.tolist(), scores, found.boxes.astype(np.float64).tolist(), strict=True)
 
 
-def _own_row(row: PictureResult) -> dict[str, Any]:
+def _own_row(row: ImageResult) -> dict[str, Any]:
     names = row.detections.names
     found = [
         {"label": label, "name": names[label], "score": score, "box": [round(edge, 2) for edge in box]}
@@ -191,26 +191,26 @@ def _own_row(row: PictureResult) -> dict[str, Any]:
 
 
 @contextmanager
-def _own_sink(target: str | Path | BinaryIO) -> Iterator[Callable[[int, PictureResult], None]]:
+def _own_sink(target: str | Path | BinaryIO) -> Iterator[Callable[[int, ImageResult], None]]:
     with _list_of_objects(target) as add:
         yield lambda _, row: add([_own_row(row)])
 
 
 @contextmanager
-def _coco_sink(target: str | Path, stems: Sequence[str]) -> Iterator[Callable[[int, PictureResult], None]]:
+def _coco_sink(target: str | Path, stems: Sequence[str]) -> Iterator[Callable[[int, ImageResult], None]]:
     numbers = {int(stem) for stem in stems if stem.isascii() and stem.isdigit()}
     ids = [int(stem) for stem in stems] if len(numbers) == len(stems) else stems
     with _list_of_objects(target) as add:
         yield lambda index, row: add(_coco_entries(row, ids[index]))
 
 
-def _coco_entries(row: PictureResult, image_id: int | str) -> Iterator[dict[str, Any]]:
+def _coco_entries(row: ImageResult, image_id: int | str) -> Iterator[dict[str, Any]]:
     for label, score, (x1, y1, x2, y2) in _values(row.detections):
         bbox = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
         yield {"image_id": image_id, "category_id": label + 1, "bbox": bbox, "score": score}
 
 
-def _write_yolo(folder: Path, stems: Sequence[str], index: int, row: PictureResult) -> None:
+def _write_yolo(folder: Path, stems: Sequence[str], index: int, row: ImageResult) -> None:
     lines: list[str] = []
     for label, score, box in _values(row.detections):
         x1, x2 = np.clip(box[::2], 0, row.width) / row.width
@@ -223,7 +223,7 @@ def _write_yolo(folder: Path, stems: Sequence[str], index: int, row: PictureResu
 @contextmanager
 def _voc_sink(
     folder: Path, files: Sequence[str], stems: Sequence[str], classes: Sequence[str]
-) -> Iterator[Callable[[int, PictureResult], None]]:
+) -> Iterator[Callable[[int, ImageResult], None]]:
     """Collect the lines of each class in a temporary file; a thousand classes are more files than may be open."""
     for kind in classes:
         if not kind.isprintable() or set(kind) & set('/\\:*?"<>|'):
@@ -243,7 +243,7 @@ def _voc_sink(
                     file.writelines(lines)
             waiting.clear()
 
-        def add(index: int, row: PictureResult) -> None:
+        def add(index: int, row: ImageResult) -> None:
             for label, score, box in _values(row.detections):
                 line = f"{stems[index]} {score:.5f} {' '.join(f'{edge:.2f}' for edge in box)}\n"
                 waiting.setdefault(label, []).append(line)
@@ -271,7 +271,7 @@ def _class_names(path: Path, found: Sequence[dict[str, Any]]) -> tuple[str, ...]
     return tuple(names.get(label, f"class_{label}") for label in range(max(names, default=-1) + 1))
 
 
-def _read_row(row: dict[str, Any], names: tuple[str, ...]) -> PictureResult:
+def _read_row(row: dict[str, Any], names: tuple[str, ...]) -> ImageResult:
     found = row["detections"]
     detections = Detections(
         boxes=np.array([entry["box"] for entry in found], np.float32).reshape(len(found), 4),
@@ -279,4 +279,4 @@ def _read_row(row: dict[str, Any], names: tuple[str, ...]) -> PictureResult:
         labels=np.array([entry["label"] for entry in found], np.int64),
         names=names,
     )
-    return PictureResult(str(row["file"]), int(row["width"]), int(row["height"]), detections)
+    return ImageResult(str(row["file"]), int(row["width"]), int(row["height"]), detections)

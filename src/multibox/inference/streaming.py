@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from multibox.data.images import read_picture
-from multibox.errors import PictureError
+from multibox.data.images import read_image
+from multibox.errors import ImageError
 from multibox.files import write_bytes_whole
 from multibox.inference.inputs import BATCH
 from multibox.limits import decoding_threads
@@ -50,7 +50,7 @@ class Seen(NamedTuple):
     path: Path
     image: Image.Image | None
     """Upright RGB; None if it cannot be read."""
-    found: Detections | PictureError
+    found: Detections | ImageError
 
 
 class _Decoded(NamedTuple):
@@ -143,8 +143,8 @@ def _look(detector: AnyDetector, batch: list[_Decoded | Seen], threshold: float 
 
 def _decode(path: Path) -> _Decoded | Seen:
     try:
-        image = read_picture(path)
-    except PictureError as error:
+        image = read_image(path)
+    except ImageError as error:
         return Seen(path, None, error)
     return _Decoded(path, image, np.asarray(image))
 

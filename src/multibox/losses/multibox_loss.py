@@ -66,8 +66,8 @@ def multibox_loss(
 ) -> LossParts:
     """Sum the two losses under the lineage's normaliser; finite, with zero gradient of the offsets, without positives.
 
-    Normalisers (facts 5.2 to 5.4): `positives` divides both sums by the positives of the batch (Caffe); `pictures` does
-    so picture by picture and averages (NVIDIA); `selected` averages the classification over positives and mined
+    Normalisers (facts 5.2 to 5.4): `positives` divides both sums by the positives of the batch (Caffe); `images` does
+    so image by image and averages (NVIDIA); `selected` averages the classification over positives and mined
     negatives, times ratio + 1 (HiKapok); `anchors` averages over all anchors, and over their four coordinates (MXNet,
     d2l). Every divisor is at least 1.
     """
@@ -81,16 +81,16 @@ def multibox_loss(
         distances = distances * selected[targets.image, targets.anchor, None]
     else:
         selected = select_anchors(logits, targets, config)
-    per_picture = (selected & (targets.labels > BACKGROUND)).sum(1)
-    positives = per_picture.sum()
+    per_image = (selected & (targets.labels > BACKGROUND)).sum(1)
+    positives = per_image.sum()
     several = positives.clamp(min=1)
     localization = distances.sum()
     chosen = torch.where(selected, per_anchor, 0.0)
     if config.normalizer == "positives":
         classification, localization = chosen.sum() / several, localization / several
     elif config.normalizer == "pictures":
-        # A picture without objects takes no part, but counts among the pictures
-        shares = (per_picture > 0) / (per_picture.clamp(min=1) * len(per_picture))
+        # An image without objects takes no part, but counts among the images
+        shares = (per_image > 0) / (per_image.clamp(min=1) * len(per_image))
         classification = (chosen.sum(1) * shares).sum()
         localization = (distances.sum(1) * shares[targets.image]).sum()
     elif config.normalizer == "selected":

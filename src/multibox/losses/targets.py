@@ -27,9 +27,9 @@ class Targets(NamedTuple):
     labels: Int[Tensor, "b a"]
     """0 background, class + 1 for positives, -1 ignored."""
     overlap: Float[Tensor, "b a"]
-    """Largest IoU with any object of the picture."""
+    """Largest IoU with any object of the image."""
     image: Int[Tensor, " p"]
-    """Picture of each positive."""
+    """Image of each positive."""
     anchor: Int[Tensor, " p"]
     """Anchor of each positive."""
     offsets: Float[Tensor, "p 4"]
@@ -52,7 +52,7 @@ def make_targets(
     outputs: HeadOutputs | None = None,
     per_cell: Sequence[int] = (),
 ) -> Targets:
-    """Match anchors to ground truth and encode; a picture without objects is all background.
+    """Match anchors to ground truth and encode; an image without objects is all background.
 
     Args:
         anchors_xyxy: corners, 0 to 1 of the input.

@@ -97,7 +97,7 @@ def _set_prior(head: nn.Conv2d, logits: int, score: str, prior: float) -> None:
 
 
 class Size(NamedTuple):
-    """Figures of a network for one picture."""
+    """Figures of a network for one image."""
 
     parameters: int
     multiply_adds: int
@@ -111,8 +111,8 @@ def measure(config: Config, classes: int) -> Size:
     height, width = config.model.input_size
     with torch.device("meta"):
         model = build_model(config, classes).eval()
-        picture = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+        image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        outputs = model(picture)
+        outputs = model(image)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Size(parameters, counter.get_total_flops() // 2, outputs.logits.shape[1], outputs.feature_shapes)

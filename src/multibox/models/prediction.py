@@ -43,7 +43,7 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 def quick_copy(model: SSD, precision: str, device: str = "cpu") -> SSD:
     """Return a copy that computes the same in less time, to be called within `computing_in(precision)`.
 
-    Autocast alone would cast all weights anew for every picture, and leave each batch norm a pass of its own.
+    Autocast alone would cast all weights anew for every image, and leave each batch norm a pass of its own.
 
     Raises:
         ConfigError: an unknown precision, or bfloat16 on MPS.
@@ -101,7 +101,7 @@ def _one_thread() -> None:
 
 
 def answer_both_ways(model: SSD, images: Tensor, config: Config) -> HeadOutputs:
-    """Return the mean logits and offsets for pictures [b, 3, h, w] and their mirror images, at the pictures' anchors.
+    """Return the mean logits and offsets for images [b, 3, h, w] and their mirror images, at the images' anchors.
 
     The mean of the probabilities was no better (docs/decisions.md).
     """
@@ -114,7 +114,7 @@ def answer_both_ways(model: SSD, images: Tensor, config: Config) -> HeadOutputs:
 
 
 def unmirror(outputs: HeadOutputs, config: Config) -> HeadOutputs:
-    """Return the answer for mirror images as an answer for the pictures themselves.
+    """Return the answer for mirror images as an answer for the images themselves.
 
     The answer at column c of a map of w columns goes to column w - 1 - c. Its box is decoded, mirrored and encoded anew
     for the anchor there, which is exact for every box coder and wherever anchors are; where a map's anchors are their

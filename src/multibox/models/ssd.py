@@ -1,4 +1,4 @@
-"""The detector's network: pictures in, `HeadOutputs` out; it knows neither loss nor suppression."""
+"""The detector's network: images in, `HeadOutputs` out; it knows neither loss nor suppression."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial

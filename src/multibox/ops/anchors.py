@@ -160,7 +160,7 @@ def grid_anchors(
             8 / 300 for VGG's first map; without it 1 / rows and 1 / columns.
         offset: Where in a cell the centre is, in steps; one number or (y, x).
         clip: Cut the anchors at the input's border. Only ssd.pytorch does; the original lets them hang over.
-        feature_aspect: Multiply widths by rows / columns, as MXNet does, so that squares stay square in the picture
+        feature_aspect: Multiply widths by rows / columns, as MXNet does, so that squares stay square in the image
             when sizes are fractions of its height.
         clip_centers: Pull centres beyond the input onto its border.
 

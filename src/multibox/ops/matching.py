@@ -44,10 +44,10 @@ def anchor_overlaps(
 def greedy_bipartite(
     overlaps: Float[Tensor, "b g a"], gt_valid: Bool[Tensor, "b g"], minimum_iou: Number = 1e-6
 ) -> Int[Tensor, "b g"]:
-    """Give each object an anchor of its own, the largest IoU of the picture first (Caffe SSD, MXNet MultiBoxTarget).
+    """Give each object an anchor of its own, the largest IoU of the image first (Caffe SSD, MXNet MultiBoxTarget).
 
     The order is total: IoU descending, then the lower anchor, then the lower object. A pair that is first in this order
-    both for its anchor and for its object will be taken whatever happens elsewhere, so all such pairs of all pictures
+    both for its anchor and for its object will be taken whatever happens elsewhere, so all such pairs of all images
     are taken in one round. Between rounds only objects whose anchor was lost look for another one.
 
     Args:
@@ -103,12 +103,12 @@ IGNORED = -2
 
 
 class Assignment(NamedTuple):
-    """What a matcher decided for every anchor of every picture."""
+    """What a matcher decided for every anchor of every image."""
 
     gt_index: Int[Tensor, "b a"]
-    """The anchor's object, a row of the picture's ground truth; NEGATIVE or IGNORED otherwise."""
+    """The anchor's object, a row of the image's ground truth; NEGATIVE or IGNORED otherwise."""
     overlap: Float[Tensor, "b a"]
-    """Largest IoU with any object of the picture; 0 where there is none."""
+    """Largest IoU with any object of the image; 0 where there is none."""
     weights: Float[Tensor, "b a"]
     """How much a positive counts; 1 is full weight. May be one number expanded: do not write to it."""
     soft_scores: Float[Tensor, "b a"]

@@ -36,14 +36,14 @@ def multibox_prior(
 
     Args:
         data: the feature map [..., h, w], of which only the shape is used, or its height and width.
-        sizes: side of the square of the anchor's area, as a fraction of the picture's height.
+        sizes: side of the square of the anchor's area, as a fraction of the image's height.
         ratios: width over height.
         clip: cut anchors to 0..1.
-        steps: distance of cells (y, x) as a fraction of the picture; not positive: 1/h and 1/w.
+        steps: distance of cells (y, x) as a fraction of the image; not positive: 1/h and 1/w.
         offsets: centre of the first cell (y, x) in steps.
 
     Returns:
-        xyxy, 0 to 1 of the picture, on the device of the feature map.
+        xyxy, 0 to 1 of the image, on the device of the feature map.
     """
     if isinstance(data, Tensor):
         height, width = data.shape[-2:]
@@ -79,7 +79,7 @@ def multibox_target(
 ) -> tuple[Float[Tensor, "b a4"], Float[Tensor, "b a4"], Float[Tensor, "b a"]]:
     """Return what each anchor should predict, as MXNet's `contrib.MultiBoxTarget` does on CPU.
 
-    Oddities: a picture without objects has `ignore_label` everywhere, with and without mining;
+    Oddities: an image without objects has `ignore_label` everywhere, with and without mining;
     `minimum_negative_samples` has no effect. Where MXNet aborts the process because fewer anchors than asked for can be
     mined, all of them are taken.
 
@@ -121,7 +121,7 @@ def multibox_target(
 def _mine(
     found: Assignment, cls_pred: Float[Tensor, "b k a"], ratio: Number, most_overlap: Number
 ) -> Bool[Tensor, "b a"]:
-    """Return the anchors kept as background: of each picture's candidates those surest not to be background."""
+    """Return the anchors kept as background: of each image's candidates those surest not to be background."""
     positive = found.gt_index >= 0
     candidate = ~positive & (found.overlap < most_overlap)
     wanted = (positive.sum(dim=1, keepdim=True) * ratio).long()
@@ -158,7 +158,7 @@ def multibox_detection(
         nms_threshold: IoU with a better box that suppresses; not positive or above 1: nothing is sorted or cut, either.
         force_suppress: boxes of different classes suppress each other, too.
         variances: multiply the offsets.
-        nms_topk: only the best so many rows of a picture are kept; not positive: all.
+        nms_topk: only the best so many rows of an image are kept; not positive: all.
 
     Returns:
         Rows of class (from 0; -1 is none), score, x1, y1, x2, y2, best first; missing rows are -1 throughout.
@@ -195,9 +195,9 @@ class _Boxes(NamedTuple):
 def _rows(
     cls_prob: Float[Tensor, "b k a"], boxes: _Boxes, threshold: Number
 ) -> tuple[Int[Tensor, " b"], Int[Tensor, " n"], Float[Tensor, "n 6"], Float[Tensor, "b a 6"]]:
-    """Return how many anchors of each picture reach the threshold, which, their rows with class -1, and the output.
+    """Return how many anchors of each image reach the threshold, which, their rows with class -1, and the output.
 
-    The output holds each picture's rows at its head. Where all anchors reach the threshold nothing has to be gathered.
+    The output holds each image's rows at its head. Where all anchors reach the threshold nothing has to be gathered.
     """
     scores = cls_prob[:, 1:].float().amax(dim=1)
     above = (scores >= threshold) & (scores > -1)

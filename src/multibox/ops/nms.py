@@ -1,4 +1,4 @@
-"""Greedy non-maximum suppression, exact, for many groups (picture and class) of any size at once.
+"""Greedy non-maximum suppression, exact, for many groups (image and class) of any size at once.
 
 Within a group boxes stand best first. Few boxes are all compared at once. Otherwise, in each round the next boxes of
 every group, its leaders, are settled among themselves; those that stay remove what they overlap from the rest of their

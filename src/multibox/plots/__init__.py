@@ -1,1 +1,1 @@
-"""Pictures with boxes, and curves; takes arrays, knows no model."""
+"""Images with boxes, and curves; takes arrays, knows no model."""

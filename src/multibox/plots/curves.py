@@ -1,4 +1,4 @@
-"""Curves of a training run and of a detector's precision and recall, as picture files.
+"""Curves of a training run and of a detector's precision and recall, as image files.
 
 Colours are those of Okabe and Ito, which people with any kind of colour vision tell apart; line styles repeat the
 difference for print.
@@ -104,13 +104,13 @@ def plot_training(path: str | Path, metrics: Mapping[str, Sequence[object]]) -> 
     """Draw the columns of a run's `metrics.csv` over its epochs: losses, mAP, errors and learning rate.
 
     Args:
-        path: The picture to write; its ending says the format.
+        path: The image to write; its ending says the format.
         metrics: Columns by name, numbers or their text; cells that are empty or not finite are left out, and so are
             columns without any number and columns of other names.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
-        OSError: If the picture cannot be written.
+        OSError: If the image cannot be written.
     """
     columns = {name: _numbers(cells) for name, cells in metrics.items()}
     longest = max((len(values) for values in columns.values()), default=0)
@@ -139,14 +139,14 @@ def plot_precision_recall(
     Of more than eight classes, the four best and the four worst are coloured.
 
     Args:
-        path: The picture to write; its ending says the format.
+        path: The image to write; its ending says the format.
         curves: Recall [N], precision [N] and average precision by class; None for a class without objects, which
             is left out.
         title: What the figure is about, such as the overlap that counts.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
-        OSError: If the picture cannot be written.
+        OSError: If the image cannot be written.
     """
     scored = {name: (np.asarray(r), np.asarray(p), ap) for name, (r, p, ap) in curves.items() if ap is not None}
     ranked = sorted(scored, key=lambda name: scored[name][2], reverse=True)

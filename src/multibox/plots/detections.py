@@ -74,15 +74,15 @@ class _Mark:
         return PALETTE[self.label % len(PALETTE)]
 
 
-def draw_detections(picture: Image.Image, detections: Detections, threshold: float = 0.0) -> Image.Image:
-    """Return a copy of `picture` with a box, the name and the score of each detection, the best on top.
+def draw_detections(image: Image.Image, detections: Detections, threshold: float = 0.0) -> Image.Image:
+    """Return a copy of `image` with a box, the name and the score of each detection, the best on top.
 
     Labels cover no other label, and as little of the objects as can be. Where there are many, letters are smaller, then
     scores are left out, then numbers and a legend stand in for names. Names whose letters no font of this system has
     are drawn as "class NUMBER".
 
     Args:
-        picture: The original image, in whose pixels the boxes are.
+        image: The original image, in whose pixels the boxes are.
         detections: What to draw; boxes are clipped to the image, and what is then under a pixel wide or high is left
             out.
         threshold: Lowest score to draw.
@@ -93,34 +93,34 @@ def draw_detections(picture: Image.Image, detections: Detections, threshold: flo
     marks = [
         _Mark(box, label, names[label], f" {score:.2f}", dashed=False)
         for box, label, score in zip(
-            _pixels(detections.boxes[shown], picture.size),
+            _pixels(detections.boxes[shown], image.size),
             detections.labels[shown].tolist(),
             detections.scores[shown].tolist(),
             strict=True,
         )
         if box is not None
     ]
-    return _marked(picture, marks)
+    return _marked(image, marks)
 
 
-def draw_sample(picture: Image.Image, sample: Sample, class_names: Sequence[str]) -> Image.Image:
-    """Return a copy of `picture` with the boxes and names of its labels, placed as in `draw_detections`.
+def draw_sample(image: Image.Image, sample: Sample, class_names: Sequence[str]) -> Image.Image:
+    """Return a copy of `image` with the boxes and names of its labels, placed as in `draw_detections`.
 
     Boxes of difficult objects are dashed, those of crowds are labelled "(crowd)".
 
     Args:
-        picture: The sample's image, as shown.
+        image: The sample's image, as shown.
         sample: Its labels; clipped and left out as in `draw_detections`.
         class_names: Name of each label.
     """
     names = drawable_names(tuple(class_names))
-    boxes = _pixels(sample.boxes_xyxy, picture.size)
+    boxes = _pixels(sample.boxes_xyxy, image.size)
     marks = [
         _Mark(box, int(label), names[int(label)], " (crowd)" if crowd else "", dashed=bool(difficult))
         for box, label, difficult, crowd in zip(boxes, sample.labels, sample.difficult, sample.crowd, strict=True)
         if box is not None
     ]
-    return _marked(picture, marks)
+    return _marked(image, marks)
 
 
 def contact_sheet(
@@ -129,13 +129,13 @@ def contact_sheet(
     tile: int = 256,
     captions: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Lay pictures out on one white sheet, row by row.
+    """Lay images out on one white sheet, row by row.
 
     Args:
-        tiles: The pictures; each is scaled into a square, keeping its shape. None at all give one empty square.
+        tiles: The images; each is scaled into a square, keeping its shape. None at all give one empty square.
         columns: Squares a row; by default about as many as there are rows.
         tile: Side of the squares in pixels.
-        captions: A line below each picture; one too long is shortened in the middle.
+        captions: A line below each image; one too long is shortened in the middle.
 
     Raises:
         ValueError: `columns` or `tile` is below 1, or there are more or fewer captions than tiles.
@@ -153,9 +153,9 @@ def contact_sheet(
     step_y = tile + line + gap
     sheet = Image.new("RGB", (across * (tile + gap) + gap, math.ceil(count / across) * step_y + gap), _PAPER)
     draw = ImageDraw.Draw(sheet)
-    for index, picture in enumerate(tiles):
+    for index, image in enumerate(tiles):
         left, top = gap + index % across * (tile + gap), gap + index // across * step_y
-        fitted = _fitted(picture, tile)
+        fitted = _fitted(image, tile)
         sheet.paste(fitted, (left + (tile - fitted.width) // 2, top + (tile - fitted.height) // 2))
         if captions is not None:
             font = font_for(captions[index], size)
@@ -178,9 +178,9 @@ def _pixels(xyxy: NDArray[np.floating], size: tuple[int, int]) -> list[tuple[int
     return [(a, b, c, d) if fine else None for (a, b, c, d), fine in zip(rows, drawn.tolist(), strict=True)]
 
 
-def _marked(picture: Image.Image, marks: Sequence[_Mark]) -> Image.Image:
+def _marked(image: Image.Image, marks: Sequence[_Mark]) -> Image.Image:
     """Return a copy of the image with marks, of which the first are the most important."""
-    drawn = picture.convert("RGB") if picture.mode != "RGB" else picture.copy()
+    drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
     if not marks:
         return drawn
     draw = ImageDraw.Draw(drawn)
@@ -325,7 +325,7 @@ def _ink_on(colour: str) -> str:
     return _INK if (luminance + 0.05) ** 2 > 1.05 * 0.05 else _PAPER
 
 
-def _fitted(picture: Image.Image, side: int) -> Image.Image:
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+def _fitted(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)

@@ -18,7 +18,7 @@ Font = ImageFont.FreeTypeFont
 
 SMALLEST = 9
 """Pixels; smaller letters of Pillow's own font cannot be read."""
-_MISSING = "\uffff"  # never a letter, so its picture is what a font draws for a letter that it lacks
+_MISSING = "\uffff"  # never a letter, so its image is what a font draws for a letter that it lacks
 _PLAIN = ("regular", "sans", "gothic", "hei", "pingfang", "arial", "ms")  # in names of fonts that suit labels
 _FANCY = ("bold", "italic", "oblique", "thin", "light", "black", "mono", "serif", "condensed", "emoji", "symbol")
 

@@ -202,7 +202,7 @@ MULTIBOX_COCO = Preset(
     {
         **MULTIBOX_S.settings,
         "model.backbone": "mobilenetv1-pyramid",
-        # What the published file has, and how it takes its pictures
+        # What the published file has, and how it takes its images
         "model.width": 0.75,
         "model.mean": (127.5, 127.5, 127.5),
         "model.std": (127.5, 127.5, 127.5),

@@ -20,7 +20,7 @@ from multibox.training.step import MULTIPLE, Stepper, largest_size
 MOST_CPU, MOST_CUDA = 32, 128
 FEW = 2
 SHARE = 0.7
-"""Of the available memory that a run on a CPU may take: pictures, workers and validation want theirs."""
+"""Of the available memory that a run on a CPU may take: images, workers and validation want theirs."""
 CAUTIOUS = 6000
 """Bytes per pixel of a training step that no network of ours exceeds; SSD300 over VGG16 takes 1800."""
 BESIDE = 1.15
@@ -29,13 +29,13 @@ TinySSD, multibox-coco and SSD300, float32 and bfloat16, 256 to 640 pixels (2026
 TRIED = 256
 """Side of the images of the step that is measured."""
 OBJECTS = 16
-"""Labels a picture while trying; matching's memory is small beside the network's."""
+"""Labels an image while trying; matching's memory is small beside the network's."""
 
 
 def choose_batch_size(model: SSD, config: Config, training: Dataset, *, device: str, precision: str) -> tuple[int, str]:
     """Return the largest power of two that fits, and the reason in words.
 
-    At most 32 (CPU) or 128 (CUDA), and a quarter of the training pictures, but 2 at least: batch norms need two. Steps
+    At most 32 (CPU) or 128 (CUDA), and a quarter of the training images, but 2 at least: batch norms need two. Steps
     are tried on a copy of the network, at the largest of `train.scales`: on CUDA until memory runs out, on a CPU as far
     as their growth says that it will not.
     """
@@ -49,7 +49,7 @@ def choose_batch_size(model: SSD, config: Config, training: Dataset, *, device: 
         return limit, "memory could not be measured here"
     if size < limit:
         return max(FEW, size), f"memory has no room for {2 * max(FEW, size)}"
-    return size, f"at most a quarter of {len(training)} pictures" if 2 * limit > quarter else f"the most for {device}"
+    return size, f"at most a quarter of {len(training)} images" if 2 * limit > quarter else f"the most for {device}"
 
 
 def check_memory(model: SSD, config: Config, *, device: str, precision: str) -> None:
@@ -119,7 +119,7 @@ def _gigabytes(size: float) -> str:
 def largest_predicted(step: Callable[[int], None], limit: int) -> int | None:
     """Return the largest doubling of `FEW` up to `limit` that memory has room for; None where the system is silent.
 
-    Steps of 2, 4, 8 ... pictures are taken. A doubling adds twice what the one before added, so it is known to fit
+    Steps of 2, 4, 8 ... images are taken. A doubling adds twice what the one before added, so it is known to fit
     before it is tried: running out of memory ends a process on a CPU. (Memory that was freed and kept hides the first
     doublings; it is there for the later ones.)
     """
@@ -140,8 +140,8 @@ def _make_step(model: SSD, config: Config, device: str, precision: str) -> Calla
     stepper = _copy_stepper(model, config, device, precision)
     height, width = largest_size(config)
 
-    def step(pictures: int) -> None:
-        stepper.step(_random_batch(pictures, height, width).to(device))
+    def step(images: int) -> None:
+        stepper.step(_random_batch(images, height, width).to(device))
 
     return step
 
@@ -152,14 +152,12 @@ def _copy_stepper(model: SSD, config: Config, device: str, precision: str) -> St
     return stepper
 
 
-def _random_batch(pictures: int, height: int, width: int) -> Batch:
+def _random_batch(count: int, height: int, width: int) -> Batch:
     corner = torch.rand(1, OBJECTS, 2) * 0.7
     boxes = torch.cat([corner, corner + 0.1 + 0.2 * torch.rand(1, OBJECTS, 2)], 2)
-    images = torch.randint(0, 256, (pictures, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    labels = torch.zeros(pictures, OBJECTS, dtype=torch.int64)
-    return Batch(
-        images, boxes.expand(pictures, -1, -1).contiguous(), labels, [""] * pictures, [(width, height)] * pictures
-    )
+    pixels = torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    labels = torch.zeros(count, OBJECTS, dtype=torch.int64)
+    return Batch(pixels, boxes.expand(count, -1, -1).contiguous(), labels, [""] * count, [(width, height)] * count)
 
 
 def _largest_that_runs(step: Callable[[int], None], limit: int) -> int:
@@ -168,7 +166,7 @@ def _largest_that_runs(step: Callable[[int], None], limit: int) -> int:
     fits = 0
     while size <= limit:
         try:
-            # Two steps: the optimiser's moments come with the first, and twice the pictures leave room for validation
+            # Two steps: the optimiser's moments come with the first, and twice the images leave room for validation
             step(size)
             step(size)
             torch.cuda.synchronize()

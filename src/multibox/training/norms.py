@@ -66,14 +66,14 @@ def folded_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
 
 @torch.no_grad()
 def unfold_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Give folded batch norms the statistics of real pictures without changing what the network computes.
+    """Give folded batch norms the statistics of real images without changing what the network computes.
 
     With a mean of 0 and a variance of 1 that are not true, the first step in training mode, which normalises by the
     batch, would destroy the weights. Returns how many were unfolded.
 
     Args:
         model: the network, in any mode; it is in evaluation mode afterwards.
-        batches: pictures as the network takes them, a few dozen in all.
+        batches: images as the network takes them, a few dozen in all.
     """
     norms = folded_norms(model)
     if not norms:

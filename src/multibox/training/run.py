@@ -18,7 +18,7 @@ from multibox.data.augmentation import find_augmentation
 from multibox.data.checking import fingerprint
 from multibox.data.formats import FORMATS
 from multibox.data.formats.text import OnBad
-from multibox.data.loading import AugmentedPictures, in_order, load_batches
+from multibox.data.loading import AugmentedImages, in_order, load_batches
 from multibox.errors import ConfigError, WeightsError, did_you_mean
 from multibox.files import write_text_whole
 from multibox.inference.load import choose_device
@@ -294,7 +294,7 @@ def _check_input_size(model: SSD, config: Config) -> None:
 
 
 def _some_images(training: Dataset, config: Config) -> Iterator[Tensor]:
-    images = AugmentedPictures(training, config.model.input_size, ())
+    images = AugmentedImages(training, config.model.input_size, ())
     batches = in_order(min(len(training), UNFOLD_IMAGES), UNFOLD_BATCH)
     return (batch.images for batch in load_batches(images, batches, 0, pin=False))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from multibox.config import DataConfig
-from multibox.data.checking import check_pictures, match_classes, with_classes
+from multibox.data.checking import check_images, match_classes, with_classes
 from multibox.data.formats import find_splits, open_dataset, split_for
 from multibox.data.formats.text import counted
 from multibox.errors import ConfigError, DataError, did_you_mean
@@ -30,7 +30,7 @@ def open_splits(data: DataConfig) -> tuple[Dataset, Dataset | None, list[str]]:
 
     def read(split: str | None) -> Dataset:
         dataset = open_dataset(path, split, format=format, on_bad=data.on_bad)
-        return check_pictures(dataset, data.on_bad)
+        return check_images(dataset, data.on_bad)
 
     training = read(split_for(splits, "train") if data.train_split == "auto" else data.train_split)
     validation = None

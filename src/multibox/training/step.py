@@ -56,7 +56,7 @@ def draw_size(config: Config, step: int) -> tuple[int, int]:
     """Return height and width of the input in this step, a function of seed and step alone.
 
     Both sides follow one scale, each to the nearest multiple of 32: a side that is none itself (300) does not occur,
-    and the picture's aspect changes by what rounding takes. Without a range it is the config's input size.
+    and the image's aspect changes by what rounding takes. Without a range it is the config's input size.
     """
     low, high = config.train.scales
     height, width = config.model.input_size
@@ -104,7 +104,7 @@ class Stepper:
         self.means = Means()
 
     def step(self, batch: Batch) -> LossParts:
-        """Learn from one batch, which must be on the device; its pictures may have any size."""
+        """Learn from one batch, which must be on the device; its images may have any size."""
         config = self.config
         with autocast(self.precision, self.device):
             outputs = self.model(batch.images)
@@ -157,10 +157,10 @@ class Stepper:
 
 
 def anchors_at(config: Config, shapes: FeatureShapes, size: tuple[int, ...], device: str) -> Tensor:
-    """Return the anchors of feature maps of `shapes`, made from pictures of `size` (height, width).
+    """Return the anchors of feature maps of `shapes`, made from images of `size` (height, width).
 
-    At another size than the config's an anchor keeps its share of the picture, so that it keeps its objects; centres
-    divide the picture evenly there, because steps in pixels belong to the config's size.
+    At another size than the config's an anchor keeps its share of the image, so that it keeps its objects; centres
+    divide the image evenly there, because steps in pixels belong to the config's size.
     """
     anchors = config.anchors
     if size != config.model.input_size:

@@ -16,7 +16,7 @@ from multibox import __version__
 from multibox.analysis.advice import nothing_matched, score_stays_low, what_would_help
 from multibox.config import Config
 from multibox.data.augmentation import find_augmentation
-from multibox.data.loading import AugmentedPictures, choose_workers, load_batches, use_processes
+from multibox.data.loading import AugmentedImages, choose_workers, load_batches, use_processes
 from multibox.data.sampling import EpochBatches, repeat_factors
 from multibox.errors import ConfigError, MultiboxError
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
@@ -431,7 +431,7 @@ def load_training(
     """Yield `batches` of images, augmented and in memory from where `device` takes them."""
     train = config.train
     fill = tuple(round(v) for v in config.model.mean)
-    images = AugmentedPictures(
+    images = AugmentedImages(
         training,
         config.model.input_size,
         find_augmentation(train.augmentation),

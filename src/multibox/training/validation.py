@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from multibox.config import Config
-from multibox.data.loading import AugmentedPictures, in_order, load_batches
+from multibox.data.loading import AugmentedImages, in_order, load_batches
 from multibox.evaluation.report import best_threshold
 from multibox.evaluation.voc_metrics import mean, precision_recall
 from multibox.losses.multibox_loss import multibox_loss
@@ -30,7 +30,7 @@ class Validation:
         self.config = config
         self.device = device
         self.per_cell = anchors_per_cell(config)
-        self.pictures = AugmentedPictures(dataset, config.model.input_size, ())
+        self.images = AugmentedImages(dataset, config.model.input_size, ())
         self.per_class: dict[str, float | None] = {}
         """Of the weights scored last: average precision at IoU .5 of each class."""
         self.thresholds: tuple[float, ...] = ()
@@ -47,7 +47,7 @@ class Validation:
         batches = in_order(len(self.dataset), known_batch_size(self.config.train))
         found: list[Detections] = []
         losses: list[torch.Tensor] = []
-        for batch in load_batches(self.pictures, batches, 0, pin=False):
+        for batch in load_batches(self.images, batches, 0, pin=False):
             batch = batch.to(self.device)
             outputs = network(batch.images)
             anchors = make_anchors(

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from multibox.data.formats.recognise import FORMATS, locate
-from multibox.data.formats.recordio import read_record_picture
+from multibox.data.formats.recordio import read_record_image
 from multibox.data.formats.text import OnBad, ReadOptions, Unknown, pick_split, split_for
 from multibox.data.formats.writing import write_dataset
 from multibox.errors import ConfigError
 from multibox.structures import Dataset
 
-__all__ = ["FORMATS", "find_splits", "locate", "open_dataset", "read_record_picture", "split_for", "write_dataset"]
+__all__ = ["FORMATS", "find_splits", "locate", "open_dataset", "read_record_image", "split_for", "write_dataset"]
 
 
 def open_dataset(
@@ -24,7 +24,7 @@ def open_dataset(
     one_based: bool = False,
     unknown: Unknown = "refuse",
 ) -> Dataset:
-    """Read the labels of one split; pictures are not opened, except their headers where boxes are fractions.
+    """Read the labels of one split; images are not opened, except their headers where boxes are fractions.
 
     Args:
         path: the folder of a data set, or its .json, .csv, .rec, .lst or data.yaml file.
@@ -40,7 +40,7 @@ def open_dataset(
 
     Raises:
         DataError: when the path holds no data set or several, the split does not exist or is empty, a file is broken,
-            or a class is not among `class_names` (with "drop": none is). PictureError when a picture's file is missing.
+            or a class is not among `class_names` (with "drop": none is). ImageError when an image's file is missing.
         ConfigError: for an unknown format or `on_bad`.
     """
     if on_bad not in ("stop", "skip"):

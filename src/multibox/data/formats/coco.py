@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multibox.data.formats.finder import PICTURE_FOLDERS, PictureFinder
+from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder
 from multibox.data.formats.index import Columns
 from multibox.data.formats.text import (
     ADVICE,
@@ -53,10 +53,10 @@ def find_splits(path: Path) -> dict[str, Path]:
 
 
 def read(path: Path, split: str, options: ReadOptions) -> Dataset:
-    """Read one split: classes by category id, crowds flagged, pictures without annotations kept.
+    """Read one split: classes by category id, crowds flagged, images without annotations kept.
 
     Raises:
-        DataError: for JSON that is none, or an entry that refers to a picture or category that is not there.
+        DataError: for JSON that is none, or an entry that refers to an image or category that is not there.
     """
     file = find_splits(path)[split]
     root = path
@@ -67,12 +67,12 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     categories = _read_categories(content, file)
     for sentence in categories.notes:
         columns.note(sentence)
-    rows = _add_pictures(columns, content["images"], _finder(root, file), file)
+    rows = _add_images(columns, content["images"], _finder(root, file), file)
     _add_boxes(columns, content.get("annotations") or [], rows, categories, file)
     return columns.finish(categories.names, order=categories.order)
 
 
-def _add_pictures(columns: Columns, images: list[Any], pictures: PictureFinder, file: Path) -> dict[Any, int | None]:
+def _add_images(columns: Columns, images: list[Any], finder: ImageFinder, file: Path) -> dict[Any, int | None]:
     rows: dict[Any, int | None] = {}
     for number, image in enumerate(images, start=1):
         try:
@@ -83,18 +83,18 @@ def _add_pictures(columns: Columns, images: list[Any], pictures: PictureFinder, 
             continue
         if key in rows:
             raise DataError(
-                f"{file}, image entry {number} ({listed}): id {key} is used twice; give every picture its own"
+                f"{file}, image entry {number} ({listed}): id {key} is used twice; give every image its own"
             )
-        found = pictures.find(listed)
+        found = finder.find(listed)
         if found is None:
             columns.bad(
-                f"{file}: its picture {listed!r} is missing; looked in {pictures.places()}; put it there, or {SKIP}",
+                f"{file}: its image {listed!r} is missing; looked in {finder.places()}; put it there, or {SKIP}",
                 listed,
                 "missing",
             )
             rows[key] = None
             continue
-        rows[key] = columns.add_picture(safe_name(listed), found, file, _size(image))
+        rows[key] = columns.add_image(safe_name(listed), found, file, _size(image))
     return rows
 
 
@@ -103,8 +103,8 @@ def _add_boxes(
 ) -> None:
     for number, thing in enumerate(annotations, start=1):
         try:
-            picture, category = thing["image_id"], thing["category_id"]
-            hash((picture, category))
+            image, category = thing["image_id"], thing["category_id"]
+            hash((image, category))
             x, y, width, height = map(float, thing["bbox"])
         except (KeyError, TypeError, ValueError, OverflowError):
             columns.bad(
@@ -114,12 +114,12 @@ def _add_boxes(
                 "box",
             )
             continue
-        if picture not in rows:
-            wrong = f"image_id {picture!r} is the id of no picture"
+        if image not in rows:
+            wrong = f"image_id {image!r} is the id of no image"
         elif category not in categories.index:
             wrong = f"category_id {category!r} is not among the categories"
         else:
-            row = rows[picture]
+            row = rows[image]
             if row is not None:
                 crowd = bool(thing.get("iscrowd"))
                 difficult = bool(thing.get("difficult") or (thing.get("ignore") and not crowd))
@@ -178,13 +178,13 @@ def _load(file: Path) -> dict[str, Any]:
     return content
 
 
-def _finder(root: Path, file: Path) -> PictureFinder:
+def _finder(root: Path, file: Path) -> ImageFinder:
     split = re.sub(r"^instances_", "", file.stem)
     names = list(dict.fromkeys((split, split_in(split))))
     places = [root / name for name in names] + [root / up / name for up in ("images", "Images") for name in names]
-    # Roboflow and MediaPipe put the file into its split's folder: that folder's pictures come before other splits'.
-    beside = [file.parent, *(file.parent / name for name in PICTURE_FOLDERS)] if file.parent != root else []
-    return PictureFinder(root, [*(place for place in places if place.is_dir()), *beside])
+    # Roboflow and MediaPipe put the file into its split's folder: that folder's images come before other splits'.
+    beside = [file.parent, *(file.parent / name for name in IMAGE_FOLDERS)] if file.parent != root else []
+    return ImageFinder(root, [*(place for place in places if place.is_dir()), *beside])
 
 
 def _split_files(folder: Path) -> dict[str, Path]:

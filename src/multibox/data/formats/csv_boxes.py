@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from multibox.data.formats.finder import PICTURE_FOLDERS, PictureFinder
+from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder
 from multibox.data.formats.index import Columns
 from multibox.data.formats.text import (
     ADVICE,
@@ -23,8 +23,8 @@ from multibox.data.formats.text import (
     safe_name,
     split_in,
 )
-from multibox.data.images import picture_size
-from multibox.errors import DataError, PictureError
+from multibox.data.images import image_size
+from multibox.errors import DataError, ImageError
 from multibox.structures import Dataset
 
 _SUFFIXES = (".csv", ".tsv")
@@ -72,12 +72,12 @@ class _Table:
     columns: dict[str, int]
     rows: list[tuple[int, list[str]]]
     fractions: bool
-    """OpenImages: corners are fractions of the picture."""
+    """OpenImages: corners are fractions of the image."""
 
     def __iter__(self) -> Iterator[_Row]:
         width = max(self.columns[role] for role in _NEEDED)
         for line, cells in self.rows:
-            # A picture without objects may stand alone on its line.
+            # An image without objects may stand alone on its line.
             padded = cells + [""] * (width + 1 - len(cells))
             rest = {
                 role: padded[at].strip()
@@ -119,7 +119,7 @@ def find_splits(path: Path) -> dict[str, _Source]:
 
 
 def read(path: Path, split: str, options: ReadOptions) -> Dataset:
-    """Read one split; a line with a picture's name alone is a picture without objects.
+    """Read one split; a line with an image's name alone is an image without objects.
 
     Classes come from a classes.txt beside, else in the order of the alphabet (of numbers, if all are numbers)
     over all splits.
@@ -140,7 +140,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
 
 
 def _add_rows(
-    columns: Columns, table: _Table, source: _Source, pictures: PictureFinder, meaning: Mapping[str, int]
+    columns: Columns, table: _Table, source: _Source, images: ImageFinder, meaning: Mapping[str, int]
 ) -> None:
     rows: dict[str, int | None] = {}
     for row in table:
@@ -150,26 +150,26 @@ def _add_rows(
             columns.bad(f"{table.file}, line {row.line}: no file name; {ADVICE}", f"line {row.line}", "box")
             continue
         if row.filename not in rows:
-            rows[row.filename] = _add_picture(columns, row, table, pictures)
-        picture = rows[row.filename]
-        if picture is None or not any(row.corners):
+            rows[row.filename] = _add_image(columns, row, table, images)
+        image = rows[row.filename]
+        if image is None or not any(row.corners):
             continue
         try:
             if row.label not in meaning:
                 raise DataError(f"{table.file}, line {row.line}: class {row.label!r} is not in classes.txt; {ADVICE}")
-            box = _box(row, table, columns.sizes[picture])
+            box = _box(row, table, columns.sizes[image])
         except DataError as error:
             columns.bad(str(error), f"line {row.line}", "box")
             continue
         flags = {name: row.rest.get(name, "").lower() in ("1", "true", "yes") for name in ("difficult", "crowd")}
-        columns.add_box(picture, box, meaning[row.label], **flags)
+        columns.add_box(image, box, meaning[row.label], **flags)
 
 
-def _add_picture(columns: Columns, row: _Row, table: _Table, pictures: PictureFinder) -> int | None:
-    found = pictures.find(row.filename)
+def _add_image(columns: Columns, row: _Row, table: _Table, images: ImageFinder) -> int | None:
+    found = images.find(row.filename)
     if found is None:
         columns.bad(
-            f"{table.file}, line {row.line}: picture {row.filename!r} is missing; looked in {pictures.places()}; "
+            f"{table.file}, line {row.line}: image {row.filename!r} is missing; looked in {images.places()}; "
             f"put it there, or {SKIP}",
             row.filename,
             "missing",
@@ -177,12 +177,12 @@ def _add_picture(columns: Columns, row: _Row, table: _Table, pictures: PictureFi
         return None
     try:
         # Columns called width and height may be the box's, so they are not trusted.
-        size = picture_size(found) if table.fractions else None
-    except PictureError as error:
-        columns.bad(str(error), row.filename, "picture")
+        size = image_size(found) if table.fractions else None
+    except ImageError as error:
+        columns.bad(str(error), row.filename, "image")
         return None
     name = safe_name(row.filename)
-    return columns.add_picture(name if Path(name).suffix else found.name, found, table.file, size)
+    return columns.add_image(name if Path(name).suffix else found.name, found, table.file, size)
 
 
 def _box(row: _Row, table: _Table, size: tuple[int, int] | None) -> list[float]:
@@ -209,10 +209,10 @@ def _classes(used: set[str], root: Path, file: Path) -> tuple[list[str], dict[st
     return names, meaning
 
 
-def _finder(root: Path, file: Path) -> PictureFinder:
+def _finder(root: Path, file: Path) -> ImageFinder:
     split = split_in(file.stem)
-    by_split = [place / split for place in (file.parent, *(file.parent / name for name in PICTURE_FOLDERS if name))]
-    return PictureFinder(root, [*by_split, *(file.parent / name for name in PICTURE_FOLDERS)])
+    by_split = [place / split for place in (file.parent, *(file.parent / name for name in IMAGE_FOLDERS if name))]
+    return ImageFinder(root, [*by_split, *(file.parent / name for name in IMAGE_FOLDERS)])
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
@@ -277,7 +277,7 @@ def _refuse_fractions(table: _Table) -> None:
     values = [_number(text) for row in itertools.islice(table, 100) for text in row.corners]
     if any(0.0 < value < 1.0 for value in values) and max(values) <= 1.0:
         raise DataError(
-            f"{table.file}: the corners are fractions of the picture, expected pixels; multiply them by its size"
+            f"{table.file}: the corners are fractions of the image, expected pixels; multiply them by its size"
         )
 
 

@@ -1,4 +1,4 @@
-"""Finding a picture's file from what a label file calls it, without asking the disk once per picture."""
+"""Finding an image's file from what a label file calls it, without asking the disk once per image."""
 
 import io
 import os
@@ -9,23 +9,23 @@ from pathlib import Path
 from PIL import Image
 
 from multibox.data.formats.records import read_record
-from multibox.data.formats.text import PICTURE_SUFFIXES, files_below, safe_name, stem_of, tails
-from multibox.data.images import picture_size
-from multibox.errors import PictureError
+from multibox.data.formats.text import IMAGE_SUFFIXES, files_below, safe_name, stem_of, tails
+from multibox.data.images import image_size
+from multibox.errors import ImageError
 from multibox.structures import Sample
 
-PICTURE_FOLDERS = ("JPEGImages", "images", "Images", "img", "imgs", "")
+IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "img", "imgs", "")
 
 
-class PictureFinder:
-    """Looks a picture up in a row of folders, each listed once.
+class ImageFinder:
+    """Looks an image up in a row of folders, each listed once.
 
     Exact path first, then its last parts, then other capitals or another suffix, and last its full name anywhere below
     the root, if it is there once.
     """
 
     def __init__(self, root: Path, folders: Iterable[Path] = ()) -> None:
-        nearby = [root / name for name in PICTURE_FOLDERS]
+        nearby = [root / name for name in IMAGE_FOLDERS]
         above = [up / name for up in (root.parent, root.parent.parent) for name in ("JPEGImages", "images")]
         self.root = root
         self.folders = list(dict.fromkeys(str(path) for path in (*folders, *nearby, *above)))
@@ -34,7 +34,7 @@ class PictureFinder:
         self._below: dict[str, list[str]] | None = None
 
     def find(self, listed: str) -> Path | None:
-        """Return the file of the picture that a label file calls `listed`, or None."""
+        """Return the file of the image that a label file calls `listed`, or None."""
         name = safe_name(listed)
         if not name:
             return None
@@ -49,7 +49,7 @@ class PictureFinder:
         return loose or self._find_below(base)
 
     def find_stem(self, stem: str, prefer: str = "") -> Path | None:
-        """Return the picture with this path less its suffix, one that ends in `prefer` first, or None."""
+        """Return the image with this path less its suffix, one that ends in `prefer` first, or None."""
         head, _, tail = stem.rpartition("/")
         for folder in self.folders:
             place = os.path.join(folder, head) if head else folder  # noqa: PTH118
@@ -87,7 +87,7 @@ class PictureFinder:
     def _find_below(self, base: str) -> Path | None:
         if self._below is None:
             self._below = {}
-            for name in files_below(self.root, *PICTURE_SUFFIXES):
+            for name in files_below(self.root, *IMAGE_SUFFIXES):
                 self._below.setdefault(_key(name.rpartition("/")[2]), []).append(name)
         # With its suffix: VOC's SegmentationClass holds a .png of the same stem, which is no photograph.
         hits = self._below.get(_key(base), [])
@@ -97,7 +97,7 @@ class PictureFinder:
 def _by_key(names: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name in sorted(names):
-        if name.lower().endswith(PICTURE_SUFFIXES):
+        if name.lower().endswith(IMAGE_SUFFIXES):
             found.setdefault(_key(stem_of(name.rpartition("/")[2])), []).append(name)
     return found
 
@@ -112,10 +112,10 @@ _SIGNATURES = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (
 
 
 def encoded_size(data: bytes, where: str) -> tuple[int, int]:
-    """Return width and height as shown (after EXIF orientation) of a picture file's bytes, from its header.
+    """Return width and height as shown (after EXIF orientation) of an image file's bytes, from its header.
 
     Raises:
-        PictureError: when the bytes are no picture.
+        ImageError: when the bytes are no image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -124,37 +124,35 @@ def encoded_size(data: bytes, where: str) -> tuple[int, int]:
             has_exif = image.format != "PNG" or b"eXIf" in data
             sideways = has_exif and image.getexif().get(_ORIENTATION) in _SIDEWAYS
     except Exception as error:  # Pillow raises whatever its plugins do
-        raise PictureError(
-            f"{where}: its bytes are no picture ({type(error).__name__}); make the record anew"
-        ) from None
+        raise ImageError(f"{where}: its bytes are no image ({type(error).__name__}); make the record anew") from None
     return (height, width) if sideways else (width, height)
 
 
 def bytes_of(sample: Sample) -> bytes:
-    """Return a sample's picture as it is encoded.
+    """Return a sample's image as it is encoded.
 
     Raises:
-        PictureError: when its file cannot be read.
+        ImageError: when its file cannot be read.
     """
     if sample.offset is not None:
-        return read_record(sample.path, sample.offset).picture
+        return read_record(sample.path, sample.offset).image
     try:
         return sample.path.read_bytes()
     except OSError as error:
-        raise PictureError(f"{sample.path} cannot be read ({error.strerror}); check that it exists") from None
+        raise ImageError(f"{sample.path} cannot be read ({error.strerror}); check that it exists") from None
 
 
 def shown_size(sample: Sample) -> tuple[int, int]:
-    """Return the size that the picture itself has, whatever its label file says."""
+    """Return the size that the image itself has, whatever its label file says."""
     if sample.offset is None:
-        return picture_size(sample.path)
+        return image_size(sample.path)
     return encoded_size(bytes_of(sample), f"{sample.path}, record at byte {sample.offset}")
 
 
 def file_name(sample: Sample) -> str:
-    """Return the sample's name as a relative file name with the suffix of a picture."""
+    """Return the sample's name as a relative file name with the suffix of an image."""
     name = safe_name(sample.name)
-    if Path(name).suffix.lower() in PICTURE_SUFFIXES:
+    if Path(name).suffix.lower() in IMAGE_SUFFIXES:
         return name
     if sample.offset is None:
         return name + sample.path.suffix

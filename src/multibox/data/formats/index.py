@@ -8,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox.data.formats.text import ADVICE, SKIP, ReadOptions, counted
-from multibox.errors import DataError, PictureError, did_you_mean
+from multibox.errors import DataError, ImageError, did_you_mean
 from multibox.structures import Boxes, Dataset, Flags, Labels
 
 _OUTSIDE_PX = 0.01  # less than this over the edge is rounding in the label file, not worth a note
 
 
 class Columns:
-    """Pictures and boxes of one split on their way into a `Dataset`.
+    """Images and boxes of one split on their way into a `Dataset`.
 
-    `shared` says that one label file speaks of all pictures, so that messages name the picture too.
+    `shared` says that one label file speaks of all images, so that messages name the image too.
     """
 
     def __init__(self, root: Path, format: str, split: str, options: ReadOptions, *, shared: bool) -> None:
@@ -34,15 +34,15 @@ class Columns:
         self._counts: dict[tuple[str, str], list[str]] = {}
         self._notes: list[str] = []
 
-    def add_picture(
+    def add_image(
         self, name: str, path: Path, source: Path, size: tuple[int, int] | None = None, offset: int | None = None
     ) -> int | None:
-        """Add a picture and return its row, or None where the name was there already and is skipped."""
+        """Add an image and return its row, or None where the name was there already and is skipped."""
         key = f"{path}@{offset}"
         first = self._seen.get(name) or self._files.get(key)
         if first is not None:
             other = f"{first} and {source}" if source != first else f"{source}, twice"
-            self.bad(f"picture {name} is labelled by {other}; leave one of them, or {SKIP}", name, "duplicate")
+            self.bad(f"image {name} is labelled by {other}; leave one of them, or {SKIP}", name, "duplicate")
             return None
         self._seen[name] = self._files[key] = source
         self.names.append(name)
@@ -53,22 +53,22 @@ class Columns:
         return len(self.names) - 1
 
     def add_box(
-        self, picture: int, box_xyxy: Sequence[float], label: int, *, difficult: bool = False, crowd: bool = False
+        self, image: int, box_xyxy: Sequence[float], label: int, *, difficult: bool = False, crowd: bool = False
     ) -> None:
-        """Add a box of a picture; `label` counts in the names that `finish` is told."""
+        """Add a box of an image; `label` counts in the names that `finish` is told."""
         self._boxes.extend(box_xyxy)
-        self._owners.append(picture)
+        self._owners.append(image)
         self._labels.append(label)
         self._difficult.append(difficult)
         self._crowd.append(crowd)
 
     def bad(self, sentence: str, file: str, kind: str = "broken") -> None:
-        """Raise the sentence, or count the picture or box as skipped.
+        """Raise the sentence, or count the image or box as skipped.
 
-        Kinds: broken, missing, picture and duplicate for pictures, box for a box.
+        Kinds: broken, missing, image and duplicate for images, box for a box.
         """
         if self.options.on_bad != "skip":
-            raise (PictureError if kind in ("missing", "picture") else DataError)(sentence)
+            raise (ImageError if kind in ("missing", "image") else DataError)(sentence)
         one, many = _SKIPPED[kind]
         self.count(file, one, many)
 
@@ -86,14 +86,14 @@ class Columns:
         Args:
             declared: the name of each label that `add_box` was told.
             order: the data set's own order of classes where that differs from `declared`.
-            clip: cut boxes at the picture's edge where its size is known.
+            clip: cut boxes at the image's edge where its size is known.
 
         Raises:
             DataError: for a box that is no box (under on_bad "stop"), a class that the model lacks, an empty split.
         """
         if not self.names:
             skipped = f" ({'; '.join(self._sentences())})" if self._counts else ""
-            raise DataError(f"{self.root}: split {self.split!r} holds no pictures{skipped}; check its list or folder")
+            raise DataError(f"{self.root}: split {self.split!r} holds no images{skipped}; check its list or folder")
         boxes = np.array(self._boxes, dtype=np.float64).reshape(-1, 4)
         owners = np.array(self._owners, dtype=np.int64)
         rows = np.argsort(owners, kind="stable")
@@ -124,13 +124,13 @@ class Columns:
             notes=(*self._notes, *self._sentences()),
         )
 
-    def where(self, picture: int) -> str:
-        """Name the label file, and the picture where the file speaks of many."""
-        source = str(self.sources[picture])
-        return f"{source}: picture {self.names[picture]}" if self.shared else source
+    def where(self, image: int) -> str:
+        """Name the label file, and the image where the file speaks of many."""
+        source = str(self.sources[image])
+        return f"{source}: image {self.names[image]}" if self.shared else source
 
-    def _short(self, picture: int) -> str:
-        return self.names[picture] if self.shared else self.sources[picture].name
+    def _short(self, image: int) -> str:
+        return self.names[image] if self.shared else self.sources[image].name
 
     def _sentences(self) -> list[str]:
         return [counted(len(files), one, many, files) for (one, many), files in self._counts.items()]
@@ -146,11 +146,11 @@ class Columns:
         keep = np.ones(len(boxes), dtype=np.bool_)
         for faulty, what in faults:
             for row in np.flatnonzero(faulty & keep):
-                picture = int(owners[row])
+                image = int(owners[row])
                 corners = ", ".join(f"{value:g}" for value in boxes[row])
                 self.bad(
-                    f"{self.where(picture)}, object {numbers[row]}: {what} in ({corners}); {ADVICE}",
-                    self._short(picture),
+                    f"{self.where(image)}, object {numbers[row]}: {what} in ({corners}); {ADVICE}",
+                    self._short(image),
                     "box",
                 )
             keep &= ~faulty
@@ -160,7 +160,7 @@ class Columns:
         return self._at_the_edge(boxes, owners, keep, clip), keep
 
     def _at_the_edge(self, boxes: Boxes, owners: Labels, keep: Flags, clip: bool) -> Boxes:
-        """Clip boxes to their pictures, or only count those that run out."""
+        """Clip boxes to their images, or only count those that run out."""
         edges = np.array([size or (np.inf, np.inf) for size in self.sizes], dtype=np.float64)[owners]
         sound = np.where(keep[:, None], boxes, 0.0)
         clipped: NDArray[np.float64] = np.clip(sound, 0.0, edges[:, [0, 1, 0, 1]])
@@ -168,12 +168,12 @@ class Columns:
         gone = keep & ~((clipped[:, 2:] > clipped[:, :2]).all(axis=1))
         if clip:
             self._count_rows(
-                gone, owners, "box outside its picture was dropped", "boxes outside their pictures were dropped"
+                gone, owners, "box outside its image was dropped", "boxes outside their images were dropped"
             )
             keep &= ~gone
             over &= keep
         done = "clipped" if clip else "kept as written"
-        one, many = f"box ran out of its picture and was {done}", f"boxes ran out of their pictures and were {done}"
+        one, many = f"box ran out of its image and was {done}", f"boxes ran out of their images and were {done}"
         self._count_rows(over, owners, one, many)
         return clipped if clip else boxes
 
@@ -225,9 +225,9 @@ class Columns:
 
 _SKIPPED = {
     "broken": ("broken label file was skipped", "broken label files were skipped"),
-    "missing": ("picture without a file was skipped", "pictures without a file were skipped"),
-    "picture": ("unreadable picture was skipped", "unreadable pictures were skipped"),
-    "duplicate": ("second labelling of a picture was skipped", "second labellings of pictures were skipped"),
+    "missing": ("image without a file was skipped", "images without a file were skipped"),
+    "image": ("unreadable image was skipped", "unreadable images were skipped"),
+    "duplicate": ("second labelling of an image was skipped", "second labellings of images were skipped"),
     "box": ("broken box was skipped", "broken boxes were skipped"),
 }
 

@@ -1,4 +1,4 @@
-"""MXNet RecordIO detection sets (.rec with .idx, such as the Pikachu files), and im2rec's .lst with pictures beside."""
+"""MXNet RecordIO detection sets (.rec with .idx, such as the Pikachu files), and im2rec's .lst with images beside."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.data.formats.finder import PictureFinder, encoded_size
+from multibox.data.formats.finder import ImageFinder, encoded_size
 from multibox.data.formats.index import Columns
-from multibox.data.formats.records import PictureRecord, read_record, scan
+from multibox.data.formats.records import ImageRecord, read_record, scan
 from multibox.data.formats.text import (
     ADVICE,
     SKIP,
@@ -19,8 +19,8 @@ from multibox.data.formats.text import (
     read_lines,
     safe_name,
 )
-from multibox.data.images import picture_size
-from multibox.errors import DataError, PictureError
+from multibox.data.images import image_size
+from multibox.errors import DataError, ImageError
 from multibox.structures import Dataset
 
 _CLASS_FILES = ("classes.txt", "labels.txt", "names.txt")
@@ -31,7 +31,7 @@ _SLACK = 0.01
 class _Listed:
     key: int
     label: NDArray[np.float32]
-    picture: str
+    image: str
 
 
 def recognise(path: Path) -> str | None:
@@ -47,7 +47,7 @@ def find_splits(path: Path) -> dict[str, Path]:
 
 
 def read(path: Path, split: str, options: ReadOptions) -> Dataset:
-    """Read one split: `Sample.path` is the .rec file and `Sample.offset` the position of the picture's record.
+    """Read one split: `Sample.path` is the .rec file and `Sample.offset` the position of the image's record.
 
     Classes come from a classes.txt or labels.txt beside, else they are "0", "1" ... over all splits.
 
@@ -68,13 +68,13 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     return columns.finish(names)
 
 
-def read_record_picture(path: str | Path, offset: int) -> bytes:
-    """Return the encoded picture (JPEG or PNG) of the record at a byte position of a .rec file.
+def read_record_image(path: str | Path, offset: int) -> bytes:
+    """Return the encoded image (JPEG or PNG) of the record at a byte position of a .rec file.
 
     Raises:
         DataError: when there is no record.
     """
-    return read_record(Path(path), offset).picture
+    return read_record(Path(path), offset).image
 
 
 def _add_records(columns: Columns, file: Path, names: list[str] | None, names_file: Path | None) -> int:
@@ -88,45 +88,45 @@ def _add_records(columns: Columns, file: Path, names: list[str] | None, names_fi
         where = f"{file}, record {name} at byte {offset}"
         try:
             rows = _objects(record.label, where)
-            size = encoded_size(record.picture, where)
+            size = encoded_size(record.image, where)
         except DataError as error:
-            columns.bad(str(error), name, "picture" if isinstance(error, PictureError) else "broken")
+            columns.bad(str(error), name, "image" if isinstance(error, ImageError) else "broken")
             continue
-        picture = columns.add_picture(name, file, file, size, offset)
-        highest = max(highest, _add_objects(columns, picture, rows, size, names, names_file, where))
+        image = columns.add_image(name, file, file, size, offset)
+        highest = max(highest, _add_objects(columns, image, rows, size, names, names_file, where))
     return highest
 
 
 def _add_listed(columns: Columns, file: Path, names: list[str] | None, names_file: Path | None) -> int:
-    pictures = PictureFinder(columns.root, [file.parent])
+    images = ImageFinder(columns.root, [file.parent])
     highest = -1
     for row in _read_list(file):
-        where = f"{file}: picture {row.picture}"
-        found = pictures.find(row.picture)
+        where = f"{file}: image {row.image}"
+        found = images.find(row.image)
         if found is None:
-            looked = f"looked in {pictures.places()}; put it there, or {SKIP}"
-            columns.bad(f"{where} is missing; {looked}", row.picture, "missing")
+            looked = f"looked in {images.places()}; put it there, or {SKIP}"
+            columns.bad(f"{where} is missing; {looked}", row.image, "missing")
             continue
         try:
-            rows, size = _objects(row.label, where), picture_size(found)
+            rows, size = _objects(row.label, where), image_size(found)
         except DataError as error:
-            columns.bad(str(error), row.picture, "picture" if isinstance(error, PictureError) else "broken")
+            columns.bad(str(error), row.image, "image" if isinstance(error, ImageError) else "broken")
             continue
-        picture = columns.add_picture(safe_name(row.picture), found, file, size)
-        highest = max(highest, _add_objects(columns, picture, rows, size, names, names_file, where))
+        image = columns.add_image(safe_name(row.image), found, file, size)
+        highest = max(highest, _add_objects(columns, image, rows, size, names, names_file, where))
     return highest
 
 
 def _add_objects(
     columns: Columns,
-    picture: int | None,
+    image: int | None,
     rows: NDArray[np.float32],
     size: tuple[int, int],
     names: list[str] | None,
     names_file: Path | None,
     where: str,
 ) -> int:
-    if picture is None or not len(rows):
+    if image is None or not len(rows):
         return -1
     difficult = rows[:, 5] > 0 if rows.shape[1] > 5 else np.zeros(len(rows), np.bool_)
     boxes = _in_pixels(rows[:, 1:5], size)
@@ -137,7 +137,7 @@ def _add_objects(
             known = f"among the {len(names)} classes of {names_file}" if names is not None else "a whole number"
             columns.bad(f"{where}, object {number}: class {label:g} is not {known}; {ADVICE}", where, "box")
             continue
-        columns.add_box(picture, box, int(label), difficult=bool(flag))
+        columns.add_box(image, box, int(label), difficult=bool(flag))
     return int(rows[:, 0].max())
 
 
@@ -156,7 +156,7 @@ def _objects(label: NDArray[np.float32], where: str) -> NDArray[np.float32]:
         raise DataError(f"{where}: a class is no number; {ADVICE}")
     if len(corners) and (np.abs(corners) > 1 + _SLACK).any():
         worst = float(np.abs(corners).max())
-        raise DataError(f"{where}: expected corners as fractions of the picture from 0 to 1, got {worst:g}; {ADVICE}")
+        raise DataError(f"{where}: expected corners as fractions of the image from 0 to 1, got {worst:g}; {ADVICE}")
     return rows
 
 
@@ -170,7 +170,7 @@ def _in_pixels(fractions: NDArray[np.float32], size: tuple[int, int]) -> NDArray
     return pixels
 
 
-def _records(file: Path) -> Iterator[tuple[int, PictureRecord]]:
+def _records(file: Path) -> Iterator[tuple[int, ImageRecord]]:
     index = file.with_suffix(".idx")
     if not index.is_file():
         yield from scan(file)
@@ -198,13 +198,13 @@ def _read_list(file: Path) -> Iterator[_Listed]:
                 int(float(cells[0])), np.array([float(cell) for cell in cells[1:-1]], "<f4"), cells[-1].strip()
             )
         except (ValueError, IndexError, OverflowError):
-            expected = "expected a number, the label and a picture, with tabs between"
+            expected = "expected a number, the label and an image, with tabs between"
             raise DataError(f"{file}, line {number}: {expected}, got {line[:60]!r}; make it with im2rec") from None
 
 
 def _names_in_list(file: Path) -> dict[int, str]:
     try:
-        return {row.key: row.picture for row in _read_list(file)} if file.is_file() else {}
+        return {row.key: row.image for row in _read_list(file)} if file.is_file() else {}
     except DataError:
         return {}  # it only gives names to what the .rec holds
 

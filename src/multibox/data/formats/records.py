@@ -1,4 +1,4 @@
-"""MXNet's RecordIO files: framed records, and in each a header, a label of floats and an encoded picture."""
+"""MXNet's RecordIO files: framed records, and in each a header, a label of floats and an encoded image."""
 
 import struct
 from collections.abc import Iterator
@@ -20,15 +20,15 @@ _WHOLE, _FIRST, _LAST = 0, 1, 3  # 2 is a part in the middle
 
 
 @dataclass(frozen=True)
-class PictureRecord:
-    """One record: its key, its label and the bytes of its picture."""
+class ImageRecord:
+    """One record: its key, its label and the bytes of its image."""
 
     key: int
     label: NDArray[np.float32]
-    picture: bytes
+    image: bytes
 
 
-def scan(path: Path) -> Iterator[tuple[int, PictureRecord]]:
+def scan(path: Path) -> Iterator[tuple[int, ImageRecord]]:
     """Yield every record with its position, front to back.
 
     Raises:
@@ -43,7 +43,7 @@ def scan(path: Path) -> Iterator[tuple[int, PictureRecord]]:
         raise DataError(f"{path} cannot be read ({error.strerror}); check that it exists and is a file") from None
 
 
-def read_record(path: Path, offset: int) -> PictureRecord:
+def read_record(path: Path, offset: int) -> ImageRecord:
     """Read the record at a byte position.
 
     Raises:
@@ -57,7 +57,7 @@ def read_record(path: Path, offset: int) -> PictureRecord:
         raise DataError(f"{path} cannot be read ({error.strerror}); check that it exists and is a file") from None
 
 
-def write_record(file: BinaryIO, record: PictureRecord) -> int:
+def write_record(file: BinaryIO, record: ImageRecord) -> int:
     """Append a record and return its position.
 
     A payload that holds the magic number at a multiple of four bytes is split there, as dmlc-core does, so that a
@@ -65,7 +65,7 @@ def write_record(file: BinaryIO, record: PictureRecord) -> int:
     """
     start = file.tell()
     header = _HEADER.pack(len(record.label), 0.0, record.key, 0)
-    payload = header + record.label.astype("<f4").tobytes() + record.picture
+    payload = header + record.label.astype("<f4").tobytes() + record.image
     cuts = [at for at in _occurrences(payload) if at % 4 == 0]
     begins = [0, *(at + 4 for at in cuts)]
     ends = [*cuts, len(payload)]
@@ -74,7 +74,7 @@ def write_record(file: BinaryIO, record: PictureRecord) -> int:
         part = payload[begin:end]
         if len(part) >= 1 << _LENGTH_BITS:
             raise DataError(
-                f"picture {record.key} is larger than the 512 MiB that a RecordIO part can hold; leave it out"
+                f"image {record.key} is larger than the 512 MiB that a RecordIO part can hold; leave it out"
             )
         file.write(_FRAME.pack(_MAGIC, kind << _LENGTH_BITS | len(part)) + part + bytes(-len(part) % 4))
     return start
@@ -118,10 +118,10 @@ def _read_part(file: BinaryIO, path: Path, at: int) -> tuple[int, bytes]:
     return word >> _LENGTH_BITS, part
 
 
-def _decoded(payload: bytes, where: str) -> PictureRecord:
+def _decoded(payload: bytes, where: str) -> ImageRecord:
     if len(payload) < _HEADER.size:
         raise DataError(
-            f"{where}: expected a picture with its label, got {len(payload)} bytes; make the file with im2rec"
+            f"{where}: expected an image with its label, got {len(payload)} bytes; make the file with im2rec"
         )
     count, single, key, _ = _HEADER.unpack_from(payload)
     end = _HEADER.size + 4 * count
@@ -130,4 +130,4 @@ def _decoded(payload: bytes, where: str) -> PictureRecord:
             f"{where}: its label should have {count} numbers but the record ends before; get the file again"
         )
     label = np.frombuffer(payload, "<f4", count, _HEADER.size) if count else np.array([single], "<f4")
-    return PictureRecord(key, label, payload[end:])
+    return ImageRecord(key, label, payload[end:])

@@ -9,7 +9,7 @@ from typing import Literal
 
 from multibox.errors import DataError, did_you_mean
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 SKIP = "leave it out with --on-bad skip"
 ADVICE = f"correct it, or {SKIP}"
 OnBad = Literal["stop", "skip"]
@@ -168,7 +168,7 @@ def files_below(folder: Path, *suffixes: str) -> list[str]:
 
 
 def safe_name(listed: str) -> str:
-    """Turn a picture's path as some label file wrote it into a relative name that stays below its root."""
+    """Turn an image's path as some label file wrote it into a relative name that stays below its root."""
     text = re.sub(r"^[A-Za-z]:", "", listed.strip().replace("\\", "/"))
     return "/".join(part for part in text.split("/") if part not in ("", ".", ".."))
 
@@ -180,9 +180,9 @@ def tails(name: str) -> list[str]:
 
 
 def stem_of(name: str) -> str:
-    """Return a picture's name without its picture suffix; a name without one is returned whole."""
+    """Return an image's name without its image suffix; a name without one is returned whole."""
     base, suffix = os.path.splitext(name)  # noqa: PTH122 (a million names: no Path objects)
-    return base if suffix.lower() in PICTURE_SUFFIXES else name
+    return base if suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def counted(count: int, one: str, many: str, files: Sequence[str] = ()) -> str:

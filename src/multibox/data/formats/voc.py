@@ -1,4 +1,4 @@
-"""PASCAL VOC: one XML file a picture, lists of pictures in ImageSets/Main; also the trees people make of it."""
+"""PASCAL VOC: one XML file an image, lists of images in ImageSets/Main; also the trees people make of it."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from multibox.data.formats.finder import PICTURE_FOLDERS, PictureFinder
+from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder
 from multibox.data.formats.index import Columns
 from multibox.data.formats.text import (
     ADVICE,
@@ -190,13 +190,13 @@ def read(root: Path, split: str, options: ReadOptions) -> Dataset:
     Classes come in the order of the alphabet, over the XML files of all splits, unless the options name them.
 
     Raises:
-        DataError: for a listed name without XML or picture, XML that is none or has no objects as VOC writes them.
+        DataError: for a listed name without XML or image, XML that is none or has no objects as VOC writes them.
     """
     source = find_splits(root)[split]
     columns = Columns(root, "voc", split, options, shared=False)
     labels: dict[str, int] = {}
     read_already: set[Path] = set()
-    pictures = _picture_finder(source)
+    images = _image_finder(source)
     for path in _listed(source, columns):
         try:
             annotation = read_annotation(path)
@@ -204,7 +204,7 @@ def read(root: Path, split: str, options: ReadOptions) -> Dataset:
             columns.bad(str(error), path.name)
             continue
         read_already.add(path)
-        _add(columns, pictures, source, path, annotation, labels)
+        _add(columns, images, source, path, annotation, labels)
     declared = list(labels)
     if options.class_names is None:
         labels.update(dict.fromkeys(_other_classes(root, read_already), 0))
@@ -213,7 +213,7 @@ def read(root: Path, split: str, options: ReadOptions) -> Dataset:
 
 def _add(
     columns: Columns,
-    pictures: PictureFinder,
+    images: ImageFinder,
     source: _Split,
     path: Path,
     annotation: Annotation,
@@ -222,17 +222,17 @@ def _add(
     stem = path.relative_to(source.xml_folder).as_posix()[: -len(path.suffix)]
     suffix = Path(annotation.filename.replace("\\", "/")).suffix
     # The XML's own name comes first: <filename> goes stale when people rename files.
-    found = pictures.find_stem(stem, suffix) or (pictures.find(annotation.filename) if annotation.filename else None)
+    found = images.find_stem(stem, suffix) or (images.find(annotation.filename) if annotation.filename else None)
     if found is None:
         wanted = annotation.filename or stem
         columns.bad(
-            f"{path}: its picture {wanted!r} is missing; looked in {pictures.places()}; put it there, or {SKIP}",
+            f"{path}: its image {wanted!r} is missing; looked in {images.places()}; put it there, or {SKIP}",
             path.name,
             "missing",
         )
         return
     name = f"{stem}{found.suffix}" if found.name.startswith(Path(stem).name) else found.name
-    row = columns.add_picture(name, found, path, annotation.size)
+    row = columns.add_image(name, found, path, annotation.size)
     if row is None:
         return
     less = 1.0 if columns.options.one_based else 0.0
@@ -255,7 +255,7 @@ def _listed(source: _Split, columns: Columns) -> Iterable[Path]:
         path = held.get(name) or held.get(name.rpartition("/")[2]) or loose.get(name.casefold())
         if name in chosen:
             columns.count(
-                name, "picture is listed twice and was taken once", "pictures are listed twice and were taken once"
+                name, "image is listed twice and was taken once", "images are listed twice and were taken once"
             )
         elif path is None:
             columns.bad(
@@ -291,15 +291,15 @@ def _other_classes(root: Path, read_already: set[Path]) -> set[str]:
     return found
 
 
-def _picture_finder(source: _Split) -> PictureFinder:
+def _image_finder(source: _Split) -> ImageFinder:
     inside = source.xml_folder.name
-    by_split = [source.root / name / inside for name in PICTURE_FOLDERS]
-    return PictureFinder(source.root, [*by_split, *_beside(source)])
+    by_split = [source.root / name / inside for name in IMAGE_FOLDERS]
+    return ImageFinder(source.root, [*by_split, *_beside(source)])
 
 
 def _beside(source: _Split) -> list[Path]:
-    usual = [source.root / name for name in PICTURE_FOLDERS]
-    return [*usual, source.xml_folder, *(source.xml_folder.parent / name for name in PICTURE_FOLDERS)]
+    usual = [source.root / name for name in IMAGE_FOLDERS]
+    return [*usual, source.xml_folder, *(source.xml_folder.parent / name for name in IMAGE_FOLDERS)]
 
 
 def _xml_folder(folder: Path) -> Path | None:
@@ -334,7 +334,7 @@ def _list_files(folder: Path) -> dict[str, Path]:
         return {}
     files = files_in(image_sets / "Main", ".txt") or files_in(image_sets, ".txt")
     lists = {path.stem: path for path in files}
-    # aeroplane_train.txt beside train.txt says which pictures show an aeroplane: no split of its own.
+    # aeroplane_train.txt beside train.txt says which images show an aeroplane: no split of its own.
     extra = [name for name in lists for end in _CLASS_LIST_ENDS if name.endswith(end) and end[1:] in lists]
     return {name: lists[name] for name in in_order(lists) if name not in extra}
 

@@ -15,24 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox.data.formats.finder import bytes_of, file_name, shown_size
-from multibox.data.formats.records import PictureRecord, write_record
+from multibox.data.formats.records import ImageRecord, write_record
 from multibox.data.formats.text import counted
 from multibox.data.formats.voc import AnnotatedObject, number_text, write_annotation
-from multibox.errors import ConfigError, DataError, PictureError, did_you_mean
+from multibox.errors import ConfigError, DataError, ImageError, did_you_mean
 from multibox.structures import Dataset, Sample
 
 
 class Placer:
-    """Copies pictures, or links them where that is asked for and the file system can."""
+    """Copies images, or links them where that is asked for and the file system can."""
 
     def __init__(self, *, link: bool) -> None:
         self.link = link
 
     def put(self, sample: Sample, target: Path) -> None:
-        """Put a sample's picture at `target`.
+        """Put a sample's image at `target`.
 
         Raises:
-            PictureError: when it cannot be read.
+            ImageError: when it cannot be read.
         """
         target.parent.mkdir(parents=True, exist_ok=True)
         if sample.offset is not None:
@@ -47,11 +47,11 @@ class Placer:
         try:
             shutil.copyfile(sample.path, target)
         except OSError as error:
-            raise PictureError(f"{sample.path} cannot be copied to {target} ({error.strerror})") from None
+            raise ImageError(f"{sample.path} cannot be copied to {target} ({error.strerror})") from None
 
 
 def target_names(dataset: Dataset) -> list[str]:
-    """Return the file name of each picture in a written data set.
+    """Return the file name of each image in a written data set.
 
     Raises:
         DataError: when two would share a label file, as a.jpg and a.png do.
@@ -62,7 +62,7 @@ def target_names(dataset: Dataset) -> list[str]:
         stem = str(Path(name).with_suffix(""))
         if stem in stems:
             raise DataError(
-                f"{dataset.root}: pictures {stems[stem]} and {name} of split {dataset.split!r} would share "
+                f"{dataset.root}: images {stems[stem]} and {name} of split {dataset.split!r} would share "
                 "one label file; rename one of them"
             )
         stems[stem] = name
@@ -86,18 +86,18 @@ def write_voc(splits: Splits, folder: Path, placer: Placer) -> list[str]:
             stems.append(stem)
             target = folder / "JPEGImages" / name
             if target.exists():
-                continue  # in another split, the same picture with the same boxes
+                continue  # in another split, the same image with the same boxes
             placer.put(sample, target)
             path = folder / "Annotations" / f"{stem}.xml"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_annotation(path, target.name, sample.size or shown_size(sample), _voc_objects(sample, dataset))
         (lists / f"{split}.txt").write_text("\n".join([*stems, ""]), encoding="utf-8")
-    notes = ["pictures of different splits share names, so each split has a folder of its own"] if apart else []
+    notes = ["images of different splits share names, so each split has a folder of its own"] if apart else []
     return notes + _order_note(splits)
 
 
 def write_coco(splits: Splits, folder: Path, placer: Placer) -> list[str]:
-    """Write annotations/instances_SPLIT.json and the pictures in a folder for each split."""
+    """Write annotations/instances_SPLIT.json and the images in a folder for each split."""
     (folder / "annotations").mkdir()
     for split, dataset in splits.items():
         categories = [{"id": number, "name": name} for number, name in enumerate(dataset.class_names, start=1)]
@@ -176,7 +176,7 @@ def write_recordio(splits: Splits, folder: Path, placer: Placer) -> list[str]:
                 columns = [sample.labels[:, None], fractions, *([sample.difficult[:, None]] if flags else [])]
                 rows = np.concatenate(columns, axis=1)[keep].astype(np.float32)
                 label = np.concatenate([np.array([2, 5 + flags], np.float32), rows.ravel()])
-                positions.append(f"{key}\t{write_record(file, PictureRecord(key, label, bytes_of(sample)))}")
+                positions.append(f"{key}\t{write_record(file, ImageRecord(key, label, bytes_of(sample)))}")
                 listed.append("\t".join([str(key), *(f"{value:.9g}" for value in label.tolist()), name]))
         (folder / f"{split}.idx").write_text("".join(f"{line}\n" for line in positions), encoding="utf-8")
         (folder / f"{split}.lst").write_text("".join(f"{line}\n" for line in listed), encoding="utf-8")
@@ -185,7 +185,7 @@ def write_recordio(splits: Splits, folder: Path, placer: Placer) -> list[str]:
 
 
 class _Fractions:
-    """Turns boxes into fractions of their pictures, and counts those that do not fit between 0 and 1."""
+    """Turns boxes into fractions of their images, and counts those that do not fit between 0 and 1."""
 
     def __init__(self) -> None:
         self.clipped: list[str] = []
@@ -204,9 +204,9 @@ class _Fractions:
 
     def sentences(self, format: str) -> list[str]:
         """Return what has to be said about it."""
-        because = f", as {format} holds fractions of the picture"
-        cut = counted(len(self.clipped), "box was", "boxes were", ()) + f" clipped at the picture's edge{because}"
-        left = counted(len(self.gone), "box", "boxes", ()) + f" outside the picture left out{because}"
+        because = f", as {format} holds fractions of the image"
+        cut = counted(len(self.clipped), "box was", "boxes were", ()) + f" clipped at the image's edge{because}"
+        left = counted(len(self.gone), "box", "boxes", ()) + f" outside the image left out{because}"
         return [cut] * bool(self.clipped) + [left] * bool(self.gone)
 
 
@@ -302,14 +302,14 @@ def write_dataset(
         splits: name of each split to its labels; classes are joined by name where the splits differ.
         destination: a folder that is not there yet, or is empty.
         format: voc, coco, yolo, csv or recordio.
-        link: make hard links to the pictures where possible, instead of copies.
+        link: make hard links to the images where possible, instead of copies.
 
     Returns:
         Sentences on what the format could not hold.
 
     Raises:
         ConfigError: for an unknown format.
-        DataError: when the destination is in use, there is nothing to write, or a picture cannot be read.
+        DataError: when the destination is in use, there is nothing to write, or an image cannot be read.
     """
     if format not in _WRITERS:
         raise ConfigError(f"unknown format {format!r}{did_you_mean(format, _WRITERS)}; known: {', '.join(_WRITERS)}")

@@ -1,4 +1,4 @@
-"""YOLO: one text file a picture, each line a class number and a box as fractions of the picture."""
+"""YOLO: one text file an image, each line a class number and a box as fractions of the image."""
 
 import math
 import re
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multibox.data.formats.finder import PictureFinder
+from multibox.data.formats.finder import ImageFinder
 from multibox.data.formats.index import Columns
 from multibox.data.formats.text import (
     ADVICE,
-    PICTURE_SUFFIXES,
+    IMAGE_SUFFIXES,
     SKIP,
     ReadOptions,
     child,
@@ -27,8 +27,8 @@ from multibox.data.formats.text import (
     stem_of,
     tails,
 )
-from multibox.data.images import picture_size
-from multibox.errors import DataError, MissingExtraError, PictureError
+from multibox.data.images import image_size
+from multibox.errors import DataError, ImageError, MissingExtraError
 from multibox.structures import Dataset
 
 _CLASS_FILES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels", "labels.txt")
@@ -46,7 +46,7 @@ class Layout:
     """Class number to name; None where no file tells them."""
     classes_file: Path | None
     sources: dict[str, list[Path]]
-    """Each split's picture folders and list files."""
+    """Each split's image folders and list files."""
 
 
 def find_layout(path: Path) -> Layout | None:
@@ -120,7 +120,7 @@ def _from_yaml(path: Path) -> Layout:
     if not sources:
         plain = _from_folders(path.parent)
         if plain is None:
-            raise DataError(f"{path} names no pictures; add train: and val: with their folders")
+            raise DataError(f"{path} names no images; add train: and val: with their folders")
         sources = plain.sources
     return Layout(path.parent, classes, path, sources)
 
@@ -176,7 +176,7 @@ def _from_darknet(path: Path) -> Layout:
         if place is not None:
             sources[split] = [place]
     if names is None or not sources:
-        raise DataError(f"{path} names no existing class file or picture list; expected names = ... and train = ...")
+        raise DataError(f"{path} names no existing class file or image list; expected names = ... and train = ...")
     return Layout(path.parent, _read_classes(names), names, sources)
 
 
@@ -202,7 +202,7 @@ def _twins(path: Path, images: Path) -> dict[str, list[Path]]:
     if lists:
         return {name: [file] for name, file in name_splits(lists).items()}
     parts = {part.name: part for part in folders_in(images) if is_split_name(part.name)}
-    if parts and not files_in(images, *PICTURE_SUFFIXES):
+    if parts and not files_in(images, *IMAGE_SUFFIXES):
         return {name: [part] for name, part in name_splits(parts).items()}
     return {"all": [images]}
 
@@ -236,7 +236,7 @@ def _existing(base: Path, texts: Iterable[str]) -> Path | None:
 
 def _inner(place: Path) -> Path:
     # "train: train" may mean the folder that holds images and labels.
-    if place.is_dir() and not files_in(place, *PICTURE_SUFFIXES):
+    if place.is_dir() and not files_in(place, *IMAGE_SUFFIXES):
         return child(place, "images") or place
     return place
 
@@ -254,7 +254,7 @@ class _Entry:
     name: str
     path: Path
     label: Path
-    """The label file, which need not exist: a picture without one shows no objects."""
+    """The label file, which need not exist: an image without one shows no objects."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ def recognise(path: Path) -> str | None:
 
 
 def find_splits(path: Path) -> dict[str, list[Path]]:
-    """Return each split's picture folders and list files.
+    """Return each split's image folders and list files.
 
     Raises:
         DataError: for a data.yaml that says nothing usable.
@@ -289,17 +289,17 @@ def find_splits(path: Path) -> dict[str, list[Path]]:
 
 
 def read(path: Path, split: str, options: ReadOptions) -> Dataset:
-    """Read one split; the header of every picture with objects is opened for its size.
+    """Read one split; the header of every image with objects is opened for its size.
 
     Raises:
-        DataError: for a line that is no box, a class number without a name, a label file without a picture.
+        DataError: for a line that is no box, a class number without a name, a label file without an image.
     """
     layout = _layout(path)
     columns = Columns(layout.root, "yolo", split, options, shared=False)
     entries = _entries(layout, layout.sources[split], columns)
     if entries and not any(entry.label.is_file() for entry in entries):
         raise DataError(
-            f"{layout.root}: none of the {len(entries)} pictures of split {split!r} has a label file; "
+            f"{layout.root}: none of the {len(entries)} images of split {split!r} has a label file; "
             f"looked for {entries[0].label} and so on; put the labels there"
         )
     classes = layout.classes if layout.classes is not None else _numbers(layout, entries)
@@ -319,14 +319,14 @@ def _layout(path: Path) -> Layout:
 def _add(columns: Columns, entry: _Entry, index: dict[int, int], layout: Layout) -> None:
     try:
         boxes = _read_label(entry.label, columns)
-        size = picture_size(entry.path) if boxes else None
-    except PictureError as error:
-        columns.bad(str(error), entry.path.name, "picture")
+        size = image_size(entry.path) if boxes else None
+    except ImageError as error:
+        columns.bad(str(error), entry.path.name, "image")
         return
     except DataError as error:
         columns.bad(str(error), entry.label.name)
         return
-    row = columns.add_picture(entry.name, entry.path, entry.label, size)
+    row = columns.add_image(entry.name, entry.path, entry.label, size)
     if row is None or size is None:
         return
     width, height = size
@@ -383,7 +383,7 @@ def _read_line(tokens: list[str], where: str) -> _Box:
     wild = [value for value in place if value > 1 + _SLACK or (value < -_SLACK and len(place) > 4)]
     if wild:
         raise DataError(
-            f"{where}: expected fractions of the picture from 0 to 1, got {wild[0]:g}; divide pixels by its size"
+            f"{where}: expected fractions of the image from 0 to 1, got {wild[0]:g}; divide pixels by its size"
         )
     if len(place) == 4:
         cx, cy, width, height = place
@@ -417,7 +417,7 @@ def _entries(layout: Layout, sources: list[Path], columns: Columns) -> list[_Ent
 
 def _in_folder(folder: Path, columns: Columns) -> list[_Entry]:
     labels = Path(_twin(str(folder) + "/")[:-1])
-    names = files_below(folder, *PICTURE_SUFFIXES)
+    names = files_below(folder, *IMAGE_SUFFIXES)
     texts = set(files_below(labels, ".txt")) if labels != folder else set()
     beside = set(files_below(folder, ".txt"))
     entries: list[_Entry] = []
@@ -430,28 +430,28 @@ def _in_folder(folder: Path, columns: Columns) -> list[_Entry]:
         for text in sorted(held):
             orphan = place / text
             if orphan not in used and not is_class_file(orphan.name) and looks_like_labels(orphan):
-                columns.bad(f"{orphan}: its picture is missing from {folder}; put it there, or {SKIP}", text, "missing")
+                columns.bad(f"{orphan}: its image is missing from {folder}; put it there, or {SKIP}", text, "missing")
     return entries
 
 
 def _listed(layout: Layout, source: Path, columns: Columns) -> list[_Entry]:
-    pictures = PictureFinder(layout.root, [source.parent, layout.root])
+    images = ImageFinder(layout.root, [source.parent, layout.root])
     texts = {name.rpartition("/")[2]: name for name in files_below(layout.root, ".txt")}
     known = set(texts.values())
     entries: dict[str, _Entry] = {}
     for line in read_lines(source):
-        found = pictures.find(line)
+        found = images.find(line)
         name = _short_name(safe_name(line))
         if found is None:
             columns.bad(
-                f"{source} lists {line!r}, but the picture is missing; looked in {pictures.places()}; "
+                f"{source} lists {line!r}, but the image is missing; looked in {images.places()}; "
                 f"put it there, or {SKIP}",
                 name,
                 "missing",
             )
         elif name in entries and entries[name].path == found:
             columns.count(
-                name, "picture is listed twice and was taken once", "pictures are listed twice and were taken once"
+                name, "image is listed twice and was taken once", "images are listed twice and were taken once"
             )
         else:
             key = name if name not in entries else safe_name(line)

@@ -1,4 +1,4 @@
-"""Bodies by name. A body has `channels`, one entry a feature map, and maps pictures to a list of maps, finest first."""
+"""Bodies by name. A body has `channels`, one entry a feature map, and maps images to a list of maps, finest first."""
 
 from collections.abc import Callable
 from functools import partial

@@ -26,7 +26,7 @@ class DownSample(nn.Module):
 
 
 class TinySSDBody(nn.Module):
-    """Five feature maps: strides 8, 16, 32, 64 and the whole picture as one cell."""
+    """Five feature maps: strides 8, 16, 32, 64 and the whole image as one cell."""
 
     channels = (64, 128, 128, 128, 128)
 

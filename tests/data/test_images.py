@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 
 from multibox.data.images import (
-    decode_picture,
+    decode_image,
     find_images,
-    list_pictures,
-    picture_size,
-    read_picture,
-    resize_picture,
+    image_size,
+    list_images,
+    read_image,
+    resize_image,
 )
-from multibox.errors import PictureError
+from multibox.errors import ImageError
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (20, 30, 3), np.uint8)
@@ -26,9 +26,9 @@ def saved(path, image, **options):
 
 
 def read(path):
-    picture = read_picture(path)
-    assert picture.mode == "RGB"
-    return np.asarray(picture)
+    image = read_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
 
 
 def test_colour_and_grey(tmp_path):
@@ -69,7 +69,7 @@ def test_cmyk_comes_out_as_its_colours(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path, orientation):
-    """The stored picture is the upright one turned backwards; reading must give the upright one again."""
+    """The stored image is the upright one turned backwards; reading must give the upright one again."""
     back = {
         2: "FLIP_LEFT_RIGHT",
         3: "ROTATE_180",
@@ -85,7 +85,7 @@ def test_exif_orientation(tmp_path, orientation):
     exif[0x0112] = orientation
     path = saved(tmp_path / "a.png", stored, exif=exif)
     assert np.array_equal(read(path), PIXELS)
-    assert picture_size(path) == (30, 20)
+    assert image_size(path) == (30, 20)
 
 
 def test_the_first_frame_of_several(tmp_path):
@@ -100,40 +100,40 @@ def test_truncated_files_are_errors_that_name_the_file(tmp_path, suffix):
     for share in (0.0, 0.05, 0.5, 0.9):
         cut = tmp_path / f"cut.{suffix}"
         cut.write_bytes(data[: int(len(data) * share)])
-        with pytest.raises(PictureError, match=rf"cut\.{suffix}") as error:
-            read_picture(cut)
+        with pytest.raises(ImageError, match=rf"cut\.{suffix}") as error:
+            read_image(cut)
         assert "\n" not in str(error.value)
 
 
-def test_what_is_no_picture(tmp_path):
-    (tmp_path / "a.jpg").write_text("not a picture at all")
+def test_what_is_no_image(tmp_path):
+    (tmp_path / "a.jpg").write_text("not an image at all")
     (tmp_path / "folder.png").mkdir()
     for name in ("a.jpg", "folder.png", "missing.png"):
-        for function in (read_picture, picture_size):
-            with pytest.raises(PictureError, match=name):
+        for function in (read_image, image_size):
+            with pytest.raises(ImageError, match=name):
                 function(tmp_path / name)
-    with pytest.raises(PictureError, match="record 7"):
-        decode_picture(b"", "train.rec, record 7")
+    with pytest.raises(ImageError, match="record 7"):
+        decode_image(b"", "train.rec, record 7")
 
 
 def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", Image.new("L", (400, 400)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(PictureError, match=r"a\.png"):
-        read_picture(path)
+    with pytest.raises(ImageError, match=r"a\.png"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (50, 70), (13, 90)])
 def test_resize_is_bilinear_with_half_pixel_centres_and_antialias(size):
     """Equal to torch's antialiased bilinear interpolation within one grey level."""
-    ours = np.asarray(resize_picture(Image.fromarray(PIXELS), size)).astype(float)
+    ours = np.asarray(resize_image(Image.fromarray(PIXELS), size)).astype(float)
     tensor = torch.from_numpy(PIXELS).permute(2, 0, 1)[None].float()
     theirs = torch.nn.functional.interpolate(tensor, size, mode="bilinear", antialias=True, align_corners=False)
     assert np.abs(ours - theirs[0].permute(1, 2, 0).numpy()).max() <= 1
 
 
 def test_resize_of_a_part():
-    whole = np.asarray(resize_picture(Image.fromarray(PIXELS), (10, 10), (5, 5, 15, 15)))
+    whole = np.asarray(resize_image(Image.fromarray(PIXELS), (10, 10), (5, 5, 15, 15)))
     assert np.array_equal(whole, PIXELS[5:15, 5:15])
 
 
@@ -142,13 +142,13 @@ def test_listing(tmp_path):
     for name in ("b.PNG", "a.jpg", ".hidden.png", "deep/c.png"):
         Image.new("L", (2, 2)).save(tmp_path / name, format="PNG")
     (tmp_path / "notes.txt").write_text("x")
-    assert [p.name for p in list_pictures(tmp_path)] == ["a.jpg", "b.PNG"]
-    assert [p.name for p in list_pictures(f"{tmp_path}/**/*")] == ["a.jpg", "b.PNG", "c.png"]
-    assert list_pictures(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
+    assert [p.name for p in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
+    assert [p.name for p in list_images(f"{tmp_path}/**/*")] == ["a.jpg", "b.PNG", "c.png"]
+    assert list_images(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
     (tmp_path / "empty").mkdir()
     for source in ("empty", "*.gif", "nowhere"):
-        with pytest.raises(PictureError, match=source.replace("*", r"\*")):
-            list_pictures(tmp_path / source)
+        with pytest.raises(ImageError, match=source.replace("*", r"\*")):
+            list_images(tmp_path / source)
 
 
 def test_sources_are_joined_and_what_is_passed_over_is_counted(tmp_path, monkeypatch):
@@ -168,8 +168,8 @@ def test_sources_are_joined_and_what_is_passed_over_is_counted(tmp_path, monkeyp
 def test_heic_needs_its_extra(tmp_path, monkeypatch):
     monkeypatch.setattr("multibox.data.images.reads_heif", lambda: False)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
-    with pytest.raises(PictureError, match=r"a\.heic is a HEIC image: pip install 'multibox\[heic\]'"):
-        read_picture(tmp_path / "a.heic")
+    with pytest.raises(ImageError, match=r"a\.heic is a HEIC image: pip install 'multibox\[heic\]'"):
+        read_image(tmp_path / "a.heic")
 
 
 HEIC = """
@@ -187,14 +187,14 @@ def test_heic_is_read_with_its_extra(tmp_path):
     pytest.importorskip("pi_heif", reason="needs multibox[heic]")
     path = tmp_path / "a.heic"
     path.write_bytes(base64.b64decode(HEIC))
-    assert picture_size(path) == (64, 48)
+    assert image_size(path) == (64, 48)
     assert np.abs(read(path)[5, 5].astype(int) - (200, 40, 90)).max() <= 3
     assert find_images([tmp_path]).paths == [path]
 
 
 def test_bytes_and_file_agree(tmp_path):
     path = saved(tmp_path / "a.jpg", Image.fromarray(PIXELS))
-    assert np.array_equal(read(path), np.asarray(decode_picture(path.read_bytes(), "x")))
+    assert np.array_equal(read(path), np.asarray(decode_image(path.read_bytes(), "x")))
     buffer = io.BytesIO()
     Image.fromarray(PIXELS).save(buffer, "PNG")
-    assert np.array_equal(np.asarray(decode_picture(buffer.getvalue(), "x")), PIXELS)
+    assert np.array_equal(np.asarray(decode_image(buffer.getvalue(), "x")), PIXELS)
