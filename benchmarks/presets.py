@@ -12,7 +12,7 @@ from pathlib import Path
 
 import multibox
 from multibox.benchmarking.clock import WHOLE, Spread, describe, take_turns
-from multibox.benchmarking.workload import synthetic_pictures
+from multibox.benchmarking.workload import synthetic_images
 from multibox.presets import PRESETS
 
 CLASSES = [f"class{index}" for index in range(20)]
@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         files = {preset: export(preset, Path(folder)) for preset in options.only}
-        image = synthetic_pictures(1)[0]
+        image = synthetic_images(1)[0]
         sides = {
             f"{preset} {runtime}": partial(open_in(runtime, file, options.threads).predict, image, 0.5)
             for preset, file in files.items()
