@@ -8,7 +8,7 @@ import torch
 
 from multibox import api
 from multibox.builtin import find_model
-from multibox.importers import pytorch_ssds as linzaer
+from multibox.importers.pytorch_ssds import read_linzaer
 from multibox.inference.detector import load
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.checkpoint import load_checkpoint
@@ -38,7 +38,7 @@ def iou(box, boxes):
 
 def read_original(name, shared):
     if name == "face":
-        return linzaer.read(shared / f"weights/face_rfb320/{RFB}.pth", [])
+        return read_linzaer(shared / f"weights/face_rfb320/{RFB}.pth", [])
     pytest.importorskip("tflite", reason="needs the package tflite")
     from multibox.importers import tflite
 
