@@ -2,20 +2,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: demo test quick long check bench format clean
+.PHONY: demo test test-all fuzz check bench format clean
 
 demo: $(STAMP)
 	$(BIN)/multibox demo --out demo
 
+# What one waits for: all but the tests marked slow
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(PYTEST)
 
-quick: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not long"
+# The rest: test and test-all together run each test once
+test-all: $(STAMP)
+	$(PYTEST) -m slow
 
-long: $(STAMP)
-	$(BIN)/python -m pytest -n auto --dist worksteal -m long
+# Properties with thousands of random examples each
+fuzz: $(STAMP)
+	$(PYTEST) -m hypothesis --hypothesis-profile fuzz
 
 check: $(STAMP)
 	$(BIN)/ruff check .

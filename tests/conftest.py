@@ -3,7 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image, ImageDraw
+
+settings.register_profile("default", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("fuzz", max_examples=2000, deadline=None)
+settings.load_profile("default")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from multibox.ops.coding import decode, encode
@@ -181,7 +181,6 @@ def reference(scores, boxes, threshold, nms_threshold, topk, most, agnostic, per
     st.booleans(),
     st.sampled_from([0, 1, 3]),
 )
-@settings(max_examples=60, deadline=None)
 def test_against_the_reference(seed, batch, count, topk, most, agnostic, ties, per_class):
     generator = torch.Generator().manual_seed(seed)
     anchors = torch.rand((count, 4), generator=generator) * 0.5

@@ -11,10 +11,10 @@ from multibox.experiments.ablation import AXES, matcher_settings
 from multibox.inference.detector import Detector
 from multibox.training.run import RunOptions, prepare
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 # `bipartite` is max-IoU after a bipartite stage, as in Caffe and MXNet; its first stage alone is the other extreme
-MATCHERS = AXES["matcher"] | {"bipartite-alone": matcher_settings("bipartite") | {"matching.threshold": 2.0}}
+MATCHERS = AXES["matcher"] | {"bipartite-alone": matcher_settings("bipartite") | {"matching.threshold": 1.0}}
 SETTINGS = {
     "model.input_size": [96, 96],
     "train.batch_size": 8,

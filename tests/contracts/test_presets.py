@@ -60,12 +60,8 @@ def stop_when_learnt(trainer, parts):
             raise Learnt
 
 
-# The longest by far, on a body that is SSD300's and one layer more
-OVERFITTING = [pytest.param(name, marks=pytest.mark.long) if name == "ssd512-vgg16" else name for name in PRESETS]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", OVERFITTING)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_it_overfits_eight_images_and_survives_a_file(preset, tmp_path, draw_squares):
     size = SIZES.get(preset, 128)
     data = draw_squares(tmp_path / "data", 11, size=size)  # 8 for training

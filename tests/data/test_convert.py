@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from multibox.data.convert import convert
@@ -84,7 +84,6 @@ def test_what_is_written_is_read_back(splits: dict[str, Dataset], tmp_path: Path
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     corners=st.lists(
         st.tuples(*[st.floats(0, 80, allow_subnormal=False)] * 2, *[st.floats(2, 300)] * 2), min_size=1, max_size=4

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -130,7 +130,6 @@ def test_a_list_beside_names_the_records_if_it_can(pikachu: Path) -> None:
     assert open_dataset(pikachu, "train").names == ["11", "4"]
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     pieces=st.lists(st.one_of(st.just(MAGIC), st.binary(max_size=9)), max_size=6),
     label=st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=7),

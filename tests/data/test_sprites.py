@@ -2,7 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -51,7 +51,6 @@ def test_every_format_holds_the_same(format, tmp_path):
     assert [dataset.class_names[i] for i in dataset[1].labels] == [class_name(i) for i in labels]
 
 
-@settings(max_examples=25, deadline=None)
 @given(index=st.integers(0, 10_000), classes=st.integers(1, 20), most=st.integers(0, 6))
 def test_boxes_are_whole_pixels_inside_and_hide_each_other_little(index, classes, most):
     pixels, boxes, labels = render(index, classes=classes, objects=(min(1, most), most), size=96)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from multibox.evaluation.bootstrap import _mean_at_101_recalls, intervals, weighted_figures
@@ -48,7 +48,6 @@ def tables(draw, build):
 
 
 @given(data=st.data(), limit=st.sampled_from([1, 3, 100]), plus_one=st.booleans())
-@settings(max_examples=80, deadline=None)
 def test_weights_of_one_give_the_figures_themselves(build, data, limit, plus_one):
     table = data.draw(tables(build))
     ones = weighted(table, np.ones(table.images, int), max_detections=limit, plus_one=plus_one)[0]

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -40,7 +40,6 @@ def check(run, size, batch):
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 3), st.sampled_from(SIZES), st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
 def test_any_size(runs, height, width, count, size, seed):
     batch = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
     check(runs[size], size, batch)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
@@ -72,7 +72,6 @@ def test_smooth_l1_with_inside_and_outside_weights():
     values=st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=1, max_size=8),
     sigma=st.sampled_from([0.5, 1, 2, 3.0, 10]),
 )
-@settings(max_examples=50, deadline=None)
 def test_smooth_l1_is_torchs_with_beta_and_its_gradient_is_clipped(values, sigma):
     prediction, target = torch.tensor(values, dtype=torch.float64).unbind(-1)
     prediction = prediction.clone().requires_grad_()
@@ -124,7 +123,6 @@ def test_focal_and_cross_entropy_of_three_classes():
 
 
 @given(seed=st.integers(0, 10_000), classes=st.integers(2, 6), scale=st.sampled_from([0.1, 3.0, 30.0]))
-@settings(max_examples=50, deadline=None)
 def test_focal_without_gamma_and_alpha_is_cross_entropy(seed, classes, scale):
     random = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(2, 5, classes, generator=random)
@@ -184,7 +182,6 @@ def test_alpha_by_class(alpha):
     gamma=st.sampled_from([0, 1, 2.0, 2.5]),
     scale=st.sampled_from([0.5, 5.0, 20.0]),
 )
-@settings(max_examples=50, deadline=None)
 def test_sigmoid_focal_is_torchvisions(seed, alpha, gamma, scale):
     random = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(3, 4, generator=random, dtype=torch.float64)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
@@ -39,7 +39,6 @@ def test_varifocal_by_hand():
 
 
 @given(seed=st.integers(0, 10_000), scale=st.sampled_from([0.5, 5.0, 20.0]), gamma=st.sampled_from([0, 1, 2.0, 2.5]))
-@settings(max_examples=50, deadline=None)
 def test_qualities_of_zero_and_one_give_focal_loss_and_cross_entropy(seed, scale, gamma):
     logits, quality = random_case(seed, scale)
     zero_or_one = (quality > 0.5).double()
@@ -52,7 +51,6 @@ def test_qualities_of_zero_and_one_give_focal_loss_and_cross_entropy(seed, scale
 
 
 @given(seed=st.integers(0, 10_000))
-@settings(max_examples=50, deadline=None)
 def test_beta_zero_and_positives_are_weighted_cross_entropy(seed):
     logits, quality = random_case(seed)
     entropy = functional.binary_cross_entropy_with_logits(logits, quality, reduction="none")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchvision import ops as tv
 
@@ -58,7 +58,6 @@ def test_clip_and_flip_by_hand():
 
 
 @given(box_lists())
-@settings(max_examples=50, deadline=None)
 def test_formats_and_flips_come_back(boxes):
     for there, back in ((xyxy_to_cxcywh, cxcywh_to_xyxy), (xyxy_to_xywh, xywh_to_xyxy), (flip_boxes, flip_boxes)):
         assert torch.allclose(back(there(boxes)), boxes, atol=1e-12)
@@ -96,7 +95,6 @@ def test_kinds_by_hand():
 
 
 @given(box_lists(), box_lists())
-@settings(max_examples=50, deadline=None)
 def test_iou_is_symmetric_and_a_share(a, b):
     table = pairwise_iou(a, b)
     assert table.shape == (len(a), len(b))
@@ -107,7 +105,6 @@ def test_iou_is_symmetric_and_a_share(a, b):
 
 
 @given(equal_lists())
-@settings(max_examples=50, deadline=None)
 def test_paired_kinds_keep_their_order(pair):
     a, b = pair
     found = {kind: paired_iou(a, b, kind) for kind in KINDS}
@@ -121,7 +118,6 @@ def test_paired_kinds_keep_their_order(pair):
 
 
 @given(equal_lists(smallest=0.05))
-@settings(max_examples=50, deadline=None)
 def test_paired_kinds_equal_torchvisions(pair):
     theirs = {
         "iou": tv.box_iou,

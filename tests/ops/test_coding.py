@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from multibox.ops.boxes import clip_boxes, xywh_to_xyxy
@@ -77,7 +77,6 @@ box = st.tuples(place, place, size, size)
     variances=st.sampled_from([VARIANCES, (1, 1, 1, 1), (0.1, 0.2, 0.3, 0.4)]),
     code=st.sampled_from(CODES),
 )
-@settings(max_examples=60, deadline=None)
 def test_decoding_undoes_encoding(pairs, variances, code):
     gt, anchors = xywh_to_xyxy(torch.tensor(pairs, dtype=torch.float64)).unbind(1)
     offsets = encode(gt, anchors, variances, code)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from multibox.ops.matching import IGNORED, NEGATIVE, anchor_overlaps, greedy_bipartite, match_bipartite, match_dual_max
@@ -78,7 +78,6 @@ def overlap_tables(draw):
 
 
 @given(overlap_tables())
-@settings(max_examples=150, deadline=None)
 def test_rounds_equal_one_pair_at_a_time(case):
     table, valid = case
     found = greedy_bipartite(torch.tensor(table, dtype=torch.float32), torch.tensor(valid), 1e-6)
@@ -124,7 +123,6 @@ def scenes(draw):
 
 
 @given(scenes(), st.sampled_from([0.3, 0.5, 0.0]), st.booleans())
-@settings(max_examples=80, deadline=None)
 def test_bipartite_then_threshold(scene, threshold, inclusive):
     anchors, gt, valid = scene
     overlaps = anchor_overlaps(anchors, gt, valid).double()
@@ -142,7 +140,6 @@ def test_bipartite_then_threshold(scene, threshold, inclusive):
 
 
 @given(scenes(), st.sampled_from([(0.5, 0.5), (0.1, 0.5), (0.25, 0.3)]), st.booleans(), st.booleans())
-@settings(max_examples=80, deadline=None)
 def test_dual_max(scene, zone, ignore_between, gt_max_first):
     anchors, gt, valid = scene
     low, high = zone

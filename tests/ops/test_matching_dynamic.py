@@ -10,7 +10,7 @@ import statistics
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from multibox.errors import ConfigError
@@ -176,7 +176,6 @@ def images(scene):
 
 
 @given(scenes())
-@settings(max_examples=150, deadline=None)
 def test_atss_equals_the_plain_reference(scene):
     found = match("atss", *scene)
     for i, anchors, objects, _ in images(scene):
@@ -185,7 +184,6 @@ def test_atss_equals_the_plain_reference(scene):
 
 
 @given(scenes())
-@settings(max_examples=150, deadline=None)
 def test_simota_equals_the_plain_reference(scene):
     found = match("simota", *scene)
     for i, anchors, objects, answers in images(scene):
@@ -196,7 +194,6 @@ def test_simota_equals_the_plain_reference(scene):
 
 
 @given(scenes())
-@settings(max_examples=150, deadline=None)
 def test_task_aligned_equals_the_plain_reference(scene):
     found = match("tal", *scene)
     for i, anchors, objects, answers in images(scene):
@@ -208,7 +205,6 @@ def test_task_aligned_equals_the_plain_reference(scene):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(scene=scenes())
-@settings(max_examples=60, deadline=None)
 def test_every_object_has_an_anchor_or_none_is_free(kind, scene):
     anchors, gt, valid, _ = scene
     found = match(kind, *scene)
@@ -227,7 +223,6 @@ def test_every_object_has_an_anchor_or_none_is_free(kind, scene):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(scene=scenes(exact=False), seed=st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
 def test_the_order_of_objects_does_not_matter(kind, scene, seed):
     anchors, gt, valid, outputs = scene
     order = torch.randperm(gt.shape[1], generator=torch.Generator().manual_seed(seed))
@@ -245,7 +240,6 @@ def test_the_order_of_objects_does_not_matter(kind, scene, seed):
     after=st.integers(0, 3),
     content=st.sampled_from([[math.nan] * 4, [-1.0] * 4, [0.0, 0.0, 1.0, 1.0]]),
 )
-@settings(max_examples=60, deadline=None)
 def test_padding_changes_nothing_whatever_it_holds(kind, scene, before, after, content):
     anchors, gt, valid, outputs = scene
 
@@ -264,7 +258,6 @@ def test_padding_changes_nothing_whatever_it_holds(kind, scene, before, after, c
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(scene=scenes())
-@settings(max_examples=60, deadline=None)
 def test_a_batch_is_its_images_one_by_one(kind, scene):
     anchors, gt, valid, outputs = scene
     found = match(kind, *scene)

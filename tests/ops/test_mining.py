@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from multibox.ops.mining import mine_hard_negatives, negative_candidates
@@ -83,7 +83,6 @@ def _reference(loss: torch.Tensor, positive: torch.Tensor, candidate: torch.Tens
     ratio=st.sampled_from([0.5, 1.0, 3.0]),
     minimum=st.integers(0, 5),
 )
-@settings(max_examples=60, deadline=None)
 def test_equal_to_sorting_by_hand(seed: int, images: int, anchors: int, levels: int, ratio: float, minimum: int):
     random = torch.Generator().manual_seed(seed)
     loss = torch.randint(0, levels, (images, anchors), generator=random) / 3

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops import nms as torchvision_nms
 
@@ -44,7 +44,6 @@ def reference(boxes, scores, threshold, groups, inclusive):
     st.booleans(),
     st.booleans(),
 )
-@settings(max_examples=50, deadline=None)
 def test_against_the_reference(seed, count, size, threshold, group_count, inclusive, ties):
     generator = torch.Generator().manual_seed(seed)
     boxes = random_boxes(count, size, generator, grid=8 if ties else None)

@@ -144,7 +144,6 @@ def test_gradients_and_one_step(golden, weights, name, recipe):
         np.testing.assert_allclose(state[mine], golden[f"{name}/after/{key}"], rtol=0, atol=tolerance, err_msg=key)
 
 
-@pytest.mark.skipif(not hasattr(multibox.ops, "multibox_detection"), reason="multibox_detection is not written yet")
 def test_detections(golden, weights):
     """MXNet's rows in any order: these scores, 0.999999 and above, tie by the dozen, and rounding decides the rest."""
     model, _ = fresh(weights, "d2l")
