@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from multibox import api
 from multibox.evaluation.report import best_threshold
-from multibox.evaluation.voc_metrics import Columns, Curve, columns, curves, overlaps
+from multibox.evaluation.table import Columns, columns
+from multibox.evaluation.voc_metrics import Curve, overlaps, voc_curves
 from multibox.inference.detector import Detector, load
 from multibox.thresholds import DEFAULT_THRESHOLD
 
@@ -64,7 +65,7 @@ def found_in(detector: Detector, data: Path, split: str | None, rename: dict[str
 
 def choose(table: Columns, enough: int) -> Thresholds:
     """Return the threshold of best F1: of each class with enough objects, and of all others together."""
-    found = curves(table, overlaps(table, plus_one=False))
+    found = voc_curves(table, overlaps(table, plus_one=False))
     own = {name: best_threshold(curve) for name, curve in found.items() if curve.objects >= enough}
     others = best_threshold(_pooled([curve for name, curve in found.items() if not own.get(name)]))
     shared = DEFAULT_THRESHOLD if others is None else others["threshold"]
@@ -84,7 +85,7 @@ def _pooled(found: list[Curve]) -> Curve:
 def measure(table: Columns, thresholds: Thresholds) -> Score:
     """Return the score of what lies at or above the thresholds, for the classes that have objects."""
     kept = _chosen(table, table.scores >= thresholds[table.labels])
-    found = [curve for curve in curves(kept, overlaps(kept, plus_one=False)).values() if curve.objects]
+    found = [curve for curve in voc_curves(kept, overlaps(kept, plus_one=False)).values() if curve.objects]
     boxes = np.array([len(curve.scores) for curve in found])
     objects = np.array([curve.objects for curve in found])
     true = np.array([curve.recall[-1] * curve.objects if len(curve.recall) else 0 for curve in found])
@@ -107,7 +108,7 @@ def cross_validate(table: Columns, enough: int) -> tuple[float, float]:
 def _counts(table: Columns, thresholds: Thresholds) -> tuple[float, int, int]:
     """Return right detections, detections and objects of all classes."""
     kept = _chosen(table, table.scores >= thresholds[table.labels])
-    found = curves(kept, overlaps(kept, plus_one=False)).values()
+    found = voc_curves(kept, overlaps(kept, plus_one=False)).values()
     true = sum(curve.recall[-1] * curve.objects for curve in found if len(curve.recall))
     return true, sum(len(curve.scores) for curve in found), sum(curve.objects for curve in found)
 

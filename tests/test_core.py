@@ -10,7 +10,7 @@ BLOCK = """
 import sys
 
 class Absent:
-    names = {"torch", "torchvision", "jaxtyping", "faster_coco_eval", "matplotlib", "tensorboard", "defusedxml", "yaml"}
+    names = {"torch", "torchvision", "jaxtyping", "hotcoco", "matplotlib", "tensorboard", "defusedxml", "yaml"}
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names:

@@ -13,7 +13,7 @@ from multibox.data.checking import check_images
 from multibox.data.formats import open_dataset
 from multibox.data.formats.text import OnBad
 from multibox.errors import ConfigError
-from multibox.evaluation.report import Figures
+from multibox.evaluation.report import Metrics
 from multibox.evaluation.report import evaluate as measure
 from multibox.inference.detector import Detector, find_all, load
 from multibox.inference.load import ExportedDetector
@@ -137,7 +137,7 @@ def evaluate(
     format: str | None = None,
     on_bad: OnBad = "stop",
     bootstrap: int = 0,
-) -> Figures:
+) -> Metrics:
     """Score a detector on a split: VOC 2007, VOC 2012 and COCO figures, also per class; what `eval --json` writes.
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from multibox.builtin import FOLDER, about, find_model
-from multibox.evaluation.voc_metrics import columns
+from multibox.evaluation.table import columns
 from multibox.inference.detector import load
 from multibox.models.checkpoint import load_checkpoint
 from multibox.structures import Detections, Sample

@@ -1,26 +1,27 @@
-"""Intervals: matching and weighted precision against the libraries' own, copies of images against weights."""
+"""Intervals: weighted precision against the metrics themselves, copies of images against weights."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multibox.evaluation.bootstrap import _mean_at_101_recalls, intervals, weighted_figures
-from multibox.evaluation.coco_metrics import coco_figures, coco_outcomes
+from multibox.evaluation.bootstrap import _mean_at_101_recalls, intervals, weighted_metrics
+from multibox.evaluation.coco_metrics import coco_metrics
 from multibox.evaluation.report import evaluate
-from multibox.evaluation.voc_metrics import columns, voc_figures
+from multibox.evaluation.table import columns
+from multibox.evaluation.voc_metrics import overlaps, voc12, voc_curves
 
 KEYS = ("AP", "AP50", "AP75")
 
 
 def direct(table, max_detections=100, plus_one=True):
-    coco = coco_figures(table, max_detections=max_detections)
-    voc = voc_figures(table, plus_one=plus_one)["voc12"]["mAP"]
+    coco = coco_metrics(table, max_detections=max_detections)
+    voc = voc12(voc_curves(table, overlaps(table, plus_one=plus_one)))["mAP"]
     return [np.nan if value is None else value for value in (*(coco[key] for key in KEYS), voc)]
 
 
 def weighted(table, weights, **options):
-    found = weighted_figures(table, np.atleast_2d(weights), **options)
+    found = weighted_metrics(table, np.atleast_2d(weights), **options)
     return np.stack([found[key] for key in (*KEYS, "mAP")], 1)
 
 
@@ -48,7 +49,7 @@ def tables(draw, build):
 
 
 @given(data=st.data(), limit=st.sampled_from([1, 3, 100]), plus_one=st.booleans())
-def test_weights_of_one_give_the_figures_themselves(build, data, limit, plus_one):
+def test_weights_of_one_give_the_metrics_themselves(build, data, limit, plus_one):
     table = data.draw(tables(build))
     ones = weighted(table, np.ones(table.images, int), max_detections=limit, plus_one=plus_one)[0]
     np.testing.assert_allclose(ones, direct(table, limit, plus_one), atol=1e-9)
@@ -76,15 +77,6 @@ def test_weights_give_what_copies_of_the_images_give(build, seed):
         copies = np.repeat(np.arange(len(samples)), drawn)
         table = columns([found[i] for i in copies], [samples[i] for i in copies], names)
         np.testing.assert_allclose(row, direct(table, 5), atol=1e-9)
-
-
-def test_a_crowd_forgives_and_a_difficult_object_forgives_once(build):
-    sample = build.sample([[0, 0, 50, 50], [100, 0, 150, 50]], None, [True, False], [False, True])
-    hard, crowd = [0, 0, 50, 50], [110, 10, 140, 40]
-    found = build.detections([hard, hard, crowd, crowd], [0.9, 0.8, 0.7, 0.6])
-    result = coco_outcomes(columns([found], [sample], ["thing"]))
-    assert not result.hit.any()
-    assert result.ignored[:, 0].tolist() == [True, False, True, True]
 
 
 def test_blocks_of_resamples_change_nothing(build, monkeypatch):
@@ -128,20 +120,12 @@ def test_where_nothing_is_to_be_found_there_is_no_interval(build):
 def test_the_dictionary_has_intervals_only_when_asked(build):
     samples, found, names = build.random(0)
     assert "intervals" not in evaluate(found, samples, names)
-    figures = evaluate(found, samples, names, bootstrap=100)
+    metrics = evaluate(found, samples, names, bootstrap=100)
     for part, keys in (("coco", KEYS), ("voc12", ("mAP",))):
-        assert tuple(figures["intervals"][part]) == keys
+        assert tuple(metrics["intervals"][part]) == keys
         for key in keys:
-            low, high = figures["intervals"][part][key]
-            assert low < figures[part][key] < high
-
-
-def test_of_objects_overlapped_equally_the_last_is_taken(build):
-    sample = build.sample([[0, 0, 30, 20], [0, 10, 30, 30]])
-    found = build.detections([[0, 5, 30, 25], [0, 10, 30, 30]], [0.9, 0.8])
-    table = columns([found], [sample], ["thing"])
-    assert coco_outcomes(table).hit[:, 0].tolist() == [True, False]
-    np.testing.assert_allclose(weighted(table, [1])[0], direct(table), atol=1e-9)
+            low, high = metrics["intervals"][part][key]
+            assert low < metrics[part][key] < high
 
 
 def test_the_recall_points_are_reached_as_rounded_quotients_reach_them():

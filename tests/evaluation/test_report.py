@@ -8,30 +8,30 @@ import pytest
 
 from multibox.errors import DataError
 from multibox.evaluation.report import evaluate
-from multibox.evaluation.voc_metrics import columns
+from multibox.evaluation.table import columns
 from multibox.structures import pack
 
 
 def test_the_dictionary_is_what_the_design_says(build):
     samples, found, names = build.random(0)
-    figures = json.loads(json.dumps(evaluate(found, samples, names), allow_nan=False))
-    assert list(figures) == ["images", "coco", "voc07", "voc12", "thresholds"]
-    assert figures["images"] == len(samples)
+    metrics = json.loads(json.dumps(evaluate(found, samples, names), allow_nan=False))
+    assert list(metrics) == ["images", "coco", "voc07", "voc12", "thresholds"]
+    assert metrics["images"] == len(samples)
     precisions, recalls = ["AP", "AP50", "AP75", "APs", "APm", "APl"], ["AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
-    assert list(figures["coco"]) == [*precisions, *recalls, "per_class"]
+    assert list(metrics["coco"]) == [*precisions, *recalls, "per_class"]
     for key in ("voc07", "voc12"):
-        assert list(figures[key]) == ["mAP", "per_class"]
-        assert list(figures[key]["per_class"]) == list(names)
-    assert set(figures["coco"]["per_class"][names[0]]) == {"AP", "AP50"}
-    assert figures["coco"]["per_class"][names[-1]] == {"AP": None, "AP50": None}
+        assert list(metrics[key]) == ["mAP", "per_class"]
+        assert list(metrics[key]["per_class"]) == list(names)
+    assert set(metrics["coco"]["per_class"][names[0]]) == {"AP", "AP50"}
+    assert metrics["coco"]["per_class"][names[-1]] == {"AP": None, "AP50": None}
 
 
 def test_perfect_detections_are_one_everywhere(build):
     samples, _, names = build.random(1, flags=False)
     found = [build.detections(s.boxes_xyxy, np.full(len(s.labels), 0.9), s.labels, names) for s in samples]
-    figures = evaluate(found, samples, names)
-    assert figures["coco"]["AP"] == pytest.approx(1.0)
-    assert figures["voc07"]["mAP"] == figures["voc12"]["mAP"] == 1.0
+    metrics = evaluate(found, samples, names)
+    assert metrics["coco"]["AP"] == pytest.approx(1.0)
+    assert metrics["voc07"]["mAP"] == metrics["voc12"]["mAP"] == 1.0
 
 
 def test_a_data_set_is_read_by_its_columns(build):

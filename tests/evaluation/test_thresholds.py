@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from multibox.evaluation.report import best_threshold, best_thresholds
+from multibox.evaluation.report import best_threshold
 from multibox.evaluation.voc_metrics import Curve, precision_recall
 
 FAR = [500, 500, 510, 510]
@@ -49,8 +49,8 @@ def test_no_objects_no_detections_or_none_right_give_none():
 def test_no_other_threshold_is_better(build, seed):
     samples, found, names = build.random(seed)
     curves = precision_recall(found, samples, names)
-    for name, best in best_thresholds(curves).items():
-        curve = curves[name]
+    for curve in curves.values():
+        best = best_threshold(curve)
         if best is None:
             assert not curve.objects
             continue

@@ -1,4 +1,4 @@
-"""VOC's average precision: worked by hand, equal to a plain recomputation, equal to other tools' published figures."""
+"""VOC's average precision: worked by hand, equal to a plain recomputation, equal to other tools' published metrics."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -6,8 +6,9 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from multibox.evaluation import voc_metrics as pairing
-from multibox.evaluation.voc_metrics import Curve, columns, curves, overlaps, precision_recall, voc_figures
+from multibox.evaluation import voc_metrics
+from multibox.evaluation.table import columns
+from multibox.evaluation.voc_metrics import Curve, overlaps, precision_recall, voc07, voc12, voc_curves
 
 FAR = [500, 500, 510, 510]
 
@@ -64,8 +65,10 @@ def plain_iou(a, b, extra):
     return width * height / (sum(sizes) - width * height)
 
 
-def figures_of(samples, found, names, **options):
-    return voc_figures(columns(found, samples, names), **options)
+def metrics_of(samples, found, names, *, plus_one=True, **options):
+    table = columns(found, samples, names)
+    curves = voc_curves(table, overlaps(table, plus_one=plus_one), **options)
+    return {"voc07": voc07(curves), "voc12": voc12(curves)}
 
 
 def test_the_curve_of_the_reference_vector():
@@ -114,8 +117,8 @@ def test_difficult_objects_and_crowds_are_neither_right_nor_wrong(build):
 
 def test_an_overlap_of_exactly_the_threshold_is_not_enough_unless_inclusive(build):
     sample, found = build.sample([[0, 0, 100, 100]]), build.detections([[0, 0, 100, 50]], [0.9])
-    assert figures_of([sample], [found], ["thing"], plus_one=False)["voc12"]["mAP"] == 0.0
-    assert figures_of([sample], [found], ["thing"], plus_one=False, inclusive=True)["voc12"]["mAP"] == 1.0
+    assert metrics_of([sample], [found], ["thing"], plus_one=False)["voc12"]["mAP"] == 0.0
+    assert metrics_of([sample], [found], ["thing"], plus_one=False, inclusive=True)["voc12"]["mAP"] == 1.0
 
 
 def test_the_development_kit_counts_both_edge_pixels(build):
@@ -130,17 +133,17 @@ def test_classes_without_objects_do_not_count_and_classes_without_detections_are
     sample = build.sample([[0, 0, 20, 20], [50, 50, 90, 90]], [0, 1])
     found = build.detections([[0, 0, 20, 20], FAR], [0.9, 0.8], [0, 2], names)
     for key in ("voc07", "voc12"):
-        figures = figures_of([sample], [found], names)[key]
-        assert figures == {"mAP": pytest.approx(0.5), "per_class": {"found": 1.0, "missed": 0.0, "absent": None}}
-    assert figures_of([build.sample([])], [build.detections([], [], names=names)], names)["voc12"]["mAP"] is None
-    assert figures_of([], [], names)["voc12"]["mAP"] is None
+        metrics = metrics_of([sample], [found], names)[key]
+        assert metrics == {"mAP": pytest.approx(0.5), "per_class": {"found": 1.0, "missed": 0.0, "absent": None}}
+    assert metrics_of([build.sample([])], [build.detections([], [], names=names)], names)["voc12"]["mAP"] is None
+    assert metrics_of([], [], names)["voc12"]["mAP"] is None
 
 
 def test_equal_scores_keep_their_order(build):
     samples = [build.sample([[0, 0, 20, 20]]), build.sample([])]
     hit, miss = build.detections([[0, 0, 20, 20]], [0.5]), build.detections([FAR], [0.5])
-    assert figures_of(samples, [hit, miss], ["thing"])["voc12"]["mAP"] == 1.0
-    assert figures_of(samples[::-1], [miss, hit], ["thing"])["voc12"]["mAP"] == 0.5
+    assert metrics_of(samples, [hit, miss], ["thing"])["voc12"]["mAP"] == 1.0
+    assert metrics_of(samples[::-1], [miss, hit], ["thing"])["voc12"]["mAP"] == 0.5
     curve = precision_recall([hit, miss], samples, ["thing"])["thing"]
     assert curve.f1.tolist() == [-1, pytest.approx(2 / 3)]
 
@@ -156,15 +159,15 @@ def test_numbers_that_are_not_finite_are_false_detections(build):
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("inclusive", "extra"), [(False, 1.0), (True, 0.0)])
 def test_equals_a_plain_recomputation(build, monkeypatch, seed, inclusive, extra):
-    monkeypatch.setattr(pairing, "PAIRS_AT_ONCE", 50)
+    monkeypatch.setattr(voc_metrics, "PAIRS_AT_ONCE", 50)
     samples, found, names = build.random(seed)
-    figures = figures_of(samples, found, names, inclusive=inclusive, plus_one=bool(extra))
+    metrics = metrics_of(samples, found, names, inclusive=inclusive, plus_one=bool(extra))
     options = {"inclusive": inclusive, "extra": extra}
     for label, name in enumerate(names):
         eleven, area = plain_ap(samples, found, label, **options)
-        assert figures["voc07"]["per_class"][name] == (None if eleven is None else pytest.approx(eleven, abs=1e-12))
-        assert figures["voc12"]["per_class"][name] == (None if area is None else pytest.approx(area, abs=1e-12))
-    assert figures["voc12"]["per_class"][names[-1]] is None
+        assert metrics["voc07"]["per_class"][name] == (None if eleven is None else pytest.approx(eleven, abs=1e-12))
+        assert metrics["voc12"]["per_class"][name] == (None if area is None else pytest.approx(area, abs=1e-12))
+    assert metrics["voc12"]["per_class"][names[-1]] is None
 
 
 def read_table(path, kind=float):
@@ -186,7 +189,7 @@ def test_review_case_1(build, shared):
     table = columns(found, samples, ["thing"])
     published = {0.3: (0.2683982683, 0.2456866804), 0.5: (0.0303030303, 0.0222222222), 0.75: (0.0, 0.0)}
     for threshold, (eleven, area) in published.items():
-        curve = curves(table, overlaps(table), iou=threshold)["thing"]
+        curve = voc_curves(table, overlaps(table), iou=threshold)["thing"]
         assert curve.ap07 == pytest.approx(eleven, abs=1e-9)
         assert curve.ap12 == pytest.approx(area, abs=1e-9)
 
@@ -204,9 +207,9 @@ def test_cartucho(build, shared):
         boxes, labels = [row[1:] for _, row in rows], [label for label, _ in rows]
         found.append(build.detections(boxes, [row[0] for _, row in rows], labels, names))
     assert len(samples) == 85
-    figures = figures_of(samples, found, names)["voc12"]
+    metrics = metrics_of(samples, found, names)["voc12"]
     plain = {name: plain_ap(samples, found, label)[1] for label, name in enumerate(names)}
-    assert figures["per_class"] == pytest.approx(plain, abs=1e-12)
+    assert metrics["per_class"] == pytest.approx(plain, abs=1e-12)
 
 
 def toy_truth(build, shared, names):
@@ -244,13 +247,13 @@ def test_the_toy_set_is_the_same_in_every_format(build, shared):
     samples = [sample for _, sample in images.values()]
     places = ["abs_xywh", "abs_xyx2y2", "rel_xcycwh"]
     kinds = [f"{who}_{place}" for who in ("classid", "classname") for place in places]
-    figures = [figures_of(samples, toy_detections(build, shared, images, names, kind), names) for kind in kinds]
+    metrics = [metrics_of(samples, toy_detections(build, shared, images, names, kind), names) for kind in kinds]
     folder = shared("golden/map_cases/review_toy")
     truth, results = folder / "gts_coco_format/toy_example_coco.JSON", folder / "dets_coco_format/coco_dets.json"
     coco_samples, coco_found, coco_names, _ = build.coco(truth, results)
     assert len(samples) == len(json.loads(truth.read_text())["images"])
-    figures.append(figures_of(coco_samples, coco_found, coco_names))
-    per_class = [{name: ap for name, ap in one["voc12"]["per_class"].items() if ap is not None} for one in figures]
+    metrics.append(metrics_of(coco_samples, coco_found, coco_names))
+    per_class = [{name: ap for name, ap in one["voc12"]["per_class"].items() if ap is not None} for one in metrics]
     assert all(one == pytest.approx(per_class[0], abs=1e-9) for one in per_class)
     found = toy_detections(build, shared, images, names, kinds[0])
     plain = {name: plain_ap(samples, found, names.index(name))[1] for name in per_class[0]}

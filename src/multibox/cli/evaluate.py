@@ -10,7 +10,7 @@ from multibox.cli.console import PLOTS, check_suffix, own_files
 from multibox.cli.train import OnBad
 
 if TYPE_CHECKING:
-    from multibox.evaluation.report import Figures
+    from multibox.evaluation.report import Metrics
 
 
 def evaluate(
@@ -103,7 +103,7 @@ def _read_names(path: Path) -> dict[str, str]:
     return names
 
 
-def print_figures(figures: "Figures", title: str) -> None:
+def print_figures(figures: "Metrics", title: str) -> None:
     """Print a table of classes and the means below it."""
     from rich.table import Table
 
@@ -130,7 +130,7 @@ def print_figures(figures: "Figures", title: str) -> None:
     console.print(f"COCO: {line}", highlight=False, soft_wrap=True)
 
 
-def describe_intervals(figures: "Figures", resamples: int) -> str:
+def describe_intervals(figures: "Metrics", resamples: int) -> str:
     """Return a line with each figure and the ends of its interval."""
     found = figures.get("intervals", {"coco": {}, "voc12": {}})
     named = {"VOC12 mAP": found["voc12"]["mAP"], **{f"COCO {name}": ends for name, ends in found["coco"].items()}}

@@ -136,7 +136,7 @@ def main() -> None:
             "torch",
             "torchvision",
             "jaxtyping",
-            "faster_coco_eval",
+            "hotcoco",
             "matplotlib",
             "defusedxml",
             "yaml",

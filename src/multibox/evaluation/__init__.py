@@ -1,1 +1,1 @@
-"""How good detections are: VOC and COCO figures; takes detections, knows no model."""
+"""VOC and COCO metrics of detections; knows no model."""

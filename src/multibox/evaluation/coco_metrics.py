@@ -1,122 +1,34 @@
-"""Which detections find an object under COCO's rules, at all ten IoU thresholds at once.
+"""COCO's metrics, computed by hotcoco; tests hold them equal to those of pycocotools."""
 
-Source: `COCOeval.evaluateImg` of pycocotools. `evaluation.coco` leaves this to faster-coco-eval, which keeps its
-matches to itself; resampling needs them, once. Tests hold the two equal.
-"""
-
-import importlib
-from typing import Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multibox.errors import MissingExtraError
-from multibox.evaluation.voc_metrics import Columns, pairs_in_parts, ranks
-from multibox.structures import Boxes, Flags, Labels
+from multibox.evaluation.table import Columns, Outcomes
+from multibox.structures import Boxes
 
-IOUS = np.linspace(0.5, 0.95, 10)
-LARGEST = 1e10
-"""COCO's bound of the areas it looks at; objects and unmatched detections beyond it count for nothing."""
+if TYPE_CHECKING:
+    from hotcoco import COCOeval
 
-
-class Outcomes(NamedTuple):
-    """What became of each detection at each threshold; what is neither is false."""
-
-    hit: Flags
-    """[N, 10]; finds an object that counts."""
-    ignored: Flags
-    """[N, 10]; counts for nothing: on a crowd or a difficult object, or below the best of its image and class."""
+THRESHOLDS = 10
+"""IoU .50, .55 ... .95."""
+ALL_AREAS = [0.0, 1e10]
+"""Objects and unmatched detections with another area in square pixels count for nothing."""
+IMAGES_AT_ONCE = 200
+"""Images whose matches are held as Python lists together."""
 
 
-class _Close(NamedTuple):
-    """Detections with objects that they overlap enough for the lowest threshold, the least wanted object first."""
-
-    det: Labels
-    gt: Labels
-    iou: NDArray[np.float64]
-    rank: Labels
-
-
-def counted_objects(table: Columns, areas: NDArray[np.float64] | None = None) -> Flags:
-    """Return which objects count, [M]; `areas` as in `coco_figures`."""
-    sizes = _xywh(table.gt_xyxy)[:, 2:].prod(1) if areas is None else areas
-    return table.gt_scored & (sizes >= 0) & (sizes <= LARGEST)
-
-
-def coco_outcomes(table: Columns, *, max_detections: int = 100, areas: NDArray[np.float64] | None = None) -> Outcomes:
-    """Match every detection, the best of each image and class first.
-
-    A detection takes the object it overlaps most among those that are free, of equals the last; one that counts goes
-    before one that does not, and a crowd is always free. Detections of equal rank of different images or classes do
-    not meet, so they are matched together.
-
-    Args:
-        table: Detections and objects.
-        max_detections: Best detections an image and class that count.
-        areas: [M] of the objects, where more than their boxes is known.
-    """
-    scored, rank = counted_objects(table, areas), ranks(table)
-    close = _close(table, scored, rank, max_detections)
-    hit = np.zeros((len(rank), len(IOUS)), np.bool_)
-    on_ignored = np.zeros_like(hit)
-    taken = np.zeros((len(scored), len(IOUS)), np.bool_)
-    for part in np.split(np.arange(len(close.det)), np.flatnonzero(np.diff(close.rank)) + 1):
-        if not len(part):
-            continue
-        det, gt = close.det[part], close.gt[part]
-        free = ~taken[gt] | table.gt_crowd[gt, None]
-        able = free & (close.iou[part, None] >= IOUS)
-        starts = np.flatnonzero(np.diff(det, prepend=-1))
-        best = np.maximum.reduceat(np.where(able, np.arange(len(part))[:, None], -1), starts, axis=0)
-        row, threshold = np.nonzero(best >= 0)
-        chosen = gt[best[row, threshold]]
-        taken[chosen, threshold] = True
-        hit[det[starts][row], threshold] = scored[chosen]
-        on_ignored[det[starts][row], threshold] = ~scored[chosen]
-    area = _xywh(table.boxes_xyxy)[:, 2:].prod(1)
-    unseen = (rank >= max_detections)[:, None] | (((area < 0) | (area > LARGEST))[:, None] & ~hit)
-    return Outcomes(hit, on_ignored | unseen)
-
-
-def _close(table: Columns, scored: Flags, rank: Labels, max_detections: int) -> _Close:
-    """Return the pairs that may match, in the order of rank, detection and liking."""
-    det_xywh, gt_xywh = _xywh(table.boxes_xyxy), _xywh(table.gt_xyxy)
-    dets, gts, ious = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
-    for rows, many, gt in pairs_in_parts(table):
-        det = np.repeat(rows, many)
-        iou = _iou(det_xywh[det], gt_xywh[gt], table.gt_crowd[gt])
-        near = (iou >= IOUS[0]) & (rank[det] < max_detections)
-        dets.append(det[near])
-        gts.append(gt[near])
-        ious.append(iou[near])
-    det, gt, iou = np.concatenate(dets), np.concatenate(gts), np.concatenate(ious)
-    order = np.lexsort((gt, iou, scored[gt], det, rank[det]))
-    return _Close(det[order], gt[order], iou[order], rank[det[order]])
-
-
-def _xywh(boxes_xyxy: Boxes) -> Boxes:
-    return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
-
-
-def _iou(det_xywh: Boxes, gt_xywh: Boxes, crowd: Flags) -> NDArray[np.float64]:
-    """Return COCO's overlap of row i with row i, in its order of operations: a crowd is measured by the detection."""
-    start = np.maximum(det_xywh[:, :2], gt_xywh[:, :2])
-    sides = np.minimum(det_xywh[:, :2] + det_xywh[:, 2:], gt_xywh[:, :2] + gt_xywh[:, 2:]) - start
-    shared = np.where((sides > 0).all(1), sides.prod(1), 0.0)
-    det, gt = det_xywh[:, 2:].prod(1), gt_xywh[:, 2:].prod(1)
-    whole = np.where(crowd, det, det + gt - shared)
-    return np.divide(shared, whole, out=np.zeros(len(whole)), where=shared > 0)
-
-
-class ClassFigures(TypedDict):
+class ClassMetrics(TypedDict):
     """Average precision of one class: over the ten IoU thresholds, and at .5."""
 
     AP: float | None
     AP50: float | None
 
 
-class CocoFigures(TypedDict):
-    """COCO's figures, 0 to 1; None where there is no object to find. AP and AR are means over IoU .50, .55 ... .95."""
+class CocoMetrics(TypedDict):
+    """COCO's metrics, 0 to 1; None where there is no object. AP and AR are means over IoU .50, .55 ... .95."""
 
     AP: float | None
     AP50: float | None
@@ -127,29 +39,33 @@ class CocoFigures(TypedDict):
     AR1: float | None
     AR10: float | None
     AR100: float | None
-    """Recall with `max_detections` an image and class, 100 unless told."""
+    """Recall with `max_detections` per image and class, 100 by default."""
     ARs: float | None
     ARm: float | None
     ARl: float | None
-    per_class: dict[str, ClassFigures]
+    per_class: dict[str, ClassMetrics]
 
 
-def coco_figures(table: Columns, *, max_detections: int = 100, areas: NDArray[np.float64] | None = None) -> CocoFigures:
-    """Return COCO's figures.
+def coco_metrics(table: Columns, *, max_detections: int = 100, areas: NDArray[np.float64] | None = None) -> CocoMetrics:
+    """Return COCO's metrics.
 
-    Crowds are COCO's crowds: what lies in one counts for nothing, as often as it happens. A difficult object is left
-    out the way an object of another size is left out of APs: found by ordinary overlap, it counts for nothing; a second
-    detection of it is false. (To call it a crowd would forgive every detection inside it, however small.)
+    A detection inside a crowd counts for nothing, however many there are. A difficult object is treated like an object
+    outside the area range: the detection that matches it counts for nothing, and a second one is false.
 
     Args:
         table: Detections and objects.
-        max_detections: Best detections an image and class that count; 100 in published figures.
-        areas: [M] of the objects, where more than their boxes is known.
+        max_detections: Best detections per image and class that count; 100 in published metrics.
+        areas: [M], areas of the objects in square pixels; by default those of their boxes.
 
     Raises:
-        MissingExtraError: If faster-coco-eval is not installed.
+        MissingExtraError: hotcoco is not installed.
     """
-    precision, recall = _accumulate(table, max_detections, box_areas(table.gt_xyxy) if areas is None else areas)
+    evaluation = _evaluation(table, max_detections, areas)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    results = evaluation.eval or {}
+    # [IoU, recall, class, area, limit] and [IoU, class, area, limit]; -1 where there is no object
+    precision, recall = np.asarray(results["precision"])[..., -1], np.asarray(results["recall"])
     return {
         "AP": _mean(precision[:, :, :, 0]),
         "AP50": _mean(precision[0, :, :, 0]),
@@ -164,67 +80,56 @@ def coco_figures(table: Columns, *, max_detections: int = 100, areas: NDArray[np
         "ARm": _mean(recall[:, :, 2, 2]),
         "ARl": _mean(recall[:, :, 3, 2]),
         "per_class": {
-            name: {"AP": _mean(precision[:, :, number, 0]), "AP50": _mean(precision[0, :, number, 0])}
-            for number, name in enumerate(table.class_names)
+            name: {"AP": _mean(precision[:, :, label, 0]), "AP50": _mean(precision[0, :, label, 0])}
+            for label, name in enumerate(table.class_names)
         },
     }
 
 
-def _accumulate(
-    table: Columns, max_detections: int, areas: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Run the library; return precision [10 IoU, 101 recalls, classes, 4 areas] and recall [10, classes, 4, 3 limits].
+def coco_outcomes(table: Columns, *, max_detections: int = 100) -> Outcomes:
+    """Return what became of each detection under COCO's rules, at the ten IoU thresholds."""
+    evaluation = _evaluation(table, max_detections)
+    evaluation.params.area_rng, evaluation.params.area_rng_lbl = [ALL_AREAS], ["all"]
+    shape = (len(table.labels), THRESHOLDS)
+    # Those beyond `max_detections` appear in no match and stay ignored
+    outcomes = Outcomes(np.zeros(shape, np.bool_), np.ones(shape, np.bool_))
+    for start in range(1, table.images + 1, IMAGES_AT_ONCE):
+        evaluation.params.img_ids = list(range(start, min(start + IMAGES_AT_ONCE, table.images + 1)))
+        evaluation.evaluate()
+        for match in evaluation.eval_imgs:
+            if match is not None:
+                rows = np.array(match["dtIds"], np.int64) - 1
+                ignored = np.array(match["dtIgnore"], np.bool_).T
+                outcomes.ignored[rows] = ignored
+                outcomes.matched[rows] = np.array(match["dtMatched"], np.bool_).T & ~ignored
+    return outcomes
 
-    -1 stands where there is no object. The library warns of and logs nothing on this path: its indices start at 1.
-    """
+
+def _evaluation(table: Columns, max_detections: int, areas: NDArray[np.float64] | None = None) -> "COCOeval":
+    """Return hotcoco's evaluation of the table, before matching; its ids are our rows, counted from 1."""
     try:
-        library = importlib.import_module("faster_coco_eval")
+        from hotcoco import COCO, COCOeval
     except ImportError as missing:
-        raise MissingExtraError("Computing COCO figures", "train") from missing
+        raise MissingExtraError("Computing COCO metrics", "train") from missing
     images = [{"id": number} for number in range(1, table.images + 1)]
     categories = [{"id": number, "name": name} for number, name in enumerate(table.class_names, start=1)]
-    keep = ranks(table) < max_detections
-    objects = _annotations(table.gt_image, table.gt_labels, table.gt_xyxy, np.where(table.gt_difficult, -1.0, areas))
-    for annotation, crowd in zip(objects, table.gt_crowd.tolist(), strict=True):
-        annotation["iscrowd"] = int(crowd)
-    boxes = table.boxes_xyxy[keep]
-    found = _annotations(table.image[keep], table.labels[keep], boxes, box_areas(boxes))
-    for annotation, score in zip(found, table.scores[keep].tolist(), strict=True):
-        annotation["score"] = score
-    evaluation = library.COCOeval_faster(
-        library.COCO({"images": images, "categories": categories, "annotations": objects}),
-        library.COCO({"images": images, "categories": categories, "annotations": found}),
-        "bbox",
-        print_function=_silent,
+    gt_xywh = _xywh(table.gt_xyxy)
+    # An area outside every range makes COCO ignore an object without making it a crowd
+    areas = np.where(table.gt_difficult, -1.0, gt_xywh[:, 2:].prod(1) if areas is None else areas)
+    objects = COCO.from_arrays(
+        images, categories, table.gt_image + 1, table.gt_labels + 1, gt_xywh, area=areas, iscrowd=table.gt_crowd
     )
-    evaluation.params.maxDets = [1, 10, max(10, max_detections)]
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"])[..., -1], np.asarray(evaluation.eval["recall"])
+    rows = np.column_stack([table.image + 1, _xywh(table.boxes_xyxy), table.scores, table.labels + 1])
+    evaluation = COCOeval(objects, objects.load_res(rows), "bbox")
+    evaluation.params.max_dets = [1, min(10, max_detections), max_detections]
+    return evaluation
 
 
-def _annotations(
-    image_index: NDArray[np.int64], labels: NDArray[np.int64], boxes_xyxy: Boxes, areas: NDArray[np.float64]
-) -> list[dict[str, Any]]:
-    """Return boxes as the library wants them: dictionaries, xywh, numbered from 1 (0 means unmatched there)."""
-    boxes_xywh = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
-    rows = zip((image_index + 1).tolist(), (labels + 1).tolist(), boxes_xywh.tolist(), areas.tolist(), strict=True)
-    return [
-        {"id": number, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": 0}
-        for number, (image, label, box, area) in enumerate(rows, start=1)
-    ]
+def _xywh(boxes_xyxy: Boxes) -> Boxes:
+    return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
 
 
-def box_areas(boxes_xyxy: Boxes) -> NDArray[np.float64]:
-    """Return width times height."""
-    return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(1)
-
-
-def _mean(figures: NDArray[np.float64]) -> float | None:
-    """Return the mean of the figures that exist: -1 stands for those that do not."""
-    real = figures[figures > -1]
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """Return the mean of the values that exist: hotcoco writes -1 for those that do not."""
+    real = values[values > -1]
     return float(real.mean()) if real.size else None
-
-
-def _silent(*_: object) -> None:
-    """Take what the library would print."""

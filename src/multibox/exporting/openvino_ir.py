@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multibox.data.images import load_image, resize_image
-from multibox.evaluation.report import Figures, evaluate
+from multibox.evaluation.report import Metrics, evaluate
 from multibox.evaluation.voc_metrics import precision_recall
 from multibox.exporting.runtimes import Run
 from multibox.exporting.verify import VerificationError
@@ -179,5 +179,5 @@ def _reported(found: list[Detections], thresholds: NDArray[np.float64]) -> list[
     ]
 
 
-def _figures(figures: Figures) -> dict[str, float | None]:
+def _figures(figures: Metrics) -> dict[str, float | None]:
     return {name: figures["coco"][name] for name in ("AP", "AP50")}
