@@ -1,4 +1,4 @@
-"""Make the files of the built-in models in src/multibox/builtin from the published weights in ../shared/weights.
+"""Make the files of the built-in models in src/multibox/builtin_models from the published weights in ../shared/weights.
 
     python scripts/make_builtin.py
 
@@ -32,6 +32,8 @@ from multibox.inference.detector import Detector
 from multibox.inference.engines import KEY
 from multibox.models.build import build_model
 from multibox.models.checkpoint import SCALE, ZERO_POINT, Checkpoint, save_checkpoint
+from multibox.models.prediction import convolutions_before_norms
+from multibox.models.ssd import SSD
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "shared/weights"
 PUBLISHED = {
@@ -139,7 +141,7 @@ def read_face(file: Path) -> tuple[Checkpoint, dict[str, Tensor]]:
 READERS = {"coco": read_coco, "face": read_face}
 
 
-def refer(graph: ir.Graph, model: nn.Module, weights: Path) -> None:
+def refer(graph: ir.Graph, model: SSD, weights: Path) -> None:
     """Let a graph read its weights from a checkpoint."""
     file = _External(graph, weights)
     norms = _norms(model)
@@ -165,21 +167,15 @@ def refer(graph: ir.Graph, model: nn.Module, weights: Path) -> None:
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 
 
-def _norms(model: nn.Module) -> dict[str, tuple[str, float, bool]]:
+def _norms(model: SSD) -> dict[str, tuple[str, float, bool]]:
     """Return, for each convolution before a batch norm, that one's name, eps, and whether it only adds its bias."""
-    found: dict[str, tuple[str, float, bool]] = {}
-    for parent_name, parent in model.named_modules():
-        if not isinstance(parent, nn.Sequential):
-            continue
-        before = ""
-        for name, module in parent.named_children():
-            full = f"{parent_name}.{name}"
-            if isinstance(module, nn.BatchNorm2d) and before:
-                wanted = tflite.folded_norm(module.bias, module.eps)
-                trivial = all(torch.equal(module.state_dict()[part], wanted[part]) for part in NORM_PARTS)
-                found[before] = (full, module.eps, trivial)
-            before = full if isinstance(module, nn.Conv2d) else ""
-    return found
+    norms: dict[str, tuple[str, float, bool]] = {}
+    for conv, name in convolutions_before_norms(model):
+        norm = model.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm2d)
+        wanted = tflite.folded_norm(norm.bias, norm.eps)
+        norms[conv] = name, norm.eps, all(torch.equal(norm.state_dict()[part], wanted[part]) for part in NORM_PARTS)
+    return norms
 
 
 def _insert_norm(conv: ir.Node, parameters: list[ir.Value], eps: float) -> None:

@@ -5,7 +5,7 @@ import torch
 from multibox.inference.detector import Detector
 from multibox.models.anchor_layout import anchors_per_cell, make_anchors
 from multibox.models.build import build_model
-from multibox.models.prediction import answer_both_ways, mirrored_order, unmirror
+from multibox.models.prediction import mean_with_mirrored, mirrored_order, unmirror
 from multibox.ops.coding import decode
 from multibox.presets import resolve
 from multibox.tensors import HeadOutputs
@@ -73,7 +73,7 @@ def test_a_image_that_is_its_own_mirror_image_gets_a_symmetric_answer():
     half = torch.randint(0, 256, (1, 3, 64, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = torch.cat([half, half.flip(3)], 3)
     with torch.inference_mode():
-        plain, both = model(images), answer_both_ways(model, images, config)
+        plain, both = model(images), mean_with_mirrored(model, images, config)
     order = mirrored_order(both.feature_shapes, anchors_per_cell(config))
     negate = torch.tensor([-1.0, 1, 1, 1])
     assert not torch.allclose(plain.logits, plain.logits[:, order], atol=1e-3)

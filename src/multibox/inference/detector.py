@@ -17,7 +17,7 @@ from multibox.inference.inputs import AnyImage, Images, in_batches, is_one, open
 from multibox.inference.load import ExportedDetector, checked_threads, choose_device
 from multibox.models.build import build_model
 from multibox.models.checkpoint import load_checkpoint
-from multibox.models.prediction import answer_both_ways, computing_in, gains, quick_copy, single_threaded_forks
+from multibox.models.prediction import computing_in, gains, mean_with_mirrored, quick_copy, single_threaded_forks
 from multibox.models.ssd import SSD
 from multibox.postprocess import detect
 from multibox.structures import Dataset, Detections, Sample
@@ -92,7 +92,7 @@ class Detector:
         single_threaded_forks()
         with computing_in(self.precision, self.device, self.threads):
             network = self._network()
-            return answer_both_ways(network, images, self.config) if self.config.post.flip else network(images)
+            return mean_with_mirrored(network, images, self.config) if self.config.post.flip else network(images)
 
     @torch.inference_mode(False)
     def quicken(self, precision: str = "float32") -> "Detector":

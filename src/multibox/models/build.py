@@ -1,4 +1,4 @@
-"""From config to network and anchors: the only reader of the config among the models."""
+"""From config to network: the layers, their first weights, and how large the network is."""
 
 import math
 from typing import NamedTuple, cast
@@ -13,12 +13,21 @@ from multibox.models.anchor_layout import anchors_per_cell
 from multibox.models.backbones import make_backbone
 from multibox.models.ssd import SSD, Heads
 
+PIXEL_SPREAD = 70.0
+"""Standard deviation of grey levels 0 to 255: 74 if they are uniform, 60 to 75 in photographs."""
+FEATURE_SPREAD = 8.0
+"""Standard deviation of the maps that heads see over a backbone without batch norms. At 1 the heads learn slowly under
+AdamW, whose steps do not follow the gradient's size; at 70, the pixels' own, the first losses are in the hundreds
+(docs/decisions.md)."""
+HEAD_SPREAD = 0.1
+"""Standard deviation of the first class logits, about, where a prior is set."""
+
 
 def build_model(config: Config, classes: int, seed: int = 0) -> SSD:
     """Make a network with fresh weights for `classes` classes; the same seed gives the same weights.
 
     Raises:
-        ConfigError: an unknown backbone, or anchors of another number of maps.
+        ConfigError: an unknown backbone, or anchors for another number of feature maps.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -31,20 +40,10 @@ def build_model(config: Config, classes: int, seed: int = 0) -> SSD:
                 "give one entry of anchors.sizes and anchors.ratios (or anchors.shapes) per map"
             )
         logits = classes + (config.model.score == "softmax")
-        model = SSD(
-            backbone, Heads(config.model.heads, channels, per_cell, logits), config.model.mean, config.model.std
-        )
+        heads = Heads(config.model.heads, channels, per_cell, logits)
+        model = SSD(backbone, heads, config.model.mean, config.model.std)
         _initialize(model, config.model)
     return model
-
-
-PIXEL_SPREAD = 70.0
-"""Standard deviation of grey levels 0 to 255: 74 if they are uniform, 60 to 75 in photographs."""
-FEATURE_SPREAD = 8.0
-"""Of the maps that heads see in a body without batch norms. At 1 the heads learn slowly under AdamW, whose steps do not
-follow the gradient's size; at 70, the pixels' own, the first losses are in the hundreds (docs/decisions.md)."""
-HEAD_SPREAD = 0.1
-"""Standard deviation of the first class logits, about, where a prior is set."""
 
 
 def _initialize(model: SSD, config: ModelConfig) -> None:
@@ -70,14 +69,14 @@ def _initialize(model: SSD, config: ModelConfig) -> None:
 
 
 def _expect_pixels(model: SSD, config: ModelConfig) -> None:
-    """Bring the pixels' scale down to `FEATURE_SPREAD`, an equal factor per convolution up to the extra layers.
+    """Bring the pixels' scale down to `FEATURE_SPREAD`, by the same factor per convolution up to the extra layers.
 
     He's rule keeps the scale of its input, so pixels that are not divided by their standard deviation (Caffe's) would
     give logits of several hundred. The first convolution alone could take the whole factor, but its weights would then
     be so small that a step of AdamW changes them by a tenth.
     """
-    body = model.backbone.named_modules()
-    convs = [m for name, m in body if isinstance(m, nn.Conv2d) and not name.startswith("extras.")]
+    modules = model.backbone.named_modules()
+    convs = [m for name, m in modules if isinstance(m, nn.Conv2d) and not name.startswith("extras.")]
     scale = FEATURE_SPREAD / PIXEL_SPREAD * sum(config.std) / len(config.std)
     with torch.no_grad():
         for conv in convs:
@@ -96,8 +95,8 @@ def _set_prior(head: nn.Conv2d, logits: int, score: str, prior: float) -> None:
         bias[:] = math.log(prior / (1 - prior))
 
 
-class Size(NamedTuple):
-    """Figures of a network for one image."""
+class NetworkSize(NamedTuple):
+    """How large a network is, for one image of its input size."""
 
     parameters: int
     multiply_adds: int
@@ -106,8 +105,8 @@ class Size(NamedTuple):
     feature_shapes: tuple[tuple[int, int], ...]
 
 
-def measure(config: Config, classes: int) -> Size:
-    """Return the size of the network that `config` describes, at its input size."""
+def measure(config: Config, classes: int) -> NetworkSize:
+    """Return the size of the network that `config` describes."""
     height, width = config.model.input_size
     with torch.device("meta"):
         model = build_model(config, classes).eval()
@@ -115,4 +114,4 @@ def measure(config: Config, classes: int) -> Size:
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         outputs = model(image)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Size(parameters, counter.get_total_flops() // 2, outputs.logits.shape[1], outputs.feature_shapes)
+    return NetworkSize(parameters, counter.get_total_flops() // 2, outputs.logits.shape[1], outputs.feature_shapes)

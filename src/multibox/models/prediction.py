@@ -1,14 +1,18 @@
-"""Batch norms folded into the convolutions before them, for networks that only answer."""
+"""The forward pass of prediction: batch norms folded, precision and threads chosen, mirror images averaged."""
 
 import contextlib
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.fx import Tracer
+from torch.fx.proxy import TraceError
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from multibox.config import Config
 from multibox.errors import ConfigError
@@ -19,31 +23,10 @@ from multibox.ops.coding import decode, encode
 from multibox.tensors import HeadOutputs
 
 
-def fold_norms(model: nn.Module) -> None:
-    """Fold, in place, each batch norm right behind a convolution in an `nn.Sequential`; the result only evaluates."""
-    for parent in list(model.modules()):
-        if not isinstance(parent, nn.Sequential):
-            continue
-        before: nn.Module | None = None
-        for name, module in list(parent.named_children()):
-            if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
-                _fold(before, module)
-                setattr(parent, name, nn.Identity())
-            before = module
-
-
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    conv.weight, conv.bias = fuse_conv_bn_weights(  # pyright: ignore[reportAttributeAccessIssue]
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )
-
-
 def quick_copy(model: SSD, precision: str, device: str = "cpu") -> SSD:
     """Return a copy that computes the same in less time, to be called within `computing_in(precision)`.
 
-    Autocast alone would cast all weights anew for every image, and leave each batch norm a pass of its own.
+    Autocast alone would cast all weights anew for every image, and run each batch norm as a pass of its own.
 
     Raises:
         ConfigError: an unknown precision, or bfloat16 on MPS.
@@ -63,23 +46,74 @@ def quick_copy(model: SSD, precision: str, device: str = "cpu") -> SSD:
 
 
 def gains(model: SSD, precision: str) -> bool:
-    """Say whether a quick copy would differ at all."""
-    return precision != "float32" or any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    """Return whether a quick copy would differ from the network at all."""
+    return precision != "float32" or bool(_norms(model))
+
+
+def fold_norms(model: SSD) -> list[str]:
+    """Fold, in place, each batch norm into the convolution right before it; the network must be in evaluation mode.
+
+    Returns:
+        The names of batch norms that stay. Only some backbones of timm have such: a batch norm that follows no
+        convolution, or a forward pass that cannot be traced.
+    """
+    for conv_name, norm_name in convolutions_before_norms(model):
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        model.set_submodule(conv_name, fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm)))
+        # A batch norm of timm contains the activation after it
+        model.set_submodule(norm_name, cast(nn.Module, getattr(norm, "act", nn.Identity())))
+    return _norms(model)
+
+
+def convolutions_before_norms(model: SSD) -> list[tuple[str, str]]:
+    """Return names (convolution, batch norm) wherever a batch norm, and nothing else, takes a convolution's output."""
+    kinds, levels = ("classification", "localization"), range(len(model.heads.classification))
+    parts = ["backbone", *(f"heads.{kind}.{level}" for kind in kinds for level in levels)]
+    return [(f"{part}.{conv}", f"{part}.{norm}") for part in parts for conv, norm in _pairs(model.get_submodule(part))]
+
+
+def _pairs(part: nn.Module) -> list[tuple[str, str]]:
+    try:
+        nodes = [node for node in _Tracer().trace(part).nodes if node.op == "call_module"]
+    except (TraceError, TypeError, RuntimeError):
+        return []  # Some models of timm take branches that depend on values
+    modules = {node: part.get_submodule(str(node.target)) for node in nodes}
+    calls = Counter(node.target for node in nodes)
+    pairs: list[tuple[str, str]] = []
+    for node in nodes:
+        before = node.all_input_nodes[0]
+        follows = isinstance(modules[node], nn.BatchNorm2d) and isinstance(modules.get(before), nn.Conv2d)
+        if follows and len(before.users) == calls[before.target] == calls[node.target] == 1:
+            pairs.append((str(before.target), str(node.target)))
+    return pairs
+
+
+class _Tracer(Tracer):
+    """A tracer that records convolutions and batch norms alone, and follows layers sliced out of an `nn.Sequential`."""
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if isinstance(m, nn.Conv2d | nn.BatchNorm2d):
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
+        return forward(*args, **kwargs)
+
+
+def _norms(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 @contextlib.contextmanager
 def computing_in(precision: str, device: str, threads: int | None = None) -> Iterator[None]:
-    """Enter the precision and number of CPU threads of a quick network's forward pass, and leave them as they were."""
+    """Enter the precision and number of CPU threads of a quick network's forward pass, and restore them afterwards."""
     before = torch.get_num_threads()
     wanted = before if threads is None else threads
     if wanted != before:
         torch.set_num_threads(wanted)
+    plain = precision == "float32"
     try:
-        if precision == "float32":
+        with contextlib.nullcontext() if plain else torch.autocast(torch.device(device).type, torch.bfloat16):
             yield
-        else:
-            with torch.autocast(torch.device(device).type, torch.bfloat16):
-                yield
     finally:
         if wanted != before:
             torch.set_num_threads(before)
@@ -87,21 +121,17 @@ def computing_in(precision: str, device: str, threads: int | None = None) -> Ite
 
 @cache
 def single_threaded_forks() -> None:
-    """Let processes forked from now on compute with one thread, for the threads of PyTorch's pool are not forked.
+    """Let processes forked from now on compute with one thread, because the threads of PyTorch's pool are not forked.
 
     Without this the first forward pass of such a process waits for them forever. Called by the first `predict`: before
     there is a pool, forked processes can make one of their own.
     """
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_one_thread)
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def answer_both_ways(model: SSD, images: Tensor, config: Config) -> HeadOutputs:
-    """Return the mean logits and offsets for images [b, 3, h, w] and their mirror images, at the images' anchors.
+def mean_with_mirrored(model: SSD, images: Tensor, config: Config) -> HeadOutputs:
+    """Return the mean logits and offsets of images [b, 3, h, w] and their mirror images, at the images' anchors.
 
     The mean of the probabilities was no better (docs/decisions.md).
     """
@@ -114,13 +144,13 @@ def answer_both_ways(model: SSD, images: Tensor, config: Config) -> HeadOutputs:
 
 
 def unmirror(outputs: HeadOutputs, config: Config) -> HeadOutputs:
-    """Return the answer for mirror images as an answer for the images themselves.
+    """Turn outputs for mirror images into outputs for the images themselves.
 
-    The answer at column c of a map of w columns goes to column w - 1 - c. Its box is decoded, mirrored and encoded anew
-    for the anchor there, which is exact for every box coder and wherever anchors are; where a map's anchors are their
-    own mirror image, as they are unless steps do not divide the input evenly, this only negates cx of center_size.
-    With such steps (SSD300: 38 of 8 pixels are 304, 10 of 32 are 320) boxes are still right, but the class of an anchor
-    was answered for one 4 or 20 pixels beside it, small beside the anchor's 30 or more and 111 or more.
+    The output at column c of a map of w columns moves to column w - 1 - c. Its box is decoded, mirrored and encoded
+    anew for the anchor there, which is exact for every box coder and wherever anchors are. Class scores are exact where
+    a map's anchors are their own mirror image. They are not where steps do not divide the input evenly (SSD300: 38
+    cells of 8 pixels are 304, 10 of 32 are 320): there a score comes from an anchor 4 or 20 pixels beside, little for
+    anchors of 30 or 111 pixels and more.
     """
     device = str(outputs.offsets.device)
     anchors = make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size, device)
@@ -134,11 +164,11 @@ def unmirror(outputs: HeadOutputs, config: Config) -> HeadOutputs:
 
 def mirrored_order(shapes: Sequence[tuple[int, int]], per_cell: Sequence[int], device: str = "cpu") -> Tensor:
     """Return for every anchor the index [a] of the one of its kind in the mirrored column of its row."""
-    found: list[Tensor] = []
+    order: list[Tensor] = []
     start = 0
     for (rows, columns), count in zip(shapes, per_cell, strict=True):
         size = rows * columns * count
         index = torch.arange(start, start + size, device=device).view(rows, columns, count)
-        found.append(index.flip(1).flatten())
+        order.append(index.flip(1).flatten())
         start += size
-    return torch.cat(found)
+    return torch.cat(order)

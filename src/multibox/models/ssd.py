@@ -1,4 +1,4 @@
-"""The detector's network: images in, `HeadOutputs` out; it knows neither loss nor suppression."""
+"""The detector's network: images in, `HeadOutputs` out. It knows neither losses nor suppression."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -11,6 +11,29 @@ from multibox.models.backbones.layers import RoomyConv2d, depthwise_norm_act
 from multibox.tensors import HeadOutputs
 
 HeadKind = Literal["conv3x3", "conv1x1", "ssdlite", "rfb"]
+
+
+class SSD(nn.Module):
+    """Normalisation, a backbone that returns feature maps, and heads over them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, heads: "Heads", mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = heads
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> HeadOutputs:
+        """Map RGB values 0 to 255, [b, 3, h, w] of any number type, to outputs for every anchor."""
+        normalized = (images - self.mean) / self.std
+        if images.is_contiguous(memory_format=torch.channels_last):
+            normalized = normalized.contiguous(memory_format=torch.channels_last)
+        features = self.backbone(normalized)
+        logits, offsets = self.heads(features)
+        return HeadOutputs(logits, offsets, tuple((f.shape[2], f.shape[3]) for f in features))
 
 
 class Heads(nn.Module):
@@ -61,35 +84,10 @@ def _predictor(kind: HeadKind, channels: int, out_channels: int) -> nn.Module:
     if kind == "conv1x1":
         return last
     if kind == "rfb":
-        return nn.Sequential(
-            RoomyConv2d(channels, channels, 3, padding=1, groups=channels), nn.ReLU(inplace=True), last
-        )
-    norm = partial(nn.BatchNorm2d, eps=1e-3)
-    return nn.Sequential(depthwise_norm_act(channels, norm), last)
+        depthwise = RoomyConv2d(channels, channels, 3, padding=1, groups=channels)
+        return nn.Sequential(depthwise, nn.ReLU(inplace=True), last)
+    return nn.Sequential(depthwise_norm_act(channels, partial(nn.BatchNorm2d, eps=1e-3)), last)
 
 
 def _rows(output: Tensor, width: int) -> Tensor:
     return output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, width)
-
-
-class SSD(nn.Module):
-    """Normalisation, a body that returns feature maps, and heads over them."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, backbone: nn.Module, heads: Heads, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.heads = heads
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> HeadOutputs:
-        """Map RGB values 0 to 255, [b, 3, h, w] of any number type, to outputs for every anchor."""
-        normalized = (images - self.mean) / self.std
-        if images.is_contiguous(memory_format=torch.channels_last):
-            normalized = normalized.contiguous(memory_format=torch.channels_last)
-        features = self.backbone(normalized)
-        logits, offsets = self.heads(features)
-        return HeadOutputs(logits, offsets, tuple((f.shape[2], f.shape[3]) for f in features))

@@ -1,4 +1,4 @@
-"""Light trunks under a small feature pyramid (Lin et al. 2017): RegNetX-400MF (multibox-s) and MobileNetV1.
+"""Light backbones with a small feature pyramid (Lin et al. 2017): RegNetX-400MF (multibox-s) and MobileNetV1.
 
 Chosen by measurement (`docs/decisions.md`): grouped convolutions on few, wide maps train fastest on a CPU; for
 MobileNetV1 there are weights to start from, those of the COCO SSD.
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.regnet import BlockParams, RegNet
 
-from multibox.models.backbones.layers import depthwise_norm_act
-from multibox.models.backbones.mobilenetv1 import TAPS, MobileNetV1Body, scaled, trunk_layers
+from multibox.models.backbones.layers import conv_norm_act, depthwise_norm_act, outputs_at, with_extras
+from multibox.models.backbones.mobilenetv1 import TAPS, MobileNetV1Backbone, scaled, stem_and_blocks
 
 DEPTHS, WIDTHS, GROUP = [1, 2, 7, 12], [32, 64, 160, 400], 16
 """Blocks and channels of RegNetX-400MF at strides 4, 8, 16 and 32, and channels of a group."""
@@ -21,110 +21,89 @@ WIDTH = 96
 """Channels of every map of the pyramid."""
 
 
-class RegNetPyramidBody(nn.Module):
-    """Maps at strides 8, 16, 32 and 64, equally wide; the trunk is named as in torchvision, whose weights fit."""
+class RegNetPyramidBackbone(nn.Module):
+    """Equally wide maps at strides 8, 16, 32 and 64. RegNet's parts are named as in torchvision, whose weights fit."""
 
-    channels = (WIDTH,) * len(WIDTHS)
+    channels = (WIDTH,) * 4
 
     def __init__(self) -> None:
         super().__init__()
         blocks = BlockParams(DEPTHS, WIDTHS, [GROUP] * 4, bottleneck_multipliers=[1.0] * 4, strides=[2] * 4)
         net = RegNet(blocks, num_classes=1)
         self.stem, self.trunk_output = net.stem, net.trunk_output
-        self.pyramid = Pyramid(WIDTHS[1:], WIDTH)
+        self.pyramid = Pyramid(WIDTHS[1:])
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map [b, 3, h, w] to four feature maps, finest first."""
-        features = self.stem(images)
-        maps: list[Tensor] = []
-        for block in self.trunk_output:
-            features = block(features)
-            maps.append(features)
-        return self.pyramid(maps[1:])
+        return self.pyramid(outputs_at((1, 2, 3), self.trunk_output, self.stem(images)))
 
 
-class MobileNetV1PyramidBody(nn.Module):
-    """The same maps over MobileNetV1 as TensorFlow has it; the trunk is named as in `MobileNetV1Body`."""
+class MobileNetV1PyramidBackbone(nn.Module):
+    """The same maps from MobileNetV1 as TensorFlow has it; its layers are named as in `MobileNetV1Backbone`."""
 
     channels = (WIDTH,) * 4
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__()
-        self.layers = trunk_layers(width)
-        self.pyramid = Pyramid([scaled(channels, width) for channels in (256, 512, 1024)], WIDTH)
+        self.layers = stem_and_blocks(width)
+        self.pyramid = Pyramid([scaled(channels, width) for channels in (256, 512, 1024)])
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map [b, 3, h, w] to four feature maps, finest first."""
-        maps: list[Tensor] = []
-        for index, layer in enumerate(self.layers):
-            images = layer(images)
-            if index in ENDS:
-                maps.append(images)
-        return self.pyramid(maps)
+        return self.pyramid(outputs_at(ENDS, self.layers, images))
 
 
-class FineMobileNetV1Body(MobileNetV1Body):
-    """The six maps of the COCO SSD and a finer one at stride 8, for small objects; all that the COCO SSD knows is kept.
+class FineMobileNetV1Backbone(MobileNetV1Backbone):
+    """The six maps of the COCO SSD, which keep all that its weights know, and a finer one at stride 8.
 
-    The finer map stands last, so that layers and heads are named as in the COCO SSD, whose weights fit. It adds the
-    stride-16 map, made equally wide and twice as large, to the trunk's stride-8 map, as a feature pyramid does.
+    The finer map is for small objects. It adds the stride-16 map, made equally wide and twice as large, to the stride-8
+    map, as a feature pyramid does. It stands last, so that layers and heads are named as in the COCO SSD.
     """
 
     def __init__(self, width: float = 1.0) -> None:
         super().__init__(width)
         narrow, wide = scaled(256, width), scaled(512, width)
-        self.lateral = nn.Sequential(nn.Conv2d(narrow, WIDTH, 1, bias=False), nn.BatchNorm2d(WIDTH))
-        self.above = nn.Sequential(nn.Conv2d(wide, WIDTH, 1, bias=False), nn.BatchNorm2d(WIDTH))
-        self.smooth = nn.Sequential(_separable(WIDTH), _separable(WIDTH))
+        self.lateral, self.above = _project(narrow), _project(wide)
+        self.smooth = nn.Sequential(_separable(), _separable())
         self.channels = (*self.channels, WIDTH)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map [b, 3, h, w] to seven feature maps: strides 16 to 300, then stride 8."""
-        maps: list[Tensor] = []
-        fine = images
-        for index, layer in enumerate(self.layers):
-            images = layer(images)
-            if index == ENDS[0]:
-                fine = images
-            if index in TAPS:
-                maps.append(images)
-        for extra in self.extras:
-            maps.append(extra(maps[-1]))
-        lateral = self.lateral(fine)
-        above = functional.interpolate(self.above(maps[0]), size=lateral.shape[2:], mode="nearest")
-        return [*maps, self.smooth(lateral + above)]
+        fine, *maps = outputs_at((ENDS[0], *TAPS), self.layers, images)
+        return [*with_extras(maps, self.extras), self.smooth(_add_coarser(self.lateral(fine), self.above(maps[0])))]
 
 
 class Pyramid(nn.Module):
-    """Maps made equally wide, the coarser added to the finer, and one more at half the coarsest's size.
+    """Maps made equally wide, each coarser one added to the finer, and one more at half the size of the coarsest.
 
     Args:
         channels: of the maps, finest first.
-        width: channels of all results.
     """
 
-    def __init__(self, channels: Sequence[int], width: int) -> None:
+    def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(wide, width, 1, bias=False), nn.BatchNorm2d(width)) for wide in channels
-        )
-        self.smooth = nn.ModuleList(_separable(width) for _ in channels)
-        self.coarser = _separable(width, stride=2)
+        self.lateral = nn.ModuleList(_project(wide) for wide in channels)
+        self.smooth = nn.ModuleList(_separable() for _ in channels)
+        self.coarser = _separable(stride=2)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Map n maps [b, c, h, w] to n + 1 maps [b, width, h, w]."""
+        """Map n maps [b, c, h, w] to n + 1 maps [b, WIDTH, h, w]."""
         merged = [lateral(features) for lateral, features in zip(self.lateral, maps, strict=True)]
         for finer in range(len(merged) - 2, -1, -1):
-            size = merged[finer].shape[2:]
-            merged[finer] = merged[finer] + functional.interpolate(merged[finer + 1], size=size, mode="nearest")
-        found = [smooth(features) for smooth, features in zip(self.smooth, merged, strict=True)]
-        return [*found, self.coarser(found[-1])]
+            merged[finer] = _add_coarser(merged[finer], merged[finer + 1])
+        smoothed = [smooth(features) for smooth, features in zip(self.smooth, merged, strict=True)]
+        return [*smoothed, self.coarser(smoothed[-1])]
 
 
-def _separable(width: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        *depthwise_norm_act(width, nn.BatchNorm2d, stride, nn.ReLU),
-        nn.Conv2d(width, width, 1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-    )
+def _add_coarser(fine: Tensor, coarse: Tensor) -> Tensor:
+    """Add a coarser map, enlarged to the finer map's size, to it."""
+    return fine + functional.interpolate(coarse, size=fine.shape[2:], mode="nearest")
+
+
+def _project(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, WIDTH, 1, bias=False), nn.BatchNorm2d(WIDTH))
+
+
+def _separable(stride: int = 1) -> nn.Sequential:
+    depthwise = depthwise_norm_act(WIDTH, nn.BatchNorm2d, stride, nn.ReLU)
+    return nn.Sequential(*depthwise, *conv_norm_act(nn.Conv2d(WIDTH, WIDTH, 1, bias=False)))

@@ -1,12 +1,41 @@
-"""TinySSD's body: small convolution blocks from 64 channels at stride 8 down to one cell (Dive into Deep Learning)."""
+"""TinySSD of Dive into Deep Learning (d2l.ai, "Single Shot Multibox Detection"; written for Apache MXNet).
+
+Six blocks that halve the map and a global pool. At the original's 256 pixels:
+
+    stage   channels   cells    stride
+    0       64         32x32    8        three blocks: 16, 32, 64 channels
+    1       128        16x16    16       one block
+    2       128        8x8      32       one block
+    3       128        4x4      64       one block
+    4       128        1x1      -        the maximum over the whole map
+"""
 
 from torch import Tensor, nn
+
+
+class TinySSDBackbone(nn.Module):
+    """Five feature maps, all of which the heads read. Blocks and channels are the original's."""
+
+    channels = (64, 128, 128, 128, 128)
+
+    def __init__(self) -> None:
+        super().__init__()
+        base = nn.Sequential(DownSample(3, 16), DownSample(16, 32), DownSample(32, 64))
+        blocks = [nn.Sequential(DownSample(width, 128)) for width in (64, 128, 128)]
+        self.stages = nn.ModuleList([base, *blocks, nn.AdaptiveMaxPool2d(1)])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map [b, 3, h, w] to the five feature maps, finest first."""
+        maps = [images]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
 
 
 class DownSample(nn.Module):
     """Two 3x3 convolutions with batch norm and ReLU, then a 2x2 max pool: halves height and width.
 
-    The convolution biases are redundant before a batch norm; they stay because the original has them.
+    A bias before a batch norm has no effect; the convolutions keep theirs because the original's files hold them.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -21,25 +50,5 @@ class DownSample(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map [b, in, h, w] to [b, out, h // 2, w // 2]."""
         features = self.activation(self.norm1(self.conv1(features)))
-        # The largest of four commutes with ReLU: pooling first leaves it a quarter of the numbers
+        # Maximum and ReLU commute: pooling first leaves ReLU a quarter of the numbers
         return self.activation(self.pool(self.norm2(self.conv2(features))))
-
-
-class TinySSDBody(nn.Module):
-    """Five feature maps: strides 8, 16, 32, 64 and the whole image as one cell."""
-
-    channels = (64, 128, 128, 128, 128)
-
-    def __init__(self) -> None:
-        super().__init__()
-        base = nn.Sequential(DownSample(3, 16), DownSample(16, 32), DownSample(32, 64))
-        blocks = [nn.Sequential(DownSample(width, 128)) for width in (64, 128, 128)]
-        self.stages = nn.ModuleList([base, *blocks, nn.AdaptiveMaxPool2d(1)])
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Map [b, 3, h, w] to the five feature maps, finest first."""
-        features: list[Tensor] = []
-        for stage in self.stages:
-            images = stage(images)
-            features.append(images)
-        return features

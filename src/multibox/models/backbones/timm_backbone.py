@@ -5,13 +5,15 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from multibox.errors import ConfigError, MissingExtraError, did_you_mean
-from multibox.models.backbones.layers import extra_block
+from multibox.models.backbones.layers import extra_block, with_extras
 
 FINEST = 8
 """Smallest stride that is used: finer maps cost most and hold too many anchors."""
+NARROWEST = 128
+"""Fewest channels of an extra map."""
 
 
-class TimmBody(nn.Module):
+class TimmBackbone(nn.Module):
     """The model's maps from stride 8 on, then extra ones of half the size each.
 
     Args:
@@ -23,14 +25,13 @@ class TimmBody(nn.Module):
         super().__init__()
         self.net = _create(name)
         info = cast(Any, self.net.feature_info)
-        kept = [i for i, stride in enumerate(info.reduction()) if stride >= FINEST][:levels]
-        if not kept:
+        self.kept = [index for index, stride in enumerate(info.reduction()) if stride >= FINEST][:levels]
+        if not self.kept:
             raise ConfigError(f"timm's {name} has no feature map of stride {FINEST} or more; choose another model")
-        self.kept = kept
-        channels = [info.channels()[index] for index in kept]
+        channels = [info.channels()[index] for index in self.kept]
         self.extras = nn.ModuleList()
         while len(channels) < levels:
-            wide = max(128, channels[-1] // 2)
+            wide = max(NARROWEST, channels[-1] // 2)
             self.extras.append(extra_block(channels[-1], wide // 2, wide))
             channels.append(wide)
         self.channels = tuple(channels)
@@ -38,10 +39,7 @@ class TimmBody(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map [b, 3, h, w] to the feature maps, finest first."""
         features = self.net(images)
-        maps = [features[index] for index in self.kept]
-        for extra in self.extras:
-            maps.append(extra(maps[-1]))
-        return maps
+        return with_extras([features[index] for index in self.kept], self.extras)
 
 
 def _create(name: str) -> nn.Module:
