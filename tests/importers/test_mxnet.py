@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from multibox.errors import WeightsError
-from multibox.importers.mxnet_params import read_params, tinyssd_heads, tinyssd_state_dict
+from multibox.importers.mxnet_params import convert, read, read_params
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mxnet_tinyssd"
 SHARED = Path(__file__).parents[3] / "shared" / "golden" / "mxnet_tinyssd"
@@ -102,7 +103,7 @@ BLOCKS = [("blk_0.0", 3, 16), ("blk_0.1", 16, 32), ("blk_0.2", 32, 64), None]
 BLOCKS += [("blk_1", 64, 128), None, ("blk_2", 128, 128), None, ("blk_3", 128, 128), None, None]
 
 
-def fresh(classes=2, anchors=(4, 4, 4, 4, 4)):
+def fresh(classes=2, anchors=(4,) * 5):
     """Return random parameters in both namings, layers in order of creation."""
     random = np.random.default_rng(0)
     structural, numbered, level = {}, {}, 0
@@ -129,76 +130,72 @@ def fresh(classes=2, anchors=(4, 4, 4, 4, 4)):
     return structural, numbered
 
 
-@pytest.mark.parametrize(("classes", "anchors"), [(1, (4, 4, 4, 4, 4)), (20, (4, 6, 6, 4, 4))])
-def test_both_namings_give_the_same_weights(classes, anchors):
-    structural, numbered = fresh(classes, anchors)
-    left, right = tinyssd_state_dict(structural), tinyssd_state_dict(numbered)
-    assert left.keys() == right.keys()
-    assert all(np.array_equal(left[name], right[name]) for name in left)
-    assert tinyssd_heads(left) == (classes, anchors)
-    np.testing.assert_array_equal(left["backbone.stages.0.2.norm2.running_var"], structural["blk_0.2.4.running_var"])
-    np.testing.assert_array_equal(left["backbone.stages.3.0.conv2.weight"], structural["blk_3.3.weight"])
-    np.testing.assert_array_equal(left["heads.localization.4.bias"], structural["bbox_4.bias"])
-    assert {array.dtype for name, array in left.items() if "tracked" not in name} == {np.dtype(np.float32)}
+FILE = Path("net.params")
+
+
+def assert_same_state(left, right):
+    assert left.state.keys() == right.state.keys()
+    assert all(torch.equal(left.state[name], right.state[name]) for name in left.state)
+
+
+@pytest.mark.parametrize("classes", [1, 20])
+def test_both_namings_give_the_same_weights(classes):
+    structural, numbered = fresh(classes)
+    found = convert(FILE, structural, [])
+    assert_same_state(found, convert(FILE, numbered, []))
+    assert found.names == tuple(f"class{index}" for index in range(classes))
+    state = {name: value.numpy() for name, value in found.state.items()}
+    np.testing.assert_array_equal(state["backbone.stages.0.2.norm2.running_var"], structural["blk_0.2.4.running_var"])
+    np.testing.assert_array_equal(state["backbone.stages.3.0.conv2.weight"], structural["blk_3.3.weight"])
+    np.testing.assert_array_equal(state["heads.localization.4.bias"], structural["bbox_4.bias"])
+    assert {array.dtype for name, array in state.items() if "tracked" not in name} == {np.dtype(np.float32)}
+
+
+LEVEL_3 = {"cls_3.weight": np.ones((8, 128, 3, 3)), "cls_3.bias": np.ones(8)}
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("naming", "change", "message"),
     [
-        (lambda p: p.pop("blk_2.3.weight"), r"lacks blk_2\.3\.weight \(1 missing in all\)"),
-        (lambda p: p.update({"blk_4.0.weight": ONE}), r"has blk_4\.0\.weight, which TinySSD has not"),
-        (lambda p: p.update({"blk_1.0.weight": ONE}), r"blk_1\.0\.weight .*shape \[2, 2\], expected \[128, 64, 3, 3\]"),
-        (lambda p: p.update({"cls_3.bias": np.ones(8, np.float32)}), r"cls_3\.bias does not fit cls_3\.weight"),
-        (lambda p: p.update({"cls_3.weight": np.ones((8, 64, 3, 3))}), r"cls_3\.weight .*\[any, 128, 3, 3\]"),
-    ],
-)
-def test_the_layer_that_does_not_fit_is_named(change, message):
-    structural, _ = fresh()
-    change(structural)
-    with pytest.raises(WeightsError, match=message):
-        tinyssd_state_dict(structural, "net.params")
-
-
-def test_levels_must_share_their_classes():
-    structural, _ = fresh()
-    structural |= {"cls_3.weight": np.ones((8, 128, 3, 3)), "cls_3.bias": np.ones(8)}
-    with pytest.raises(WeightsError, match="level 3 have 8 class and 16 box channels, expected 3 and 4"):
-        tinyssd_state_dict(structural)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+        (0, lambda p: p.pop("blk_2.3.weight"), r"lacks 1 tensors of tinyssd \(backbone\.stages\.2\.0\.conv2\.weight\)"),
+        (0, lambda p: p.update({"blk_4.0.weight": ONE}), r"has 1 that it does not know \(blk_4\.0\.weight\)"),
+        (0, lambda p: p.update({"blk_1.0.weight": ONE}), r"stages\.1\.0\.conv1\.weight has shape \[2, 2\], expected"),
+        (0, lambda p: p.update(LEVEL_3), r"heads\.classification\.3\.\w+ has shape \[8.*\], expected \[12.* 2 classes"),
+        (0, lambda p: p.clear(), "has 0 conv layers, TinySSD has 22"),
+        (0, lambda p: [p.pop(f"cls_0.{field}") for field in ("weight", "bias")], "is not a TinySSD"),
         (
+            1,
             lambda p: [p.pop(f"tinyssd0_conv12_{field}") for field in ("weight", "bias")],
             "21 conv layers.*conv12 is missing",
         ),
-        (lambda p: p.update({"dense0_weight": ONE}), "has 93 arrays, 92 of them TinySSD's"),
-        (lambda p: p.pop("tinyssd0_batchnorm5_gamma"), r"lacks blk_0\.1\.1\.gamma"),
-        (lambda p: p.clear(), "has 0 conv layers, TinySSD has 22"),
+        (1, lambda p: p.update({"dense0_weight": ONE}), r"has 1 that it does not know \(dense0_weight\)"),
+        (1, lambda p: p.pop("tinyssd0_batchnorm5_gamma"), r"lacks 1 .*\(backbone\.stages\.0\.1\.norm1\.weight\)"),
     ],
 )
-def test_the_numbered_layer_that_does_not_fit_is_named(change, message):
-    _, numbered = fresh()
-    change(numbered)
-    with pytest.raises(WeightsError, match=message):
-        tinyssd_state_dict(numbered)
+def test_the_layer_that_does_not_fit_is_named(naming, change, message):
+    params = fresh()[naming]
+    change(params)
+    with pytest.raises(WeightsError, match=rf"^net\.params.*{message}"):
+        convert(FILE, params, [])
+
+
+def test_other_anchors_are_refused():
+    with pytest.raises(WeightsError, match=r"classification\.1\.weight has shape \[18, .*\], expected \[12, "):
+        convert(FILE, fresh(2, (4, 6, 6, 4, 4))[0], [])
 
 
 def test_a_file_of_mxnet_itself():
     params = read_params(GOLDEN / "ssd.params")
     assert next(iter(params)) == "conv0_weight"
-    state = tinyssd_state_dict(params)
-    assert tinyssd_heads(state) == (2, (4, 4, 4, 4, 4))
-    learned = [array.size for name, array in state.items() if "running" not in name and "tracked" not in name]
+    found = read(GOLDEN / "ssd.params", ["cat", "dog"])
+    assert found.names == ("cat", "dog")
+    learned = [value.numel() for name, value in found.state.items() if "running" not in name and "tracked" not in name]
     assert sum(learned) == 1_031_132
 
 
 def test_both_files_of_mxnet_hold_the_same_network():
     if not SHARED.exists():
         pytest.skip(f"{SHARED} is absent")
-    structural = read_params(SHARED / "ssd_structural.params")
-    assert next(iter(structural)) == "blk_0.0.0.weight"
-    left, right = tinyssd_state_dict(structural), tinyssd_state_dict(read_params(GOLDEN / "ssd.params"))
-    assert left.keys() == right.keys()
-    assert all(np.array_equal(left[name], right[name]) for name in left)
+    structural = SHARED / "ssd_structural.params"
+    assert next(iter(read_params(structural))) == "blk_0.0.0.weight"
+    assert_same_state(read(structural, []), read(GOLDEN / "ssd.params", []))

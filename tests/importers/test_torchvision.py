@@ -13,7 +13,8 @@ from torchvision.models.detection import SSD300_VGG16_Weights, ssd300_vgg16, ssd
 
 from multibox.data.images import read_image, resize_image
 from multibox.errors import WeightsError
-from multibox.importers import import_file, torchvision
+from multibox.importers import import_file
+from multibox.importers.pytorch_ssds import read_torchvision
 from multibox.inference.detector import load
 from multibox.models.anchor_layout import make_anchors
 from multibox.postprocess import detect
@@ -194,7 +195,7 @@ def blank(tmp_path):
 
 @EVERY
 def test_91_logits_are_coco(blank, case):
-    found = torchvision.read(blank(case), [])
+    found = read_torchvision(blank(case), [])
     listed = SSD300_VGG16_Weights.COCO_V1.meta["categories"]
     assert len(found.names) == len(set(found.names)) == 90
     for index, name in enumerate(found.names, 1):
@@ -205,10 +206,10 @@ def test_91_logits_are_coco(blank, case):
 @EVERY
 def test_names_that_are_given_count(blank, case):
     file = blank(case, 4)
-    assert torchvision.read(file, []).names == ("class0", "class1", "class2")
-    assert torchvision.read(file, ["cat", "dog", "owl"]).names == ("cat", "dog", "owl")
+    assert read_torchvision(file, []).names == ("class0", "class1", "class2")
+    assert read_torchvision(file, ["cat", "dog", "owl"]).names == ("cat", "dog", "owl")
     with pytest.raises(WeightsError, match=r"net\.pth was trained for 3 classes, but --names gives 1: cat$"):
-        torchvision.read(file, ["cat"])
+        read_torchvision(file, ["cat"])
 
 
 def test_a_network_that_was_fine_tuned_from_imagenet_has_the_full_tail(tmp_path, monkeypatch):
@@ -216,7 +217,7 @@ def test_a_network_that_was_fine_tuned_from_imagenet_has_the_full_tail(tmp_path,
     maker = ssdlite.mobilenet_v3_large
     monkeypatch.setattr(ssdlite, "mobilenet_v3_large", lambda **options: maker(**options | {"reduced_tail": False}))
     torch.save(make("ssdlite", 3).state_dict(), tmp_path / "net.pth")
-    found = torchvision.read(tmp_path / "net.pth", [])
+    found = read_torchvision(tmp_path / "net.pth", [])
     assert found.config.model.backbone == "mobilenetv3-full"
     assert found.state["backbone.features.16.0.weight"].shape == (960, 160, 1, 1)
 
@@ -235,7 +236,7 @@ def test_a_network_that_was_fine_tuned_from_imagenet_has_the_full_tail(tmp_path,
 def test_other_files_are_refused(tmp_path, state, message):
     torch.save(state, tmp_path / "net.pth")
     with pytest.raises(WeightsError, match=rf"net\.pth {message}"):
-        torchvision.read(tmp_path / "net.pth", [])
+        read_torchvision(tmp_path / "net.pth", [])
 
 
 @pytest.mark.parametrize("length", [0, 9, 4000])
@@ -243,4 +244,4 @@ def test_broken_files_are_refused(blank, length):
     file = blank("ssdlite")
     file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(WeightsError, match=r"net\.pth is not readable as weights"):
-        torchvision.read(file, [])
+        read_torchvision(file, [])

@@ -116,7 +116,7 @@ def test_vgg16_of_torchvision_is_thinned_out(tmp_path):
     torch.save(state, path)
     detector = create("ssd300-vgg16", ["cat"])
     line = load_weights(detector.model, path, detector.names).note
-    assert "30 of the body's" in line
+    assert "30 of the backbone's" in line
     assert "fresh parts: extras, norm" in line
     body = detector.model.backbone
     # Output 7 is the original's 28th; tap (1, 2) of the 3x3 is tap (3, 6) of the 7x7
@@ -140,7 +140,7 @@ def test_the_reduced_vgg16_fits_under_both_namings(naming, tmp_path):
         f"{theirs}.{kind}": own[f"{ours}.{kind}"] for ours, theirs in layers.items() for kind in ("weight", "bias")
     }
     torch.save(state, tmp_path / "vgg16_reducedfc.pth")
-    assert "30 of the body's" in load_weights(detector.model, tmp_path / "vgg16_reducedfc.pth", detector.names).note
+    assert "30 of the backbone's" in load_weights(detector.model, tmp_path / "vgg16_reducedfc.pth", detector.names).note
     assert torch.equal(detector.model.backbone.fc6.weight, own["fc6.weight"])
     assert torch.equal(detector.model.backbone.features[5].weight, own["features.5.weight"])
 
@@ -164,7 +164,7 @@ def test_classifiers_of_torchvision_fit_in_every_file_format(preset, make, taken
     else:
         save_file(state, path)
     detector = create(preset, ["cat"])
-    assert f"{taken} of the body's" in load_weights(detector.model, path, detector.names).note
+    assert f"{taken} of the backbone's" in load_weights(detector.model, path, detector.names).note
 
 
 def test_weights_from_elsewhere_are_never_executed(tmp_path):
@@ -195,7 +195,7 @@ def test_the_mobilenet_in_shared_fits(shared):
     detector = create("ssdlite320-mobilenetv2", ["cat"])
     path = shared / "weights/mobilenet_v2_imagenet/weights.npz"
     line = load_weights(detector.model, path, ("cat",)).note
-    assert "312 of the body's 384 tensors taken over; fresh parts: extras" in line
+    assert "312 of the backbone's 384 tensors taken over; fresh parts: extras" in line
 
 
 @pytest.mark.parametrize(

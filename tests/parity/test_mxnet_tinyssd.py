@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import multibox.ops
-from multibox.importers.mxnet_params import read_params, tinyssd_heads, tinyssd_state_dict
+from multibox.importers.mxnet_params import read
 from multibox.losses.multibox_loss import multibox_loss
 from multibox.losses.targets import make_targets
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model
+from multibox.models.checkpoint import Checkpoint
 from multibox.models.ssd import SSD
 from multibox.presets import resolve
 from multibox.tensors import HeadOutputs
@@ -44,16 +45,14 @@ def golden() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
-    state = tinyssd_state_dict(read_params(GOLDEN / "ssd.params"))
-    return {name: torch.from_numpy(array) for name, array in state.items()}
+def weights() -> Checkpoint:
+    return read(GOLDEN / "ssd.params", [])
 
 
 def fresh(weights, recipe):
     config = resolve("tinyssd", recipe)
-    classes, _ = tinyssd_heads({name: tensor.numpy() for name, tensor in weights.items()})
-    model = build_model(config, classes)
-    model.load_state_dict(weights)
+    model = build_model(config, len(weights.names))
+    model.load_state_dict(weights.state)
     return model, config
 
 

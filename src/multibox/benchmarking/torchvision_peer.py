@@ -22,7 +22,7 @@ from multibox.benchmarking.workload import Images, Outputs, synthetic_images
 from multibox.config import Config
 from multibox.errors import ConfigError
 from multibox.importers.common import Rules, rename
-from multibox.importers.torchvision import SSDLITE_RULES, VGG_RULES
+from multibox.importers.pytorch_ssds import TORCHVISION_SSD300, TORCHVISION_SSDLITE
 from multibox.inference.detector import Detector
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import measure
@@ -176,8 +176,8 @@ def _gaps(times: tuple[float, ...]) -> list[float]:
 
 
 MAKERS: dict[str, tuple[Callable[..., nn.Module], Rules]] = {
-    "ssd300-vgg16": (ssd300_vgg16, VGG_RULES),
-    "ssdlite320-mobilenetv3": (ssdlite320_mobilenet_v3_large, SSDLITE_RULES),
+    "ssd300-vgg16": (ssd300_vgg16, TORCHVISION_SSD300),
+    "ssdlite320-mobilenetv3": (ssdlite320_mobilenet_v3_large, TORCHVISION_SSDLITE),
 }
 LIKE_THEIRS = {
     "post.clip": "before_nms",

@@ -86,8 +86,8 @@ def _presets() -> None:
         height, width = config.model.input_size
         billions = size.multiply_adds / 1e9
         figures = (f"{size.parameters / 1e6:.2f}", f"{billions:.2f}", f"{2 * billions:.2f}", f"{size.anchors:,}")
-        rows.append((name, f"{width}x{height}", *figures, config.model.backbone, preset.lineage))
-    columns = ["preset", ">input", ">M parameters", ">GMACs", ">GFLOPs", ">anchors", "backbone", "lineage"]
+        rows.append((name, f"{width}x{height}", *figures, config.model.backbone, preset.origin))
+    columns = ["preset", ">input", ">M parameters", ">GMACs", ">GFLOPs", ">anchors", "backbone", "origin"]
     _print(columns, rows, f"for {CLASSES} classes and one image; a multiply-add (MAC) is two FLOPs")
 
 

@@ -4,39 +4,46 @@ import dataclasses
 from pathlib import Path
 
 from multibox.errors import ConfigError, WeightsError, did_you_mean
-from multibox.importers import hikapok, mxnet_params, tflite, torchvision
+from multibox.importers import hikapok, mxnet_params, pytorch_ssds, tflite
 from multibox.importers.common import Importer
-from multibox.importers.pytorch_ssds import read_linzaer, read_lufficc, read_qfgaohao, read_ssd_pytorch
 from multibox.models.checkpoint import save_checkpoint
 
 IMPORTERS: dict[str, Importer] = {
     "torchvision": Importer(
-        torchvision.read, "ssd300_vgg16 and ssdlite320_mobilenet_v3_large, .pth", "torchvision, same weights"
+        pytorch_ssds.read_torchvision,
+        "ssd300_vgg16 and ssdlite320_mobilenet_v3_large, .pth",
+        "torchvision, same weights",
     ),
-    "ssd-pytorch": Importer(read_ssd_pytorch, "amdegroot's ssd.pytorch SSD300, .pth", "its network and priors"),
-    "lufficc": Importer(read_lufficc, "lufficc's SSD300 and SSD512 over VGG16, .pth", "its network and priors"),
-    "qfgaohao": Importer(read_qfgaohao, "mb1-ssd of pytorch-ssd (qfgaohao, dusty-nv), .pth", "its network and priors"),
+    "ssd-pytorch": Importer(
+        pytorch_ssds.read_ssd_pytorch, "amdegroot's ssd.pytorch SSD300, .pth", "its network and priors"
+    ),
+    "lufficc": Importer(
+        pytorch_ssds.read_lufficc, "lufficc's SSD300 and SSD512 over VGG16, .pth", "its network and priors"
+    ),
+    "qfgaohao": Importer(
+        pytorch_ssds.read_qfgaohao, "mb1-ssd of pytorch-ssd (qfgaohao, dusty-nv), .pth", "its network and priors"
+    ),
     "mxnet": Importer(
         mxnet_params.read,
-        "TinySSD of d2l and post B, GluonCV's SSD300 and SSD512 over VGG16, .params of any name scheme",
+        "TinySSD of d2l and its focal-loss variant, GluonCV's SSD300 and SSD512 over VGG16, .params of any name scheme",
         "MXNet 1.9.1 and GluonCV",
     ),
     "hikapok": Importer(
         hikapok.read, "SSD.TensorFlow's SSD300, TensorFlow 1 checkpoint (needs tensorflow)", "its network in TensorFlow"
     ),
     "tflite": Importer(
-        tflite.read, "SSD MobileNetV1 of TensorFlow's object detection, 8-bit or float .tflite", "its 8-bit answers"
+        tflite.read, "SSD MobileNetV1 of TensorFlow's object detection, 8-bit or float .tflite", "its 8-bit outputs"
     ),
-    "linzaer": Importer(read_linzaer, "RFB-320 face detector, .pth", "its ONNX file in onnxruntime"),
+    "linzaer": Importer(pytorch_ssds.read_linzaer, "RFB-320 face detector, .pth", "its ONNX file in onnxruntime"),
 }
-"""To add one: a file with `read`, and a line here."""
+"""To add one: a file with a reader, and a line here."""
 
 
 def import_file(kind: str, file: Path, out: Path, names: list[str], license: str = "") -> str:
     """Convert `file` and write the checkpoint `out`; return a sentence about what was written.
 
     Raises:
-        ConfigError: an unknown kind, or an `out` that would not be found again.
+        ConfigError: an unknown kind, or an `out` that does not end in .safetensors.
         WeightsError: a file that is not of that kind, or class names that do not fit it.
     """
     if kind not in IMPORTERS:

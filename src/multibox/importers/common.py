@@ -1,9 +1,9 @@
-"""What importers share: reading state dicts safely, renaming, and checking the result against the network."""
+"""What importers share: renaming tensors, naming classes, and checking the result against the network."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,39 +13,13 @@ from multibox.config import Config
 from multibox.errors import WeightsError
 from multibox.models.build import build_model
 from multibox.models.checkpoint import Checkpoint
+from multibox.models.weights import some_names
 
-VOC = [
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-]
-"""The classes of PASCAL VOC, in the order that everyone uses."""
-
-
-def coco_names(gaps: bool = False) -> list[str]:
-    """Return the names of COCO's 80 classes, or of its 90 numbers: those that it dropped get a name of their own."""
-    listed: Sequence[str] = SSD300_VGG16_Weights.COCO_V1.meta["categories"][1:]
-    if not gaps:
-        return [name for name in listed if name != "N/A"]
-    return [f"unused {index}" if name == "N/A" else name for index, name in enumerate(listed, 1)]
-
+# fmt: off
+VOC = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+       "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+# fmt: on
+"""The classes of PASCAL VOC, in alphabetical order, as everyone numbers them."""
 
 Rules = Sequence[tuple[str, str]]
 """Regular expressions and what they become, tried in order on a whole name; the first that fits counts."""
@@ -62,16 +36,12 @@ class Importer(NamedTuple):
     """Foreign numbers that its result was compared with; empty where there are none."""
 
 
-def rename(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
-    """Return the tensors under our names; a name that no rule knows stays as it is, for `finish` to report."""
-    return {_renamed(name, rules): value for name, value in state.items()}
-
-
-def _renamed(name: str, rules: Rules) -> str:
-    for pattern, ours in rules:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(ours)
-    return name
+def coco_names(gaps: bool = False) -> list[str]:
+    """Return the names of COCO's 80 classes, or of its 90 numbers, where unused ones get a name of their own."""
+    listed: Sequence[str] = SSD300_VGG16_Weights.COCO_V1.meta["categories"][1:]
+    if not gaps:
+        return [name for name in listed if name != "N/A"]
+    return [f"unused {index}" if name == "N/A" else name for index, name in enumerate(listed, 1)]
 
 
 def class_names(file: Path, count: int, names: Sequence[str], known: Sequence[Sequence[str]] = ()) -> tuple[str, ...]:
@@ -88,10 +58,26 @@ def class_names(file: Path, count: int, names: Sequence[str], known: Sequence[Se
     return tuple(names or fitting or (f"class{index}" for index in range(count)))
 
 
+def rename(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
+    """Return the tensors under our names; a name that no rule knows stays as it is, for `finish` to report."""
+    return {_renamed(name, rules): value for name, value in state.items()}
+
+
+def _renamed(name: str, rules: Rules) -> str:
+    for pattern, ours in rules:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(ours)
+    return name
+
+
 def require(state: Mapping[str, Tensor], name: str, file: Path, what: str) -> Tensor:
-    """Return a tensor by its foreign name, or say what was expected and what the file holds instead."""
+    """Return a tensor by its foreign name.
+
+    Raises:
+        WeightsError: it is missing, so the file is not `what` was expected.
+    """
     if name not in state:
-        raise WeightsError(f"{file} is not {what}: expected tensors such as {name}, found {_some(state)}")
+        raise WeightsError(f"{file} is not {what}: expected tensors such as {name}, found {some_names(state)}")
     return state[name]
 
 
@@ -106,13 +92,16 @@ def finish(
     with torch.device("meta"):
         wanted = build_model(config, len(names)).state_dict()
     filled = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    for name in wanted.keys() - filled.keys():
-        if name.endswith("num_batches_tracked"):
-            filled[name] = torch.zeros((), dtype=torch.long)
+    # Most frameworks do not count the batches of a batch norm
+    filled |= {
+        name: torch.zeros((), dtype=torch.long)
+        for name in wanted.keys() - filled.keys()
+        if name.endswith("num_batches_tracked")
+    }
     missing, extra = sorted(wanted.keys() - filled.keys()), sorted(filled.keys() - wanted.keys())
     if missing or extra:
-        lacks = f"lacks {len(missing)} tensors of {config.preset} ({_some(missing)})" if missing else ""
-        has = f"has {len(extra)} that it does not know ({_some(extra)})" if extra else ""
+        lacks = f"lacks {len(missing)} tensors of {config.preset} ({some_names(missing)})" if missing else ""
+        has = f"has {len(extra)} that it does not know ({some_names(extra)})" if extra else ""
         raise WeightsError(f"{file} {' and '.join(filter(None, (lacks, has)))}; is it another network of this kind?")
     for name, value in wanted.items():
         if filled[name].shape != value.shape:
@@ -121,8 +110,3 @@ def finish(
                 f"{config.preset} with {len(names)} classes"
             )
     return Checkpoint({name: filled[name].contiguous() for name in wanted}, config, tuple(names), {}, source, license)
-
-
-def _some(names: Sequence[str] | Mapping[str, Any], most: int = 3) -> str:
-    listed = list(names)
-    return ", ".join(listed[:most]) + (" ..." if len(listed) > most else "")

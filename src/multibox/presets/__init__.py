@@ -8,37 +8,11 @@ from typing import Any
 
 from multibox.config import SIGMOID_LOSSES, Config, check_settings, with_one_length
 from multibox.errors import ConfigError, did_you_mean
-from multibox.presets.networks import (
-    MULTIBOX_COCO,
-    MULTIBOX_FINE,
-    MULTIBOX_S,
-    RFB320_FACE,
-    SSD300_MOBILENETV1,
-    SSD300_RESNET50,
-    SSD300_VGG16,
-    SSD512_VGG16,
-    SSDLITE320_MOBILENETV2,
-    SSDLITE320_MOBILENETV3,
-    TINYSSD,
-    Preset,
-)
+from multibox.presets.networks import PRESETS
 from multibox.presets.recipes import RECIPES
 from multibox.settings import change_settings, list_settings
 
-PRESETS: dict[str, Preset] = {
-    "tinyssd": TINYSSD,
-    "multibox-s": MULTIBOX_S,
-    "multibox-coco": MULTIBOX_COCO,
-    "multibox-fine": MULTIBOX_FINE,
-    "ssd300-vgg16": SSD300_VGG16,
-    "ssd512-vgg16": SSD512_VGG16,
-    "ssd300-resnet50": SSD300_RESNET50,
-    "ssd300-mobilenetv1": SSD300_MOBILENETV1,
-    "ssdlite320-mobilenetv2": SSDLITE320_MOBILENETV2,
-    "ssdlite320-mobilenetv3": SSDLITE320_MOBILENETV3,
-    "rfb320-face": RFB320_FACE,
-}
-
+__all__ = ["PRESETS", "RECIPES", "SET", "fitting", "resolve", "resolve_layers"]
 
 SET = "--set"
 """Name of the layer of single settings, the highest one."""
