@@ -331,24 +331,13 @@ def test_every_recipe_fits_a_known_preset():
     assert fitting("default") == list(PRESETS)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "classification", "localization", "batch"),
-    [("d2l", "cross_entropy", "l1", 32), ("d2l-focal", "focal", "smooth_l1", 8)],
-)
-def test_d2l_recipes_are_post_b(recipe, classification, localization, batch):
-    config = resolve("tinyssd", recipe)
-    assert (config.loss.classification, config.loss.localization) == (classification, localization)
-    assert (config.loss.alpha, config.loss.gamma, config.loss.sigma) == (0.25, 2.0, 1.0)
-    assert config.loss.normalizer == "anchors"
-    assert config.loss.negative_ratio == "all"
-    assert (config.train.lr, config.train.weight_decay, config.train.momentum) == (0.2, 5e-4, 0)
-    assert (config.train.epochs, config.train.batch_size) == (20, batch)
-    assert (config.train.schedule, config.train.ema, config.train.bias_decay, config.train.norm_decay) == (
-        "constant",
-        "none",
-        1,
-        1,
-    )
-    assert (config.matching.matcher, config.matching.threshold, config.matching.inclusive) == ("bipartite", 0.5, False)
-    assert (config.model.mean, config.model.std) == ((0, 0, 0), (1, 1, 1))
-    assert (config.train.augmentation, config.train.report, config.post.nms_threshold) == ("d2l", "d2l", 0.5)
+def test_the_old_word_of_a_value_is_read_everywhere():
+    old, key = "pictures", "loss.normalizer"
+    layers = [("my.toml", {key: old})]
+    for config in (
+        Config().updated({key: old}),
+        Config.from_dict({"loss": {"normalizer": old}}),
+        Config.from_toml(f'[loss]\nnormalizer = "{old}"'),
+        resolve_layers("tinyssd", layers=layers)[0],
+    ):
+        assert config.loss.normalizer == "images"

@@ -30,92 +30,14 @@ from multibox.sections import SizesPerLevel as SizesPerLevel
 from multibox.sections import Variances as Variances
 from multibox.settings import change_settings, flatten
 
-NOTHING: dict[str, dict[str, str]] = {
-    "model": {"prior": "none"},
-    "anchors": {"design_size": "none", "fit": "none"},
-    "loss": {"negative_ratio": "all", "hard_examples": "none"},
-    "train": {
-        "batch_size": "auto",
-        "lr": "auto",
-        "warmup_steps": "none",
-        "clip_norm": "none",
-        "ema": "none",
-        "validate_every": "auto",
-        "patience": "none",
-    },
-    "post": {"max_per_class": "none"},
-}
-"""By section and setting the word in place of 0 (and of what was below and meant the same)."""
-
-MOST_WORKERS = 64
-
-
-def is_old(values: Mapping[str, Any]) -> bool:
-    """Return whether nested settings were written before the words: then both lengths of the run are numbers."""
-    train: Any = values.get("train")
-    return isinstance(train, Mapping) and all(isinstance(train.get(key), int) for key in ("epochs", "steps"))  # pyright: ignore[reportUnknownMemberType]
-
-
-def migrate_settings(values: dict[str, Any], where: str = "", *, resume: bool = True) -> None:
-    """Turn nested old settings into today's, in place.
-
-    Args:
-        values: all settings of an old config.
-        where: of what, for messages.
-        resume: whether the run's learning rates matter. Steps at which they fall cannot become shares of a run given in
-            epochs alone; a checkpoint keeps their proportions.
-
-    Raises:
-        ConfigError: such a schedule, of a run that is to go on.
-    """
-    for section, words in NOTHING.items():
-        held = values.get(section, {})
-        for name, word in words.items():
-            if name in held and not isinstance(held[name], str) and held[name] <= 0:
-                held[name] = word
-    loss, train = values.get("loss", {}), values.get("train", {})
-    if loss.get("negative_overlap", 0) > 1:
-        loss["negative_overlap"] = "any"
-    if "workers" in train:
-        train["workers"] = "auto" if train["workers"] < 0 else min(train["workers"], MOST_WORKERS)
-    _migrate_boundaries(train, where, resume)
-    if train.get("epochs", 0) > 0:
-        train["steps"] = "none"
-    else:
-        train["epochs"] = "none"
-
-
-def _migrate_boundaries(train: dict[str, Any], where: str, resume: bool) -> None:
-    """Turn boundaries in steps of a run of `steps` into shares; those that no step reaches go."""
-    boundaries, factors = list(train.get("boundaries", ())), list(train.get("factors", ()))
-    if train.get("schedule") != "steps" or not boundaries:
-        train["boundaries"] = []
-        return
-    steps = train.get("steps", 0)
-    if steps <= 0:
-        if resume:
-            raise ConfigError(
-                f"{where}: train.boundaries={boundaries} are steps of a run given in epochs, whose shares are not "
-                'known; write them as shares, such as [0.67, 0.83], and train.steps as "none"'
-            )
-        steps = boundaries[-1] + 1
-    while boundaries and boundaries[-1] >= steps:
-        boundaries.pop()
-        factors.pop()
-    while boundaries and boundaries[0] <= 0:
-        boundaries.pop(0)
-        factors.pop(0)
-    train["boundaries"], train["factors"] = [boundary / steps for boundary in boundaries], factors
-
-
 LENGTHS = ("train.epochs", "train.steps", "train.minutes")
 """Exactly one of them is a number."""
-NOT_IN_A_MODEL = ("data",)
+RUN_ONLY = ("data",)
 """Sections that describe a run and never its model."""
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All settings of one run. The defaults are the network of TinySSD and a plain training, those of no recipe."""
+    """All settings of one run. The defaults are TinySSD and a plain training, without any recipe."""
 
     preset: Annotated[
         Name, means("Network with its anchors. `--preset` sets it.", expected="a name of `multibox list presets`")
@@ -134,29 +56,29 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def updated(self, changes: Mapping[str, Any]) -> Self:
         """Return a copy with dotted keys replaced: `{"train.lr": 0.1}`. Strings are parsed to the setting's type.
 
-        A change of one of `train.epochs`, `train.steps` and `train.minutes` turns the other two to none.
+        A change of one of `train.epochs`, `train.steps` and `train.minutes` sets the other two to none.
 
         Raises:
-            ConfigError: an unknown key, a value out of its range, or settings that contradict each other.
+            ConfigError: An unknown key, a value out of range, or settings that contradict each other.
         """
         config = change_settings(self, with_one_length(changes))
         check_settings(config)
         return config
 
     def to_toml(self, *, with_data: bool = False) -> str:
-        """Write every setting as TOML, sections in order; `[data]` only where it is asked for."""
+        """Return every setting as TOML, sections in order; `[data]` only if `with_data` is set."""
         lines = [f"preset = {json.dumps(self.preset)}", f"recipe = {json.dumps(self.recipe)}"]
         for name in self.__struct_fields__:
             section = getattr(self, name)
-            if isinstance(section, Struct) and (with_data or name not in NOT_IN_A_MODEL):
+            if isinstance(section, Struct) and (with_data or name not in RUN_ONLY):
                 lines += ["", f"[{name}]"]
-                # JSON's numbers, strings, booleans and nested lists are TOML's as well
+                # Numbers, strings, booleans and nested lists are written alike in JSON and TOML
                 lines += [f"{key} = {json.dumps(value)}" for key, value in msgspec.structs.asdict(section).items()]
         return "\n".join(lines) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return nested plain values, for JSON, without what belongs to the run alone (`[data]`)."""
-        values = {name: getattr(self, name) for name in self.__struct_fields__ if name not in NOT_IN_A_MODEL}
+        """Return nested plain values for JSON, without `[data]`."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__ if name not in RUN_ONLY}
         return {k: msgspec.structs.asdict(v) if isinstance(v, Struct) else v for k, v in values.items()}
 
     @classmethod
@@ -164,7 +86,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Build from nested plain values, all or some of them.
 
         Raises:
-            ConfigError: an unknown key (with its nearest neighbour), or a value of another type or out of its range.
+            ConfigError: An unknown key, or a value of another type or out of range.
         """
         try:
             config = change_settings(cls(), with_one_length(flatten(values)), parse=False)
@@ -175,30 +97,15 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @classmethod
     def from_toml(cls, text: str, where: str = "config") -> Self:
-        """Read what `to_toml` wrote, now or before the settings had words, or a part of it."""
+        """Read what `to_toml` wrote, in this or an older version, or a part of it."""
         return cls.from_dict(read_toml(text, where), where)
 
 
-def read_toml(text: str, where: str = "config") -> dict[str, Any]:
-    """Return the nested values in a text of TOML, those of an older multibox in today's words.
-
-    Raises:
-        ConfigError: it is no TOML, or it is old and its schedule cannot be carried over.
-    """
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: not TOML ({error})") from None
-    if is_old(values):
-        migrate_settings(values, where)
-    return values
-
-
 def with_one_length(changes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return one layer of settings in which a run's length is set at most once, and the other lengths to none.
+    """Return one layer of settings in which setting one length of the run sets the others to none.
 
     Raises:
-        ConfigError: two lengths at once.
+        ConfigError: Two lengths at once.
     """
     given = [key for key in LENGTHS if changes.get(key, "none") != "none"]
     if len(given) > 1:
@@ -208,10 +115,10 @@ def with_one_length(changes: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_settings(config: Config) -> None:
-    """Refuse settings that contradict each other, which the range of each alone does not tell.
+    """Refuse settings that contradict each other, though each alone is in range.
 
     Raises:
-        ConfigError: names the settings, their values and what is expected.
+        ConfigError: Two settings that contradict each other.
     """
     loss, train, matching = config.loss, config.train, config.matching
     if all(value == "none" for value in (train.epochs, train.steps, train.minutes)):
@@ -241,3 +148,88 @@ def check_settings(config: Config) -> None:
         )
     if train.schedule == "steps" and not any(train.factors):
         raise ConfigError(f"train.factors={list(train.factors)}: expected a factor above 0")
+
+
+ZERO_WORDS: dict[str, dict[str, str]] = {
+    "model": {"prior": "none"},
+    "anchors": {"design_size": "none", "fit": "none"},
+    "loss": {"negative_ratio": "all", "hard_examples": "none"},
+    "train": {
+        "batch_size": "auto",
+        "lr": "auto",
+        "warmup_steps": "none",
+        "clip_norm": "none",
+        "ema": "none",
+        "validate_every": "auto",
+        "patience": "none",
+    },
+    "post": {"max_per_class": "none"},
+}
+"""By section and setting, the word that replaces 0 and below of formats 1 and 2."""
+MOST_WORKERS = 64
+
+
+def read_toml(text: str, where: str = "config") -> dict[str, Any]:
+    """Return the nested values in a TOML text; those of an older multibox in today's words.
+
+    Raises:
+        ConfigError: The text is no TOML, or it is old and its schedule cannot be migrated.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not TOML ({error})") from None
+    train: Any = values.get("train", {})
+    # Today at most one of the two lengths is a number
+    if isinstance(train, dict) and all(isinstance(train.get(key), int) for key in ("epochs", "steps")):  # pyright: ignore[reportUnknownMemberType]
+        migrate_settings(values, where)
+    return values
+
+
+def migrate_settings(values: dict[str, Any], where: str = "", *, resume: bool = True) -> None:
+    """Turn nested settings of formats 1 and 2 into today's, in place.
+
+    Args:
+        values: All settings of an old config.
+        where: Their file, for messages.
+        resume: Whether the schedule matters. The steps at which the learning rate falls cannot become shares of a run
+            whose length is given in epochs; a checkpoint, which is not resumed, keeps their proportions.
+
+    Raises:
+        ConfigError: Such a schedule, if `resume` is set.
+    """
+    for section, words in ZERO_WORDS.items():
+        settings = values.get(section, {})
+        for name, word in words.items():
+            if name in settings and not isinstance(settings[name], str) and settings[name] <= 0:
+                settings[name] = word
+    loss, train = values.get("loss", {}), values.get("train", {})
+    if loss.get("negative_overlap", 0) > 1:
+        loss["negative_overlap"] = "any"
+    if "workers" in train:
+        train["workers"] = "auto" if train["workers"] < 0 else min(train["workers"], MOST_WORKERS)
+    _migrate_boundaries(train, where, resume)
+    train["steps" if train.get("epochs", 0) > 0 else "epochs"] = "none"
+
+
+def _migrate_boundaries(train: dict[str, Any], where: str, resume: bool) -> None:
+    """Turn boundaries in steps into shares of the run; those that the run does not reach go."""
+    boundaries, factors = list(train.get("boundaries", ())), list(train.get("factors", ()))
+    if train.get("schedule") != "steps" or not boundaries:
+        train["boundaries"] = []
+        return
+    steps = train.get("steps", 0)
+    if steps <= 0:
+        if resume:
+            raise ConfigError(
+                f"{where}: train.boundaries={boundaries} are steps of a run given in epochs, whose shares are not "
+                'known; write them as shares, such as [0.67, 0.83], and train.steps as "none"'
+            )
+        steps = boundaries[-1] + 1
+    while boundaries and boundaries[-1] >= steps:
+        boundaries.pop()
+        factors.pop()
+    while boundaries and boundaries[0] <= 0:
+        boundaries.pop(0)
+        factors.pop(0)
+    train["boundaries"], train["factors"] = [boundary / steps for boundary in boundaries], factors

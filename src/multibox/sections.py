@@ -1,6 +1,7 @@
-"""Every setting: its type, its range and its meaning, one struct per section of `config.toml`.
+"""Every setting with its type, range and meaning, one struct per section of `config.toml`.
 
-The words "none", "auto" and "all" say what a number cannot. `multibox list settings` and docs/settings.md print it.
+Words such as "none", "auto" and "all" stand in place of a number. `multibox list settings` and docs/settings.md print
+this schema.
 """
 
 from typing import Annotated, Literal
@@ -16,7 +17,7 @@ SIGMOID_LOSSES = ("sigmoid_cross_entropy", "sigmoid_focal", "quality_focal", "va
 
 
 def means(text: str, such_as: object = None, **extra: str) -> Meta:
-    """Return a setting's meaning, with an example for a list and what messages need beside the type."""
+    """Return a setting's meaning, with an example for a list and the extras of `multibox.settings.Setting`."""
     return Meta(description=text, examples=None if such_as is None else [such_as], extra=dict(extra) or None)
 
 
@@ -190,10 +191,12 @@ class LossConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         means("Loss of the offsets of positive anchors, or of their decoded boxes (giou, diou, ciou)."),
     ] = "smooth_l1"
     normalizer: Annotated[
-        Literal["positives", "pictures", "selected", "anchors"],
+        Literal["positives", "images", "selected", "anchors"],
         means(
             "Divide by the positives of the batch (Caffe), by those of each image and average over images (NVIDIA), "
-            "by the selected anchors x 1 / (ratio + 1) (HiKapok), or average over all anchors of each image (MXNet)."
+            "by the selected anchors x 1 / (ratio + 1) (HiKapok), or average over all anchors of each image (MXNet).",
+            formerly="pictures",
+            now="images",
         ),
     ] = "positives"
     sigma: Annotated[Positive, means("smooth_l1: quadratic below 1 / sigma^2.")] = 1.0
@@ -204,7 +207,8 @@ class LossConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = 0.25
     gamma: Annotated[
-        NotNegative, means("Both focal losses, quality_focal and varifocal: how strongly easy anchors are played down.")
+        NotNegative,
+        means("Both focal losses, quality_focal and varifocal: how strongly easy anchors are weighted down."),
     ] = 2.0
     classification_weight: Annotated[NotNegative, means("Factor of the classification loss.")] = 1.0
     localization_weight: Annotated[NotNegative, means("Factor of the localization loss.")] = 1.0
@@ -359,7 +363,7 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         means("Whether objects marked difficult are learnt (Caffe on VOC) or left out (HiKapok, Caffe on COCO)."),
     ] = "keep"
     report: Annotated[
-        Literal["d2l", "default"], means("What an epoch prints. d2l prints the line of post B every 5 epochs as well.")
+        Literal["d2l", "default"], means("What is printed per epoch. d2l adds the tutorial's line every 5 epochs.")
     ] = "default"
     validate_every: Annotated[
         Count | Literal["auto"], means("Epochs between validations. auto makes about 20 validations per run.")
@@ -439,7 +443,7 @@ class PostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the run learns from. It stands in config.toml and never in a checkpoint."""
+    """Data of the run. The section stands in config.toml and never in a checkpoint."""
 
     path: Annotated[
         tuple[Name, ...],
@@ -480,7 +484,7 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fingerprint: Annotated[
         str,
         means(
-            "Of the names, sizes and boxes that the run started with. The run sets it.",
+            "Checksum of the names, sizes and boxes that the run started with. The run sets it.",
             expected="a text; empty until the run knows it",
         ),
     ] = ""

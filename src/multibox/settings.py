@@ -32,17 +32,16 @@ ELSEWHERE = {
     **dict.fromkeys(("max_det", "top_k", "topk"), "post.max_detections"),
     **dict.fromkeys(("arch", "network"), "model.backbone"),
 }
-"""Names that other programs have for our settings."""
+"""Names of our settings in other programs."""
 NO_SETTING = {
-    "data": "the data set is the first argument: multibox train DATA",
-    "dataset": "the data set is the first argument: multibox train DATA",
+    **dict.fromkeys(("data", "dataset"), "the data set is the first argument: multibox train DATA"),
     "preset": "give --preset NAME",
     "recipe": "give --recipe NAME",
     "device": "give --device NAME",
     "resume": "give --resume RUN",
     **dict.fromkeys(("project", "name", "out", "output", "save_dir"), "give --out DIR"),
 }
-"""What is asked for in another way than as a setting."""
+"""Names that are no setting, and what to give instead."""
 WORDS: dict[type, tuple[str, str]] = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers")}
 
 
@@ -55,47 +54,42 @@ class Setting(NamedTuple):
     """Its type, with constraints."""
     default: Any
     meaning: str
-    example: Any = None
-    """Of a list."""
-    said: str = ""
-    """What messages say is expected, where the type does not say enough."""
-    separator: str = ","
-    """Between the items of a list of texts."""
+    example: Any
+    """Of a list; None for other types."""
+    extra: Mapping[str, str]
+    """`expected`: words for messages where the type does not say enough. `separator`: between the items of a list of
+    texts. `formerly`: an old word for the value `now`."""
 
     @property
     def expected(self) -> str:
         """Return type and range in words."""
-        if self.said:
-            return self.said
-        if self.example is None:
-            return describe(self.kind)
-        return f"{describe(self.kind)}, such as {as_text(self.example)}"
+        if said := self.extra.get("expected"):
+            return said
+        return describe(self.kind) + ("" if self.example is None else f", such as {as_text(self.example)}")
 
 
 @functools.cache
 def list_settings(config: type[Struct]) -> dict[str, Setting]:
     """Return every setting of nested structs by its dotted key, in their order."""
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     hints = typing.get_type_hints(config, include_extras=True)
     for field in msgspec.structs.fields(config):
         kind, metas = _split(hints[field.name])
         if isinstance(kind, type) and issubclass(kind, Struct):
-            inner = list_settings(kind)
-            found.update({f"{field.name}.{key}": one._replace(key=f"{field.name}.{key}") for key, one in inner.items()})
+            inner = list_settings(kind).items()
+            settings |= {f"{field.name}.{key}": one._replace(key=f"{field.name}.{key}") for key, one in inner}
             continue
         meaning = next((meta for meta in reversed(metas) if meta.description), Meta())
-        extra = meaning.extra or {}
         constraints = tuple(meta for meta in metas if meta is not meaning)
-        found[field.name] = Setting(
+        settings[field.name] = Setting(
             field.name,
             Annotated[kind, *constraints] if constraints else kind,
             field.default,
             meaning.description or "",
             meaning.examples[0] if meaning.examples else None,
-            extra.get("expected", ""),
-            extra.get("separator", ","),
+            meaning.extra or {},
         )
-    return found
+    return settings
 
 
 def get_setting(config: Struct, key: str) -> Any:
@@ -107,12 +101,12 @@ def change_settings(config: T, changes: Mapping[str, Any], *, parse: bool = True
     """Return a copy of nested structs with dotted keys replaced.
 
     Args:
-        config: the structs.
-        changes: new values by dotted key.
-        parse: whether a string is read as the value of a setting that is no text.
+        config: The structs.
+        changes: New values by dotted key.
+        parse: Whether to parse a string given to a setting that is no text.
 
     Raises:
-        ConfigError: an unknown key, or a value that its setting refuses.
+        ConfigError: An unknown key, or a value that its setting refuses.
     """
     known = list_settings(type(config))
     sections: dict[str, dict[str, Any]] = {}
@@ -121,17 +115,17 @@ def change_settings(config: T, changes: Mapping[str, Any], *, parse: bool = True
             raise ConfigError(unknown_setting(key, known, value))
         section, _, name = key.rpartition(".")
         sections.setdefault(section, {})[name] = convert(known[key], value, parse=parse)
-    own = sections.pop("", {})
+    top = sections.pop("", {})
     inner = {name: msgspec.structs.replace(getattr(config, name), **new) for name, new in sections.items()}
-    return msgspec.structs.replace(config, **own, **inner)
+    return msgspec.structs.replace(config, **top, **inner)
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
     """Split `section.key=value` strings as given to `--set`."""
     changes: dict[str, str] = {}
     for text in assignments:
-        key, found, value = text.partition("=")
-        if not found:
+        key, equals, value = text.partition("=")
+        if not equals:
             raise ConfigError(f"--set {text}: expected section.key=value, for example train.lr=0.1")
         changes[key.strip()] = value.strip()
     return changes
@@ -142,8 +136,7 @@ def flatten(values: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            section = cast(Mapping[str, Any], value)
-            flat.update({f"{key}.{name}": inner for name, inner in section.items()})
+            flat |= {f"{key}.{name}": inner for name, inner in cast(Mapping[str, Any], value).items()}
         else:
             flat[key] = value
     return flat
@@ -174,11 +167,11 @@ def unknown_setting(key: str, known: Mapping[str, Setting], value: Any = None) -
 
 
 def assigned(setting: Setting, value: Any) -> str:
-    """Return "=VALUE" as the setting takes a value that was given to a wrong key; empty where it does not."""
+    """Return "=VALUE" as the setting takes a value that was given to a wrong key; empty if it does not take it."""
     if not isinstance(value, str):
         return ""
-    arguments = typing.get_args(_split(setting.kind)[0])
-    for text in (value, f"[{','.join([value] * len(arguments))}]"):
+    items = typing.get_args(_split(setting.kind)[0])
+    for text in (value, f"[{','.join([value] * len(items))}]"):
         try:
             convert(setting, text)
         except ConfigError:
@@ -188,38 +181,35 @@ def assigned(setting: Setting, value: Any) -> str:
 
 
 def meant_settings(key: str, known: Mapping[str, Setting], *, near: bool = True) -> list[str]:
-    """Return the settings that a wrong key may stand for; several only where all of them have one name.
+    """Return the settings that a wrong key may stand for; several if they have one name in different sections.
 
     Args:
-        key: with or without a section.
-        known: every setting.
-        near: whether a name that is only alike counts.
+        key: With or without a section.
+        known: Every setting.
+        near: Whether a name that is only similar counts.
     """
     section, _, name = key.rpartition(".")
-    named = [other for other in known if other.rpartition(".")[2] == plain_name(name)]
-    if named:
+    by_name: dict[str, list[str]] = {}
+    for other in known:
+        by_name.setdefault(other.rpartition(".")[2], []).append(other)
+    if named := by_name.get(plain_name(name)):
         return named
     if (other := ELSEWHERE.get(plain_name(name))) in known:
         return [cast(str, other)]
     if not near:
         return []
-    if section:
-        own = [other for other in known if other.startswith(f"{section}.")]
-        alike = difflib.get_close_matches(name, [other.rpartition(".")[2] for other in own], n=1)
-        return [f"{section}.{alike[0]}"] if alike else ([] if own else difflib.get_close_matches(key, known, n=1))
-    names = _names(known)
-    return [key for alike in difflib.get_close_matches(plain_name(name), names, n=1) for key in names[alike]]
-
-
-def _names(known: Mapping[str, Setting]) -> dict[str, list[str]]:
-    names: dict[str, list[str]] = {}
-    for key in known:
-        names.setdefault(key.rpartition(".")[2], []).append(key)
-    return names
+    if not section:
+        return [
+            key for similar in difflib.get_close_matches(plain_name(name), by_name, n=1) for key in by_name[similar]
+        ]
+    inside = [other.rpartition(".")[2] for other in known if other.startswith(f"{section}.")]
+    if not inside:
+        return difflib.get_close_matches(key, known, n=1)
+    return [f"{section}.{similar}" for similar in difflib.get_close_matches(name, inside, n=1)]
 
 
 def plain_name(name: str) -> str:
-    """Return an option's or setting's name without dashes, in small letters."""
+    """Return the name of an option or setting in lower case, without leading dashes."""
     return name.strip("-").replace("-", "_").lower()
 
 
@@ -227,26 +217,28 @@ def convert(setting: Setting, value: Any, *, parse: bool = True) -> Any:
     """Return a value as its setting holds it: lists become tuples, whole numbers floats where those are meant.
 
     Raises:
-        ConfigError: the value is of another type or beyond the range.
+        ConfigError: The value is of another type or out of range.
     """
     given = value
+    if isinstance(value, str) and value == setting.extra.get("formerly"):
+        value = setting.extra["now"]
     if parse and isinstance(value, str):
         value = _parse(setting, value)
-    if not _finite(value):
-        raise ConfigError(f"{setting.key}={_shown(given)}: expected {setting.expected}")
     try:
-        found = msgspec.convert(value, setting.kind, strict=True)
+        if not _finite(value):
+            raise OverflowError
+        converted = msgspec.convert(value, setting.kind, strict=True)
     except (msgspec.ValidationError, OverflowError):
         raise ConfigError(f"{setting.key}={_shown(given)}: expected {setting.expected}") from None
-    # Items of lists stay as they were written: whole numbers are in the fingerprint of older models' anchors
-    return _freeze(value) if isinstance(value, list | tuple) else found
+    # Items of lists stay as written: whole numbers are part of the fingerprint of older models' anchors
+    return _freeze(value) if isinstance(value, list | tuple) else converted
 
 
 def _parse(setting: Setting, text: str) -> Any:
-    """Read a text by the setting's type: JSON, a word, or items between commas."""
+    """Parse a text by the setting's type: JSON, a word, or items between commas."""
     bare, _ = _split(setting.kind)
     if typing.get_origin(bare) is tuple and not text.startswith("[") and _split(typing.get_args(bare)[0])[0] is str:
-        return [part.strip() for part in text.split(setting.separator) if part.strip()]
+        return [part.strip() for part in text.split(setting.extra.get("separator", ",")) if part.strip()]
     if bare is str or text in _words(bare):
         return text
     try:
@@ -266,14 +258,12 @@ def _freeze(value: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return value
     text = as_text(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if isinstance(value, str) or len(text) <= 80 else f"{text[:77]}..."
 
 
 def as_text(value: Any) -> str:
-    """Return a value as `--set` and TOML take it, a text without its quotation marks."""
+    """Return a value as `--set` and TOML take it; a text without quotation marks."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
@@ -312,12 +302,11 @@ def describe(kind: Any) -> str:
 
 def _describe_list(arguments: tuple[Any, ...]) -> str:
     item, metas = _split(arguments[0])
-    several = arguments[-1] is Ellipsis
     if item is str:
         return "a list of texts"
     if typing.get_origin(item) is tuple:
         return "a list of lists, one per feature map, of " + _innermost(item)
-    return ("a list of " if several else f"{len(arguments)} ") + WORDS[item][1] + _range(metas)
+    return ("a list of " if arguments[-1] is Ellipsis else f"{len(arguments)} ") + WORDS[item][1] + _range(metas)
 
 
 def _innermost(kind: Any) -> str:
@@ -332,12 +321,11 @@ def _range(metas: Sequence[Meta]) -> str:
     high = next((m for m in metas if m.le is not None or m.lt is not None), Meta())
     if low.ge is not None and high.le is not None:
         return f" from {low.ge:g} to {high.le:g}" if abs(high.le) < 1e6 else f" from {low.ge} to {high.le}"
-    if low.gt is None and low.ge is None and high.le is None and high.lt is None:
-        return ""
     parts = (
         f"above {low.gt:g}" if low.gt is not None else "",
         f"of at least {low.ge:g}" if low.ge is not None else "",
         f"at most {high.le:g}" if high.le is not None else "",
         f"below {high.lt:g}" if high.lt is not None else "",
     )
-    return " " + " and ".join(part for part in parts if part)
+    said = " and ".join(part for part in parts if part)
+    return f" {said}" if said else ""

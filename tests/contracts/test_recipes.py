@@ -155,7 +155,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "matching.matcher": "dual_max",  # utils.py, Encoder.encode
         "matching.inclusive": False,  # its criterion is strict
         "loss.localization": "smooth_l1",  # model.py, Loss
-        "loss.normalizer": "pictures",
+        "loss.normalizer": "images",
         "loss.negative_ratio": 3.0,
         "loss.negative_overlap": "any",
         "train.epochs": 65,  # main.py

@@ -35,7 +35,7 @@ def losses(config: Config) -> tuple[str, str]:
     name = {"focal": f"focal {loss.alpha:g}/{loss.gamma:g}", "cross_entropy": "cross-entropy"}[loss.classification]
     per = {
         "positives": "over the batch's positives",
-        "pictures": "over each image's positives, averaged",
+        "images": "over each image's positives, averaged",
         "selected": "x 4 over the chosen anchors; boxes over positives",
         "anchors": "over all anchors",
     }[loss.normalizer]

@@ -88,7 +88,7 @@ def multibox_loss(
     chosen = torch.where(selected, per_anchor, 0.0)
     if config.normalizer == "positives":
         classification, localization = chosen.sum() / several, localization / several
-    elif config.normalizer == "pictures":
+    elif config.normalizer == "images":
         # An image without objects takes no part, but counts among the images
         shares = (per_image > 0) / (per_image.clamp(min=1) * len(per_image))
         classification = (chosen.sum(1) * shares).sum()

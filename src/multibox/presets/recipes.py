@@ -201,7 +201,7 @@ RECIPES: dict[str, Recipe] = {
             # Overlaps of exactly a half are not enough
             "matching.inclusive": False,
             "loss.localization": "smooth_l1",
-            "loss.normalizer": "pictures",
+            "loss.normalizer": "images",
             "loss.negative_ratio": 3.0,
             "loss.negative_overlap": "any",
             "train.epochs": 65,
