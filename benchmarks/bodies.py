@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from multibox.limits import keep_freed_memory
 from multibox.models.backbones import make_backbone
-from multibox.training.capacity import keep_freed_memory
 
 OURS = {
     "multibox-s: regnetx400-pyramid": ("regnetx400-pyramid", 1.0),

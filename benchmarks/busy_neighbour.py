@@ -17,10 +17,10 @@ from statistics import median
 import torch
 
 from multibox.config import Config
+from multibox.limits import keep_freed_memory
 from multibox.models.build import build_model
 from multibox.presets import resolve
 from multibox.tensors import Batch
-from multibox.training.capacity import keep_freed_memory
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import set_learning_rate
 from multibox.training.step import Stepper, choose_precision

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import multibox.training.step as product
 from multibox.config import Config
+from multibox.limits import keep_freed_memory
 from multibox.losses.multibox_loss import multibox_loss
 from multibox.losses.targets import Targets, make_targets
 from multibox.models.anchor_layout import make_anchors
@@ -23,7 +24,6 @@ from multibox.models.build import build_model
 from multibox.models.ssd import SSD
 from multibox.presets import resolve
 from multibox.tensors import Batch, HeadOutputs
-from multibox.training.capacity import keep_freed_memory
 from multibox.training.step import Stepper, autocast
 
 

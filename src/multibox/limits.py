@@ -1,12 +1,16 @@
 """What this process may use of the machine: cores and memory, by affinity masks and control groups (containers)."""
 
+import ctypes
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
+KEEP_MEMORY = "MULTIBOX_KEEP_MEMORY"
+"""Environment variable that allows `keep_freed_memory`; the command line sets it to 1 unless it is set."""
 
 
 def available_cores() -> int:
@@ -36,6 +40,26 @@ def available_memory() -> int | None:
             cached = read_number(group / "memory.stat", "inactive_file")
             lefts.append(limit - used + (cached or 0))
     return max(0, min(lefts)) if lefts else None
+
+
+def keep_freed_memory(*, always: bool = False) -> bool:
+    """Let this process keep the memory of freed tensors for the next ones; return whether it could be arranged.
+
+    The setting holds until the process ends, so a script's own process is left as it is unless `KEEP_MEMORY` is 1 in
+    the environment, or `always` is given.
+
+    glibc asks the system for every block above 32 MB anew and gives it back at once. Each large feature map of each
+    step then starts with thousands of page faults (docs/decisions.md). Other C libraries have no such setting.
+    """
+    if not sys.platform.startswith("linux") or not (always or os.environ.get(KEEP_MEMORY) == "1"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return False
+    mmap_max, trim_threshold, top_pad = -4, -1, -2
+    settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20))
+    return all([mallopt(name, value) == 1 for name, value in settings])
 
 
 def read_kilobytes(path: Path, name: str) -> int | None:

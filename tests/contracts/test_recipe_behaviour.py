@@ -37,10 +37,11 @@ from multibox.postprocess import detect
 from multibox.presets import PRESETS, RECIPES, fitting, resolve
 from multibox.tensors import Batch, HeadOutputs
 from multibox.training.optimizer import learning_rate, make_optimizer
+from multibox.training.pacing import make_pace
 from multibox.training.reporter import Reporter
 from multibox.training.run import RunOptions, prepare
+from multibox.training.splits import order_images
 from multibox.training.step import Stepper
-from multibox.training.trainer import make_pace, order_images
 
 
 def labels_of(config, anchors, gt):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multibox.data.checking import fingerprint, match_classes
+from multibox.data.checking import fingerprint
 from multibox.data.formats import open_dataset
 from multibox.structures import Sample, pack
 
@@ -97,20 +97,3 @@ def made(images, names=("a", "b", "c")):
         for i, labels in enumerate(images)
     ]
     return pack(samples, root=Path(), format="voc", split="train", class_names=names)
-
-
-def test_a_class_only_in_validation_does_not_join_the_model():
-    training = made([[0, 2], [0]], ("a", "b", "c", "declared"))
-    validation = dataclasses.replace(made([[1, 0], [2, 3], [3]], ("c", "b", "a", "new")), split="val")
-    training, validation, notes = match_classes(training, validation)
-    assert training.class_names == validation.class_names == ("a", "c", "declared")
-    assert training.labels.tolist() == [0, 1, 0]
-    assert [sample.labels.tolist() for sample in validation] == [[1], [0], []]
-    assert len(notes) == 1
-    assert "b (1), new (2)" in notes[0]
-
-
-def test_equal_classes_stay_as_they_are():
-    training, validation = made([[0], [1], [2]]), made([[0]])
-    assert match_classes(training, validation) == (training, validation, [])
-    assert match_classes(training, None) == (training, None, [])

@@ -120,9 +120,9 @@ def test_threads_are_those_of_the_forward_pass_only(files):
 
 
 def test_a_script_keeps_its_allocator(monkeypatch):
-    from multibox.training.memory import VARIABLE, keep_freed_memory
+    from multibox.limits import KEEP_MEMORY, keep_freed_memory
 
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(KEEP_MEMORY, raising=False)
     assert not keep_freed_memory()
 
 

@@ -69,7 +69,7 @@ def test_docker_shm_hang(case, launch, squares, tmp_path, patched, train_options
 
 
 WITH_PROCESSES = """
-NAME = "multibox.training.trainer"
+NAME = "multibox.training.splits"
 def patch(module):
     module.use_processes = lambda workers, device: True
 """

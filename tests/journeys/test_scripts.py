@@ -45,9 +45,9 @@ def test_worker_processes_train_without_a_main_guard(multibox, place):
     workers = SHORT.replace("4}", '4, "train.workers": 2}')
     script = HEAD.format("spawn") + (
         "import multibox\n"
-        "from multibox.training import trainer\n"
+        "from multibox.training import splits\n"
         # As on a GPU, beside which images are prepared by processes
-        "trainer.use_processes = lambda workers, device: True\n"
+        "splits.use_processes = lambda workers, device: True\n"
         f'detector = multibox.train("my-data", out="run", {workers})\n'
         'print("trained", detector.names)\n'
     )

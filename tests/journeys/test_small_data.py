@@ -79,7 +79,7 @@ def test_a_class_that_is_not_learnt_does_not_join_the_model(train, squares, tmp_
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").names == ("blue", "red")
     assert "left out: green" in out
     if where == "validation":
-        assert "1 class has objects in validation (val) but none in training (train)" in out
+        assert "1 class has no object in training (train) and is left out: green (4 in validation)" in out
 
 
 def test_classes_are_chosen_and_merged(train, squares, tmp_path):

@@ -1,13 +1,14 @@
-import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from multibox.errors import ConfigError
+from multibox.limits import read_kilobytes
 from multibox.models.build import build_model
 from multibox.presets import resolve
 from multibox.training import capacity
-from multibox.training.capacity import check_memory
+from multibox.training.capacity import check_memory, choose_batch_size
 
 
 def made(preset, **changes):
@@ -41,7 +42,7 @@ def test_a_batch_that_fits_is_named(monkeypatch):
 
 def test_usual_runs_are_not_measured_and_silence_refuses_nothing(monkeypatch):
     model, config = made("tinyssd")
-    monkeypatch.setattr(capacity, "_bytes_per_pixel", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(capacity, "_estimate", lambda *_: pytest.fail("measured"))
     monkeypatch.setattr(capacity, "available_memory", lambda: 64 << 30)
     check_memory(model, config, device="cpu", precision="float32")
     monkeypatch.setattr(capacity, "available_memory", lambda: None)
@@ -50,16 +51,49 @@ def test_usual_runs_are_not_measured_and_silence_refuses_nothing(monkeypatch):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_estimate_is_near_what_a_step_takes(precision):
-    model, config = made("tinyssd", model__input_size=[512, 512])
-    held = capacity._held("VmRSS:")
-    if held is None:
+    status, images = Path("/proc/self/status"), 4
+    if read_kilobytes(status, "VmHWM:") is None:
         pytest.skip("needs Linux")
-    each = capacity._bytes_per_pixel(model, config, precision)
-    assert each is not None
+    model, config = made("tinyssd", model__input_size=[512, 512])
+    _, per_image = capacity._estimate(model, config, precision)
     step = capacity._make_step(model, config, "cpu", precision)
-    capacity._forget_peak()
-    held = capacity._held("VmRSS:")
-    step(4)
-    took = capacity._held("VmHWM:") - held
+    # 5 sets the mark of the most memory back to what is held now
+    Path("/proc/self/clear_refs").write_text("5")
+    held = read_kilobytes(status, "VmRSS:")
+    step(images)
     # What the process held and had freed before may serve the step
-    assert took / (4 * math.prod(config.model.input_size)) < 1.3 * each
+    assert (read_kilobytes(status, "VmHWM:") - held) / images < 1.3 * per_image
+
+
+@pytest.mark.parametrize(
+    ("images", "free", "size", "reason"),
+    [
+        (4000, 1000, 32, "the most for cpu"),
+        (100, 1000, 16, "a quarter of 100"),
+        (4000, 200, 4, "no room for 8"),  # 100 + 4 x 10 of the 0.7 x 200 that steps may take
+        (4000, 0, 2, "no room for 4"),
+        (3, 1000, 2, "a quarter of 3"),
+        (4000, None, 32, "could not be measured"),
+    ],
+)
+def test_batch_size_and_its_reason(monkeypatch, images, free, size, reason):
+    monkeypatch.setattr(capacity, "available_memory", lambda: free)
+    monkeypatch.setattr(capacity, "_estimate", lambda *_: (100, 10))
+    model, config = made("tinyssd")
+    found, why = choose_batch_size(model, config, range(images), device="cpu", precision="float32")
+    assert (found, reason in why) == (size, True)
+
+
+def test_on_a_gpu_sizes_double_until_memory_runs_out(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    tried = []
+
+    def step(images):
+        tried.append(images)
+        if images > 20:
+            raise torch.OutOfMemoryError("out")
+
+    assert capacity._largest_that_runs(step, 128) == 16
+    assert max(tried) == 32
+    assert capacity._largest_that_runs(lambda images: None, 100) == 64

@@ -1,7 +1,4 @@
-import dataclasses
-import resource
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +10,12 @@ from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model
 from multibox.presets import resolve
 from multibox.tensors import Batch
-from multibox.training import adapting, capacity
+from multibox.training import adapting
 from multibox.training.optimizer import learning_rate
+from multibox.training.pacing import out_of_patience
 from multibox.training.reporter import Reporter
 from multibox.training.run import RunOptions, prepare
 from multibox.training.step import Stepper, anchors_at, draw_size, largest_size, resize_batch
-from multibox.training.trainer import out_of_patience
 
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
 
@@ -218,67 +215,6 @@ def test_the_rate_has_nine_tenths_of_the_fall():
     assert adapting.gets_worse([1.0] * 20 + [3.0] * 7)
     assert not adapting.gets_worse([1.0] * 20 + [3.0])
     assert not adapting.gets_worse([1.0, 9.0, 9.0])
-
-
-@pytest.mark.parametrize(
-    ("images", "room", "size", "reason"),
-    [
-        (4000, 32, 32, "the most for cpu"),
-        (100, 16, 16, "a quarter of 100"),
-        (4000, 4, 4, "no room for 8"),
-        (3, 2, 2, "a quarter of 3"),
-        (4000, None, 32, "could not be measured"),
-    ],
-)
-def test_batch_size_and_its_reason(squares, monkeypatch, images, room, size, reason):
-    dataset = open_dataset(squares, "train")
-    many = dataclasses.replace(dataset, names=["x"] * images)
-    monkeypatch.setattr(capacity, "largest_predicted", lambda step, limit: room)
-    config = resolve("tinyssd", changes={**SMALL, "anchors.fit": "none"})
-    found, why = capacity.choose_batch_size(build_model(config, 2), config, many, device="cpu", precision="float32")
-    assert found == size
-    assert reason in why
-
-
-@pytest.mark.parametrize(("free", "expected"), [(10**9, 32), (450, 16), (200, 8), (0, 2)])
-def test_a_size_is_tried_only_where_growth_says_that_it_fits(monkeypatch, free, expected):
-    """A process of 100 bytes whose steps take 10 an image and free them; 0.7 of `free` may be used."""
-    tried = []
-    monkeypatch.setattr(capacity, "_forget_peak", lambda: None)
-    monkeypatch.setattr(capacity, "available_memory", lambda: free)
-    monkeypatch.setattr(capacity, "_held", lambda name: 100 if name == "VmRSS:" else 100 + 10 * tried[-1])
-    # 2 images grow by 20: 4 are thought to need 20 + 2 x 20; 16 after 8 (grown by 40) need 80 + 2 x 40 = 160 > 140,
-    # 32 after 16 need 160 + 2 x 80 = 320 > 315
-    assert capacity.largest_predicted(tried.append, 32) == expected
-    assert max(tried) == expected
-    monkeypatch.setattr(capacity, "_held", lambda name: None)
-    assert capacity.largest_predicted(tried.append, 32) is None
-
-
-def test_this_system_tells_its_memory():
-    free = capacity.available_memory()
-    if free is None:
-        pytest.skip("this system does not tell its memory")
-    assert 1 << 20 < free < 1 << 50
-    held, most = capacity._held("VmRSS:"), capacity._held("VmHWM:")
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    assert held == pytest.approx(pages * resource.getpagesize(), rel=0.1)
-    assert held <= most + (1 << 20)
-
-
-def test_on_a_gpu_sizes_double_until_memory_runs_out(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    tried = []
-
-    def step(images):
-        tried.append(images)
-        if images > 20:
-            raise torch.OutOfMemoryError("out")
-
-    assert capacity._largest_that_runs(step, 128) == 16
-    assert max(tried) == 32
-    assert capacity._largest_that_runs(lambda images: None, 100) == 64
 
 
 def test_an_automatic_batch_size_is_a_number_in_the_run(squares, tmp_path):

@@ -1,11 +1,13 @@
 import csv
 import dataclasses
+import math
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from multibox import create
 from multibox.config import Config, TrainConfig
@@ -19,7 +21,7 @@ from multibox.training.adapting import drop_difficult
 from multibox.training.optimizer import learning_rate, make_optimizer
 from multibox.training.reporter import Reporter
 from multibox.training.run import RunOptions, prepare
-from multibox.training.splits import held_out
+from multibox.training.splits import held_out, match_classes
 
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
 
@@ -231,12 +233,43 @@ def test_a_broken_state_is_named(squares, tmp_path):
         prepare(squares, resume)
 
 
-def test_a_diverging_loss_stops_with_advice(squares, tmp_path):
-    trainer = prepare(
-        squares, options(tmp_path / "run", **{"train.lr": 1e30, "train.optimizer": "sgd", "train.clip_norm": "none"})
-    )
-    with pytest.raises(MultiboxError, match=r"loss became .* lower the learning rate"):
+@pytest.mark.parametrize("step", [1, 4, 5, 13])
+def test_a_loss_that_is_not_a_number_is_noticed_within_ten_steps_and_named(squares, tmp_path, step):
+    trainer = prepare(squares, options(tmp_path / "run", epochs=20, **{"train.batch_size": 2}))
+    whole, steps, images = trainer.stepper.step, [], []
+
+    def poisoned(batch):
+        steps.append(batch.names)
+        parts = whole(batch)
+        if len(steps) == step:
+            images.extend(batch.names)
+            with torch.no_grad():
+                next(trainer.stepper.model.parameters()).fill_(math.nan)
+            parts = dataclasses.replace(parts, total=parts.total * math.nan)
+        return parts
+
+    trainer.stepper.step = poisoned
+    with pytest.raises(MultiboxError, match=r"the loss became nan at step .*--set train.lr=.*data show") as error:
         trainer.fit()
+    assert f"at step {step} (its images: {', '.join(images)})" in str(error.value)
+    assert len(steps) < step + 10
+    saved = load_file(tmp_path / "run" / "state" / "state.safetensors")
+    assert all(tensor.isfinite().all() for name, tensor in saved.items() if name.startswith("model."))
+
+
+def test_a_broken_loss_is_never_saved_by_ctrl_c(squares, tmp_path):
+    trainer = prepare(squares, options(tmp_path / "run", epochs=20))
+    whole = trainer.stepper.step
+
+    def poisoned(batch):
+        signal.raise_signal(signal.SIGINT)
+        parts = whole(batch)
+        return dataclasses.replace(parts, total=parts.total * math.inf)
+
+    trainer.stepper.step = poisoned
+    with pytest.raises(MultiboxError, match="the loss became inf at step 1 "):
+        trainer.fit()
+    assert not (tmp_path / "run" / "last.safetensors").exists()
 
 
 def test_without_a_validation_split_a_stable_tenth_is_held_out(squares, tmp_path):
@@ -284,6 +317,34 @@ def test_a_held_out_image_with_the_only_object_is_refused(draw_squares, tmp_path
             path.write_text("<annotation><filename>" + path.stem + ".png</filename></annotation>")
     with pytest.raises(DataError, match="nothing to learn"):
         prepare(data, options(tmp_path / "other"))
+
+
+def labelled_images(images, names):
+    samples = [
+        Sample(f"{i}.jpg", Path(f"{i}.jpg"), np.tile([0.0, 0, 1, 1], (len(labels), 1)), np.array(labels, int),
+               np.zeros(len(labels), bool), np.zeros(len(labels), bool))
+        for i, labels in enumerate(images)
+    ]  # fmt: skip
+    return pack(samples, root=Path(), format="voc", split="train", class_names=names)
+
+
+def test_classes_without_training_objects_do_not_join_the_model():
+    training = labelled_images([[0, 2], [0]], ("a", "b", "c", "declared"))
+    validation = labelled_images([[1, 0], [2, 3], [3]], ("c", "b", "a", "new"))
+    training, validation, (note,) = match_classes(training, validation)
+    assert training.class_names == validation.class_names == ("a", "c")
+    assert training.labels.tolist() == [0, 1, 0]
+    assert [sample.labels.tolist() for sample in validation] == [[1], [0], []]
+    assert note == (
+        "3 classes have no object in training (train) and are left out: b (1 in validation), declared, "
+        "new (2 in validation)"
+    )
+
+
+def test_equal_classes_stay_as_they_are():
+    training, validation = labelled_images([[0], [1], [2]], "abc"), labelled_images([[0]], "abc")
+    assert match_classes(training, validation) == (training, validation, [])
+    assert match_classes(training, None) == (training, None, [])
 
 
 def test_val_split_none_trains_without_validation(squares, tmp_path):

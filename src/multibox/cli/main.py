@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 from multibox import __version__
 from multibox.cli import bench, data, demo, evaluate, export, imports, lists, plot, predict, train
 from multibox.errors import MissingExtraError, MultiboxError
-from multibox.training.memory import VARIABLE
+from multibox.limits import KEEP_MEMORY
 
 
 class HintedCommand(TyperCommand):
@@ -125,7 +125,7 @@ def main() -> None:
     """Run the command; exit 0 fine, 1 findings, 2 wrong use or unreadable input (one sentence, no traceback)."""
     _allow_any_text()
     # This process is ours alone, unlike that of a script
-    os.environ.setdefault(VARIABLE, "1")
+    os.environ.setdefault(KEEP_MEMORY, "1")
     try:
         app()
     except MultiboxError as error:

@@ -4,10 +4,11 @@ import shlex
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from multibox.errors import MultiboxError
 from multibox.tensors import LossParts
@@ -22,57 +23,50 @@ REFRESH = 0.5
 class BarReporter(Reporter):
     """Shows a bar with losses, images per second and the time left; prints notes and validations above it."""
 
-    def __init__(self, console: Console, bar: Progress) -> None:
+    def __init__(self, console: Console) -> None:
         super().__init__(lambda line: console.print(line, highlight=False, soft_wrap=True, markup=False))
-        self.bar = bar
-        self.task: TaskID | None = None
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeElapsedColumn(),
+            console=console,
+            refresh_per_second=2,
+        )
+        self.task = self.bar.add_task("training", total=None, start=False, metrics="")
 
     def begin(self, trainer: Trainer) -> None:
         """Show the bar."""
         super().begin(trainer)
-        self.task = self.bar.add_task("training", total=trainer.pace.total, completed=trainer.pace.step, metrics="")
+        self.bar.start_task(self.task)
+        self._update(trainer)
 
     def step(self, trainer: Trainer, parts: LossParts) -> None:
         """Move the bar on."""
-        now = time.monotonic()
-        if now - self.last >= REFRESH and self.task is not None:
-            metrics = self._progress(trainer, parts, now)
-            self.bar.update(
-                self.task,
-                description="training",
-                completed=trainer.pace.step,
-                total=trainer.pace.total,
-                metrics=metrics,
-            )
+        if time.monotonic() - self.last >= REFRESH:
+            self._update(trainer, description="training", metrics=self.progress(trainer, parts))
 
     def row(self, trainer: Trainer, row: Row) -> None:
         """Print what an epoch brought."""
         super().row(trainer, row)
-        if self.task is not None:
-            self.bar.update(self.task, completed=trainer.pace.step, total=trainer.pace.total)
+        self._update(trainer)
 
     def waiting(self, what: str) -> None:
         """Say in the bar what takes a while."""
-        if self.task is not None:
-            self.bar.update(self.task, description=what)
+        self.bar.update(self.task, description=what)
+
+    def _update(self, trainer: Trainer, **shown: Any) -> None:
+        self.bar.update(self.task, completed=trainer.pace.step, total=trainer.pace.total, **shown)
 
 
 def train_with_progress(data: Path | None, options: RunOptions) -> Trainer:
     """Train and return what did it; Ctrl-C leaves a resumable run and exits with 130."""
     console = Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[metrics]}"),
-        TimeElapsedColumn(),
-    )
-    bar = Progress(*columns, console=console, refresh_per_second=2)
-    live = console.is_terminal
-    reporter = BarReporter(console, bar) if live else Reporter(typer.echo)
+    reporter = BarReporter(console) if console.is_terminal else Reporter(typer.echo)
     trainer = prepare(data, options, reporter)
     try:
-        with bar if live else nullcontext():
+        with reporter.bar if isinstance(reporter, BarReporter) else nullcontext():
             trainer.fit()
     except KeyboardInterrupt:
         typer.echo(

@@ -168,8 +168,9 @@ def _unseen_split(trainer: "Trainer") -> str | None:
 
 def _repeat(data: Path, options: "RunOptions", seeds: int) -> None:
     from multibox.experiments.seeds import repeat
+    from multibox.training.reporter import Reporter
 
-    runs = repeat(data, options, seeds, train=_train_one, say=typer.echo)
+    runs = repeat(data, options, seeds, train=_train_one, reporter=Reporter(typer.echo))
     print_runs(runs)
     typer.echo(f"written to {options.out}/seeds.csv")
 
@@ -179,11 +180,12 @@ def _ablate(data: Path, options: "RunOptions", names: str, seeds: int) -> None:
 
     from multibox.cli.console import table_console
     from multibox.experiments.ablation import ablate, ablation_rows, parse_axes
-    from multibox.experiments.seeds import FIGURES
+    from multibox.experiments.seeds import METRICS
+    from multibox.training.reporter import Reporter
 
     grid = parse_axes(names)
-    found = ablate(data, options, grid, seeds, train=_train_one, say=typer.echo)
-    table = Table(*grid, *FIGURES, "runs")
+    found = ablate(data, options, grid, seeds, train=_train_one, reporter=Reporter(typer.echo))
+    table = Table(*grid, *METRICS, "runs")
     for values, figures, runs in ablation_rows(found, ("[bold]", "[/bold]")):
         table.add_row(*values, *figures, runs)
     table_console().print(table, highlight=False)
@@ -208,13 +210,13 @@ def print_runs(runs: "list[Run]") -> None:
     from rich.table import Table
 
     from multibox.cli.console import table_console
-    from multibox.experiments.seeds import FIGURES, spread
+    from multibox.experiments.seeds import METRICS, spread
 
-    table = Table("run", *FIGURES)
+    table = Table("run", *METRICS)
     for run in runs:
-        table.add_row(f"seed {run.seed}", *(_figure(run.figures.get(name)) for name in FIGURES))
+        table.add_row(f"seed {run.seed}", *(_figure(run.metrics.get(name)) for name in METRICS))
     table.add_section()
-    spreads = [spread([run.figures.get(name) for run in runs]) for name in FIGURES]
+    spreads = [spread([run.metrics.get(name) for run in runs]) for name in METRICS]
     table.add_row("mean", *(_figure(one and one.mean) for one in spreads), style="bold")
     table.add_row("standard deviation", *(_figure(one and one.deviation) for one in spreads))
     ends = ("-" if one is None or one.low is None else f"{one.low:.3f} to {one.high:.3f}" for one in spreads)

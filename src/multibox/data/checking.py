@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from multibox.data.formats.text import OnBad, counted
+from multibox.data.formats.text import OnBad
 from multibox.data.images import load_image
 from multibox.errors import ImageError
 from multibox.limits import available_cores
@@ -88,34 +88,6 @@ def _problem(sample: Sample) -> ImageError | None:
     except ImageError as error:
         return error
     return None
-
-
-def match_classes(training: Dataset, validation: Dataset | None) -> tuple[Dataset, Dataset | None, list[str]]:
-    """Return both splits with the classes that training can teach, and what to say about the others.
-
-    A class whose objects are all in validation does not join the model; its validation objects are left out, because
-    nothing could find them. A class without objects in either split stays if it is declared.
-
-    Args:
-        training: with class names of its own.
-        validation: with class names of its own, in any order.
-    """
-    if validation is None:
-        return training, None, []
-    taught = np.bincount(training.labels[~training.crowd], minlength=len(training.class_names)) > 0
-    counts = np.bincount(validation.labels[~validation.crowd], minlength=len(validation.class_names))
-    validated = {name: int(count) for name, count in zip(validation.class_names, counts, strict=True) if count}
-    names = [name for name, known in zip(training.class_names, taught, strict=True) if known or name not in validated]
-    strange = {name: count for name, count in validated.items() if name not in names}
-    notes = []
-    if strange:
-        listed = ", ".join(f"{name} ({count})" for name, count in list(strange.items())[:5])
-        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
-        notes.append(
-            f"{counted(len(strange), 'class has', 'classes have')} objects in validation ({validation.split}) but none "
-            f"in training ({training.split}) and {'is' if len(strange) == 1 else 'are'} left out: {listed}{more}"
-        )
-    return with_classes(training, names), with_classes(validation, names), notes
 
 
 def with_classes(dataset: Dataset, names: Sequence[str], renamed: Mapping[str, str] | None = None) -> Dataset:

@@ -1,4 +1,4 @@
-"""Every combination of some choices, each trained with the same seeds: which part earns what."""
+"""Every combination of some choices, each trained with the same seeds: what each part contributes."""
 
 import dataclasses
 import itertools
@@ -10,8 +10,9 @@ from typing import Any
 
 from multibox.config import SIGMOID_LOSSES, LossConfig, MatchingConfig
 from multibox.errors import ConfigError, did_you_mean
-from multibox.experiments.seeds import FIGURES, Run, Say, Spread, Train, csv_text, repeat, spread
+from multibox.experiments.seeds import METRICS, Run, Spread, Train, repeat, spread
 from multibox.files import write_text_whole
+from multibox.training.reporter import Reporter, csv_text
 from multibox.training.run import RunOptions, resolve_options
 
 Settings = dict[str, Any]
@@ -20,7 +21,7 @@ Grid = dict[str, tuple[str, ...]]
 
 
 def loss_settings(classification: str) -> Settings:
-    """Return a classification loss with what it needs: its kind of score, and mining unless it weighs by itself."""
+    """Return a classification loss with its kind of score, and with mining unless the loss weighs anchors itself."""
     return {
         "model.score": "sigmoid" if classification in SIGMOID_LOSSES else "softmax",
         "loss.classification": classification,
@@ -32,7 +33,7 @@ def loss_settings(classification: str) -> Settings:
 def matcher_settings(matcher: str) -> Settings:
     """Return a matcher with the negatives that mining may take.
 
-    Caffe's matching keeps those near objects out; the other matchers say themselves what is negative.
+    Caffe's matching keeps anchors near objects out; the other matchers choose the negatives themselves.
     """
     return {
         "matching.matcher": matcher,
@@ -78,9 +79,9 @@ class CellRuns:
     cell: Cell
     runs: list[Run]
 
-    def spread(self, figure: str) -> Spread | None:
-        """Return mean and interval of a figure over the runs that did not fail."""
-        return spread([run.figures.get(figure) for run in self.runs])
+    def spread(self, metric: str) -> Spread | None:
+        """Return mean and interval of a metric over the runs that did not fail."""
+        return spread([run.metrics.get(metric) for run in self.runs])
 
 
 def parse_axes(text: str) -> Grid:
@@ -121,7 +122,9 @@ def make_grid(grid: Grid) -> list[Cell]:
     return cells
 
 
-def ablate(data: Path, options: RunOptions, grid: Grid, seeds: int, *, train: Train, say: Say) -> list[CellRuns]:
+def ablate(
+    data: Path, options: RunOptions, grid: Grid, seeds: int, *, train: Train, reporter: Reporter
+) -> list[CellRuns]:
     """Train every combination with every seed in OUT/VALUE-VALUE/seed-k; keep ablation.csv and .md in OUT up to date.
 
     As with `repeat`, the same call goes on where it was stopped, and a run that fails is a result.
@@ -130,9 +133,9 @@ def ablate(data: Path, options: RunOptions, grid: Grid, seeds: int, *, train: Tr
         data: the data set.
         options: of every run; `out` is the folder for all of them.
         grid: from `parse_axes`.
-        seeds: runs a combination.
+        seeds: runs per combination.
         train: does one run.
-        say: gets a line for each combination and each run.
+        reporter: gets a line for each combination and each run.
 
     Raises:
         ConfigError: settings that do not go together, or that an axis sets itself.
@@ -142,67 +145,14 @@ def ablate(data: Path, options: RunOptions, grid: Grid, seeds: int, *, train: Tr
     out = options.out
     if out is None:
         raise ConfigError("--ablate needs --out, the folder for all runs; the same command then goes on with it")
-    found: list[CellRuns] = []
+    results: list[CellRuns] = []
     for number, cell in enumerate(cells, start=1):
-        say(f"combination {number} of {len(cells)}: {cell.name}")
-        mine = dataclasses.replace(options, out=out / cell.name, changes={**options.changes, **cell.settings})
-        found.append(CellRuns(cell, repeat(data, mine, seeds, train=train, say=say)))
-        write_text_whole(out / "ablation.csv", ablation_csv(found, axes))
-        write_text_whole(out / "ablation.md", ablation_markdown(found, axes))
-    return found
-
-
-def ranked(found: Sequence[CellRuns]) -> list[CellRuns]:
-    """Return the combinations by mean AP, best first, those without one last."""
-    return sorted(found, key=lambda one: -(s.mean if (s := one.spread("AP")) else -1.0))
-
-
-def ablation_csv(found: Sequence[CellRuns], axes: Sequence[str]) -> str:
-    """Return one row a run."""
-    rows = [
-        {**one.cell.values, "seed": run.seed, **run.figures, "problem": run.problem}
-        for one in found
-        for run in one.runs
-    ]
-    return csv_text((*axes, "seed", *FIGURES, "problem"), rows)
-
-
-def ablation_markdown(found: Sequence[CellRuns], axes: Sequence[str]) -> str:
-    """Return a table sorted by AP, the best of each figure in bold."""
-    lines = ["| " + " | ".join((*axes, *FIGURES, "runs")) + " |", "|" + "---|" * (len(axes) + len(FIGURES) + 1)]
-    lines += ["| " + " | ".join((*values, *figures, runs)) + " |" for values, figures, runs in ablation_rows(found)]
-    note = (
-        "Mean over the runs, and the 95 % t-interval of that mean where there are several; COCO AP, AP50, AP75 and VOC "
-        "2012's mAP@0.5 of the last weights on the validation split. Best in bold. The interval says what other seeds "
-        "would do, not what other images would."
-    )
-    return "\n".join([*lines, "", note]) + "\n"
-
-
-def ablation_rows(
-    found: Sequence[CellRuns], bold: tuple[str, str] = ("**", "**")
-) -> list[tuple[list[str], list[str], str]]:
-    """Return for each combination, best first: its values, its figures as text, and how many runs they are of."""
-    found = ranked(found)
-    spreads = [{name: one.spread(name) for name in FIGURES} for one in found]
-    best = {name: max((one.mean for s in spreads if (one := s[name])), default=None) for name in FIGURES}
-    rows: list[tuple[list[str], list[str], str]] = []
-    for one, mine in zip(found, spreads, strict=True):
-        texts = []
-        for name, figure in mine.items():
-            text = describe(figure)
-            texts.append(f"{bold[0]}{text}{bold[1]}" if figure and figure.mean == best[name] else text)
-        failed = [run.problem.partition(";")[0] for run in one.runs if run.problem]
-        count = f"{len(one.runs)}" + (f", {len(failed)} failed: {failed[0]}" if failed else "")
-        rows.append((list(one.cell.values.values()), texts, count))
-    return rows
-
-
-def describe(figure: Spread | None) -> str:
-    """Return a mean with its interval."""
-    if figure is None:
-        return "-"
-    return f"{figure.mean:.3f}" + ("" if figure.low is None else f" ({figure.low:.3f} to {figure.high:.3f})")
+        reporter.note(f"combination {number} of {len(cells)}: {cell.name}")
+        of_cell = dataclasses.replace(options, out=out / cell.name, changes={**options.changes, **cell.settings})
+        results.append(CellRuns(cell, repeat(data, of_cell, seeds, train=train, reporter=reporter)))
+        write_text_whole(out / "ablation.csv", ablation_csv(results, axes))
+        write_text_whole(out / "ablation.md", ablation_markdown(results, axes))
+    return results
 
 
 def _check(data: Path, options: RunOptions, cells: Sequence[Cell], axes: Sequence[str]) -> None:
@@ -212,3 +162,56 @@ def _check(data: Path, options: RunOptions, cells: Sequence[Cell], axes: Sequenc
         raise ConfigError(f"--ablate {','.join(axes)} sets {taken[0]} itself; leave --set {taken[0]} away")
     for cell in cells:
         resolve_options(data, dataclasses.replace(options, changes={**options.changes, **cell.settings}))
+
+
+def ranked(results: Sequence[CellRuns]) -> list[CellRuns]:
+    """Return the combinations by mean AP, best first, those without one last."""
+    return sorted(results, key=lambda one: -(s.mean if (s := one.spread("AP")) else -1.0))
+
+
+def ablation_csv(results: Sequence[CellRuns], axes: Sequence[str]) -> str:
+    """Return one row per run."""
+    rows = [
+        {**one.cell.values, "seed": run.seed, **run.metrics, "problem": run.problem}
+        for one in results
+        for run in one.runs
+    ]
+    return csv_text((*axes, "seed", *METRICS, "problem"), rows)
+
+
+def ablation_markdown(results: Sequence[CellRuns], axes: Sequence[str]) -> str:
+    """Return a table sorted by AP, the best of each metric in bold."""
+    lines = ["| " + " | ".join((*axes, *METRICS, "runs")) + " |", "|" + "---|" * (len(axes) + len(METRICS) + 1)]
+    lines += ["| " + " | ".join((*values, *metrics, runs)) + " |" for values, metrics, runs in ablation_rows(results)]
+    note = (
+        "Mean over the runs, and the 95 % t-interval of that mean where there are several; COCO AP, AP50, AP75 and VOC "
+        "2012's mAP@0.5 of the last weights on the validation split. Best in bold. The interval says what other seeds "
+        "would do, not what other images would."
+    )
+    return "\n".join([*lines, "", note]) + "\n"
+
+
+def ablation_rows(
+    results: Sequence[CellRuns], bold: tuple[str, str] = ("**", "**")
+) -> list[tuple[list[str], list[str], str]]:
+    """Return for each combination, best first: its values, its metrics as text, and how many runs they are of."""
+    results = ranked(results)
+    spreads = [{name: one.spread(name) for name in METRICS} for one in results]
+    best = {name: max((one.mean for s in spreads if (one := s[name])), default=None) for name in METRICS}
+    rows: list[tuple[list[str], list[str], str]] = []
+    for one, of_cell in zip(results, spreads, strict=True):
+        texts: list[str] = []
+        for name, metric in of_cell.items():
+            text = describe(metric)
+            texts.append(f"{bold[0]}{text}{bold[1]}" if metric and metric.mean == best[name] else text)
+        failed = [run.problem.partition(";")[0] for run in one.runs if run.problem]
+        count = f"{len(one.runs)}" + (f", {len(failed)} failed: {failed[0]}" if failed else "")
+        rows.append((list(one.cell.values.values()), texts, count))
+    return rows
+
+
+def describe(metric: Spread | None) -> str:
+    """Return a mean with its interval."""
+    if metric is None:
+        return "-"
+    return f"{metric.mean:.3f}" + ("" if metric.low is None else f" ({metric.low:.3f} to {metric.high:.3f})")

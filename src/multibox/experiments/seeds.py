@@ -1,11 +1,9 @@
-"""The same training with several seeds: what chance alone does to the figures."""
+"""The same training with several seeds: how much chance alone changes the metrics."""
 
-import csv
 import dataclasses
-import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +14,18 @@ from multibox.errors import ConfigError, MultiboxError
 from multibox.evaluation.report import evaluate
 from multibox.files import write_text_whole
 from multibox.inference.detector import find_all, load
-from multibox.training import folder as state
+from multibox.training.folder import STATE
+from multibox.training.reporter import Reporter, csv_text
 from multibox.training.run import RunOptions, resolve_options
 from multibox.training.trainer import Trainer
 
-FIGURES = ("AP", "AP50", "AP75", "mAP")
+METRICS = ("AP", "AP50", "AP75", "mAP")
 """COCO's three and VOC 2012's mAP@0.5, of a run's last weights on its validation split."""
 CONFIDENCE = 0.95
 ASKED, RESULT = "settings.json", "figures.json"
 
 Train = Callable[[Path, RunOptions], Trainer]
 """Prepares a run, or resumes it, and trains it to its end."""
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,15 @@ class Run:
     """One seed's result."""
 
     seed: int
-    figures: dict[str, float | None]
-    """By `FIGURES`, 0 to 1; empty where the run failed."""
+    metrics: dict[str, float | None]
+    """By `METRICS`, 0 to 1; empty where the run failed."""
     problem: str = ""
     """Why it failed."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One figure over several runs."""
+    """One metric over several runs."""
 
     runs: int
     mean: float
@@ -54,40 +52,40 @@ class Spread:
     high: float | None
 
 
-def repeat(data: Path, options: RunOptions, seeds: int, *, train: Train, say: Say) -> list[Run]:
+def repeat(data: Path, options: RunOptions, seeds: int, *, train: Train, reporter: Reporter) -> list[Run]:
     """Train with train.seed 0, 1 ... in OUT/seed-0, OUT/seed-1 ... and score each run's last weights.
 
-    A run that has its figures is not repeated and one that was interrupted is resumed, so the same call goes on where
-    it was stopped. A run whose loss is no number any more is a result as well.
+    The same call goes on where it was stopped: it keeps the runs that have their metrics and resumes an interrupted
+    one. A run whose loss is not finite is a result as well.
 
     Args:
         data: the data set.
         options: of every run; `out` is the folder for all of them.
         seeds: how many.
         train: does one run.
-        say: gets a line for each run.
+        reporter: gets a line for each run.
 
     Raises:
         ConfigError: no folder, no validation, or runs of other settings in the folder.
     """
     out, options = _checked(data, options)
     _remember(out, data, options)
-    found: list[Run] = []
+    runs: list[Run] = []
     for seed in range(seeds):
         folder = out / f"seed-{seed}"
         known = _read(folder / RESULT, seed)
-        say(f"run {seed + 1} of {seeds}: {folder}" + (", finished before" if known else ""))
+        reporter.note(f"run {seed + 1} of {seeds}: {folder}" + (", finished before" if known else ""))
         try:
-            found.append(known or _run(data, options, folder, seed, train))
+            runs.append(known or _run(data, options, folder, seed, train))
         except MultiboxError:
             _forget(out)
             raise
-    write_text_whole(out / "seeds.csv", seeds_csv(found))
-    return found
+    write_text_whole(out / "seeds.csv", seeds_csv(runs))
+    return runs
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """Return mean, deviation and interval of the figures that exist; None without any."""
+    """Return mean, deviation and interval of the values that exist; None without any."""
     real = np.array([value for value in values if value is not None])
     runs = len(real)
     if not runs:
@@ -113,20 +111,11 @@ def student_t(degrees: int) -> float:
 
 def seeds_csv(runs: Sequence[Run]) -> str:
     """Return a row for each run, then mean, deviation and the ends of the interval."""
-    rows: list[dict[str, Any]] = [{"run": f"seed-{run.seed}", **run.figures, "problem": run.problem} for run in runs]
-    spreads = {name: spread([run.figures.get(name) for run in runs]) for name in FIGURES}
+    rows: list[dict[str, Any]] = [{"run": f"seed-{run.seed}", **run.metrics, "problem": run.problem} for run in runs]
+    spreads = {name: spread([run.metrics.get(name) for run in runs]) for name in METRICS}
     for field in ("mean", "deviation", "low", "high"):
         rows.append({"run": field, **{name: getattr(one, field) for name, one in spreads.items() if one}})
-    return csv_text(("run", *FIGURES, "problem"), rows)
-
-
-def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV, numbers to six digits; what a row does not have stays empty."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, names, lineterminator="\n")
-    table.writeheader()
-    table.writerows({n: f"{v:.6g}" if isinstance(v, float) else v for n, v in row.items()} for row in rows)
-    return text.getvalue()
+    return csv_text(("run", *METRICS, "problem"), rows)
 
 
 def _checked(data: Path, options: RunOptions) -> tuple[Path, RunOptions]:
@@ -136,7 +125,7 @@ def _checked(data: Path, options: RunOptions) -> tuple[Path, RunOptions]:
     if options.resume is not None:
         raise ConfigError("several runs go on by themselves when the command is given again; leave --resume away")
     if options.val_split == "none":
-        raise ConfigError("several runs are compared by their validation figures; give another --val-split than none")
+        raise ConfigError("several runs are compared by their validation metrics; give another --val-split than none")
     if "train.seed" in options.changes:
         raise ConfigError("several runs count train.seed up from 0; leave --set train.seed away")
     config, _ = resolve_options(data, options)
@@ -145,13 +134,10 @@ def _checked(data: Path, options: RunOptions) -> tuple[Path, RunOptions]:
 
 def _remember(out: Path, data: Path, options: RunOptions) -> None:
     """Write down what the runs of this folder are, or refuse to mix them with others."""
-    asked = {
-        field.name: str(value) if isinstance(value, Path) else value
-        for field in dataclasses.fields(options)
-        if field.name not in ("out", "resume", "device", "on_bad", "started")
-        for value in [getattr(options, field.name)]
-    }
-    asked = json.loads(json.dumps({"data": str(data.resolve()), **asked}))
+    names = [field.name for field in dataclasses.fields(options)]
+    names = [name for name in names if name not in ("out", "resume", "device", "on_bad", "started")]
+    asked = {"data": data.resolve(), **{name: getattr(options, name) for name in names}}
+    asked = json.loads(json.dumps(asked, default=str))
     path = out / ASKED
     if not path.is_file() and out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty and holds no runs of this kind; give another --out")
@@ -165,7 +151,7 @@ def _remember(out: Path, data: Path, options: RunOptions) -> None:
 
 
 def _forget(out: Path) -> None:
-    """After a mistake that was found before anything was trained, leave nothing that would forbid to mend it."""
+    """Leave nothing that would forbid the corrected command, if a mistake was found before anything was trained."""
     folders = list(out.glob("seed-*"))
     if not any(any(folder.iterdir()) for folder in folders):
         (out / ASKED).unlink()
@@ -174,32 +160,30 @@ def _forget(out: Path) -> None:
 
 
 def _run(data: Path, options: RunOptions, folder: Path, seed: int, train: Train) -> Run:
+    """Begin one run, or go on with it where it has a state, and write down its result."""
+    if (folder / STATE).is_file():
+        options = RunOptions(resume=folder, device=options.device)
+    else:
+        options = dataclasses.replace(options, out=folder, changes={**options.changes, "train.seed": seed})
     try:
-        run = Run(seed, _score(train(data, _options(options, folder, seed))))
+        run = Run(seed, _score(train(data, options)))
     except MultiboxError as error:
         # Its subclasses are mistakes in what was asked for; it itself is a run that went wrong
         if type(error) is not MultiboxError:
             raise
         run = Run(seed, {}, str(error))
-    write_text_whole(folder / RESULT, json.dumps({"figures": run.figures, "problem": run.problem}, indent=1) + "\n")
+    write_text_whole(folder / RESULT, json.dumps({"figures": run.metrics, "problem": run.problem}, indent=1) + "\n")
     return run
-
-
-def _options(options: RunOptions, folder: Path, seed: int) -> RunOptions:
-    """Return one run's options: to begin it, or to go on with it where it has a state."""
-    if (folder / "state" / state.FILE).is_file():
-        return RunOptions(resume=folder, device=options.device)
-    return dataclasses.replace(options, out=folder, changes={**options.changes, "train.seed": seed})
 
 
 def _score(trainer: Trainer) -> dict[str, float | None]:
     if trainer.validation is None:
-        raise ConfigError("several runs are compared by their validation figures, and this data set gives none")
+        raise ConfigError("several runs are compared by their validation metrics, and this data set gives none")
     detector = load(trainer.folder / "last.safetensors", device=trainer.device)
     dataset = trainer.validation.dataset
-    figures = evaluate(find_all(detector, dataset), dataset, detector.names)
-    coco = figures["coco"]
-    return {"AP": coco["AP"], "AP50": coco["AP50"], "AP75": coco["AP75"], "mAP": figures["voc12"]["mAP"]}
+    metrics = evaluate(find_all(detector, dataset), dataset, detector.names)
+    coco = metrics["coco"]
+    return {"AP": coco["AP"], "AP50": coco["AP50"], "AP75": coco["AP75"], "mAP": metrics["voc12"]["mAP"]}
 
 
 def _read(path: Path, seed: int) -> Run | None:

@@ -19,26 +19,87 @@ from multibox.training.capacity import choose_batch_size
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import set_learning_rate
 from multibox.training.reporter import Reporter
+from multibox.training.splits import load_training, order_images
 from multibox.training.step import MULTIPLE, Stepper
-from multibox.training.trainer import load_training, order_images
 from multibox.training.validation import Validation
 
 LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 60
+"""Learning rates of the range test, and its steps."""
 WINDOW = 7
 """Losses that are averaged: they differ from batch to batch."""
 WORSE = 1.5
 """The test ends where the averaged loss is this many times the lowest one."""
 ENOUGH = 0.9
-"""The chosen rate is the first with this share of the whole fall."""
+"""The chosen learning rate is the first with this share of the whole fall."""
+KNOWN, TRIED = 0.4, 100
+"""The mAP@0.5 of the starting weights from which `train.known_lr` is taken, and the images that it is measured on."""
+SMALL = 16.0
+"""Pixels of the input that the median object should have, where `train.largest_input` allows it."""
+BATCH = 16
+"""Images per batch while the starting weights are scored."""
 
 
-def find_rate(model: SSD, config: Config, training: Dataset, *, device: str, precision: str) -> float:
-    """Return a learning rate for this network, optimiser and data; nothing of what is given changes.
+def enlarge_input(config: Config, training: Dataset, reporter: Reporter) -> Config:
+    """Enlarge the input where most objects would be small at it, up to `train.largest_input`, and tell it."""
+    if config.train.largest_input == "none":
+        return config
+    height, width = config.model.input_size
+    side = median_side(training, config.model.input_size)
+    scale = min(SMALL / side if side else 1.0, config.train.largest_input / max(height, width))
+    larger = tuple(round(edge * scale / MULTIPLE) * MULTIPLE for edge in (height, width))
+    if scale <= 1 or larger <= (height, width):
+        return config
+    reporter.note(
+        f"half of the objects are smaller than {side:.0f} pixels at an input of {height}x{width}, so it is enlarged to "
+        f"{larger[0]}x{larger[1]}; --set model.input_size=[{height},{width}] keeps it, for "
+        f"{larger[0] * larger[1] / (height * width):.1f} times as many steps in the same time"
+    )
+    return config.updated({"model.input_size": larger})
+
+
+def fit_anchors(config: Config, training: Dataset) -> Config:
+    """Replace the preset's anchor shapes by ones fitted to the training boxes, where the recipe asks for it."""
+    if config.anchors.fit == "none":
+        return config
+    base = cell_shapes(config.anchors, config.model.input_size)
+    shapes = fit_shapes(box_shapes(training), base, config.anchors.fit)
+    values = {"style": "shapes", "shapes": shapes, "sizes": (), "ratios": (), "fit": "none"}
+    return config.updated({f"anchors.{name}": value for name, value in values.items()})
+
+
+def spare_knowledge(model: SSD, config: Config, data: Dataset, device: str, reporter: Reporter) -> Config:
+    """Take `train.known_lr` where the starting weights detect most objects of up to 100 images, and tell it."""
+    if config.train.known_lr == "none":
+        return config
+    some = data.subset(range(0, len(data), -(-len(data) // TRIED)))
+    score = Validation(some, config.updated({"train.batch_size": BATCH}), device).score(model)["val_map50"]
+    model.train()
+    if score is None or score < KNOWN:
+        return config
+    reporter.note(
+        f"the weights know every class and find them already (mAP@0.5 {score:.2f} on {len(some)} images), so they "
+        f"learn at a low rate, {config.train.known_lr:g}; --set train.lr={config.train.lr} keeps the usual one"
+    )
+    return config.updated({"train.lr": config.train.known_lr})
+
+
+def find_numbers(
+    config: Config, model: SSD, training: Dataset, device: str, precision: str, reporter: Reporter
+) -> Config:
+    """Replace a batch size and a learning rate of `auto` by numbers, and tell them; the network stays as it is.
 
     Raises:
-        ConfigError: the loss falls at no rate.
+        ConfigError: the loss falls at no learning rate.
     """
-    return choose_rate(*sweep_rates(model, config, training, device=device, precision=precision))
+    if config.train.batch_size == "auto":
+        size, why = choose_batch_size(model, config, training, device=device, precision=precision)
+        reporter.note(f"batch size {size}: {why}")
+        config = config.updated({"train.batch_size": size})
+    if config.train.lr == "auto":
+        rate = choose_rate(*sweep_rates(model, config, training, device=device, precision=precision))
+        reporter.note(f"learning rate {rate:g}: in the range test nine tenths of the loss's fall were done there")
+        config = config.updated({"train.lr": rate})
+    return config
 
 
 def sweep_rates(
@@ -46,7 +107,7 @@ def sweep_rates(
 ) -> tuple[list[float], list[float]]:
     """Train a copy of the network on the run's own first batches, each at a higher rate; return rates and losses.
 
-    The global random state is as before afterwards. The sweep ends at `STEPS` or where the loss gets worse.
+    The sweep ends after `STEPS` or where the loss gets worse. The global random state is as before afterwards.
     """
     rates = [LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1)) for step in range(STEPS)]
     losses: list[float] = []
@@ -56,7 +117,9 @@ def sweep_rates(
         train_mode(stepper.model)
         batches = order_images(training, config)
         batches.steps = STEPS
-        for rate, batch in zip(rates, load_training(training, config, batches, device), strict=False):
+        for rate, batch in zip(
+            rates, load_training(training, config, batches, device, Reporter(lambda line: None)), strict=False
+        ):
             set_learning_rate(stepper.optimizer, rate)
             loss = stepper.step(batch.to(device)).total.item()
             if not math.isfinite(loss):
@@ -78,9 +141,8 @@ def gets_worse(losses: list[float]) -> bool:
 def choose_rate(rates: list[float], losses: list[float]) -> float:
     """Return the lowest rate at which nine tenths of the loss's fall are done, to two digits.
 
-    It lies on the slope, where the noise of single batches moves it little: the lowest point itself (a tenth of whose
-    rate is an old rule of fastai) lies somewhere on a flat floor, and the steepest one (Lightning's) anywhere on a long
-    even slope.
+    It lies on the slope, where the noise of single batches moves it little. The lowest point (a tenth of whose rate is
+    an old rule of fastai) lies somewhere on a flat floor, and the steepest one (Lightning's) anywhere on an even slope.
 
     Raises:
         ConfigError: the loss falls at no rate.
@@ -102,86 +164,11 @@ def _centred_means(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.convolve(losses, ones, "same") / np.convolve(np.ones(len(losses)), ones, "same")
 
 
-KNOWN, TRIED = 0.4, 100
-"""The mAP@0.5 of the starting weights from which `train.known_lr` is taken, and the images that it is measured on."""
-SMALL = 16.0
-"""Pixels of the input that the median object should have, where `train.largest_input` allows it."""
-BATCH = 16
-"""Images per batch while the starting weights are scored."""
-
-
-def enlarge_input(config: Config, training: Dataset, reporter: Reporter) -> Config:
-    """Enlarge the input where most objects would be small at it, up to `train.largest_input`, and tell it."""
-    if config.train.largest_input == "none":
-        return config
-    height, width = config.model.input_size
-    side = median_side(training, (height, width))
-    scale = min(SMALL / side if side else 1.0, config.train.largest_input / max(height, width))
-    larger = tuple(round(edge * scale / MULTIPLE) * MULTIPLE for edge in (height, width))
-    if scale <= 1 or larger <= (height, width):
-        return config
-    reporter.note(
-        f"half of the objects are smaller than {side:.0f} pixels at an input of {height}x{width}, so it is enlarged to "
-        f"{larger[0]}x{larger[1]}; --set model.input_size=[{height},{width}] keeps it, for "
-        f"{larger[0] * larger[1] / (height * width):.1f} times as many steps in the same time"
-    )
-    return config.updated({"model.input_size": larger})
-
-
-def fit_anchors(config: Config, training: Dataset) -> Config:
-    """Replace the preset's anchor shapes by ones fitted to the training boxes, where the recipe asks for it."""
-    if config.anchors.fit == "none":
-        return config
-    base = cell_shapes(config.anchors, config.model.input_size)
-    shapes = fit_shapes(box_shapes(training), base, config.anchors.fit)
-    return config.updated(
-        {
-            "anchors.style": "shapes",
-            "anchors.shapes": shapes,
-            "anchors.sizes": (),
-            "anchors.ratios": (),
-            "anchors.fit": "none",
-        }
-    )
-
-
-def spare_knowledge(model: SSD, config: Config, data: Dataset, device: str, reporter: Reporter) -> Config:
-    """Take `train.known_lr` where the starting weights find most objects of up to 100 images, and tell it."""
-    if config.train.known_lr == "none":
-        return config
-    some = data.subset(range(0, len(data), -(-len(data) // TRIED)))
-    found = Validation(some, config.updated({"train.batch_size": BATCH}), device).score(model)["val_map50"]
-    model.train()
-    if found is None or found < KNOWN:
-        return config
-    reporter.note(
-        f"the weights know every class and find them already (mAP@0.5 {found:.2f} on {len(some)} images), so they "
-        f"learn at a low rate, {config.train.known_lr:g}; --set train.lr={config.train.lr} keeps the usual one"
-    )
-    return config.updated({"train.lr": config.train.known_lr})
-
-
-def find_numbers(
-    config: Config, model: SSD, training: Dataset, device: str, precision: str, reporter: Reporter
-) -> Config:
-    """Replace a batch size and a learning rate of `auto` by numbers, and tell them; the network stays as it is."""
-    if config.train.batch_size == "auto":
-        size, why = choose_batch_size(model, config, training, device=device, precision=precision)
-        reporter.note(f"batch size {size}: {why}")
-        config = config.updated({"train.batch_size": size})
-    if config.train.lr == "auto":
-        rate = find_rate(model, config, training, device=device, precision=precision)
-        reporter.note(f"learning rate {rate:g}: in the range test nine tenths of the loss's fall were done there")
-        config = config.updated({"train.lr": rate})
-    return config
-
-
 def drop_difficult(training: Dataset) -> Dataset:
     """Take objects marked difficult out of training; where an image has no others, its first one stays (HiKapok)."""
-    easy = ~training.difficult
     owner = np.repeat(np.arange(len(training)), np.diff(training.starts))
-    hopeless = np.bincount(owner, weights=easy, minlength=len(training)) == 0
-    kept = easy.copy()
+    kept = ~training.difficult
+    hopeless = np.bincount(owner, weights=kept, minlength=len(training)) == 0
     kept[training.starts[:-1][hopeless & (np.diff(training.starts) > 0)]] = True
-    # A crowd is what training looks away from
+    # Training leaves crowds out
     return dataclasses.replace(training, crowd=training.crowd | ~kept)

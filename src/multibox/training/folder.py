@@ -21,7 +21,13 @@ from multibox.errors import ConfigError, WeightsError
 from multibox.files import write_bytes_whole
 from multibox.training.step import Stepper
 
-FILE = "state.safetensors"
+CONFIG, STATE, LOCK = "config.toml", "state/state.safetensors", ".lock"
+WEIGHTS = ("best.safetensors", "last.safetensors")
+OWN = (CONFIG, "state", LOCK, "metrics.csv", "images")
+"""What a run leaves beside weights and TensorBoard's events."""
+EVENTS = "events.out.tfevents"
+SCRATCH = ".*.part"
+"""Files that were being written when the process was killed."""
 
 
 def save_state(folder: Path, stepper: Stepper, notes: dict[str, Any]) -> None:
@@ -35,7 +41,7 @@ def save_state(folder: Path, stepper: Stepper, notes: dict[str, Any]) -> None:
     tensors |= {f"means.{name}": tensor for name, tensor in stepper.means.sums.items()}
     # AdamW's step counters of one group may be one tensor, which safetensors refuses to store twice
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_bytes_whole(folder / "state" / FILE, save(tensors, {"notes": json.dumps(notes)}))
+    write_bytes_whole(folder / STATE, save(tensors, {"notes": json.dumps(notes)}))
 
 
 def load_state(folder: Path, stepper: Stepper) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def load_state(folder: Path, stepper: Stepper) -> dict[str, Any]:
     Raises:
         WeightsError: there is no state to resume from, or it is broken or of another network.
     """
-    path = folder / "state" / FILE
+    path = folder / STATE
     if not path.is_file():
         raise WeightsError(
             f"{path} does not exist, so there is nothing to resume; start the run anew, without --resume"
@@ -59,7 +65,7 @@ def load_state(folder: Path, stepper: Stepper) -> dict[str, Any]:
     try:
         stepper.model.load_state_dict(_below("model.", tensors))
     except RuntimeError:
-        raise WeightsError(f"{path} is of another network than {folder / 'config.toml'} says; {instead}") from None
+        raise WeightsError(f"{path} is of another network than {folder / CONFIG} says; {instead}") from None
     if stepper.average is not None:
         stepper.average.module.load_state_dict(_below("average.", tensors))
         stepper.average.count = notes["averaged"]
@@ -71,12 +77,8 @@ def load_state(folder: Path, stepper: Stepper) -> dict[str, Any]:
     groups = stepper.optimizer.state_dict()["param_groups"]
     stepper.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     stepper.means.sums = {name: tensor.to(stepper.device) for name, tensor in _below("means.", tensors).items()}
-    return _in_todays_words(notes)
-
-
-def _in_todays_words(notes: dict[str, Any]) -> dict[str, Any]:
-    """Return the notes of a state that was written before runs could be timed as they are written now."""
     if "pace" not in notes:
+        # Written before runs could be timed
         spent = sum(row.get("seconds") or 0.0 for row in notes["rows"])
         notes["pace"] = {"step": notes["step"], "position": 0.0, "spent": spent, "durations": []}
         notes["pace"] |= {"validation": 0.0, "saving": 0.0}
@@ -93,15 +95,6 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-CONFIG, STATE, LOCK = "config.toml", "state/state.safetensors", ".lock"
-WEIGHTS = ("best.safetensors", "last.safetensors")
-OWN = (CONFIG, "state", LOCK, "metrics.csv", "images")
-"""What a run leaves beside weights and TensorBoard's events."""
-EVENTS = "events.out.tfevents"
-SCRATCH = ".*.part"
-"""Files that were being written when the process was killed."""
-
-
 @contextmanager
 def new_folder(out: Path | None, preset: str) -> Iterator[tuple[Path, "Hold"]]:
     """Yield the run's folder, `out` or runs/PRESET-N, held; if the block fails, all that was made here goes again.
@@ -112,23 +105,20 @@ def new_folder(out: Path | None, preset: str) -> Iterator[tuple[Path, "Hold"]]:
         ConfigError: the folder holds something else, another process trains there, or it cannot be made.
     """
     folder, made = _make(out, preset)
+    hold: Hold | None = None
+    before: set[Path] | None = None
     try:
         # Held before anything is looked at: of two runs that start at once only one may clear or fill it
         hold = Hold(folder)
-        try:
-            _clear_failed_run(folder)
-            before = set(folder.iterdir())
-            try:
-                yield folder, hold
-            except BaseException:
-                for path in set(folder.iterdir()) - before:
-                    if _is_own(path):
-                        _remove(path)
-                raise
-        except BaseException:
-            hold.close()
-            raise
+        _clear_failed_run(folder)
+        before = set(folder.iterdir())
+        yield folder, hold
     except BaseException:
+        for path in set() if before is None else set(folder.iterdir()) - before:
+            if _is_own(path):
+                _remove(path)
+        if hold is not None:
+            hold.close()
         with contextlib.suppress(OSError):
             # Each is removed only if it is empty: the deepest one goes first
             for path in made:
@@ -142,8 +132,8 @@ def remove_scratch(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def find_run(folder: Path) -> tuple[Path, Config]:
-    """Return a run folder and its config: all that the run was told stands there.
+def read_config(folder: Path) -> Config:
+    """Return the config of a run folder, which is all that the run was told.
 
     Raises:
         ConfigError: there is no run.
@@ -155,7 +145,7 @@ def find_run(folder: Path) -> tuple[Path, Config]:
             f"{folder} is no run to resume: it has no {CONFIG}{hint}; give a run folder, such as runs/NAME-1"
         )
     try:
-        return folder, Config.from_toml(path.read_text(encoding="utf-8"), str(path))
+        return Config.from_toml(path.read_text(encoding="utf-8"), str(path))
     except ValueError as error:
         raise ConfigError(f"{path} is not text ({error}); put back the one that the run was started with") from None
 
@@ -193,17 +183,12 @@ class Hold:
                         f"another process trains in {folder}; wait for it, or give another --out"
                     ) from None
                 return
-            if self._is_there():
-                return
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self.file), self.path.stat()):
+                    return
             # Whoever held it removed the file after it was opened here; a third process may lock a new one
             os.close(self.file)
             self.file = None
-
-    def _is_there(self) -> bool:
-        try:
-            return self.file is not None and os.path.samestat(os.fstat(self.file), self.path.stat())
-        except FileNotFoundError:
-            return False
 
     def close(self) -> None:
         """Let the folder go."""
@@ -217,6 +202,7 @@ class Hold:
 
 
 def _make(out: Path | None, preset: str) -> tuple[Path, list[Path]]:
+    """Make the folder and return it with all folders that did not exist before, the deepest first."""
     number = 0
     while True:
         number += 1

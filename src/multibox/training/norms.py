@@ -33,13 +33,12 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
 
 def thaw(model: nn.Module, names: Iterable[str]) -> None:
     """Let the parameters of these names learn again."""
-    parameters = dict(model.named_parameters())
     for name in names:
-        parameters[name].requires_grad_(True)
+        model.get_parameter(name).requires_grad_(True)
 
 
 def train_mode(model: nn.Module) -> None:
-    """Set training mode, except for batch norms that are frozen: they go on with the statistics they have."""
+    """Set training mode, except for frozen batch norms: they keep the statistics they have."""
     model.train()
     for norm in _norms(model):
         if not norm.weight.requires_grad:
@@ -47,7 +46,7 @@ def train_mode(model: nn.Module) -> None:
 
 
 def without_norms(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the learning parameters with their names, but for those of batch norms."""
+    """Yield the learning parameters with their names, except those of batch norms."""
     norms = {id(parameter) for norm in _norms(model) for parameter in norm.parameters()}
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in norms)
 
@@ -55,7 +54,7 @@ def without_norms(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def folded_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     """Return the batch norms that only add their bias, because an exporter folded them into the convolution before.
 
-    A fresh batch norm looks the same but for its bias.
+    A fresh batch norm looks the same except for its bias.
     """
     return [
         norm
@@ -68,8 +67,8 @@ def folded_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
 def unfold_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Give folded batch norms the statistics of real images without changing what the network computes.
 
-    With a mean of 0 and a variance of 1 that are not true, the first step in training mode, which normalises by the
-    batch, would destroy the weights. Returns how many were unfolded.
+    Their stored mean of 0 and variance of 1 are not true. The first step in training mode normalises by the batch and
+    would destroy the weights. Returns how many were unfolded.
 
     Args:
         model: the network, in any mode; it is in evaluation mode afterwards.

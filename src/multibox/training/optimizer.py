@@ -9,15 +9,16 @@ from torch import nn
 
 from multibox.config import TrainConfig
 from multibox.errors import ConfigError
+from multibox.models.ssd import SSD
 
 
 class Average:
     """The average of a network's weights and batch-norm statistics, as a network of its own.
 
-    torch's AveragedModel reads its counter back from the device several times a step; this one counts on the host.
+    torch's AveragedModel reads its counter back from the device several times per step; this one counts on the host.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: SSD, decay: float) -> None:
         self.module = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
         self.count = 0
@@ -36,7 +37,7 @@ class Average:
             averaged[name].copy_(current[name])
 
 
-def make_average(model: nn.Module, decay: float | Literal["none"]) -> Average | None:
+def make_average(model: SSD, decay: float | Literal["none"]) -> Average | None:
     """Return the average of `model`, or None when `decay` is "none"."""
     return None if decay == "none" else Average(model, decay)
 
@@ -48,12 +49,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         ConfigError: every parameter is frozen.
     """
     decays = _decays(model, config)
-    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    alike: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            found.setdefault((_scale(name, config), decays[name]), []).append(parameter)
+            alike.setdefault((_scale(name, config), decays[name]), []).append(parameter)
     groups = [
-        {"params": parameters, "weight_decay": decay, "scale": scale} for (scale, decay), parameters in found.items()
+        {"params": parameters, "weight_decay": decay, "scale": scale} for (scale, decay), parameters in alike.items()
     ]
     if not groups:
         raise ConfigError(
@@ -61,7 +62,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
             "or for a part of the run by train.freeze_until"
         )
     if config.optimizer == "adamw":
-        # One pass over all weights: 2.4 ms instead of 12.7 a step of TinySSD (one core), and one launch on a GPU
+        # One pass over all weights: 2.4 instead of 12.7 ms per step of TinySSD (one core), and one launch on a GPU
         return torch.optim.AdamW(groups, lr=known_rate(config), fused=True)
     return torch.optim.SGD(groups, lr=known_rate(config), momentum=config.momentum, fused=True)
 
@@ -72,7 +73,7 @@ def _scale(name: str, config: TrainConfig) -> float:
 
 
 def _decays(model: nn.Module, config: TrainConfig) -> dict[str, float]:
-    """Return the weight decay of every parameter, by what kind of layer it belongs to."""
+    """Return the weight decay of every parameter, by the kind of layer that it belongs to."""
     decays: dict[str, float] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):

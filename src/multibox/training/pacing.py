@@ -1,9 +1,15 @@
-"""The length of a run: a fixed number of steps, or as many as fit into a number of minutes."""
+"""When a run ends: after a number of steps, with its minutes, out of patience, or at Ctrl-C."""
 
+import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, Self
+
+from multibox.config import Config
+from multibox.training.reporter import Row
 
 MEASURED = 16
 """Steps whose mean duration predicts the next ones."""
@@ -27,8 +33,7 @@ class Pace:
     """Where on its schedule a run stands, and how many steps are left.
 
     A run of fixed length stands at `step / steps`. A timed run is planned anew after every step from the durations
-    measured last: each step moves it by its share of what is left, so that the schedule ends with the time, whatever
-    else the machine does meanwhile.
+    measured last. Each step moves it by its share of what is left, so the schedule ends with the time.
 
     Args:
         steps: Length of the run; None for a timed run.
@@ -64,7 +69,7 @@ class Pace:
         self.validation = 0.0
         """Seconds per validation; 0 before the first one."""
         self.batches = 0.0
-        """Batches that a validation looks at, to predict the first one."""
+        """Batches per validation, to predict the first one."""
         self.saving = 0.0
         """Seconds per save."""
 
@@ -81,16 +86,15 @@ class Pace:
     @property
     def remaining(self) -> int | None:
         """Steps left; None in a timed run whose steps are not measured yet."""
-        if self.fixed is not None:
-            return max(0, self.fixed - self.step)
-        if self.last is not None:
-            return max(0, self.last - self.step)
+        end = self.last if self.fixed is None else self.fixed
+        if end is not None:
+            return max(0, end - self.step)
         if (each := self.step_seconds) is None:
-            # Someone may give no time at all: one step is taken, so that there is something to save
+            # Without any time one step is taken, so that there is something to save
             return 0 if self.step and self._left() <= 0 else None
         # Validations still to come are part of every step's price
-        left, due = self._left(), self.validations * (1 - self.position)
-        return max(0, int((left - self._validation() * due) / each))
+        to_come = self._validation() * self.validations * (1 - self.position)
+        return max(0, int((self._left() - to_come) / each))
 
     @property
     def total(self) -> int | None:
@@ -129,13 +133,10 @@ class Pace:
         """Count a step that took `seconds`."""
         remaining = self.remaining
         self.step += 1
-        if self.unmeasured:
-            self.unmeasured -= 1
-            # Steps of a minute are measured from the first one on
-            if self.seconds is not None and seconds > 0.02 * self.seconds:
-                self.durations.append(seconds)
-        else:
+        # Steps of a minute are measured from the first one on
+        if not self.unmeasured or (self.seconds is not None and seconds > 0.02 * self.seconds):
             self.durations.append(seconds)
+        self.unmeasured = max(0, self.unmeasured - 1)
         if self.fixed is not None:
             self.position = self.step / self.fixed
         elif remaining is not None:
@@ -161,17 +162,68 @@ class Pace:
         self.validation, self.saving = values["validation"], values["saving"]
         if self.fixed is not None:
             self.position = min(1.0, self.step / self.fixed)
-        else:
-            assert self.seconds is not None
-            # Of a finished run, the share of the time; of an interrupted one that is where it stood
-            done = values["position"]
-            self.position = done if done < 1 else min(done, self.spent / self.seconds)
+            return
+        assert self.seconds is not None
+        # A finished run stands at its share of the new time, an interrupted one where it stood
+        done = values["position"]
+        self.position = done if done < 1 else min(done, self.spent / self.seconds)
 
     def _validation(self) -> float:
-        """Return the seconds of a validation, before the first one by what a step takes."""
+        """Return the seconds per validation, before the first one by what a step takes."""
         return self.validation or FORWARD_SHARE * self.batches * (self.step_seconds or 0.0)
 
     def _left(self) -> float:
         assert self.seconds is not None
         ending = self._validation() + self.saving + min(LAST_WORDS, 0.05 * self.seconds)
         return self.seconds - self.elapsed - ending
+
+
+def make_pace(config: Config, steps_per_epoch: int, started: float | None) -> Pace:
+    """Return the pace of a run as long as `train.minutes`, `train.epochs` or `train.steps` says."""
+    train = config.train
+    if train.minutes != "none":
+        return Pace(seconds=60 * train.minutes, started=started)
+    steps = train.epochs * steps_per_epoch if train.epochs != "none" else train.steps
+    assert steps != "none"  # the config holds one of the three
+    return Pace(steps=steps, started=started)
+
+
+def describe_length(config: Config) -> str:
+    """Return a run's length in words, such as "10 minutes"."""
+    lengths = {name: getattr(config.train, name) for name in ("minutes", "epochs", "steps")}
+    return next(f"{value:g} {name}" for name, value in lengths.items() if value != "none")
+
+
+def out_of_patience(rows: Sequence[Row], patience: int | str) -> bool:
+    """Return whether the last `patience` validations were no better than the best before them; "none" has no end."""
+    if not isinstance(patience, int):
+        return False
+    scores = [score for row in rows if (score := row.get("val_map50")) is not None]
+    return patience < len(scores) and max(scores[-patience:]) <= max(scores[:-patience])
+
+
+class Interrupt:
+    """While entered, the first SIGINT only sets `asked`; a second one raises KeyboardInterrupt at once.
+
+    A step that is cut short leaves weights and step count that do not belong together, and a resumed run would differ
+    from one that never stopped.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> Self:
+        # Only the main thread may set handlers; elsewhere Ctrl-C is not ours to handle
+        self.replaces = threading.current_thread() is threading.main_thread()
+        if self.replaces:
+            self.previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.replaces:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True

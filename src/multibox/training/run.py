@@ -1,15 +1,14 @@
-"""From a data set and what was asked for to a run folder, and from a run folder back to a run."""
+"""A run from a data set and options, or from the folder of a run that goes on."""
 
 import copy
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from multibox import __version__
 from multibox.analysis.advice import look_at_boxes
@@ -22,6 +21,7 @@ from multibox.data.loading import AugmentedImages, in_order, load_batches
 from multibox.errors import ConfigError, WeightsError, did_you_mean
 from multibox.files import write_text_whole
 from multibox.inference.load import choose_device
+from multibox.limits import keep_freed_memory
 from multibox.models.anchor_layout import check_anchors
 from multibox.models.backbones import check_backbone
 from multibox.models.build import build_model
@@ -33,8 +33,7 @@ from multibox.structures import Dataset
 from multibox.thresholds import class_thresholds
 from multibox.training.adapting import drop_difficult, enlarge_input, find_numbers, fit_anchors, spare_knowledge
 from multibox.training.capacity import check_memory
-from multibox.training.folder import CONFIG, Hold, find_run, new_folder, remove_scratch
-from multibox.training.memory import keep_freed_memory
+from multibox.training.folder import CONFIG, Hold, new_folder, read_config, remove_scratch
 from multibox.training.norms import unfold_norms
 from multibox.training.reporter import Reporter
 from multibox.training.splits import open_splits
@@ -44,7 +43,18 @@ from multibox.training.trainer import Trainer
 DEFAULT_RECIPE = "default"
 OPTIONS = "command line"
 """The layer of settings that have an option or argument of their own."""
+OPTION_KEYS = {
+    "epochs": "train.epochs",
+    "minutes": "train.minutes",
+    "weights": "train.weights",
+    "train_split": "data.train_split",
+    "val_split": "data.val_split",
+    "format": "data.format",
+    "on_bad": "data.on_bad",
+}
+"""The setting of each option that has one."""
 UNFOLD_IMAGES, UNFOLD_BATCH = 64, 16
+"""Training images that folded batch norms get their statistics from, and how many at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +83,10 @@ class RunOptions:
     started: float | None = None
     """`time.monotonic()` when the command began; a timed run counts from there."""
 
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.minutes is not None:
+            raise ConfigError("--minutes and --epochs exclude each other; give one of them")
+
 
 def prepare(data: Path | None, options: RunOptions, reporter: Reporter | None = None) -> Trainer:
     """Read the data, resolve the config, fit the anchors, build the network, make or reopen the run folder.
@@ -93,7 +107,7 @@ def prepare(data: Path | None, options: RunOptions, reporter: Reporter | None = 
     if options.started is None:
         options = dataclasses.replace(options, started=time.monotonic())
     if options.resume is not None:
-        return _resume(data, options, reporter)
+        return _resume(options.resume, data, options, reporter)
     config, _ = resolve_options(data, options)
     if not config.data.path:
         raise ConfigError("train needs DATA, a data set's folder or file; or --resume RUN to go on with a run")
@@ -164,32 +178,19 @@ def _read_file(path: Path | None) -> dict[str, Any]:
 
 def _given(data: Path | None, options: RunOptions) -> dict[str, Any]:
     """Return what the command's own options say, by dotted key."""
-    asked = {
-        "train.epochs": options.epochs,
-        "train.minutes": options.minutes,
-        "train.weights": None if options.weights is None else str(options.weights),
-        "data.train_split": options.train_split,
-        "data.val_split": options.val_split,
-        "data.format": options.format,
-        "data.on_bad": options.on_bad,
-    }
-    given = {key: value for key, value in asked.items() if value is not None}
-    if options.epochs is not None and options.minutes is not None:
-        raise ConfigError("--minutes and --epochs exclude each other; give one of them")
-    path = {} if data is None else {"data.path": [str(data.resolve())]}
-    return {**given, **path}
+    given: dict[str, Any] = {key: getattr(options, name) for name, key in OPTION_KEYS.items()}
+    given["train.weights"] = None if options.weights is None else str(options.weights)
+    given["data.path"] = None if data is None else [str(data.resolve())]
+    return {key: value for key, value in given.items() if value is not None}
 
 
-def _resume(data: Path | None, options: RunOptions, reporter: Reporter) -> Trainer:
-    assert options.resume is not None
-    folder, config = find_run(options.resume)
-    _refuse_other_settings(options, config)
-    if data is not None:
-        config = config.updated({"data.path": [str(data.resolve())]})
+def _resume(folder: Path, data: Path | None, options: RunOptions, reporter: Reporter) -> Trainer:
+    config = read_config(folder)
+    _refuse_other_settings(folder, options, config)
+    given = _given(data, options)
+    config = config.updated({k: given[k] for k in ("data.path", "train.epochs", "train.minutes") if k in given})
     if not config.data.path:
         raise ConfigError(f"{folder / CONFIG} does not say which data it was trained on; give --data DATA as well")
-    length = {"train.epochs": options.epochs, "train.minutes": options.minutes}
-    config = config.updated({key: value for key, value in length.items() if value is not None})
     hold = Hold(folder)
     try:
         remove_scratch(folder)
@@ -247,7 +248,9 @@ def _start_from(model: SSD, config: Config, training: Dataset, reporter: Reporte
         return False
     note, known = load_weights(model, config.train.weights, training.class_names)
     reporter.note(note)
-    if unfold_norms(model, _some_images(training, config)):
+    images = AugmentedImages(training, config.model.input_size, ())
+    batches = load_batches(images, in_order(min(len(training), UNFOLD_IMAGES), UNFOLD_BATCH), 0, pin=False)
+    if unfold_norms(model, (batch.images for batch in batches)):
         reporter.note("batch norms that were folded into these weights got the statistics of training images")
     return known
 
@@ -293,61 +296,39 @@ def _check_input_size(model: SSD, config: Config) -> None:
     model.train()
 
 
-def _some_images(training: Dataset, config: Config) -> Iterator[Tensor]:
-    images = AugmentedImages(training, config.model.input_size, ())
-    batches = in_order(min(len(training), UNFOLD_IMAGES), UNFOLD_BATCH)
-    return (batch.images for batch in load_batches(images, batches, 0, pin=False))
-
-
-def _refuse_other_settings(options: RunOptions, config: Config) -> None:
+def _refuse_other_settings(folder: Path, options: RunOptions, config: Config) -> None:
     """Refuse what would change a resumed run; what it has anyway may be said again."""
-    folder = options.resume
-    assert folder is not None
     if options.out is not None and options.out.resolve() != folder.resolve():
         raise ConfigError(f"--resume {folder} goes on in its own folder; leave --out away")
-    if options.epochs is not None and options.minutes is not None:
-        raise ConfigError("--minutes and --epochs exclude each other; give one of them")
-    asked: dict[str, tuple[str, Any]] = {
-        "--preset": ("preset", options.preset),
-        "--recipe": ("recipe", options.recipe),
-        "--weights": ("train.weights", options.weights),
-        "--train-split": ("data.train_split", options.train_split),
-        "--val-split": ("data.val_split", options.val_split),
-        "--format": ("data.format", options.format),
-        "--on-bad": ("data.on_bad", options.on_bad),
-        **{f"--set {key}": (key, value) for key, value in options.changes.items()},
-    }
-    for option, (key, value) in asked.items():
-        # What was to be found out, the run has found
-        found = key == "anchors.fit" or (key in ("train.lr", "train.batch_size") and value == "auto")
-        if value is not None and not found and config.updated({key: value}) != config:
-            has = config
-            for part in key.split("."):
-                has = getattr(has, part)
+    if options.config is not None:
+        raise ConfigError(f"--resume {folder} goes on with the run's own settings; leave --config away")
+    names = {"preset": "preset", "recipe": "recipe", **OPTION_KEYS}
+    asked = [(f"--{name.replace('_', '-')}", key, getattr(options, name)) for name, key in names.items()]
+    asked += [(f"--set {key}", key, value) for key, value in options.changes.items()]
+    for option, key, value in asked:
+        # A run may be prolonged; and what it was to find out, it has found
+        free = option in ("--epochs", "--minutes") or key == "anchors.fit"
+        free = free or (key in ("train.lr", "train.batch_size") and value == "auto")
+        if value is not None and not free and config.updated({key: value}) != config:
+            has: Any = functools.reduce(getattr, key.split("."), config)
             raise ConfigError(
                 f"{folder} was started with {key}={has if isinstance(has, str) else json.dumps(has)}, got {value}; "
                 f"--resume goes on with the run's own settings, so leave {option} away, or start another run"
             )
-    if options.config is not None:
-        raise ConfigError(f"--resume {folder} goes on with the run's own settings; leave --config away")
 
 
 def _summary(trainer: Trainer) -> str:
-    training, validation, config = trainer.training, trainer.validation, trainer.config
+    training, validation, config, pace = trainer.training, trainer.validation, trainer.config, trainer.pace
     held = f"{len(validation.dataset)} for validation ({validation.dataset.split})" if validation else "no validation"
     parameters = sum(p.numel() for p in trainer.stepper.model.parameters())
     start = "fresh weights" if config.train.weights == "none" else f"from {config.train.weights}"
+    epochs = (pace.fixed or 0) / trainer.steps_per_epoch
+    length = f"{pace.fixed} steps ({epochs:.3g} epochs of {trainer.steps_per_epoch})"
+    if pace.seconds is not None:
+        length = f"{pace.seconds / 60:g} minutes"
     return (
         f"{', '.join(config.data.path)}: {len(training)} images ({training.split}), {held}, "
         f"classes {', '.join(training.class_names)}\n"
-        f"{config.preset}, recipe {config.recipe}, {start}: {parameters:,} parameters, {_length(trainer)}, "
+        f"{config.preset}, recipe {config.recipe}, {start}: {parameters:,} parameters, {length}, "
         f"{trainer.stepper.precision} on {trainer.device}, folder {trainer.folder}"
     )
-
-
-def _length(trainer: Trainer) -> str:
-    pace = trainer.pace
-    if pace.seconds is not None:
-        return f"{pace.seconds / 60:g} minutes"
-    epochs = (pace.fixed or 0) / trainer.batches.steps_per_epoch
-    return f"{pace.fixed} steps ({epochs:.3g} epochs of {trainer.batches.steps_per_epoch})"

@@ -1,18 +1,25 @@
-"""The images that a run learns from and is validated on."""
+"""The images that a run learns from and is validated on, and the batches that it makes of them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from multibox.config import DataConfig
-from multibox.data.checking import check_images, match_classes, with_classes
+from multibox.config import Config, DataConfig
+from multibox.data.augmentation import find_augmentation
+from multibox.data.checking import check_images, with_classes
 from multibox.data.formats import find_splits, open_dataset, split_for
 from multibox.data.formats.text import counted
+from multibox.data.loading import AugmentedImages, choose_workers, load_batches, use_processes
+from multibox.data.sampling import EpochBatches, repeat_factors
 from multibox.errors import ConfigError, DataError, did_you_mean
 from multibox.structures import Dataset
+from multibox.tensors import Batch
+from multibox.training.optimizer import known_batch_size
+from multibox.training.reporter import Reporter
 
 HELD_OUT = 0.1
+"""Share of the images that is validated on where the data has no validation split."""
 
 
 def open_splits(data: DataConfig) -> tuple[Dataset, Dataset | None, list[str]]:
@@ -29,8 +36,7 @@ def open_splits(data: DataConfig) -> tuple[Dataset, Dataset | None, list[str]]:
     splits = find_splits(path, format)
 
     def read(split: str | None) -> Dataset:
-        dataset = open_dataset(path, split, format=format, on_bad=data.on_bad)
-        return check_images(dataset, data.on_bad)
+        return check_images(open_dataset(path, split, format=format, on_bad=data.on_bad), data.on_bad)
 
     training = read(split_for(splits, "train") if data.train_split == "auto" else data.train_split)
     validation = None
@@ -41,13 +47,12 @@ def open_splits(data: DataConfig) -> tuple[Dataset, Dataset | None, list[str]]:
         else:
             training, validation = hold_out(training, path)
     training, validation = choose_classes(training, validation, data)
-    training, validation, strange = match_classes(training, validation)
-    training, validation, untaught = leave_out_untaught(training, validation)
+    training, validation, untaught = match_classes(training, validation)
     if training.crowd.all():
         raise DataError(
             f"{path}: no image to train on (split {training.split}) has an object; there is nothing to learn"
         )
-    notes = dict.fromkeys((*training.notes, *(validation.notes if validation else ()), *strange, *untaught))
+    notes = dict.fromkeys((*training.notes, *(validation.notes if validation else ()), *untaught))
     return training, validation, list(notes)
 
 
@@ -61,10 +66,10 @@ def hold_out(training: Dataset, path: str) -> tuple[Dataset, Dataset]:
     return training.subset([i for i in range(len(training)) if i not in held]), training.subset(sorted(held))
 
 
-def held_out(names: list[str]) -> set[int]:
+def held_out(image_names: Sequence[str]) -> set[int]:
     """Return the images to hold out: a tenth, chosen by a hash of the name, so that it stays the same tenth."""
-    order = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
-    return set(order[: max(1, round(len(names) * HELD_OUT))])
+    order = sorted(range(len(image_names)), key=lambda i: hashlib.sha256(image_names[i].encode()).digest())
+    return set(order[: max(1, round(len(order) * HELD_OUT))])
 
 
 def choose_classes(training: Dataset, validation: Dataset | None, data: DataConfig) -> tuple[Dataset, Dataset | None]:
@@ -75,12 +80,12 @@ def choose_classes(training: Dataset, validation: Dataset | None, data: DataConf
     """
     if not data.merge and not data.classes:
         return training, validation
-    names = dict.fromkeys((*training.class_names, *(validation.class_names if validation else ())))
+    names = list(dict.fromkeys((*training.class_names, *(validation.class_names if validation else ()))))
     joined: dict[str, str] = {}
     for rule in data.merge:
         new, _, old = rule.partition("=")
         parts = [part.strip() for part in old.split(",")]
-        _check_known("data.merge", parts, list(names))
+        _check_known("data.merge", parts, names)
         joined |= dict.fromkeys(parts, new.strip())
     after = list(dict.fromkeys(joined.get(name, name) for name in names))
     _check_known("data.classes", data.classes, after)
@@ -88,24 +93,60 @@ def choose_classes(training: Dataset, validation: Dataset | None, data: DataConf
     return with_classes(training, wanted, joined), validation and with_classes(validation, wanted, joined)
 
 
-def leave_out_untaught(training: Dataset, validation: Dataset | None) -> tuple[Dataset, Dataset | None, list[str]]:
-    """Return both splits without the classes that have no object to learn from, and a note that names them.
-
-    A reader names the classes of all splits or of a list; the model would carry outputs that mean nothing.
-    """
-    taught = np.bincount(training.labels[~training.crowd], minlength=len(training.class_names)) > 0
-    names = [name for name, known in zip(training.class_names, taught, strict=True) if known]
-    lost = [name for name in training.class_names if name not in names]
-    if not names or not lost:
-        return training, validation, []
-    shown = ", ".join(lost[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
-    what = counted(len(lost), "class has", "classes have")
-    note = f"{what} no object in training ({training.split}) and {'is' if len(lost) == 1 else 'are'} left out: {shown}"
-    return with_classes(training, names), validation and with_classes(validation, names), [note]
-
-
-def _check_known(setting: str, wanted: Sequence[str], names: Sequence[str]) -> None:
+def _check_known(setting: str, wanted: Sequence[str], class_names: Sequence[str]) -> None:
     for name in wanted:
-        if name not in names:
-            known = ", ".join(names)
-            raise ConfigError(f"{setting}: the data has no class {name!r}{did_you_mean(name, names)}; it has {known}")
+        if name not in class_names:
+            raise ConfigError(
+                f"{setting}: the data has no class {name!r}{did_you_mean(name, class_names)}; "
+                f"it has {', '.join(class_names)}"
+            )
+
+
+def match_classes(training: Dataset, validation: Dataset | None) -> tuple[Dataset, Dataset | None, list[str]]:
+    """Return both splits with the classes that have an object to learn from, and a note that names the others.
+
+    Nothing could predict the others' objects in validation, so these are left out as well. The splits may name their
+    classes in any order.
+    """
+    objects, validated = _objects(training), {} if validation is None else _objects(validation)
+    class_names = [name for name, count in objects.items() if count]
+    lost = [name for name in objects | validated if not objects.get(name) and (name in objects or validated[name])]
+    if not class_names:
+        return training, validation, []
+    notes: list[str] = []
+    if lost:
+        listed = [f"{name} ({count} in validation)" if (count := validated.get(name)) else name for name in lost]
+        shown = ", ".join(listed[:5]) + (f" and {len(lost) - 5} more" if len(lost) > 5 else "")
+        what, verb = counted(len(lost), "class has", "classes have"), "is" if len(lost) == 1 else "are"
+        notes = [f"{what} no object in training ({training.split}) and {verb} left out: {shown}"]
+    return with_classes(training, class_names), validation and with_classes(validation, class_names), notes
+
+
+def _objects(dataset: Dataset) -> dict[str, int]:
+    counts = np.bincount(dataset.labels[~dataset.crowd], minlength=len(dataset.class_names))
+    return dict(zip(dataset.class_names, counts.tolist(), strict=True))
+
+
+def order_images(training: Dataset, config: Config) -> EpochBatches:
+    """Return which images each step sees; the caller sets how many steps there are."""
+    train = config.train
+    repeats = repeat_factors(training) if train.sampling == "balanced" else None
+    return EpochBatches(len(training), known_batch_size(train), seed=train.seed, repeats=repeats)
+
+
+def load_training(
+    training: Dataset, config: Config, batches: EpochBatches, device: str, reporter: Reporter
+) -> Generator[Batch]:
+    """Yield `batches` of images, augmented and in memory from where `device` takes them."""
+    train = config.train
+    red, green, blue = (round(value) for value in config.model.mean)
+    images = AugmentedImages(
+        training,
+        config.model.input_size,
+        find_augmentation(train.augmentation),
+        seed=train.seed,
+        fill=(red, green, blue),
+    )
+    workers = choose_workers(train.workers, device)
+    processes = use_processes(workers, device)
+    yield from load_batches(images, batches, workers, pin=device != "cpu", processes=processes, tell=reporter.note)

@@ -1,89 +1,49 @@
-"""One training step: forward, match, loss, backward, update. The order of these lines is the algorithm."""
+"""One training step: forward pass, matching, loss, backward pass, update. The order of these lines is the algorithm."""
 
 import contextlib
 import dataclasses
+import math
 import random
 from contextlib import AbstractContextManager
 
 import msgspec
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from multibox.config import Config, TrainConfig
+from multibox.errors import MultiboxError
 from multibox.losses.multibox_loss import l2_penalty, multibox_loss
-from multibox.losses.targets import make_targets
+from multibox.losses.targets import Targets, make_targets
 from multibox.models.anchor_layout import FeatureShapes, anchors_per_cell, make_anchors
 from multibox.models.ssd import SSD
-from multibox.tensors import Batch, LossParts
+from multibox.structures import Size
+from multibox.tensors import Batch, HeadOutputs, LossParts
 from multibox.training.norms import freeze, thaw, train_mode, without_norms
-from multibox.training.optimizer import decay_penalty, make_average, make_optimizer
+from multibox.training.optimizer import decay_penalty, known_rate, make_average, make_optimizer
 from multibox.training.reporter import Means
 
-
-def choose_precision(config: TrainConfig, device: str) -> str:
-    """Return float32 or bfloat16: the latter where the hardware multiplies it (AMX, AVX-512 BF16, recent GPUs)."""
-    if config.precision != "auto":
-        return config.precision
-    if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    flags = cpu_flags()
-    return "bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
-
-
-def autocast(precision: str, device: str) -> AbstractContextManager[None]:
-    """Return the context of the forward pass."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(torch.device(device).type, torch.bfloat16)  # pyright: ignore[reportReturnType]
-
-
-def cpu_flags() -> set[str]:
-    """Return the processor's feature flags where the system lists them."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a device file, not a path
-            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return set()
-    return set(line.partition(":")[2].split())
-
-
 MULTIPLE = 32
-"""Sides are multiples of this, the stride that bodies share, so that no map loses a row."""
+"""Drawn sides are multiples of this, the stride that backbones share, so that no feature map loses a row."""
+CHECK_EVERY = 5
+"""Steps whose losses are checked together."""
 
 
-def draw_size(config: Config, step: int) -> tuple[int, int]:
-    """Return height and width of the input in this step, a function of seed and step alone.
+def compute_loss(
+    model: nn.Module, batch: Batch, config: Config, precision: str = "float32"
+) -> tuple[HeadOutputs, Targets, LossParts]:
+    """Run the forward pass, match anchors to labels and compute the loss, for training and validation alike.
 
-    Both sides follow one scale, each to the nearest multiple of 32: a side that is none itself (300) does not occur,
-    and the image's aspect changes by what rounding takes. Without a range it is the config's input size.
+    The batch is on the network's device; its images may have any size.
     """
-    low, high = config.train.scales
-    height, width = config.model.input_size
-    if low == high == 1:
-        return height, width
-    scale = random.Random(f"scale {config.train.seed} {step}").uniform(low, high)
-    return _nearest(height * scale), _nearest(width * scale)
-
-
-def largest_size(config: Config) -> tuple[int, int]:
-    """Return the largest height and width that a step may have."""
-    low, high = config.train.scales
-    height, width = config.model.input_size
-    return (height, width) if low == high == 1 else (_nearest(height * high), _nearest(width * high))
-
-
-def resize_batch(batch: Batch, size: tuple[int, int]) -> Batch:
-    """Return the batch at another size (bilinear, antialiased); boxes are fractions and stay."""
-    if tuple(batch.images.shape[2:]) == size:
-        return batch
-    # CUDA has no kernel for bytes
-    images = functional.interpolate(batch.images.float(), size, mode="bilinear", antialias=True)
-    return Batch(images.round().clamp(0, 255).byte(), batch.gt_xyxy, batch.gt_labels, batch.names, batch.sizes)
-
-
-def _nearest(side: float) -> int:
-    return max(1, round(side / MULTIPLE)) * MULTIPLE
+    device = str(batch.images.device)
+    with autocast(precision, device):
+        outputs: HeadOutputs = model(batch.images)
+    anchors = anchors_at(config, outputs.feature_shapes, Size(*batch.images.shape[2:]), device)
+    targets = make_targets(
+        anchors, batch.gt_xyxy, batch.gt_labels, config.matching, config.model, outputs, anchors_per_cell(config)
+    )
+    return outputs, targets, multibox_loss(outputs, targets, config.loss, config.model)
 
 
 class Stepper:
@@ -100,26 +60,19 @@ class Stepper:
         self.average = make_average(self.model, config.train.ema)
         self.optimizer = make_optimizer(self.model, config.train)
         self.frozen = freeze(self.model, config.train.freeze)
-        self.per_cell = anchors_per_cell(config)
         self.means = Means()
 
     def step(self, batch: Batch) -> LossParts:
         """Learn from one batch, which must be on the device; its images may have any size."""
         config = self.config
-        with autocast(self.precision, self.device):
-            outputs = self.model(batch.images)
-        anchors = anchors_at(config, outputs.feature_shapes, tuple(batch.images.shape[2:]), self.device)
-        targets = make_targets(
-            anchors, batch.gt_xyxy, batch.gt_labels, config.matching, config.model, outputs, self.per_cell
-        )
-        parts = multibox_loss(outputs, targets, config.loss, config.model)
+        outputs, targets, parts = compute_loss(self.model, batch, config, self.precision)
         if config.loss.l2_penalty:
             l2 = l2_penalty(without_norms(self.model), config.loss.l2_penalty)
             parts = dataclasses.replace(parts, l2=l2, total=parts.total + l2)
         self.optimizer.zero_grad(set_to_none=True)
         parts.total.backward()
         if config.train.clip_norm != "none":
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip_norm)
+            nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip_norm)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.model)
@@ -127,15 +80,13 @@ class Stepper:
         return parts
 
     def thaw(self) -> None:
-        """Let the frozen parameters learn from now on, and frozen batch norms measure again."""
-        if self.frozen:
-            thaw(self.model, self.frozen)
-            self.frozen = []
-            train_mode(self.model)
-            self._start_momentum()
-
-    def _start_momentum(self) -> None:
-        # torch's fused SGD fails where only some parameters of a group have a momentum; from 0 is how it begins anyway
+        """Let frozen parameters learn and frozen batch norms update their statistics from now on."""
+        if not self.frozen:
+            return
+        thaw(self.model, self.frozen)
+        self.frozen = []
+        train_mode(self.model)
+        # torch's fused SGD fails where only some parameters of a group have a momentum; it starts from 0 anyway
         for group in self.optimizer.param_groups:
             if group.get("momentum"):
                 for parameter in group["params"]:
@@ -143,26 +94,141 @@ class Stepper:
 
     @torch.no_grad()
     def penalty(self) -> float:
-        """Return the L2 penalty as it stands: the loss's own, or what SGD's decay amounts to.
+        """Return the L2 penalty: the loss's own, or what SGD's weight decay amounts to.
 
-        AdamW shrinks weights apart from the loss: nothing of it is a penalty.
+        0 for AdamW, which decays weights apart from the loss.
         """
         if self.config.loss.l2_penalty:
             return l2_penalty(without_norms(self.model), self.config.loss.l2_penalty).item()
         return decay_penalty(self.optimizer) if self.config.train.optimizer == "sgd" else 0.0
 
     def weights(self) -> SSD:
-        """Return the network that is validated and shipped: the average where there is one."""
-        return self.model if self.average is None else self.average.module  # pyright: ignore[reportReturnType]
+        """Return the network that is validated and shipped: the average if there is one."""
+        return self.model if self.average is None else self.average.module
 
 
-def anchors_at(config: Config, shapes: FeatureShapes, size: tuple[int, ...], device: str) -> Tensor:
-    """Return the anchors of feature maps of `shapes`, made from images of `size` (height, width).
+class LossWatch:
+    """Notices within 10 steps that the loss is not finite, without making the host wait for the step just begun.
 
-    At another size than the config's an anchor keeps its share of the image, so that it keeps its objects; centres
-    divide the image evenly there, because steps in pixels belong to the config's size.
+    Every 5 steps their losses start on their way to the host. A GPU's are read 5 steps later, when they are there.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.rate = known_rate(config)
+        self._new: list[tuple[int, Tensor, list[str]]] = []
+        self._sent: list[tuple[int, Tensor, list[str]]] = []
+        self._losses = torch.zeros(0)
+        self._arrived: torch.Event | None = None
+
+    def add(self, step: int, loss: Tensor, image_names: list[str]) -> None:
+        """Note a step's loss.
+
+        Raises:
+            MultiboxError: the loss of a step that was read now is not finite; names the step and its images.
+        """
+        self._new.append((step, loss.detach(), image_names))
+        if len(self._new) == CHECK_EVERY:
+            self._read()
+            self._send()
+
+    def check_all(self) -> None:
+        """Check every step so far, which makes the host wait for the device.
+
+        Raises:
+            MultiboxError: as `add`.
+        """
+        self._read()
+        self._send()
+        self._read()
+
+    def _send(self) -> None:
+        if not self._new:
+            return
+        losses = torch.stack([loss for _, loss, _ in self._new])
+        self._sent, self._new = self._new, []
+        self._losses = losses.to("cpu", non_blocking=losses.is_cuda)
+        self._arrived = torch.cuda.current_stream(losses.device).record_event() if losses.is_cuda else None
+        if self._arrived is None:
+            self._read()
+
+    def _read(self) -> None:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        for (step, _, image_names), loss in zip(self._sent, self._losses.tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise MultiboxError(
+                    f"the loss became {loss} at step {step} (its images: {', '.join(image_names[:4])}); lower the "
+                    f"learning rate, such as --set train.lr={self.rate / 4:g}, "
+                    "and look at the labels with `multibox data show`"
+                )
+        self._sent, self._losses, self._arrived = [], torch.zeros(0), None
+
+
+def draw_size(config: Config, step: int) -> Size:
+    """Return the input size of this step, a function of `train.seed` and `step` alone.
+
+    Both sides follow one scale of `train.scales`, each rounded to a multiple of 32. Without a range it is the config's
+    input size, which need not be such a multiple.
+    """
+    low, high = config.train.scales
+    if low == high == 1:
+        return Size(*config.model.input_size)
+    return _scaled(config, random.Random(f"scale {config.train.seed} {step}").uniform(low, high))
+
+
+def largest_size(config: Config) -> Size:
+    """Return the largest input size that a step may have."""
+    low, high = config.train.scales
+    return Size(*config.model.input_size) if low == high == 1 else _scaled(config, high)
+
+
+def _scaled(config: Config, scale: float) -> Size:
+    height, width = (max(1, round(side * scale / MULTIPLE)) * MULTIPLE for side in config.model.input_size)
+    return Size(height, width)
+
+
+def resize_batch(batch: Batch, size: Size) -> Batch:
+    """Return the batch at another size (bilinear, antialiased); boxes are fractions and stay."""
+    if tuple(batch.images.shape[2:]) == size:
+        return batch
+    # CUDA has no kernel for bytes
+    images = functional.interpolate(batch.images.float(), size, mode="bilinear", antialias=True)
+    return dataclasses.replace(batch, images=images.round().clamp(0, 255).byte())
+
+
+def anchors_at(config: Config, shapes: FeatureShapes, size: Size, device: str) -> Tensor:
+    """Return the anchors of feature maps of `shapes`, made from images of `size`.
+
+    At another size than the config's an anchor keeps its share of the image. Its centres divide the image evenly
+    there, because `anchors.steps` are pixels of the config's size.
     """
     anchors = config.anchors
     if size != config.model.input_size:
         anchors = msgspec.structs.replace(anchors, steps=())
     return make_anchors(anchors, shapes, config.model.input_size, device)
+
+
+def choose_precision(config: TrainConfig, device: str) -> str:
+    """Return float32 or bfloat16: the latter where the hardware multiplies it (AMX, AVX-512 BF16, recent GPUs)."""
+    if config.precision != "auto":
+        return config.precision
+    if device.startswith("cuda"):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if cpu_flags() & {"amx_bf16", "avx512_bf16"} else "float32"
+
+
+def autocast(precision: str, device: str) -> AbstractContextManager[None]:
+    """Return the context of the forward pass."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)  # pyright: ignore[reportReturnType]
+
+
+def cpu_flags() -> set[str]:
+    """Return the processor's feature flags; none where the system does not list them."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a device file, not a path
+            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return set()
+    return set(line.partition(":")[2].split())

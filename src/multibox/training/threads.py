@@ -24,7 +24,7 @@ BUSY = 0.4
 QUIET = 0.2
 """Cores that other programs keep busy below which all threads are tried again."""
 TRIAL = 2
-"""Steps measured with another number of threads, after one that is not: its first step prepares the operations anew."""
+"""Steps measured with another number of threads, after the first one, which prepares the operations anew."""
 WINDOW = 5
 """Steps whose median is compared with a trial."""
 BETTER = 0.97
@@ -33,6 +33,7 @@ PATIENCE, MOST_PATIENCE = 20.0, 320.0
 """Seconds before a trial that failed is repeated; doubled each time up to the second number."""
 SAMPLE = 0.2
 """Seconds between looks at the machine, at least: the kernel counts in hundredths."""
+FEWER, MORE = -1, 1
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class Load:
 class ThreadPlan:
     """Chooses the number of PyTorch's CPU threads from step to step; as a context, it restores the number at the end.
 
-    When threads wait for cores that other programs keep busy, fewer are tried for a few steps; when the others are
-    gone, or from time to time, more. The faster number stays.
+    When threads wait for cores that other programs keep busy, fewer are tried for a few steps. When the others are
+    gone, or from time to time, more are. The faster number stays.
 
     Args:
         limit: most threads; "auto" is the number that PyTorch has chosen or OMP_NUM_THREADS says, and at most the cores
@@ -80,7 +81,8 @@ class ThreadPlan:
         self._times: list[float] = []
         # The number of threads and the seconds per step that a trial is compared with
         self._trial: tuple[int, float] | None = None
-        self._ended = {-1: (-1e9, PATIENCE), 1: (0.0, PATIENCE)}
+        # When the last trial of fewer or more threads failed, and the seconds until the next one
+        self._failed = {FEWER: (-1e9, PATIENCE), MORE: (0.0, PATIENCE)}
         self._others: float | None = None
         self._waiting: float | None = None
         set_threads(self.threads)
@@ -132,26 +134,25 @@ class ThreadPlan:
             self._others = max(0.0, (now.busy - last.busy - now.own + last.own) / passed)
 
     def _crowded(self) -> bool:
-        signs = [
-            *([] if self._waiting is None else [self._waiting > CROWDED]),
-            *([] if self._others is None else [self._others > BUSY]),
-        ]
-        return bool(signs) and all(signs)
+        """Return whether all signs that the system gives say so, and there is one."""
+        signs = ((self._waiting, CROWDED), (self._others, BUSY))
+        given = [value > limit for value, limit in signs if value is not None]
+        return bool(given) and all(given)
 
     def _consider(self) -> None:
         """Start a trial where the machine's load or the time since the last one gives a reason."""
-        if self._crowded() and self.threads > 1 and self._may(-1):
+        if self._crowded() and self.threads > 1 and self._may(FEWER):
             others = 1.0 if self._others is None else self._others
             # Rounded down: others that share a core with our threads get less than they want
             self._try(max(1, min(self.threads - 1, int(self.limit - others))))
         elif self.threads < self.limit:
             alone = self._others is not None and self._others < QUIET and not (self._waiting or 0) > CROWDED
-            if alone or self._may(1):
+            if alone or self._may(MORE):
                 self._try(self.limit if alone else self.threads + 1)
 
     def _may(self, direction: int) -> bool:
-        ended, patience = self._ended[direction]
-        return time.monotonic() - ended > patience
+        failed, patience = self._failed[direction]
+        return time.monotonic() - failed > patience
 
     def _try(self, threads: int) -> None:
         # The latest steps count: the load may have come a moment ago
@@ -160,18 +161,17 @@ class ThreadPlan:
 
     def _judge(self, threads: int, seconds: float) -> None:
         """Keep the faster number of threads once the trial has its steps, or at once where it is much slower."""
-        direction = 1 if self.threads > threads else -1
+        direction = MORE if self.threads > threads else FEWER
         measured = self._times[1:]
         lost = bool(measured) and measured[-1] > 1.5 * seconds
         if len(measured) < TRIAL and not lost:
             return
         self._trial = None
         if not lost and median(measured) <= BETTER * seconds:
-            self._ended[1] = time.monotonic(), PATIENCE
-            self._ended[-1] = -1e9, PATIENCE
+            self._failed = {FEWER: (-1e9, PATIENCE), MORE: (time.monotonic(), PATIENCE)}
             self._times = measured
             return
-        self._ended[direction] = time.monotonic(), min(MOST_PATIENCE, 2 * self._ended[direction][1])
+        self._failed[direction] = time.monotonic(), min(MOST_PATIENCE, 2 * self._failed[direction][1])
         self._change(threads)
 
     def _change(self, threads: int) -> None:

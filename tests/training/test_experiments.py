@@ -13,12 +13,13 @@ from multibox.api import open_for
 from multibox.config import Config
 from multibox.errors import ConfigError, DataError, MultiboxError
 from multibox.evaluation.report import evaluate
-from multibox.experiments import seeds as repeats
+from multibox.experiments import seeds
 from multibox.experiments.ablation import AXES, CellRuns, ablate, ablation_markdown, make_grid, parse_axes, ranked
 from multibox.experiments.seeds import Run, repeat, spread, student_t
 from multibox.inference.detector import find_all, load
 from multibox.models.checkpoint import load_config
 from multibox.presets import resolve
+from multibox.training.reporter import Reporter
 from multibox.training.run import RunOptions, prepare
 
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
@@ -69,47 +70,47 @@ def test_spread_by_hand():
     assert (one.runs, one.mean, one.deviation) == (3, pytest.approx(0.4), pytest.approx(0.2))
     half = 4.302653 * 0.2 / math.sqrt(3)
     assert (one.low, one.high) == (pytest.approx(0.4 - half, abs=1e-6), pytest.approx(0.4 + half, abs=1e-6))
-    assert spread([None, 0.5]) == repeats.Spread(1, 0.5, None, None, None)
+    assert spread([None, 0.5]) == seeds.Spread(1, 0.5, None, None, None)
     assert spread([None]) is None
 
 
 def test_seeds_are_trained_scored_and_not_repeated(squares, tmp_path):
     out, lines, recorder = tmp_path / "runs", [], Recorder()
-    runs = repeat(squares, options(out), 2, train=recorder, say=lines.append)
+    runs = repeat(squares, options(out), 2, train=recorder, reporter=Reporter(lines.append))
     assert [Config.from_toml((out / f"seed-{k}" / "config.toml").read_text()).train.seed for k in (0, 1)] == [0, 1]
     assert lines == [f"run 1 of 2: {out / 'seed-0'}", f"run 2 of 2: {out / 'seed-1'}"]
     detector = load(out / "seed-1" / "last.safetensors")
     dataset = open_for(detector, squares, split="val")
     figures = evaluate(find_all(detector, dataset), dataset, detector.names)
-    assert runs[1].figures == {
+    assert runs[1].metrics == {
         **{k: figures["coco"][k] for k in ("AP", "AP50", "AP75")},
         "mAP": figures["voc12"]["mAP"],
     }
     table = {row["run"]: row for row in rows(out / "seeds.csv")}
     assert list(table) == ["seed-0", "seed-1", "mean", "deviation", "low", "high"]
-    values = [run.figures["mAP"] for run in runs]
+    values = [run.metrics["mAP"] for run in runs]
     assert float(table["mean"]["mAP"]) == pytest.approx(statistics.mean(values), rel=1e-5)
     assert float(table["deviation"]["mAP"]) == pytest.approx(statistics.stdev(values), rel=1e-5, abs=1e-12)
     again = Recorder()
-    assert repeat(squares, options(out), 3, train=again, say=lines.append)[:2] == runs
+    assert repeat(squares, options(out), 3, train=again, reporter=Reporter(lines.append))[:2] == runs
     assert [asked.out for asked in again.asked] == [out / "seed-2"]
     with pytest.raises(ConfigError, match="made with epochs = 1, now it is 2"):
-        repeat(squares, options(out, epochs=2), 3, train=fit, say=lines.append)
-    asked = json.loads((out / repeats.ASKED).read_text())
-    (out / repeats.ASKED).write_text(json.dumps({**asked, "later": 1}))
+        repeat(squares, options(out, epochs=2), 3, train=fit, reporter=Reporter(lines.append))
+    asked = json.loads((out / seeds.ASKED).read_text())
+    (out / seeds.ASKED).write_text(json.dumps({**asked, "later": 1}))
     with pytest.raises(ConfigError, match="made with later = 1, now it is null"):
-        repeat(squares, options(out), 3, train=fit, say=lines.append)
+        repeat(squares, options(out), 3, train=fit, reporter=Reporter(lines.append))
 
 
 def test_an_interrupted_run_is_resumed(squares, tmp_path):
-    whole = repeat(squares, options(tmp_path / "whole"), 1, train=fit, say=print)
+    whole = repeat(squares, options(tmp_path / "whole"), 1, train=fit, reporter=Reporter())
     with pytest.raises(KeyboardInterrupt):
-        repeat(squares, options(tmp_path / "parts"), 1, train=Recorder(stop=1), say=print)
+        repeat(squares, options(tmp_path / "parts"), 1, train=Recorder(stop=1), reporter=Reporter())
     # Of a run that was stopped before it saved anything, only this is left
     (tmp_path / "parts" / "seed-1").mkdir()
     (tmp_path / "parts" / "seed-1" / "config.toml").write_text("")
     again = Recorder()
-    parts = repeat(squares, options(tmp_path / "parts"), 2, train=again, say=print)
+    parts = repeat(squares, options(tmp_path / "parts"), 2, train=again, reporter=Reporter())
     assert [(one.resume or one.out).name for one in again.asked] == ["seed-0", "seed-1"]
     assert [one.resume is not None for one in again.asked] == [True, False]
     assert parts[:1] == whole
@@ -127,14 +128,14 @@ def test_mistakes_leave_nothing(squares, tmp_path):
         ({"changes": {**SMALL, "train.freeze": "bakbone.*"}}, "fits no parameter"),
     ):
         with pytest.raises(ConfigError, match=words):
-            repeat(squares, dataclasses.replace(base, **changed), 2, train=fit, say=print)
+            repeat(squares, dataclasses.replace(base, **changed), 2, train=fit, reporter=Reporter())
     with pytest.raises(DataError):
-        repeat(tmp_path / "nowhere", base, 2, train=fit, say=print)
+        repeat(tmp_path / "nowhere", base, 2, train=fit, reporter=Reporter())
     assert not (tmp_path / "runs").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty"):
-        repeat(squares, options(tmp_path / "full"), 2, train=fit, say=print)
+        repeat(squares, options(tmp_path / "full"), 2, train=fit, reporter=Reporter())
 
 
 def test_axes_hold_combinations_that_fit():
@@ -176,7 +177,7 @@ def test_a_grid_is_trained_and_a_failed_run_is_a_row(squares, tmp_path):
             )
         return fit(data, options)
 
-    found = ablate(squares, options(tmp_path / "grid"), FEW, 1, train=train, say=print)
+    found = ablate(squares, options(tmp_path / "grid"), FEW, 1, train=train, reporter=Reporter())
     assert [one.cell.name for one in found] == [
         "cross_entropy-bipartite", "cross_entropy-atss", "sigmoid_focal-bipartite", "sigmoid_focal-atss",
     ]  # fmt: skip
@@ -191,7 +192,7 @@ def test_a_grid_is_trained_and_a_failed_run_is_a_row(squares, tmp_path):
     text = (tmp_path / "grid" / "ablation.md").read_text()
     assert "1 failed: the loss became" in text
     again = Recorder()
-    assert ablate(squares, options(tmp_path / "grid"), FEW, 1, train=again, say=print) == found
+    assert ablate(squares, options(tmp_path / "grid"), FEW, 1, train=again, reporter=Reporter()) == found
     assert not again.asked
 
 
@@ -203,13 +204,13 @@ def test_a_mistake_stops_the_grid_before_it_starts(squares, tmp_path):
             parse_axes("loss"),
             1,
             train=fit,
-            say=print,
+            reporter=Reporter(),
         )
     with pytest.raises(ConfigError, match="needs --out"):
-        ablate(squares, RunOptions(), parse_axes("loss"), 1, train=fit, say=print)
+        ablate(squares, RunOptions(), parse_axes("loss"), 1, train=fit, reporter=Reporter())
     with pytest.raises(ConfigError, match="was made for tinyssd"):
         wrong = RunOptions(preset="multibox-s", recipe="d2l", out=tmp_path / "g")
-        ablate(squares, wrong, parse_axes("loss"), 1, train=fit, say=print)
+        ablate(squares, wrong, parse_axes("loss"), 1, train=fit, reporter=Reporter())
     assert not (tmp_path / "g").exists()
 
 
@@ -221,10 +222,10 @@ def test_only_a_run_that_went_wrong_is_a_result(squares, tmp_path):
         raise MultiboxError("the loss became nan; lower the learning rate")
 
     with pytest.raises(DataError):
-        repeat(squares, options(tmp_path / "a"), 1, train=refuse, say=print)
-    (run,) = repeat(squares, options(tmp_path / "b"), 1, train=fail, say=print)
+        repeat(squares, options(tmp_path / "a"), 1, train=refuse, reporter=Reporter())
+    (run,) = repeat(squares, options(tmp_path / "b"), 1, train=fail, reporter=Reporter())
     assert run == Run(0, {}, "the loss became nan; lower the learning rate")
-    assert repeat(squares, options(tmp_path / "b"), 1, train=refuse, say=print) == [run]
+    assert repeat(squares, options(tmp_path / "b"), 1, train=refuse, reporter=Reporter()) == [run]
 
 
 def test_the_table_is_sorted_and_its_best_is_bold():
@@ -232,7 +233,7 @@ def test_the_table_is_sorted_and_its_best_is_bold():
     results = {"cross_entropy": [0.2, 0.4], "focal": [0.5, 0.7], "ohem": [None]}
 
     def run(seed, value):
-        return Run(seed, {}, "nan; x") if value is None else Run(seed, dict.fromkeys(repeats.FIGURES, value))
+        return Run(seed, {}, "nan; x") if value is None else Run(seed, dict.fromkeys(seeds.METRICS, value))
 
     runs = {name: [run(*pair) for pair in enumerate(values)] for name, values in results.items()}
     found = [CellRuns(cell, runs[cell.name]) for cell in cells if cell.name in runs]
