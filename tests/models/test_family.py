@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import box_convert
 
 from multibox.api import create
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model, measure
-from multibox.ops.boxes import xyxy_to_cxcywh
 from multibox.presets import PRESETS, resolve
 
 
@@ -67,7 +67,7 @@ def test_vgg_anchors_are_those_of_caffe():
 
 def test_mobilenet_anchors_are_those_of_tensorflow(shared):
     rows = np.loadtxt(shared / "golden/mediapipe_anchors/anchor_golden_file_1.txt")
-    found = xyxy_to_cxcywh(anchors_of("ssd300-mobilenetv1")).numpy()
+    found = box_convert(anchors_of("ssd300-mobilenetv1"), "xyxy", "cxcywh").numpy()
     np.testing.assert_allclose(found, rows, atol=1e-5)
 
 

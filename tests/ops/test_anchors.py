@@ -1,22 +1,12 @@
-"""Anchors of three lineages against the numbers of the originals (facts 17.3 and 17.4) and MediaPipe's file."""
+"""Anchors by the rules of three originals against the numbers that these compute."""
 
-import numpy as np
 import pytest
 import torch
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from multibox.errors import ConfigError
-from multibox.ops.anchors import (
-    caffe_shapes,
-    caffe_sizes,
-    extra_scales,
-    grid_anchors,
-    hikapok_shapes,
-    linear_scales,
-    mxnet_shapes,
-)
-from multibox.ops.boxes import xyxy_to_cxcywh
+from multibox.ops.anchors import caffe_shapes, grid_anchors, hikapok_shapes, mxnet_shapes, pair_shapes
 from multibox.ops.mxnet import multibox_prior
 
 TINY_MAPS = [(32, 32), (16, 16), (8, 8), (4, 4), (1, 1)]
@@ -40,13 +30,8 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def ssd300():
-    sizes = caffe_sizes(20, 90, 6, 10, 300)
-    return grid_anchors(caffe_shapes(*sizes, RATIOS_300, (300, 300)), MAPS_300, STEPS_300)
-
-
-def ssd512(truncate):
-    sizes = caffe_sizes(15, 90, 7, 7, 512)
-    return grid_anchors(caffe_shapes(*sizes, RATIOS_512, (512, 512), truncate), MAPS_512, STEPS_512)
+    sizes = [30, 60, 111, 162, 213, 264, 315]
+    return grid_anchors(caffe_shapes(sizes[:-1], sizes[1:], RATIOS_300, (300, 300)), MAPS_300, STEPS_300)
 
 
 @pytest.mark.parametrize(
@@ -183,14 +168,17 @@ def test_ssd300_equals_torchvisions_generator(ssd300):
 
 
 @pytest.mark.parametrize(
-    ("truncate", "square", "bigger", "wide"),
+    ("whole", "square", "bigger", "wide"),
     [
         (False, (-0.027188, 0.042813), (-0.043422, 0.059047), [-0.041685, -0.016936, 0.057310, 0.032561]),
         (True, (-0.026367, 0.041992), (-0.042554, 0.058179), [-0.040525, -0.016356, 0.056150, 0.031981]),
     ],
 )
-def test_ssd512_with_sizes_whole_and_broken(truncate, square, bigger, wide):
-    found = ssd512(truncate)
+def test_ssd512_with_sizes_whole_and_broken(whole, square, bigger, wide):
+    sizes = [35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6]
+    sizes = [int(size) for size in sizes] if whole else sizes
+    shapes = caffe_shapes(sizes[:-1], sizes[1:], RATIOS_512, (512, 512))
+    found = grid_anchors(shapes, MAPS_512, STEPS_512)
     assert found.shape == (24564, 4)
     expected = [[low, low, high, high] for low, high in (square, bigger)]
     assert close(found[:3], [*expected, wide])
@@ -216,38 +204,6 @@ def test_hikapok_puts_the_extra_square_first():
         [-0.136396, 0.181802, 1.136396, 0.818198],
     ]
     assert close(y_first[:4], first) and close(y_first[-4:], last)
-    assert extra == tuple(round(scale, 4) for scale in extra_scales((0.1, 0.2, 0.375, 0.55, 0.725, 0.9), 1.075))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ((20, 90, 6, 10, 300), [30, 60, 111, 162, 213, 264, 315]),
-        ((15, 90, 6, 7, 300), [21, 45, 99, 153, 207, 261, 315]),
-        ((15, 90, 7, 7, 512), [35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6]),
-        ((10, 90, 7, 4, 512), [20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72]),
-    ],
-)
-def test_caffes_sizes(arguments, expected):
-    smallest, largest = caffe_sizes(*arguments)
-    assert smallest == pytest.approx(expected[:-1]) and largest == pytest.approx(expected[1:])
-
-
-def test_mediapipes_mobilenet_ssd_300(shared):
-    rows = np.loadtxt(shared / "golden" / "mediapipe_anchors" / "anchor_golden_file_1.txt")
-    scales = linear_scales(0.2, 0.95, 6)
-    # Ratios as they are written there; the extra square comes last, and the lowest layer is reduced by hand.
-    listed = hikapok_shapes(scales, extra_scales(scales, 1.0), [(1, 2, 0.5, 3, 0.3333)] * 6)
-    levels = [(*shapes[1:], shapes[0]) for shapes in listed]
-    levels[0] = ((0.1, 0.1), *listed[0][2:4])
-    found = xyxy_to_cxcywh(grid_anchors(levels, [(n, n) for n in (19, 10, 5, 3, 2, 1)]))
-    assert found.shape == rows.shape == (1917, 4)
-    assert np.abs(found.numpy() - rows).max() < 1e-5
-
-
-def test_linear_scales_are_the_papers():
-    assert linear_scales(0.2, 0.9, 6) == pytest.approx([0.2, 0.34, 0.48, 0.62, 0.76, 0.9])
-    assert linear_scales(0.2, 0.9, 1) == (0.2,)
 
 
 def test_offset_step_and_clip():
@@ -259,8 +215,8 @@ def test_offset_step_and_clip():
 
 
 def test_caffe_on_an_input_that_is_not_square():
-    shapes = caffe_shapes([30], [None], [(4,)], (300, 600))
-    assert shapes == (((0.05, 0.1), (0.1, 0.05), (0.025, 0.2)),)
+    shapes = caffe_shapes([30], [30], [(4,)], (300, 600))
+    assert shapes == (((0.05, 0.1), (0.05, 0.1), (0.1, 0.05), (0.025, 0.2)),)
 
 
 def test_lists_of_different_lengths_are_refused():
@@ -274,5 +230,5 @@ def test_lists_of_different_lengths_are_refused():
         grid_anchors([[(0.1, 0.1)]], [(1, 1), (2, 2)])
     with pytest.raises(ConfigError, match="steps has 1"):
         grid_anchors([[(0.1, 0.1)]] * 2, [(1, 1), (2, 2)], [(1, 1)])
-    with pytest.raises(ConfigError, match="at least 3 levels, got 2"):
-        caffe_sizes(20, 90, 2, 10, 300)
+    with pytest.raises(ConfigError, match="feature map 1 has 1 sizes but 2 ratios; pair them up"):
+        pair_shapes([(0.1,), (0.2,)], [(1,), (1, 2)])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from multibox.ops.matching import IGNORED, NEGATIVE, anchor_overlaps, greedy_bipartite, match_bipartite, match_dual_max
 
-# The five anchors and two objects of d2l's chapter on anchors (facts 17.6).
+# The five anchors and two objects of d2l's chapter on anchors (d2l.ai, 14.4).
 ANCHORS = torch.tensor(
     [
         [0.0, 0.1, 0.2, 0.3],
@@ -38,32 +38,23 @@ def reference_greedy(overlaps, valid, minimum):
         chosen[row] = anchor
 
 
-def reference_dual_max(overlaps, valid, low, high, ignore_between, gt_max_first):
+def reference_dual_max(overlaps, valid, low, high):
     """One image, anchor after anchor."""
     rows = [g for g in range(len(overlaps)) if valid[g]]
     anchors = len(overlaps[0])
     if not rows:
         return [NEGATIVE] * anchors
-    below, between = (NEGATIVE, IGNORED) if ignore_between else (IGNORED, NEGATIVE)
     found = []
     for a in range(anchors):
         best = max(overlaps[g][a] for g in rows)
         owner = next(g for g in rows if overlaps[g][a] == best)
-        found.append(owner if best >= high and best > 0 else below if best < low else between)
+        found.append(owner if best >= high and best > 0 else NEGATIVE if best < low else IGNORED)
     claims = {}
     for g in rows:
-        best = max(overlaps[g])
-        if best > 1e-6 and (gt_max_first or g not in found):
-            claims.setdefault(overlaps[g].index(best), []).append(g)
-    # Losers of a shared anchor are found among all claims, as HiKapok does, before any is dropped.
-    everyone = {}
-    for g in rows:
         if max(overlaps[g]) > 1e-6:
-            everyone.setdefault(overlaps[g].index(max(overlaps[g])), []).append(g)
+            claims.setdefault(overlaps[g].index(max(overlaps[g])), []).append(g)
     for a, owners in claims.items():
-        winner = max(everyone[a], key=lambda g: (overlaps[g][a], -g))
-        if winner in owners:
-            found[a] = winner
+        found[a] = max(owners, key=lambda g: (overlaps[g][a], -g))
     return found
 
 
@@ -80,7 +71,7 @@ def overlap_tables(draw):
 @given(overlap_tables())
 def test_rounds_equal_one_pair_at_a_time(case):
     table, valid = case
-    found = greedy_bipartite(torch.tensor(table, dtype=torch.float32), torch.tensor(valid), 1e-6)
+    found = greedy_bipartite(torch.tensor(table, dtype=torch.float32), torch.tensor(valid))
     expected = [reference_greedy(rows, flags, 1e-6) for rows, flags in zip(table, valid, strict=True)]
     assert found.tolist() == expected
 
@@ -139,17 +130,14 @@ def test_bipartite_then_threshold(scene, threshold, inclusive):
             assert found.overlap[i, a] == best
 
 
-@given(scenes(), st.sampled_from([(0.5, 0.5), (0.1, 0.5), (0.25, 0.3)]), st.booleans(), st.booleans())
-def test_dual_max(scene, zone, ignore_between, gt_max_first):
+@given(scenes(), st.sampled_from([(0.5, 0.5), (0.1, 0.5), (0.25, 0.3)]))
+def test_dual_max(scene, zone):
     anchors, gt, valid = scene
-    low, high = zone
-    options = {"ignore_between": ignore_between, "gt_max_first": gt_max_first}
-    found = match_dual_max(anchors, gt, valid, low=low, high=high, **options)
+    found = match_dual_max(anchors, gt, valid, low=zone[0], high=zone[1])
     overlaps = anchor_overlaps(anchors, gt, valid)
     limits = torch.tensor(zone).tolist()
     for i, rows in enumerate(overlaps.tolist()):
-        expected = reference_dual_max(rows, valid[i].tolist(), *limits, **options)
-        assert found.gt_index[i].tolist() == expected
+        assert found.gt_index[i].tolist() == reference_dual_max(rows, valid[i].tolist(), *limits)
 
 
 def test_overlaps_of_the_chapter():
@@ -167,7 +155,6 @@ def test_overlaps_of_the_chapter():
         (match_bipartite, {"threshold": 0.2}, [-1, 0, 1, 1, 1]),
         (match_dual_max, {}, [-1, 0, 1, -1, 1]),
         (match_dual_max, {"low": 0.1}, [-1, 0, 1, -2, 1]),
-        (match_dual_max, {"low": 0.1, "ignore_between": False}, [-2, 0, 1, -1, 1]),
     ],
 )
 def test_the_chapter(matcher, options, expected):
@@ -178,7 +165,7 @@ def test_the_chapter(matcher, options, expected):
 
 
 def test_only_bipartite_gives_the_loser_of_a_collision_an_anchor():
-    # Facts 17.6, collision 2: both objects like anchor 0 best; the second more.
+    # Both objects like anchor 0 best; the second more.
     anchors = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 1.0]])
     gt = torch.tensor([[[0.0, 0.0, 0.6, 1.0], [0.0, 0.0, 0.9, 1.0]]])
     assert match_bipartite(anchors, gt, VALID, threshold=None).gt_index.tolist() == [[1, 0]]

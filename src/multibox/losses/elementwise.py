@@ -1,4 +1,4 @@
-"""Losses element by element: no reduction here, so that mining and weighting stay visible where they happen.
+"""Losses per element: no reduction here, so that mining and weighting stay visible where they happen.
 
 Every function computes in float32 where it is given half precision.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from multibox.errors import ConfigError
-from multibox.ops.boxes import Number, at_least_float32, paired_iou
+from multibox.ops.boxes import Number, at_least_float32
 
 Weights = Number | Float[Tensor, "..."]
 
@@ -25,12 +25,11 @@ def smooth_l1(
     inside_weights: Weights = 1.0,
     outside_weights: Weights = 1.0,
 ) -> Float[Tensor, "*shape"]:
-    """Smooth L1 with sigma (Fast R-CNN; HiKapok, MXNet and d2l), times `outside_weights`.
+    """Return smooth L1 with sigma (Fast R-CNN, arXiv:1504.08083; SSD.TensorFlow, MXNet), times `outside_weights`.
 
     With x = inside_weights * (prediction - target): 0.5 * (sigma * x)^2 where |x| < 1 / sigma^2, otherwise
-    |x| - 0.5 / sigma^2. A large sigma approaches L1, a small one squares more. The TinySSD post leaves out the bars
-    of |x| < 1 / sigma^2, by which every negative x would be squared; that is a misprint and is not repeated here.
-    Weights broadcast against the prediction; 0 where nothing is to be learnt.
+    |x| - 0.5 / sigma^2. A large sigma approaches L1, a small one squares more. Weights broadcast against the
+    prediction; give 0 where nothing is to be learnt.
 
     Raises:
         ConfigError: sigma is not above 0.
@@ -45,18 +44,25 @@ def smooth_l1(
     return loss if _is_one(outside_weights) else loss * outside_weights
 
 
+def _is_one(weights: Weights) -> bool:
+    return isinstance(weights, int | float) and weights == 1
+
+
 def l1(prediction: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """|prediction - target| (the TinySSD chapter of d2l)."""
+    """Return |prediction - target| (Dive into Deep Learning, chapter on SSD)."""
     return functional.l1_loss(at_least_float32(prediction), at_least_float32(target), reduction="none")
 
 
 def l2(prediction: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """0.5 * (prediction - target)^2 (Caffe's `EuclideanLoss`)."""
+    """Return 0.5 * (prediction - target)^2 (Caffe's `EuclideanLoss`)."""
     return 0.5 * functional.mse_loss(at_least_float32(prediction), at_least_float32(target), reduction="none")
 
 
 def cross_entropy(logits: Float[Tensor, "*shape k"], labels: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Softmax cross-entropy -ln p[label]; labels are 0..k-1 with background 0, and -1 gives 0 (ignored)."""
+    """Return the softmax cross-entropy -ln p[label].
+
+    Labels are 0 to k - 1 with background 0; label -1 (ignored) gives 0.
+    """
     logits = at_least_float32(logits)
     flat = functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]), labels.reshape(-1).long(), reduction="none", ignore_index=-1
@@ -70,15 +76,15 @@ def focal_loss(
     alpha: Number | Sequence[Number] | Float[Tensor, " k"] = 0.25,
     gamma: Number = 2.0,
 ) -> Float[Tensor, "*shape"]:
-    """Softmax focal loss -alpha * (1 - p)^gamma * ln p, with p the label's probability (the TinySSD post).
+    """Return the softmax focal loss -alpha * (1 - p)^gamma * ln p, with p the label's probability.
 
-    Alpha multiplies all classes alike, background included, or is one number a class ([k]; give a tensor on the
-    logits' device where copying it every step matters). Gamma 0 with alpha 1 is cross-entropy. Label -1 gives 0. The
-    post takes the logarithm of a softmax, which is minus infinity for a hopeless anchor; here ln p is computed
-    directly. The gradient is finite at p = 1 for gamma below 1, too.
+    Alpha multiplies all classes alike, background included, or is one number per class ([k]; give a tensor on the
+    logits' device, or it is copied there at each step). Gamma 0 with alpha 1 is cross-entropy. Label -1 gives 0. ln p
+    is computed without the softmax, so it is finite for any logits; the gradient is finite at p = 1, also for gamma
+    below 1.
     """
     nll = cross_entropy(logits, labels)
-    loss = modulate(-torch.expm1(-nll), gamma) * nll
+    loss = _power(-torch.expm1(-nll), gamma) * nll
     if isinstance(alpha, int | float):
         return loss * alpha
     per_class = torch.as_tensor(alpha, dtype=loss.dtype, device=loss.device)
@@ -88,24 +94,14 @@ def focal_loss(
 def sigmoid_focal(
     logits: Float[Tensor, "*shape c"], targets: Float[Tensor, "*shape c"], alpha: Number = 0.25, gamma: Number = 2.0
 ) -> Float[Tensor, "*shape c"]:
-    """Sigmoid focal loss of RetinaNet (arXiv:1708.02002): -alpha_t * (1 - p_t)^gamma * ln p_t, per class.
+    """Return the sigmoid focal loss (RetinaNet, arXiv:1708.02002): -alpha_t * (1 - p_t)^gamma * ln p_t, per class.
 
     Targets are 0 or 1; alpha weights the ones and 1 - alpha the zeros.
     """
     sign = 2 * at_least_float32(targets) - 1
     wrong = -sign * at_least_float32(logits)
     alpha_t = sign * (alpha - 0.5) + 0.5
-    return alpha_t * modulate(torch.sigmoid(wrong), gamma) * functional.softplus(wrong)
-
-
-def modulate(miss: Float[Tensor, "*shape"], gamma: Number) -> Float[Tensor, "*shape"]:
-    """Return miss^gamma, 0 to 1: how far an element is from being right, as the weight of its loss."""
-    # Below 1, the derivative of miss^gamma is infinite at 0, and infinity times a loss of 0 is NaN.
-    return (miss.clamp(min=_SMALLEST) if gamma < 1 else miss) ** gamma
-
-
-def _is_one(weights: Weights) -> bool:
-    return isinstance(weights, int | float) and weights == 1
+    return alpha_t * _power(torch.sigmoid(wrong), gamma) * functional.softplus(wrong)
 
 
 def quality_focal(
@@ -113,12 +109,12 @@ def quality_focal(
 ) -> Float[Tensor, "*shape k"]:
     """Return the quality focal loss |q - p|^beta * BCE(p, q) with p = sigmoid(logit) (Li et al., arXiv:2006.04388).
 
-    Quality is 0 to 1, and 0 for background. The loss is 0 at p = q, while BCE alone ends at the entropy of q. Beta 0
-    is BCE; with qualities of 0 and 1 it is twice the sigmoid focal loss with alpha 0.5 and gamma = beta.
+    Quality is 0 to 1, and 0 for background. The loss is 0 at p = q, where BCE alone is the entropy of q. Beta 0 is BCE;
+    with qualities of 0 and 1 the loss is twice the sigmoid focal loss with alpha 0.5 and gamma = beta.
     """
     logits, quality = at_least_float32(logits), at_least_float32(quality).detach()
     gap = (quality - torch.sigmoid(logits)).abs()
-    return modulate(gap, beta) * _binary_cross_entropy(logits, quality)
+    return _power(gap, beta) * _binary_cross_entropy(logits, quality)
 
 
 def varifocal(
@@ -126,35 +122,21 @@ def varifocal(
 ) -> Float[Tensor, "*shape k"]:
     """Return the varifocal loss (Zhang et al., arXiv:2008.13367): BCE(p, q) with p = sigmoid(logit), weighted.
 
-    The weight of positives (q above 0) is q itself, so that good boxes count more and none is let off for being easy;
-    that of the rest is alpha * p^gamma, which makes them the sigmoid focal loss's zeros with 1 - alpha for its alpha.
-    The gradient goes through p^gamma, as in the focal loss and in MMDetection's varifocal loss. A
-    positive of quality 0 is a negative here.
+    The weight of positives (q above 0) is q itself, so that good boxes count more. The weight of the others is
+    alpha * p^gamma, as in the sigmoid focal loss with 1 - alpha for its alpha. The gradient goes through p^gamma, as in
+    MMDetection's varifocal loss. A positive of quality 0 is a negative here.
     """
     logits, quality = at_least_float32(logits), at_least_float32(quality).detach()
-    weight = torch.where(quality > 0, quality, alpha * modulate(torch.sigmoid(logits), gamma))
+    weight = torch.where(quality > 0, quality, alpha * _power(torch.sigmoid(logits), gamma))
     return weight * _binary_cross_entropy(logits, quality)
+
+
+def _power(miss: Float[Tensor, "*shape"], gamma: Number) -> Float[Tensor, "*shape"]:
+    """Return miss^gamma, the weight of an element whose prediction is off by `miss`, 0 to 1."""
+    # Below 1, the derivative of miss^gamma is infinite at 0, and infinity times a loss of 0 is NaN.
+    return (miss.clamp(min=_SMALLEST) if gamma < 1 else miss) ** gamma
 
 
 def _binary_cross_entropy(logits: Float[Tensor, "*shape"], quality: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     # Not torch's: that takes (1 - q) * logit from a logarithm, and loses digits of large logits in float32.
     return -(quality * functional.logsigmoid(logits) + (1 - quality) * functional.logsigmoid(-logits))
-
-
-def giou_loss(predicted_xyxy: Float[Tensor, "*shape 4"], gt_xyxy: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape"]:
-    """Return 1 - GIoU of each pair, 0 to 2 (arXiv:1902.09630): boxes apart are drawn together by the box round both."""
-    return 1 - paired_iou(predicted_xyxy, gt_xyxy, "giou")
-
-
-def diou_loss(predicted_xyxy: Float[Tensor, "*shape 4"], gt_xyxy: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape"]:
-    """Return 1 - DIoU of each pair, 0 to 2 (arXiv:1911.08287): boxes apart are drawn together by their centres."""
-    return 1 - paired_iou(predicted_xyxy, gt_xyxy, "diou")
-
-
-def ciou_loss(predicted_xyxy: Float[Tensor, "*shape 4"], gt_xyxy: Float[Tensor, "*shape 4"]) -> Float[Tensor, "*shape"]:
-    """Return 1 - CIoU of each pair, 0 to 2.5 (arXiv:1911.08287): DIoU's loss plus a term of the aspect ratios.
-
-    The term's weight alpha is a constant to the gradient, as in the paper. Its gradient grows with one over the size of
-    the predicted box; that with respect to offsets, of whose exponential the size is made, stays below one.
-    """
-    return 1 - paired_iou(predicted_xyxy, gt_xyxy, "ciou")

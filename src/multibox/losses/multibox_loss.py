@@ -1,4 +1,4 @@
-"""The L2 penalty as a term of the loss, weighted by parameter name (SSD.TensorFlow)."""
+"""The multibox loss of a batch (SSD paper, section 2.2), and the L2 penalty as a term of it."""
 
 from collections.abc import Iterable
 
@@ -9,11 +9,8 @@ from torch.nn import functional
 
 from multibox.config import SIGMOID_LOSSES, LossConfig, ModelConfig
 from multibox.losses.elementwise import (
-    ciou_loss,
     cross_entropy,
-    diou_loss,
     focal_loss,
-    giou_loss,
     l1,
     l2,
     quality_focal,
@@ -22,54 +19,30 @@ from multibox.losses.elementwise import (
     varifocal,
 )
 from multibox.losses.targets import BACKGROUND, IGNORE, Targets
-from multibox.ops.boxes import Number, at_least_float32
+from multibox.ops.boxes import Number, at_least_float32, paired_iou
 from multibox.ops.coding import decode
-from multibox.ops.mining import mine_hard_negatives, mine_ohem, negative_candidates
+from multibox.ops.mining import mine_hard_negatives, mine_ohem
 from multibox.tensors import HeadOutputs, LossParts
 
 PenaltyRules = tuple[tuple[str, Number], ...]
 
 HIKAPOK_RULES: PenaltyRules = (("_bn", 0.0), ("conv4_3_scale", 0.1), ("backbone.norm.scale", 0.1))
-"""Batch norm is left out, the scale of conv4_3 counts a tenth (under the original's name and ours), everything else
-(biases too) in full. The post's comment says that the scale is left out as well; its code weights it, and the code made
-the weights."""
-
-
-def l2_penalty(
-    named_parameters: Iterable[tuple[str, Tensor]], weight_decay: Number, rules: PenaltyRules = HIKAPOK_RULES
-) -> Float[Tensor, ""]:
-    """Return weight_decay * sum over parameters of c * 0.5 * sum of squares, as part of the loss.
-
-    A parameter's c is that of the first rule whose text its name contains, otherwise 1; parameters of c = 0 cost
-    nothing. As a gradient this equals a decay of c * weight_decay in the optimiser, so use one of the two; what differs
-    is that the loss shown contains it. For a fresh SSD300 the scale of conv4_3 (512 numbers of 20) alone adds 5.12.
-    The original counts trainable parameters only: hand over those that the optimiser has.
-    """
-    terms = [
-        parameter.float().square().sum() * (coefficient * 0.5 * weight_decay)
-        for name, parameter in named_parameters
-        if (coefficient := _coefficient(name, rules)) != 0
-    ]
-    return torch.stack(terms).sum() if terms else torch.zeros(())
-
-
-def _coefficient(name: str, rules: PenaltyRules) -> Number:
-    return next((coefficient for text, coefficient in rules if text in name), 1.0)
-
+"""Coefficient by text in a parameter's name (SSD.TensorFlow, train_ssd.py): no batch norms, a tenth of the scale of
+conv4_3 under its name and ours, everything else in full, biases too. A comment there says that the scale is left out;
+its code weights it, and the code made the weights."""
 
 DEFAULT_MODEL = ModelConfig()
-BOX_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
 
 
 def multibox_loss(
     outputs: HeadOutputs, targets: Targets, config: LossConfig, model: ModelConfig = DEFAULT_MODEL
 ) -> LossParts:
-    """Sum the two losses under the lineage's normaliser; finite, with zero gradient of the offsets, without positives.
+    """Return the classification and localisation loss, divided by `config.normalizer`.
 
-    Normalisers (facts 5.2 to 5.4): `positives` divides both sums by the positives of the batch (Caffe); `images` does
-    so image by image and averages (NVIDIA); `selected` averages the classification over positives and mined
-    negatives, times ratio + 1 (HiKapok); `anchors` averages over all anchors, and over their four coordinates (MXNet,
-    d2l). Every divisor is at least 1.
+    `positives` divides both sums by the positives of the batch (Caffe's `MultiBoxLoss`). `images` does so per image
+    and averages over images (NVIDIA's DeepLearningExamples, ssd/model.py). `selected` averages the classification over
+    positives and mined negatives, times ratio + 1 (SSD.TensorFlow, train_ssd.py). `anchors` averages over all anchors,
+    and over their four coordinates (MXNet, d2l). Every divisor is at least 1, so the loss is finite without positives.
     """
     logits = at_least_float32(outputs.logits)
     per_anchor = _classification(logits, targets, config)
@@ -77,30 +50,29 @@ def multibox_loss(
     distances = _localization(predicted, targets, config, model) * targets.weight[:, None]
     if config.hard_examples != "none":
         selected = _hard_examples(per_anchor, distances, targets, config.hard_examples)
-        # A positive that is not among them counts in neither loss
+        # A positive that is not selected counts in neither loss.
         distances = distances * selected[targets.image, targets.anchor, None]
     else:
         selected = select_anchors(logits, targets, config)
     per_image = (selected & (targets.labels > BACKGROUND)).sum(1)
     positives = per_image.sum()
-    several = positives.clamp(min=1)
-    localization = distances.sum()
-    chosen = torch.where(selected, per_anchor, 0.0)
+    at_least_one = positives.clamp(min=1)
+    classification = torch.where(selected, per_anchor, 0.0)
     if config.normalizer == "positives":
-        classification, localization = chosen.sum() / several, localization / several
-    elif config.normalizer == "images":
-        # An image without objects takes no part, but counts among the images
-        shares = (per_image > 0) / (per_image.clamp(min=1) * len(per_image))
-        classification = (chosen.sum(1) * shares).sum()
-        localization = (distances.sum(1) * shares[targets.image]).sum()
+        classification, localization = classification.sum() / at_least_one, distances.sum() / at_least_one
     elif config.normalizer == "selected":
-        # HiKapok's factor; without mining there is no ratio
-        more = 0.0 if config.negative_ratio == "all" else config.negative_ratio
-        classification = chosen.sum() / selected.sum().clamp(min=1) * (more + 1)
-        localization = localization / several
+        ratio = 0.0 if config.negative_ratio == "all" else config.negative_ratio
+        classification = classification.sum() / selected.sum().clamp(min=1) * (ratio + 1)
+        localization = distances.sum() / at_least_one
+    elif config.normalizer == "anchors":
+        classification = classification.sum() / selected.numel()
+        localization = distances.sum() / outputs.offsets.numel()
     else:
-        classification = chosen.sum() / selected.numel()
-        localization = localization / outputs.offsets.numel()
+        # An image without positives adds nothing but the negatives that mining must take; it counts as an image.
+        mined = config.hard_examples == "none" and config.negative_ratio != "all" and config.minimum_negatives > 0
+        shares = ((per_image > 0) | mined) / (per_image.clamp(min=1) * len(per_image))
+        classification = (classification.sum(1) * shares).sum()
+        localization = (distances.sum(1) * shares[targets.image]).sum()
     classification = classification * config.classification_weight
     localization = localization * config.localization_weight
     total = classification + localization
@@ -122,13 +94,13 @@ def select_anchors(logits: Float[Tensor, "b a k"], targets: Targets, config: Los
     positive = targets.labels > BACKGROUND
     candidate = targets.labels == BACKGROUND
     if config.negative_overlap != "any":
-        candidate &= negative_candidates(positive, targets.overlap, config.negative_overlap)
-    loss = background_loss(logits.detach(), config)
+        candidate &= targets.overlap < config.negative_overlap
+    loss = _background_loss(logits.detach(), config)
     return positive | mine_hard_negatives(loss, positive, candidate, config.negative_ratio, config.minimum_negatives)
 
 
-def background_loss(logits: Float[Tensor, "b a k"], config: LossConfig) -> Float[Tensor, "b a"]:
-    """Return -ln of the probability that each anchor is background: how wrong it is if it is a negative."""
+def _background_loss(logits: Float[Tensor, "b a k"], config: LossConfig) -> Float[Tensor, "b a"]:
+    """Return -ln of the probability that each anchor is background."""
     if config.classification in SIGMOID_LOSSES:
         return functional.softplus(logits).sum(-1)
     return torch.logsumexp(logits, -1) - logits[..., BACKGROUND]
@@ -139,7 +111,7 @@ def _classification(logits: Float[Tensor, "b a k"], targets: Targets, config: Lo
         return cross_entropy(logits, targets.labels)
     if config.classification == "focal":
         return focal_loss(logits, targets.labels, config.alpha, config.gamma)
-    # Without a background logit class c is column c; background and ignored anchors are all zeros
+    # Without a background logit, class c is column c; background and ignored anchors are all zeros.
     wanted = torch.zeros_like(logits)
     soft = config.classification in ("quality_focal", "varifocal")
     column = targets.labels[targets.image, targets.anchor] - 1
@@ -156,13 +128,31 @@ def _classification(logits: Float[Tensor, "b a k"], targets: Targets, config: Lo
 def _localization(
     predicted: Float[Tensor, "p 4"], targets: Targets, config: LossConfig, model: ModelConfig
 ) -> Float[Tensor, "p n"]:
-    """Return the distance of each coordinate, or of each box."""
-    if config.localization in BOX_LOSSES:
-        boxes, gt = (
-            decode(offsets, targets.anchors_xyxy, model.variances, model.coder)
-            for offsets in (predicted, targets.offsets)
-        )
-        return BOX_LOSSES[config.localization](boxes, gt)[:, None]
+    """Return the loss of each coordinate, or of each box."""
     if config.localization == "smooth_l1":
         return smooth_l1(predicted, targets.offsets, config.sigma)
-    return (l1 if config.localization == "l1" else l2)(predicted, targets.offsets)
+    if config.localization == "l1":
+        return l1(predicted, targets.offsets)
+    if config.localization == "l2":
+        return l2(predicted, targets.offsets)
+    boxes, gt = (
+        decode(offsets, targets.anchors_xyxy, model.variances, model.coder) for offsets in (predicted, targets.offsets)
+    )
+    return 1 - paired_iou(boxes, gt, config.localization)[:, None]
+
+
+def l2_penalty(
+    named_parameters: Iterable[tuple[str, Tensor]], weight_decay: Number, rules: PenaltyRules = HIKAPOK_RULES
+) -> Float[Tensor, ""]:
+    """Return weight_decay * sum over parameters of c * 0.5 * sum of squares (SSD.TensorFlow).
+
+    A parameter's c is that of the first rule whose text its name contains, otherwise 1. As a gradient this equals a
+    decay of c * weight_decay in the optimiser, so use one of the two; only here does the loss shown contain it. Give
+    the trainable parameters, as the original does.
+    """
+    terms = [
+        parameter.float().square().sum() * (coefficient * 0.5 * weight_decay)
+        for name, parameter in named_parameters
+        if (coefficient := next((c for text, c in rules if text in name), 1.0)) != 0
+    ]
+    return torch.stack(terms).sum() if terms else torch.zeros(())

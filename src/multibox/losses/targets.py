@@ -1,4 +1,4 @@
-"""What every anchor should answer: matching and encoding, on the device, for a whole batch."""
+"""Training targets of every anchor: matching and encoding, on the device, for a whole batch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,11 +18,11 @@ from multibox.tensors import HeadOutputs
 BACKGROUND = 0
 IGNORE = -1
 SOFT = ("simota", "task_aligned")
-"""Matchers whose score of a positive says how well it is placed."""
+"""Matchers whose soft score says how well a positive is placed."""
 
 
 class Targets(NamedTuple):
-    """Class of every anchor, and the offsets of the positive ones as rows."""
+    """Class of every anchor, and one row per positive."""
 
     labels: Int[Tensor, "b a"]
     """0 background, class + 1 for positives, -1 ignored."""
@@ -35,12 +35,12 @@ class Targets(NamedTuple):
     offsets: Float[Tensor, "p 4"]
     """Encoded box of each positive."""
     anchors_xyxy: Float[Tensor, "p 4"]
-    """The anchor itself."""
+    """Anchor box of each positive."""
     weight: Float[Tensor, " p"]
-    """By which the localisation loss of each positive counts; 1 but for task-aligned matching."""
+    """Weight of each positive in the localisation loss; 1 except in task-aligned matching."""
     quality: Float[Tensor, " p"]
-    """How well each positive is placed, 0 to 1: the matcher's soft score, or the IoU of the network's box; 1 where the
-    network's answer was not given."""
+    """How well each positive is placed, 0 to 1: the matcher's soft score, or the IoU of the predicted box; 1 where no
+    outputs were given."""
 
 
 def make_targets(
@@ -52,16 +52,19 @@ def make_targets(
     outputs: HeadOutputs | None = None,
     per_cell: Sequence[int] = (),
 ) -> Targets:
-    """Match anchors to ground truth and encode; an image without objects is all background.
+    """Match anchors to ground truth and encode it; an image without objects is all background.
 
     Args:
-        anchors_xyxy: corners, 0 to 1 of the input.
-        gt_xyxy: corners, 0 to 1; -1 rows pad.
+        anchors_xyxy: xyxy, 0 to 1 of the input.
+        gt_xyxy: xyxy, 0 to 1; rows of -1 pad.
         gt_labels: 0-based classes; -1 pads.
-        matching: which matcher, with its thresholds.
-        model: box coder, variances and score.
-        outputs: the network's answer; simota and task_aligned match by it, and atss reads the maps' shapes from it.
-        per_cell: anchors of a cell, for each map; the same three need it.
+        matching: The matcher and its thresholds.
+        model: Box coder, variances and score.
+        outputs: The network's outputs; simota and task_aligned match by them, atss reads the maps' shapes from them.
+        per_cell: Anchors per cell of each map; the same three need it.
+
+    Raises:
+        ConfigError: One of these three matchers without outputs.
     """
     outputs = None if outputs is None else outputs.detach()
     assignment = _match(anchors_xyxy, gt_xyxy, gt_labels, matching, model, outputs, per_cell)
@@ -70,14 +73,14 @@ def make_targets(
     gt = assignment.gt_index[image, anchor]
     labels = torch.where(assignment.gt_index == NEGATIVE, BACKGROUND, IGNORE)
     labels[image, anchor] = gt_labels[image, gt] + 1
-    chosen, boxes = anchors_xyxy[anchor], gt_xyxy[image, gt]
-    offsets = encode(boxes, chosen, model.variances, model.coder)
+    anchors, boxes = anchors_xyxy[anchor], gt_xyxy[image, gt]
+    offsets = encode(boxes, anchors, model.variances, model.coder)
     quality = assignment.soft_scores[image, anchor]
     if outputs is not None and matching.matcher not in SOFT:
-        answered = decode(outputs.offsets[image, anchor], chosen, model.variances, model.coder)
-        quality = paired_iou(answered, boxes)
+        predicted = decode(outputs.offsets[image, anchor], anchors, model.variances, model.coder)
+        quality = paired_iou(predicted, boxes)
     weight = assignment.weights[image, anchor]
-    return Targets(labels, assignment.overlap, image, anchor, offsets, chosen, weight, quality)
+    return Targets(labels, assignment.overlap, image, anchor, offsets, anchors, weight, quality)
 
 
 def _match(
@@ -102,14 +105,11 @@ def _match(
     level_sizes = [rows * columns * count for (rows, columns), count in zip(shapes, per_cell, strict=True)]
     if matching.matcher == "atss":
         return match_atss(anchors_xyxy, gt_xyxy, valid, level_sizes=level_sizes, per_cell=per_cell)
-    inputs = _answers(anchors_xyxy, gt_labels, model, outputs)
+    logits = at_least_float32(outputs.logits)
+    scores = logits.softmax(-1)[..., 1:] if model.score == "softmax" else logits.sigmoid()
+    boxes = decode(outputs.offsets, anchors_xyxy, model.variances, model.coder)
+    inputs = MatchInputs(boxes, scores, gt_labels)
     if matching.matcher == "task_aligned":
         return match_task_aligned(anchors_xyxy, gt_xyxy, valid, inputs)
     cells = [(1 / columns, 1 / rows) for rows, columns in shapes]
     return match_simota(anchors_xyxy, gt_xyxy, valid, inputs, level_sizes=level_sizes, cell_sizes=cells)
-
-
-def _answers(anchors_xyxy: Tensor, gt_labels: Tensor, model: ModelConfig, outputs: HeadOutputs) -> MatchInputs:
-    logits = at_least_float32(outputs.logits)
-    scores = logits.softmax(-1)[..., 1:] if model.score == "softmax" else logits.sigmoid()
-    return MatchInputs(decode(outputs.offsets, anchors_xyxy, model.variances, model.coder), scores, gt_labels)

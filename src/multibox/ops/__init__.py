@@ -1,28 +1,11 @@
 """The algorithm as pure tensor functions: boxes, anchors, matching, coding, mining, suppression."""
 
-from multibox.ops.anchors import (
-    caffe_shapes,
-    caffe_sizes,
-    extra_scales,
-    grid_anchors,
-    hikapok_shapes,
-    linear_scales,
-    mxnet_shapes,
-)
-from multibox.ops.boxes import (
-    box_area,
-    clip_boxes,
-    cxcywh_to_xyxy,
-    flip_boxes,
-    paired_iou,
-    pairwise_iou,
-    xywh_to_xyxy,
-    xyxy_to_cxcywh,
-    xyxy_to_xywh,
-)
+from multibox.ops.anchors import caffe_shapes, grid_anchors, hikapok_shapes, mxnet_shapes, pair_shapes
+from multibox.ops.boxes import box_area, paired_iou, pairwise_iou
 from multibox.ops.coding import decode, encode
 from multibox.ops.matching import IGNORED, NEGATIVE, Assignment, MatchInputs, match_bipartite, match_dual_max
-from multibox.ops.mining import mine_hard_negatives, negative_candidates
+from multibox.ops.matching_dynamic import match_atss, match_simota, match_task_aligned
+from multibox.ops.mining import mine_hard_negatives, mine_ohem
 from multibox.ops.mxnet import multibox_detection, multibox_prior, multibox_target
 from multibox.ops.nms import nms
 
@@ -33,28 +16,23 @@ __all__ = [
     "MatchInputs",
     "box_area",
     "caffe_shapes",
-    "caffe_sizes",
-    "clip_boxes",
-    "cxcywh_to_xyxy",
     "decode",
     "encode",
-    "extra_scales",
-    "flip_boxes",
     "grid_anchors",
     "hikapok_shapes",
-    "linear_scales",
+    "match_atss",
     "match_bipartite",
     "match_dual_max",
+    "match_simota",
+    "match_task_aligned",
     "mine_hard_negatives",
+    "mine_ohem",
     "multibox_detection",
     "multibox_prior",
     "multibox_target",
     "mxnet_shapes",
-    "negative_candidates",
     "nms",
+    "pair_shapes",
     "paired_iou",
     "pairwise_iou",
-    "xywh_to_xyxy",
-    "xyxy_to_cxcywh",
-    "xyxy_to_xywh",
 ]

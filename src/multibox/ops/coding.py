@@ -1,8 +1,8 @@
 """Box coding: a ground truth box as four offsets from an anchor, and back.
 
-Three codes (Caffe's `code_type`), each divided by the variances, which only scale the targets:
+Three codes (`CodeType` in Caffe's `PriorBoxParameter`), each divided by the variances, which only scale the targets:
 
-* `center_size`, the paper's (section 2.2, equation 2) and the default everywhere:
+* `center_size` (SSD paper, section 2.2, equation 2), the default everywhere:
   ((gx - ax) / aw / v0, (gy - ay) / ah / v1, ln(gw / aw) / v2, ln(gh / ah) / v3).
 * `corner`: (gt - anchor) / variances, corner by corner.
 * `corner_size`: the same, over the anchor's width (x) and height (y).
@@ -20,7 +20,7 @@ BoxCode = Literal["center_size", "corner", "corner_size"]
 Variances = tuple[Number, Number, Number, Number]
 
 VARIANCES: Variances = (0.1, 0.1, 0.2, 0.2)
-"""Of the paper's authors' release, and of everyone since."""
+"""Of Caffe's release of SSD, and of every implementation since."""
 
 _SMALLEST = 1e-8
 
@@ -33,11 +33,8 @@ def encode(
 ) -> Float[Tensor, "... a 4"]:
     """Express each gt box as offsets from the anchor in the same place.
 
-    Caffe's `encode_variance_in_target` has its default (false) here: the targets are divided by the variances and the
-    predictions multiplied. Half precision is computed and returned in float32.
-
-    A gt box without width or height (padding, above all) has no logarithm; its size counts as 1e-8, so that the
-    offsets are finite and may be multiplied by a mask of 0. Masking such rows remains the caller's work.
+    A gt box without width or height, such as padding, has no logarithm. Its size counts as 1e-8, so that its offsets
+    are finite and the caller can mask them. Half precision is computed and returned in float32.
     """
     gt_xyxy, anchors_xyxy = at_least_float32(gt_xyxy), at_least_float32(anchors_xyxy)
     if code != "center_size":
@@ -59,10 +56,9 @@ def decode(
 ) -> Float[Tensor, "... a 4"]:
     """Turn offsets from anchors into boxes (xyxy); the inverse of `encode`.
 
-    Nothing is clipped: MXNet and HiKapok clip the boxes to 0..1 afterwards, Caffe only when it writes results. Sizes
-    are exp(offset * variance), which overflows to infinity from an offset of 443 at a variance of 0.2 (float32); no
-    guard is set, for clipping ends the infinity and hiding it from the training would not help. Half precision is
-    computed and returned in float32.
+    Nothing is clipped: MXNet and SSD.TensorFlow clip the boxes to 0 to 1 afterwards, Caffe only when it writes results.
+    In float32, sizes overflow to infinity from an offset of 443 at a variance of 0.2; clipping ends that. Half
+    precision is computed and returned in float32.
     """
     offsets, anchors_xyxy = at_least_float32(offsets), at_least_float32(anchors_xyxy)
     if code != "center_size":
@@ -80,7 +76,7 @@ def _anchor_size(anchors_xyxy: Float[Tensor, "a 4"]) -> Float[Tensor, "a 2"]:
 
 
 def _columns(like: Float[Tensor, "a 2"], first: Number, second: Number) -> Number | Float[Tensor, "a 2"]:
-    # torch.tensor([first, second], device=...) would make a CUDA stream wait for a copy from the host.
+    # Not torch.tensor([first, second], device=...): that makes a CUDA stream wait for a copy from the host.
     if first == second:
         return first
     return torch.stack([torch.full_like(like[..., 0], first), torch.full_like(like[..., 1], second)], dim=-1)

@@ -1,7 +1,8 @@
-"""Who learns what: matchers assign each anchor an object, background, or nothing at all.
+"""Assign every anchor an object, background or nothing: what all matchers share, and the two that look at IoU alone.
 
-All matchers share one signature, `f(anchors_xyxy, gt_xyxy, gt_valid, outputs=None, **options)`, and return an
-`Assignment`. Boxes are xyxy in one unit, usually 0 to 1 of the network's input.
+The five matchers have one signature, `f(anchors_xyxy, gt_xyxy, gt_valid, outputs=None, **options)`, and return an
+`Assignment`. Boxes are xyxy in one unit, usually 0 to 1 of the network's input. Of equals the lowest anchor and the
+lowest object win.
 """
 
 from typing import NamedTuple
@@ -10,113 +11,31 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from multibox.ops.boxes import Number
-
-TINY = 1e-37
-"""Stands in for an area that is not positive; far below the rounding error of any real one."""
-
-
-def without_padding(gt_xyxy: Float[Tensor, "b g 4"], gt_valid: Bool[Tensor, "b g"]) -> Float[Tensor, "b g 4"]:
-    """Return the objects in float32, with boxes that have no area, and so match nothing, in place of padding."""
-    return gt_xyxy.float().masked_fill(~gt_valid[..., None], 0)
-
-
-def anchor_overlaps(
-    anchors_xyxy: Float[Tensor, "a 4"], gt_xyxy: Float[Tensor, "b g 4"], gt_valid: Bool[Tensor, "b g"]
-) -> Float[Tensor, "b g a"]:
-    """Return the IoU of each object with each anchor, in float32; 0 for rows that are padding and boxes without area.
-
-    The long axis comes last and coordinates are split first: every step and the reductions that follow run over
-    contiguous memory.
-    """
-    anchor_x1, anchor_y1, anchor_x2, anchor_y2 = anchors_xyxy.float().t().contiguous().unbind()
-    gt_x1, gt_y1, gt_x2, gt_y2 = without_padding(gt_xyxy, gt_valid).unsqueeze(2).unbind(-1)
-    # In place where possible: fresh memory costs more than the arithmetic.
-    shared = gt_x2.minimum(anchor_x2).sub_(gt_x1.maximum(anchor_x1)).clamp_(min=0)
-    shared.mul_(gt_y2.minimum(anchor_y2).sub_(gt_y1.maximum(anchor_y1)).clamp_(min=0))
-    # A box without area shares nothing, so raising its area to TINY only turns 0/0 into 0.
-    anchor_areas = ((anchor_x2 - anchor_x1) * (anchor_y2 - anchor_y1)).clamp_(min=TINY)
-    gt_areas = ((gt_x2 - gt_x1) * (gt_y2 - gt_y1)).clamp_(min=TINY)
-    union = (anchor_areas + gt_areas).sub_(shared)
-    return shared.div_(union)
-
-
-def greedy_bipartite(
-    overlaps: Float[Tensor, "b g a"], gt_valid: Bool[Tensor, "b g"], minimum_iou: Number = 1e-6
-) -> Int[Tensor, "b g"]:
-    """Give each object an anchor of its own, the largest IoU of the image first (Caffe SSD, MXNet MultiBoxTarget).
-
-    The order is total: IoU descending, then the lower anchor, then the lower object. A pair that is first in this order
-    both for its anchor and for its object will be taken whatever happens elsewhere, so all such pairs of all images
-    are taken in one round. Between rounds only objects whose anchor was lost look for another one.
-
-    Args:
-        overlaps: IoU of objects and anchors.
-        gt_valid: False marks padding, which gets nothing.
-        minimum_iou: pairs must lie above it.
-
-    Returns:
-        The anchor of each object, -1 where none was left.
-    """
-    batch, objects, count = overlaps.shape
-    chosen = torch.full((batch, objects), -1, dtype=torch.long, device=overlaps.device)
-    if objects == 0 or count == 0:
-        return chosen
-    best, anchor = overlaps.max(dim=2)
-    waiting = gt_valid & (best > minimum_iou)
-    # One column more than anchors: pairs that are not taken in a round mark that one.
-    taken = torch.zeros((batch, count + 1), dtype=torch.bool, device=overlaps.device)
-    while True:
-        dominant = _dominant(overlaps, waiting, best, anchor)
-        chosen = torch.where(dominant, anchor, chosen)
-        taken.scatter_(1, torch.where(dominant, anchor, count), True)
-        waiting &= ~dominant
-        image, row = (waiting & taken.gather(1, anchor)).nonzero(as_tuple=True)
-        if len(row) > 0:
-            free = overlaps[image, row].masked_fill_(taken[image, :count], -1)
-            best[image, row], anchor[image, row] = free.max(dim=1)
-            waiting &= best > minimum_iou
-        elif not bool(waiting.any()):
-            return chosen
-
-
-def _dominant(
-    overlaps: Float[Tensor, "b g a"],
-    waiting: Bool[Tensor, "b g"],
-    best: Float[Tensor, "b g"],
-    anchor: Int[Tensor, "b g"],
-) -> Bool[Tensor, "b g"]:
-    """Return which waiting objects nobody else who waits can outbid for their best anchor."""
-    objects = overlaps.shape[1]
-    bids = overlaps.gather(2, anchor[:, None, :].expand(-1, objects, -1))
-    index = torch.arange(objects, device=overlaps.device)
-    lower = index[:, None] < index
-    own = best[:, None, :]
-    outbid = waiting[:, :, None] & ((bids > own) | ((bids == own) & lower))
-    return waiting & ~outbid.any(dim=1)
-
+from multibox.ops.boxes import Number, pairwise_iou
 
 NEGATIVE = -1
 """In `Assignment.gt_index`: the anchor is background."""
 IGNORED = -2
 """In `Assignment.gt_index`: the anchor takes part in no loss."""
+SMALLEST_IOU = 1e-6
+"""An object takes an anchor of its own only if their IoU is above it (Caffe's `MatchBBox`)."""
 
 
 class Assignment(NamedTuple):
-    """What a matcher decided for every anchor of every image."""
+    """A matcher's decision for every anchor of every image."""
 
     gt_index: Int[Tensor, "b a"]
-    """The anchor's object, a row of the image's ground truth; NEGATIVE or IGNORED otherwise."""
+    """Row of the anchor's object in the image's ground truth, or NEGATIVE or IGNORED."""
     overlap: Float[Tensor, "b a"]
     """Largest IoU with any object of the image; 0 where there is none."""
     weights: Float[Tensor, "b a"]
-    """How much a positive counts; 1 is full weight. May be one number expanded: do not write to it."""
+    """Weight of a positive in the localisation loss. May be one number expanded: do not write to it."""
     soft_scores: Float[Tensor, "b a"]
-    """The score a positive should reach; 1 for hard matchers. May be one number expanded: do not write to it."""
+    """Score that a positive should reach, 0 to 1. May be one number expanded: do not write to it."""
 
 
 class MatchInputs(NamedTuple):
-    """What matchers that look at the network's answer need, detached from the graph."""
+    """The network's outputs for the matchers that use them, detached from the graph."""
 
     boxes_xyxy: Float[Tensor, "b a 4"]
     """Decoded boxes."""
@@ -134,22 +53,20 @@ def match_bipartite(
     *,
     threshold: Number | None = 0.5,
     inclusive: bool = True,
-    minimum_iou: Number = 1e-6,
 ) -> Assignment:
     """Give each object its own anchor, then each remaining anchor its best object (SSD paper, 2.2; Caffe; MXNet).
 
     Args:
-        anchors_xyxy: the anchors.
-        gt_xyxy: the objects.
-        gt_valid: False marks rows that are padding and are never matched.
-        outputs: not used.
-        threshold: IoU from which a remaining anchor takes its best object, the lowest one among equals. None, or a
-            number above 1, leaves the bipartite pairs alone.
-        inclusive: whether IoU equal to `threshold` is enough (Caffe) or not (MXNet).
-        minimum_iou: bipartite pairs must lie above it; an object that no anchor touches stays without one.
+        anchors_xyxy: The anchors.
+        gt_xyxy: The objects.
+        gt_valid: False marks padding, which is never matched.
+        outputs: Not used.
+        threshold: IoU from which a remaining anchor takes its best object. None, or a number above 1, keeps the
+            bipartite pairs alone.
+        inclusive: Whether an IoU equal to `threshold` is enough (Caffe) or not (MXNet).
 
     Returns:
-        The assignment; every anchor that took no object is NEGATIVE.
+        The assignment; every anchor without an object is NEGATIVE.
     """
     if is_empty(anchors_xyxy, gt_xyxy):
         return all_negative(anchors_xyxy, gt_xyxy)
@@ -158,10 +75,9 @@ def match_bipartite(
     gt_index = torch.full_like(overlap, NEGATIVE, dtype=torch.long)
     if threshold is not None and threshold <= 1:
         enough = overlap >= threshold if inclusive else overlap > threshold
-        # Zero overlap never makes a match, whatever the threshold.
-        _take_best(gt_index, overlaps, enough & (overlap > 0))
-    _force(gt_index, greedy_bipartite(overlaps, gt_valid, minimum_iou))
-    return _hard(gt_index, overlap)
+        _assign_best(gt_index, overlaps, enough & (overlap > 0))
+    _assign_own(gt_index, greedy_bipartite(overlaps, gt_valid))
+    return with_full_weight(gt_index, overlap)
 
 
 def match_dual_max(
@@ -173,83 +89,118 @@ def match_dual_max(
     low: Number = 0.5,
     high: Number = 0.5,
     inclusive: bool = True,
-    ignore_between: bool = True,
-    gt_max_first: bool = True,
-    minimum_iou: Number = 1e-6,
 ) -> Assignment:
-    """Give each anchor its best object and each object its best anchor (HiKapok's SSD.TensorFlow).
+    """Give each anchor its best object and each object its best anchor (SSD.TensorFlow, `do_dual_max_match`).
 
-    Objects that share one best anchor are not bipartite: the one with the highest IoU has it, the lowest one among
-    equals, and the others are not helped.
+    Not bipartite: of several objects with the same best anchor, the one of highest IoU takes it, and the others take no
+    other. Unlike in SSD.TensorFlow, an object that overlaps no anchor does not take anchor 0.
 
     Args:
-        anchors_xyxy: the anchors.
-        gt_xyxy: the objects.
-        gt_valid: False marks rows that are padding and are never matched.
-        outputs: not used.
-        low: anchors whose largest IoU is below it are background.
-        high: anchors whose largest IoU reaches it take that object.
-        inclusive: whether an IoU of exactly `high` or `low` counts as above (HiKapok) or as below it (NVIDIA).
-        ignore_between: anchors from `low` to `high` are IGNORED; False swaps the meaning of the two zones.
-        gt_max_first: objects claim their best anchor whatever it took before; False lets only objects that no anchor
-            took claim theirs.
-        minimum_iou: a claim must lie above it; in HiKapok's code an object that touches no anchor claims anchor 0.
-
-    Returns:
-        The assignment.
+        anchors_xyxy: The anchors.
+        gt_xyxy: The objects.
+        gt_valid: False marks padding, which is never matched.
+        outputs: Not used.
+        low: Anchors whose largest IoU is below it are background; those from `low` to `high` are IGNORED.
+        high: Anchors whose largest IoU reaches it take that object.
+        inclusive: Whether an IoU of exactly `high` or `low` counts as above (SSD.TensorFlow) or as below it (NVIDIA).
     """
     if is_empty(anchors_xyxy, gt_xyxy):
         return all_negative(anchors_xyxy, gt_xyxy)
     overlaps = anchor_overlaps(anchors_xyxy, gt_xyxy, gt_valid)
     overlap = overlaps.amax(dim=1)
-    below, between = (NEGATIVE, IGNORED) if ignore_between else (IGNORED, NEGATIVE)
     under, over = (overlap < low, overlap >= high) if inclusive else (overlap <= low, overlap > high)
-    gt_index = torch.full_like(overlap, between, dtype=torch.long).masked_fill_(under, below)
-    _take_best(gt_index, overlaps, over & (overlap > 0))
+    gt_index = torch.full_like(overlap, IGNORED, dtype=torch.long).masked_fill_(under, NEGATIVE)
+    _assign_best(gt_index, overlaps, over & (overlap > 0))
     gt_index.masked_fill_(~gt_valid.any(dim=1, keepdim=True), NEGATIVE)
-    claimed = _claims(overlaps, gt_valid, minimum_iou)
-    if not gt_max_first:
-        rows = torch.arange(gt_valid.shape[1], device=gt_index.device)
-        served = (gt_index[:, None, :] == rows[:, None]).any(dim=2)
-        claimed = claimed.masked_fill(served, -1)
-    _force(gt_index, claimed)
-    return _hard(gt_index, overlap)
+    best, anchor = overlaps.max(dim=2)
+    claims = gt_valid & (best > SMALLEST_IOU)
+    same = anchor[:, :, None] == anchor[:, None, :]
+    outbid = (claims[:, :, None] & same & _is_ahead(best, best[:, :, None])).any(dim=1)
+    _assign_own(gt_index, torch.where(claims & ~outbid, anchor, -1))
+    return with_full_weight(gt_index, overlap)
 
 
 def is_empty(anchors_xyxy: Float[Tensor, "a 4"], gt_xyxy: Float[Tensor, "b g 4"]) -> bool:
-    """Return whether there is nothing to match, padding included."""
+    """Return whether there are no anchors or no rows of ground truth."""
     return len(anchors_xyxy) == 0 or gt_xyxy.shape[1] == 0
 
 
 def all_negative(anchors_xyxy: Float[Tensor, "a 4"], gt_xyxy: Float[Tensor, "b g 4"]) -> Assignment:
     """Return the assignment where there is nothing to match."""
     overlap = torch.zeros((len(gt_xyxy), len(anchors_xyxy)), device=anchors_xyxy.device)
-    return _hard(torch.full_like(overlap, NEGATIVE, dtype=torch.long), overlap)
+    return with_full_weight(torch.full_like(overlap, NEGATIVE, dtype=torch.long), overlap)
 
 
-def _hard(gt_index: Int[Tensor, "b a"], overlap: Float[Tensor, "b a"]) -> Assignment:
+def with_full_weight(gt_index: Int[Tensor, "b a"], overlap: Float[Tensor, "b a"]) -> Assignment:
+    """Return the assignment in which every weight and every score is 1."""
     one = overlap.new_ones(()).expand_as(overlap)
     return Assignment(gt_index, overlap, one, one)
 
 
-def _take_best(gt_index: Int[Tensor, "b a"], overlaps: Float[Tensor, "b g a"], takes: Bool[Tensor, "b a"]) -> None:
-    """Write the object of largest IoU, the lowest one among equals, where `takes`: few anchors, so look only there."""
+def without_padding(gt_xyxy: Float[Tensor, "b g 4"], gt_valid: Bool[Tensor, "b g"]) -> Float[Tensor, "b g 4"]:
+    """Return the objects in float32, with boxes of area 0, which match nothing, in place of padding."""
+    return gt_xyxy.float().masked_fill(~gt_valid[..., None], 0)
+
+
+def anchor_overlaps(
+    anchors_xyxy: Float[Tensor, "a 4"], gt_xyxy: Float[Tensor, "b g 4"], gt_valid: Bool[Tensor, "b g"]
+) -> Float[Tensor, "b g a"]:
+    """Return the IoU of each object with each anchor, in float32; 0 for padding and for boxes without area."""
+    return pairwise_iou(without_padding(gt_xyxy, gt_valid), anchors_xyxy.float())
+
+
+def greedy_bipartite(overlaps: Float[Tensor, "b g a"], gt_valid: Bool[Tensor, "b g"]) -> Int[Tensor, "b g"]:
+    """Give each object an anchor of its own, the largest IoU of the image first (Caffe, MXNet MultiBoxTarget).
+
+    Pairs are ordered by IoU descending, then the lower anchor, then the lower object. A pair that comes first both for
+    its anchor and for its object is taken whatever happens elsewhere. So each round takes all such pairs of all images;
+    between rounds, only objects that lost their anchor look for another one.
+
+    Args:
+        overlaps: IoU of objects and anchors.
+        gt_valid: False marks padding, which gets no anchor.
+
+    Returns:
+        The anchor of each object; -1 where none above `SMALLEST_IOU` was left.
+    """
+    batch, objects, count = overlaps.shape
+    chosen = torch.full((batch, objects), -1, dtype=torch.long, device=overlaps.device)
+    if objects == 0 or count == 0:
+        return chosen
+    best, anchor = overlaps.max(dim=2)
+    waiting = gt_valid & (best > SMALLEST_IOU)
+    # One column more than anchors: pairs that are not taken in a round mark that one.
+    taken = torch.zeros((batch, count + 1), dtype=torch.bool, device=overlaps.device)
+    while True:
+        # [b, bidder, object]: the bidder's IoU with the best anchor of the object
+        bids = overlaps.gather(2, anchor[:, None, :].expand(-1, objects, -1))
+        first = waiting & ~(waiting[:, :, None] & _is_ahead(best, bids)).any(dim=1)
+        chosen = torch.where(first, anchor, chosen)
+        taken.scatter_(1, torch.where(first, anchor, count), True)
+        waiting &= ~first
+        image, row = (waiting & taken.gather(1, anchor)).nonzero(as_tuple=True)
+        if len(row) > 0:
+            free = overlaps[image, row].masked_fill_(taken[image, :count], -1)
+            best[image, row], anchor[image, row] = free.max(dim=1)
+            waiting &= best > SMALLEST_IOU
+        elif not bool(waiting.any()):
+            return chosen
+
+
+def _is_ahead(best: Float[Tensor, "b g"], bids: Float[Tensor, "b g #g"]) -> Bool[Tensor, "b g g"]:
+    """Return whether the row's bid beats the column's own IoU; among equals the lower row does."""
+    index = torch.arange(best.shape[1], device=best.device)
+    own = best[:, None, :]
+    return (bids > own) | ((bids == own) & (index[:, None] < index))
+
+
+def _assign_best(gt_index: Int[Tensor, "b a"], overlaps: Float[Tensor, "b g a"], takes: Bool[Tensor, "b a"]) -> None:
+    """Write the object of largest IoU where `takes`. Few anchors do, so argmax over them alone is fast."""
     image, anchor = takes.nonzero(as_tuple=True)
     gt_index[image, anchor] = overlaps[image, :, anchor].argmax(dim=1)
 
 
-def _force(gt_index: Int[Tensor, "b a"], anchor_of_gt: Int[Tensor, "b g"]) -> None:
-    """Write each object's number at its anchor; -1 means no anchor. No two objects may name the same one."""
+def _assign_own(gt_index: Int[Tensor, "b a"], anchor_of_gt: Int[Tensor, "b g"]) -> None:
+    """Write each object's row at its own anchor; -1 is no anchor. No two objects may have the same one."""
     image, row = (anchor_of_gt >= 0).nonzero(as_tuple=True)
     gt_index[image, anchor_of_gt[image, row]] = row
-
-
-def _claims(overlaps: Float[Tensor, "b g a"], gt_valid: Bool[Tensor, "b g"], minimum_iou: Number) -> Int[Tensor, "b g"]:
-    """Return the best anchor of each object, -1 where another object with the same one has the higher IoU."""
-    best, anchor = overlaps.max(dim=2)
-    claims = gt_valid & (best > minimum_iou)
-    index = torch.arange(overlaps.shape[1], device=overlaps.device)
-    ahead = (best[:, :, None] > best[:, None, :]) | ((best[:, :, None] == best[:, None, :]) & (index[:, None] < index))
-    same = anchor[:, :, None] == anchor[:, None, :]
-    beaten = (claims[:, :, None] & same & ahead).any(dim=1)
-    return torch.where(claims & ~beaten, anchor, -1)
