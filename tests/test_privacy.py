@@ -88,6 +88,7 @@ def test_the_watch_sees_a_connection(machine):
     assert len(machine.attempts()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["import multibox", "import openvino_telemetry"])
 def test_the_telemetry_package_sends_nothing(machine, first):
     pytest.importorskip("nncf", reason="needs multibox[export]")

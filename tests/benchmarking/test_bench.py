@@ -99,6 +99,7 @@ def test_the_whole_of_work_is_timed():
     assert 0.02 <= found.median < 0.5
 
 
+@pytest.mark.slow
 def test_memory_grows_with_what_is_held():
     before = clock.peak_memory()
     assert before is not None
@@ -159,6 +160,7 @@ def test_nothing_found_is_no_agreement():
         agree("x", [detections()], [detections()], EXACT)
 
 
+@pytest.mark.slow
 def test_torchvisions_twin_finds_the_same(lite):
     twin = torchvision_twin(lite)
     sides = [twin_subject(twin, lite, "float32"), eager_subject(lite, "float32"), eager_subject(lite, "bfloat16")]
@@ -182,6 +184,7 @@ def test_a_twin_with_other_weights_is_found_out(lite):
         compare([twin_subject(twin, lite, "float32"), eager_subject(lite, "float32")], SIZE)
 
 
+@pytest.mark.slow
 def test_own_anchors_and_normalisation_go_to_the_twin(lite):
     changes = {"anchors.clip_shapes": False, "anchors.offset": 0.4, "model.mean": (100.0, 110.0, 120.0)}
     detector = api.create("ssdlite320-mobilenetv3", ["a", "b", "c"])

@@ -156,6 +156,7 @@ def test_intervals_and_the_models_thresholds(run, squares, trained, tmp_path, mo
     assert "scores from 0.3 are reported" in run("predict", tmp_path / "bare", image)[1]
 
 
+@pytest.mark.slow
 def test_seeds_and_ablations_end_in_a_table(run, squares, tmp_path):
     few = ("train", squares, "--epochs", 1, *SMALL)
     code, out, err = run(*few, "--out", tmp_path / "seeds", "--seeds", 2)

@@ -21,6 +21,7 @@ def test_ctrl_c_leaves_a_resumable_run(squares, tmp_path):
     process = subprocess.Popen(
         [*command, "--epochs", "2000", *settings],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in background jobs
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (out / "metrics.csv").is_file() and time.monotonic() < deadline and process.poll() is None:

@@ -140,10 +140,16 @@ def test_what_is_passed_over_is_counted(run, tiny_file, photos, tmp_path, monkey
     assert "3 other files were passed over: 1 without an ending, 2 .txt\n" in out
 
 
+def heed_ctrl_c():
+    """Undo what a shell does to tests that it runs in the background: their children would ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def environment(**changes):
     return {**os.environ, "OMP_NUM_THREADS": "1", **changes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "cp437"])
 def test_names_that_the_output_cannot_show(tiny_file, photos, tmp_path, encoding):
     (photos / "a.png").rename(photos / "日本.png")
@@ -164,6 +170,7 @@ def test_names_that_the_output_cannot_show(tiny_file, photos, tmp_path, encoding
     assert b"\\u65e5\\u672c.png is empty" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to a process group is a Unix matter")
 def test_ctrl_c_leaves_no_half_file(tiny_file, photos, tmp_path):
     for index in range(3000):
@@ -171,7 +178,7 @@ def test_ctrl_c_leaves_no_half_file(tiny_file, photos, tmp_path):
     command = [sys.executable, "-m", "multibox", "predict", str(tiny_file), str(photos), "--json", "p.json"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment(),
-        start_new_session=True,
+        start_new_session=True, preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (tmp_path / "predictions" / "b.jpg").is_file() and time.monotonic() < deadline and process.poll() is None:

@@ -27,6 +27,13 @@ LOCALIZATION = choices(LossConfig, "localization")
 MATCHERS = choices(MatchingConfig, "matcher")
 
 
+PAIRS = [
+    pytest.param(first, second, marks=() if first == "cross_entropy" or second == "smooth_l1" else pytest.mark.slow)
+    for first, second in itertools.product(CLASSIFICATION, LOCALIZATION)
+]
+"""Every loss of one kind with the usual one of the other kind; all other pairs are slow."""
+
+
 def settings(classification, **more):
     return {"anchors.fit": "none", "model.input_size": [64, 64], **loss_settings(classification), **more}
 
@@ -50,7 +57,7 @@ def objects():
     return gt, labels
 
 
-@pytest.mark.parametrize(("classification", "localization"), list(itertools.product(CLASSIFICATION, LOCALIZATION)))
+@pytest.mark.parametrize(("classification", "localization"), PAIRS)
 def test_every_combination_learns(classification, localization, features):
     gt, labels = objects()
     shapes = tuple((f.shape[2], f.shape[3]) for f in features)

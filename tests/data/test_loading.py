@@ -152,6 +152,7 @@ def test_memory_that_runs_out_is_a_sentence(squares, monkeypatch, workers):
         list(load_batches(make(open_dataset(squares, "train")), KEYS, workers, pin=False))
 
 
+@pytest.mark.slow
 def test_a_script_without_main_guard_loads_in_processes(squares, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -24,6 +24,7 @@ def test_it_writes_beside_the_model_and_reports(model):
     assert '"license": "MIT"' in properties["multibox"]
 
 
+@pytest.mark.slow
 def test_a_difference_is_exit_code_1(model, monkeypatch):
     monkeypatch.setattr("multibox.exporting.verify.GREY_LEVELS", 0.1)
     result = CliRunner().invoke(app, ["export", str(model), "--raw"])

@@ -27,13 +27,24 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 
-@pytest.fixture(scope="session")
-def files(tiny, lite, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("files")
-    for name, detector in (("tiny", tiny), ("lite", lite)):
-        for suffix in (".onnx", ".xml"):
-            export(detector, folder / f"{name}{suffix}", ExportOptions(license="CC0-1.0", source="nowhere"))
+NAMES = ["tiny", pytest.param("lite", marks=pytest.mark.slow)]
+"""Fixtures of detectors."""
+
+
+def export_both(detector, folder, name):
+    for suffix in (".onnx", ".xml"):
+        export(detector, folder / f"{name}{suffix}", ExportOptions(license="CC0-1.0", source="nowhere"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def files(tiny, tmp_path_factory):
+    return export_both(tiny, tmp_path_factory.mktemp("tiny"), "tiny")
+
+
+@pytest.fixture(scope="session")
+def lite_files(lite, tmp_path_factory):
+    return export_both(lite, tmp_path_factory.mktemp("lite"), "lite")
 
 
 def open_file(path):
@@ -63,10 +74,11 @@ def found_in(answer, names):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
-@pytest.mark.parametrize("name", ["tiny", "lite"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("count", [1, 3, 8])
-def test_images_of_the_input_size_give_eagers_detections(files, tiny, lite, name, suffix, count, noise):
-    detector = {"tiny": tiny, "lite": lite}[name]
+def test_images_of_the_input_size_give_eagers_detections(request, name, suffix, count, noise):
+    detector = request.getfixturevalue(name)
+    files = request.getfixturevalue("files" if name == "tiny" else "lite_files")
     batch = noise(count, *detector.config.model.input_size)
     answer = open_file(files / f"{name}{suffix}")({"images": batch, **limits(detector.config)})
     for got, want in zip(found_in(answer, detector.names), eager(detector, batch), strict=True):
@@ -102,11 +114,12 @@ def test_limits_are_inputs_in_both_runtimes(files, tiny, noise):
         assert high["counts"][0] < usual["counts"][0]
 
 
-def test_plain_onnxruntime_prints_nothing(tiny, files, tmp_path):
+@pytest.mark.slow
+def test_plain_onnxruntime_prints_nothing(tiny, files, lite_files, tmp_path):
     export(tiny, tmp_path / "rows.onnx", ExportOptions(dialect="ultralytics", opset=13))
     export(tiny, tmp_path / "jetson.onnx", ExportOptions(dialect="jetson"))
     script = "import sys, onnxruntime\nfor path in sys.argv[1:]: onnxruntime.InferenceSession(path)"
-    paths = [files / "tiny.onnx", files / "lite.onnx", tmp_path / "rows.onnx", tmp_path / "jetson.onnx"]
+    paths = [files / "tiny.onnx", lite_files / "lite.onnx", tmp_path / "rows.onnx", tmp_path / "jetson.onnx"]
     done = subprocess.run([sys.executable, "-c", script, *map(str, paths)], capture_output=True, text=True, check=True)
     # Of a machine without a GPU it may say so
     said = [line for line in (done.stdout + done.stderr).splitlines() if "device_discovery" not in line]
@@ -143,9 +156,9 @@ def test_files_of_version_0_1_are_still_read(files, tiny, tmp_path, noise, monke
 @pytest.mark.parametrize(("dialect", "opset", "expected", "ir_version"), [
     ("plain", None, 15, 8), ("plain", 13, 13, 7), ("plain", 18, 18, 8), ("plain", 20, 20, 9), ("jetson", None, 13, 7),
 ])  # fmt: skip
-@pytest.mark.parametrize("name", ["tiny", "lite"])
-def test_opsets(tiny, lite, tmp_path, name, dialect, opset, expected, ir_version):
-    export({"tiny": tiny, "lite": lite}[name], tmp_path / "model.onnx", ExportOptions(dialect=dialect, opset=opset))
+@pytest.mark.parametrize("name", NAMES)
+def test_opsets(request, tmp_path, name, dialect, opset, expected, ir_version):
+    export(request.getfixturevalue(name), tmp_path / "model.onnx", ExportOptions(dialect=dialect, opset=opset))
     model = onnx.load(tmp_path / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
     assert [(each.domain, each.version) for each in model.opset_import] == [("", expected)]

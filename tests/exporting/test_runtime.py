@@ -44,6 +44,7 @@ def agree(found, wanted, side):
     assert match(found, wanted, side).matched >= len(wanted) * 0.98
 
 
+@pytest.mark.slow
 def test_it_needs_no_torch(files, noise, tmp_path):
     np.save(tmp_path / "image.npy", noise(50, 70))
     code = """

@@ -132,6 +132,7 @@ def test_an_image_longer_than_a_jpeg_may_be_is_drawn_smaller(tmp_path):
         assert drawn.width == 65_500
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     """Held, 600 more images of 48 kB would be 29 MB and their 100 boxes each 2 MB; the queue itself may fill later."""
     Image.new("RGB", (128, 128), (90, 90, 90)).save(tmp_path / "a.png")

@@ -61,6 +61,7 @@ def test_a_file_that_is_gone_is_named(files, tmp_path):
         pickle.loads(pickled)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("name", ["model.safetensors", "model.onnx"])
 def test_a_forked_process_answers(files, name):
@@ -87,6 +88,7 @@ print("fine")
     assert done.stdout == "fine\n", done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_evaluate_needs_no_main_guard(files, draw_squares, tmp_path, method):
     data = draw_squares(tmp_path / "squares", 8)

@@ -41,6 +41,7 @@ def mean_lines(text: str) -> str:
 DIVERGES = ("train.lr=1e30", "train.optimizer=sgd", "train.clip_norm=none", "train.warmup=0")
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_says_so_and_is_begun_again(call, squares, tmp_path, train_options):
     command = ["train", squares, "--out", tmp_path / "run", "--epochs", "2", *train_options]
     code, _, err = call(*command, *(word for setting in DIVERGES for word in ("--set", setting)))

@@ -94,6 +94,7 @@ def environment():
     return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")}
 
 
+@pytest.mark.slow
 def test_the_wheel_is_small_and_carries_models_and_licences(wheel):
     assert wheel.stat().st_size < 10_000_000
     names = zipfile.ZipFile(wheel).namelist()

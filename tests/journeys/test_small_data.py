@@ -91,7 +91,7 @@ def test_classes_are_chosen_and_merged(train, squares, tmp_path):
     assert "classes warm" in out
 
 
-@pytest.mark.parametrize("batch", [2, 5, 11, 12, 64])
+@pytest.mark.parametrize("batch", [5, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 11, 12, 64))])
 def test_any_batch_size_trains(call, squares, tmp_path, train_options, batch):
     """Batches larger than the data, and epochs whose last batch would be one image."""
     command = ["train", squares, "--out", tmp_path / "run", "--epochs", "2", *train_options]

@@ -42,6 +42,7 @@ def test_of_two_runs_at_once_in_one_folder_one_wins_and_the_other_harms_nothing(
     assert {"config.toml", "best.safetensors", "last.safetensors", "metrics.csv", "state"} <= kept
 
 
+@pytest.mark.slow
 def test_another_run_does_not_disturb_one_that_is_held(launch, call, squares, tmp_path, train_options):
     run = tmp_path / "run"
     process = launch("train", squares, "--out", run, "--epochs", "5000", *train_options)
@@ -57,6 +58,7 @@ def test_another_run_does_not_disturb_one_that_is_held(launch, call, squares, tm
     assert (run / "config.toml").is_file()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_finds_relative_paths_again(call, squares, tmp_path, monkeypatch, train_options):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()
@@ -88,6 +90,7 @@ def read_only(squares):
     subprocess.run(["umount", "-l", squares], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions of Unix")
 def test_data_that_cannot_be_written_to(call, read_only, tmp_path, monkeypatch, train_options):
     with pytest.raises(OSError):
@@ -110,6 +113,7 @@ def test_data_that_cannot_be_written_to(call, read_only, tmp_path, monkeypatch, 
         assert err.startswith("multibox: ") and err.count("\n") == 1, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--out", "."], [], ["--out", "sub", "--yolo", "."]])
 def test_predicting_into_the_source_folder_harms_no_image(call, squares, tmp_path, monkeypatch, options):
     photos = tmp_path / "photos"

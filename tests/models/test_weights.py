@@ -98,6 +98,7 @@ def test_a_checkpoint_from_before_a_setting_still_loads(tmp_path):
     assert old.config.post.thresholds == ()
 
 
+@pytest.mark.slow
 def test_vgg16_of_torchvision_is_thinned_out(tmp_path):
     gen = torch.Generator().manual_seed(0)
     state = {}
@@ -212,6 +213,7 @@ def test_class_names_are_compared_without_case_blanks_and_signs(name, plain):
     assert plain_name(name) == plain
 
 
+@pytest.mark.slow
 def test_the_default_preset_keeps_all_that_coco_knows():
     names = ["Person", "unicorn", "sofa"]
     fresh, started = (create("multibox-fine", names, weights=weights) for weights in ("none", "coco"))

@@ -39,6 +39,7 @@ def test_the_image_changes_with_the_curves(tmp_path):
     assert plot_losses(tmp_path / "two.png", smooth, flat).read_bytes() != one
 
 
+@pytest.mark.slow
 def test_pyplot_stays_out_of_it(tmp_path):
     before = "matplotlib.pyplot" in sys.modules
     plot_losses(tmp_path / "losses.png", *_curves())

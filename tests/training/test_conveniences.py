@@ -42,7 +42,10 @@ def assert_equal_ends(whole, parts):
     "changes",
     [
         {"train.freeze": "backbone.*", "train.freeze_until": 0.5},
-        {"train.freeze": "backbone.*", "train.freeze_until": 0.5, "train.optimizer": "sgd", "train.momentum": 0.9},
+        pytest.param(
+            {"train.freeze": "backbone.*", "train.freeze_until": 0.5, "train.optimizer": "sgd", "train.momentum": 0.9},
+            marks=pytest.mark.slow,
+        ),
         {"train.scales": [1.0, 2.0], "train.sampling": "balanced"},
     ],
 )
@@ -98,6 +101,7 @@ def test_patience_counts_validations_without_a_better_score(scores, patience, en
     assert out_of_patience(rows, patience) is ended
 
 
+@pytest.mark.slow
 def test_a_run_out_of_patience_says_so_and_is_finished(squares, tmp_path):
     changes = {"train.patience": 2, "train.validate_every": 1, "train.lr": 1e-12, "train.ema": "none"}
     told = []
@@ -192,6 +196,7 @@ def first_loss(data, out, **changes):
     return trainer, told, losses
 
 
+@pytest.mark.slow
 def test_an_automatic_rate_is_a_number_in_a_run_that_starts_as_if_it_were_given(squares, tmp_path, monkeypatch):
     monkeypatch.setattr(adapting, "STEPS", 30)
     trainer, told, losses = first_loss(squares, tmp_path / "auto", **{"train.lr": "auto"})

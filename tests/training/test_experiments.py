@@ -102,6 +102,7 @@ def test_seeds_are_trained_scored_and_not_repeated(squares, tmp_path):
         repeat(squares, options(out), 3, train=fit, reporter=Reporter(lines.append))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_resumed(squares, tmp_path):
     whole = repeat(squares, options(tmp_path / "whole"), 1, train=fit, reporter=Reporter())
     with pytest.raises(KeyboardInterrupt):
@@ -168,6 +169,7 @@ def test_an_unknown_axis_names_its_neighbours():
 FEW = parse_axes("loss=cross_entropy/sigmoid_focal,matcher=bipartite/atss")
 
 
+@pytest.mark.slow
 def test_a_grid_is_trained_and_a_failed_run_is_a_row(squares, tmp_path):
     def train(data, options):
         if options.out.parts[-2:] == ("sigmoid_focal-bipartite", "seed-0"):

@@ -74,6 +74,7 @@ def test_moved_data_is_found_again_and_changed_data_refused(squares, tmp_path):
         prepare(None, RunOptions(resume=tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_prolonged(squares, tmp_path):
     prepare(squares, options(tmp_path / "run", epochs=1)).fit()
     longer = prepare(None, RunOptions(resume=tmp_path / "run", epochs=2))
@@ -86,6 +87,7 @@ def test_a_finished_run_is_prolonged(squares, tmp_path):
     assert timed.records.rows[-1]["step"] == timed.pace.step
 
 
+@pytest.mark.slow
 def test_a_run_of_some_minutes_ends_in_time_and_where_the_learning_rate_should(squares, tmp_path):
     began = time.monotonic()
     trainer = prepare(squares, options(tmp_path / "run", minutes=0.15))
@@ -102,6 +104,7 @@ def test_minutes_and_epochs_exclude_each_other(squares, tmp_path):
         prepare(squares, options(tmp_path / "run", minutes=1, epochs=1))
 
 
+@pytest.mark.slow
 def test_steps_are_exact(squares, tmp_path):
     trainer = prepare(squares, RunOptions(preset="tinyssd", out=tmp_path / "r", changes=SMALL | {"train.steps": 7}))
     trainer.fit()
@@ -109,6 +112,7 @@ def test_steps_are_exact(squares, tmp_path):
     assert [row["step"] for row in trainer.records.rows] == [3, 6, 7]
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_before_it_saved_weights_is_begun_again_or_resumed(squares, tmp_path):
     bad = options(tmp_path / "run", **{"train.lr": 1e30, "train.optimizer": "sgd", "train.clip_norm": "none"})
     with pytest.raises(MultiboxError, match="loss became"):
@@ -130,6 +134,7 @@ def test_a_mistake_leaves_no_folder_that_blocks_the_corrected_command(squares, t
     prepare(squares, options(tmp_path / "run")).hold.close()
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_folder(squares, tmp_path, monkeypatch):
     import subprocess
     import sys
@@ -189,6 +194,7 @@ def test_a_log_gets_lines_and_the_time_left(squares, tmp_path, monkeypatch):
     assert any(line.startswith("epoch    2") for line in lines)
 
 
+@pytest.mark.slow
 def test_an_old_run_folder_goes_on(squares, tmp_path):
     """Format 2: zeros for words, no [data], another state."""
     trainer = stopped(squares, options(tmp_path / "run"), 2)

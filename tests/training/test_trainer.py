@@ -109,6 +109,7 @@ def test_it_learns(squares, tmp_path):
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.slow
 def test_weights_that_know_the_classes_are_kept_unless_training_is_better(squares, tmp_path):
     first = prepare(squares, options(tmp_path / "first", epochs=12, **{"train.lr": 0.004, "train.ema": 0.9}))
     first.fit()
@@ -408,6 +409,7 @@ def test_difficult_objects_are_dropped_but_for_a_lonely_first():
     assert drop_difficult(dataset).crowd.tolist() == [False, True, False, False, True]
 
 
+@pytest.mark.slow
 def test_the_total_of_hikapok_starts_higher_by_the_scale(squares, tmp_path):
     changes = {**SMALL, "train.batch_size": 2, "train.augmentation": "none", "train.freeze": "backbone.[!n]*,heads.*"}
     run = RunOptions(preset="ssd300-vgg16", recipe="hikapok", epochs=1, out=tmp_path / "run", changes=changes)

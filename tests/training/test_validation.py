@@ -20,7 +20,7 @@ def run(squares, out, **more):
     )
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_run_writes_the_thresholds_of_its_weights(squares, tmp_path, precision):
     trainer = run(squares, tmp_path / "run", changes={"train.validate_every": 6, "train.precision": precision})
     trainer.fit()
@@ -37,6 +37,7 @@ def test_a_run_writes_the_thresholds_of_its_weights(squares, tmp_path, precision
     assert trainer.config.post.thresholds == ()
 
 
+@pytest.mark.slow
 def test_weights_that_were_not_validated_have_none(squares, tmp_path):
     trainer = run(squares, tmp_path / "run", epochs=2, changes={"train.validate_every": 1})
 
