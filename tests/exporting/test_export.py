@@ -187,7 +187,9 @@ def test_files_carry_no_folders(tiny, tmp_path, squares):
 
 
 def test_an_int8_file_that_finds_other_objects_is_not_written(tiny, tmp_path, squares, monkeypatch):
-    monkeypatch.setattr("multibox.exporting.export.quantize", lambda model, images, size: _shifted(model))
+    monkeypatch.setattr(
+        sys.modules["multibox.exporting.export"], "quantize", lambda model, images, size: _shifted(model)
+    )
     options = ExportOptions(int8=True, calibrate=squares)
     with pytest.raises(VerificationError, match=r"INT8 differs: .* agree with the float file's to 0\.\d\d"):
         export(tiny, tmp_path / "model.xml", options)
