@@ -91,7 +91,7 @@ def read_coco(file: Path) -> tuple[Checkpoint, dict[str, Tensor]]:
     layers, scales, zero_points = _quantised_layers(file)
     packed = dict(checkpoint.state)
     # The importer arranges values of any type, so also scales and zero points repeated for every value
-    arranged = [tflite._state(each, file) for each in (layers, scales, zero_points)]
+    arranged = [tflite.arrange(each, file) for each in (layers, scales, zero_points)]
     for name in [name for name, value in arranged[0].items() if value.dtype == torch.uint8]:
         values, scale, zero_point = (each[name] for each in arranged)
         scale, zero_point = scale.unique(), zero_point.unique()
@@ -110,7 +110,7 @@ def _quantised_layers(file: Path) -> tuple[dict[str, tflite.Layer], ...]:
     layers = tflite.read_graph(file).layers
     for index in range(graph.TensorsLength()):
         tensor = graph.Tensors(index)
-        scope = tflite._scope(tensor.Name().decode())
+        scope = tflite.scope_of(tensor)
         layer = layers.get(scope)
         if (
             layer is None

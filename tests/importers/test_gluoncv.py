@@ -63,7 +63,7 @@ def test_outputs_equal_gluoncv(golden, side, seeded_weights):
             return 20 * seeded_weights(name, (512,)).reshape(shape)
         return seeded_weights(name, shape)
 
-    checkpoint = gluoncv.read(FILE, parameters(golden, side, fill), ["a", "b", "c"])
+    checkpoint = gluoncv.convert(FILE, parameters(golden, side, fill), ["a", "b", "c"])
     assert checkpoint.names == ("a", "b", "c")
     model = build_model(checkpoint.config, 3).eval()
     model.load_state_dict(dict(checkpoint.state))
@@ -87,7 +87,7 @@ def test_outputs_equal_gluoncv(golden, side, seeded_weights):
 
 
 def test_settings_are_gluoncvs(golden):
-    config = gluoncv.read(FILE, parameters(golden, 300, blank), []).config
+    config = gluoncv.convert(FILE, parameters(golden, 300, blank), []).config
     assert config.model.input_size == (300, 300)
     assert config.model.mean == pytest.approx((123.675, 116.28, 103.53))
     assert config.model.std == (1, 1, 1)
@@ -99,7 +99,7 @@ def test_settings_are_gluoncvs(golden):
     assert not config.anchors.clip_shapes
     post = config.post
     assert (post.score_threshold, post.nms_threshold, post.pre_nms_topk, post.max_detections) == (0.01, 0.45, 400, 100)
-    large = gluoncv.read(FILE, parameters(golden, 512, blank), []).config
+    large = gluoncv.convert(FILE, parameters(golden, 512, blank), []).config
     assert large.anchors.sizes[0] == (51.2, 76.8)
     assert large.anchors.sizes[1:] == resolve("ssd512-vgg16").anchors.sizes[1:]
 
@@ -112,10 +112,10 @@ def test_names_with_prefixes_mean_the_same(golden, side, prefix):
     def fill(name, shape):
         return np.full(shape, marks.setdefault(name, len(marks) + 1), np.float32)
 
-    plain = gluoncv.read(FILE, parameters(golden, side, fill), [])
+    plain = gluoncv.convert(FILE, parameters(golden, side, fill), [])
     old = parameters(golden, side, fill, prefixed=True)
     assert gluoncv.is_ssd(old)
-    read = gluoncv.read(FILE, {prefix + name.partition("_")[2]: array for name, array in old.items()}, [])
+    read = gluoncv.convert(FILE, {prefix + name.partition("_")[2]: array for name, array in old.items()}, [])
     assert read.config == plain.config
     assert {name: float(value.flatten()[0]) for name, value in read.state.items()} == {
         name: float(value.flatten()[0]) for name, value in plain.state.items()
@@ -128,12 +128,12 @@ def test_sizes_come_from_the_file(golden):
     ratios, steps = resolve("ssd300-vgg16").anchors.ratios, (8, 16, 32, 64, 100, 300)
     for level, ((low, high), extra, step) in enumerate(zip(VOC300, ratios, steps, strict=True)):
         params[f"anchor_generators.{level}.anchors"] = cells(low, high, extra, step)
-    assert gluoncv.read(FILE, params, []).config.anchors == resolve("ssd300-vgg16").anchors
+    assert gluoncv.convert(FILE, params, []).config.anchors == resolve("ssd300-vgg16").anchors
 
 
 def test_names_of_the_classes(golden):
     def names(classes, given=()):
-        return gluoncv.read(FILE, parameters(golden, 300, blank, classes), list(given)).names
+        return gluoncv.convert(FILE, parameters(golden, 300, blank, classes), list(given)).names
 
     assert names(3) == ("class0", "class1", "class2")
     assert names(20)[::19] == ("aeroplane", "tvmonitor")
@@ -146,7 +146,7 @@ def test_names_of_the_classes(golden):
 
 def test_a_changed_scale_of_the_input_is_kept(golden):
     params = parameters(golden, 300, blank) | {"features.init_scale": np.ones((1, 3, 1, 1), np.float32)}
-    assert gluoncv.read(FILE, params, []).config.model.std == pytest.approx((58.395, 57.12, 57.375))
+    assert gluoncv.convert(FILE, params, []).config.model.std == pytest.approx((58.395, 57.12, 57.375))
 
 
 def test_told_by_names():
@@ -200,6 +200,6 @@ DAMAGE = {
 def test_what_does_not_fit_is_refused(golden, kind):
     damage, message = DAMAGE[kind]
     with pytest.raises(WeightsError, match=message) as caught:
-        gluoncv.read(FILE, damage(parameters(golden, 300, blank)), [])
+        gluoncv.convert(FILE, damage(parameters(golden, 300, blank)), [])
     assert str(caught.value).startswith("ssd.params")
     assert "\n" not in str(caught.value)

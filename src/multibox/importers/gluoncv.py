@@ -6,7 +6,7 @@ data sets: at 300, a network for one's own classes has COCO's.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,6 @@ CLOSE = 1e-5
 
 # GluonCV counts afresh in every stage of VGG, torchvision (and we) through pools and ReLUs
 PLACES = tuple((f"{stage}.{2 * i}", ours) for stage, listed in enumerate(CONVS) for i, ours in enumerate(listed))
-
 RULES: Rules = (
     *((rf"features\.stages\.{re.escape(theirs)}\.(.*)", rf"backbone.features.{ours}.\1") for theirs, ours in PLACES),
     (r"features\.stages\.5\.0\.(.*)", r"backbone.fc6.\1"),
@@ -46,16 +45,15 @@ RULES: Rules = (
     (r"class_predictors\.(\d+)\.predictor\.(.*)", r"heads.classification.\1.\2"),
     (r"box_predictors\.(\d+)\.predictor\.(.*)", r"heads.localization.\1.\2"),
 )
-
-BODY = r"(?:.*_)?vggatrousextractor\d+_"
+BACKBONE = r"(?:.*_)?vggatrousextractor\d+_"
 PREFIXED: Rules = (
-    *((rf"{BODY}conv{i}_(.*)", rf"features.stages.{theirs}.\1") for i, (theirs, _) in enumerate(PLACES)),
-    (rf"{BODY}dilated_conv0_(.*)", r"features.stages.5.0.\1"),
-    (rf"{BODY}dilated_conv1_(.*)", r"features.stages.5.2.\1"),
-    (rf"{BODY}extra(\d+)_conv0_(.*)", r"features.extras.\1.0.\2"),
-    (rf"{BODY}extra(\d+)_conv1_(.*)", r"features.extras.\1.2.\2"),
-    (rf"{BODY}normalize\d+_normalize_scale", "features.norm4.scale"),
-    (rf"{BODY}init_scale", "features.init_scale"),
+    *((rf"{BACKBONE}conv{i}_(.*)", rf"features.stages.{theirs}.\1") for i, (theirs, _) in enumerate(PLACES)),
+    (rf"{BACKBONE}dilated_conv0_(.*)", r"features.stages.5.0.\1"),
+    (rf"{BACKBONE}dilated_conv1_(.*)", r"features.stages.5.2.\1"),
+    (rf"{BACKBONE}extra(\d+)_conv0_(.*)", r"features.extras.\1.0.\2"),
+    (rf"{BACKBONE}extra(\d+)_conv1_(.*)", r"features.extras.\1.2.\2"),
+    (rf"{BACKBONE}normalize\d+_normalize_scale", "features.norm4.scale"),
+    (rf"{BACKBONE}init_scale", "features.init_scale"),
     (r"(?:.*_)?ssdanchorgenerator\d+_anchor_(\d+)", r"anchor_generators.\1.anchors"),
     # The two predictors of a map are created one after the other
     *(
@@ -68,61 +66,49 @@ PREFIXED: Rules = (
 
 
 def is_ssd(params: Mapping[str, Any]) -> bool:
-    """Tell an SSD of GluonCV, over any body, by the names of its class predictors."""
+    """Return whether these are parameters of an SSD of GluonCV, over any backbone."""
     return any(re.match(r"class_predictors\.|(?:.*_)?convpredictor\d+_", name) for name in params)
 
 
-def read(file: Path, params: Mapping[str, NDArray[Any]], names: list[str]) -> Checkpoint:
-    """Turn the parameters of `file`, under either kind of names, into a checkpoint.
+def convert(file: Path, params: Mapping[str, NDArray[Any]], names: list[str]) -> Checkpoint:
+    """Return the checkpoint that the parameters of `file`, under either kind of names, make.
 
     Raises:
-        WeightsError: another body, another number of maps, unusual anchors, or tensors missing or of another shape.
+        WeightsError: another backbone, another number of maps, unusual anchors, or tensors missing or of another shape.
     """
     state = rename({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in params.items()}, PREFIXED)
     require(state, "features.stages.0.0.weight", file, WHAT)
-    levels = 1 + max(_predicted(state), default=-1)
+    predictors = (re.match(r"(?:class|box)_predictors\.(\d+)\.", name) for name in state)
+    levels = 1 + max((int(match[1]) for match in predictors if match), default=-1)
     if levels not in SIDES:
         raise WeightsError(f"{file} predicts on {levels} feature maps, but {WHAT} has 6 or 7; give one of those")
-    side = SIDES[levels]
     scale = require(state, "features.init_scale", file, WHAT).double().flatten()
     if len(scale) != 3 or not bool((scale > 0).all()):
         raise WeightsError(f"{file}: features.init_scale is {scale.tolist()}, expected three positive factors of RGB")
     maps = [require(state, f"anchor_generators.{level}.anchors", file, WHAT) for level in range(levels)]
-    config = resolve(
-        f"ssd{side}-vgg16",
-        changes={
-            "model.mean": tuple(255 * mean for mean in MEAN),
-            # The factors were stored as float32
-            "model.std": tuple(round(255 * std / factor, 4) for std, factor in zip(STD, scale.tolist(), strict=True)),
-            "post.max_detections": 100,
-            **_anchors(file, maps),
-        },
-    )
+    sizes, steps = _sizes_and_steps(file, maps)
+    changes = {
+        "model.mean": tuple(255 * mean for mean in MEAN),
+        # The factors were stored as float32
+        "model.std": tuple(round(255 * std / factor, 4) for std, factor in zip(STD, scale.tolist(), strict=True)),
+        "anchors.sizes": sizes,
+        "anchors.steps": steps,
+        "post.max_detections": 100,
+    }
+    config = resolve(f"ssd{SIDES[levels]}-vgg16", changes=changes)
     _check_anchors(file, maps, config)
     logits = len(require(state, "class_predictors.0.predictor.bias", file, WHAT)) // FIRST_PER_CELL
-    known = class_names(file, logits - 1, names, (VOC, coco_names()))
-    return finish(file, config, known, _ours(state), f"GluonCV ssd_{side}_vgg16_atrous, {file.name}")
+    classes = class_names(file, logits - 1, names, (VOC, coco_names()))
+    kept = {name: value for name, value in state.items() if not name.startswith("anchor_generators.")}
+    del kept["features.init_scale"]
+    trained = rename(kept, RULES)
+    if "backbone.norm.scale" in trained:
+        trained["backbone.norm.scale"] = trained["backbone.norm.scale"].flatten()
+    return finish(file, config, classes, trained, f"GluonCV ssd_{SIDES[levels]}_vgg16_atrous, {file.name}")
 
 
-def _predicted(state: Mapping[str, Tensor]) -> Iterator[int]:
-    """Yield the number of the feature map of every tensor of a predictor."""
-    for name in state:
-        if match := re.match(r"(?:class|box)_predictors\.(\d+)\.", name):
-            yield int(match[1])
-
-
-def _ours(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the trained tensors under our names."""
-    trained = {name: value for name, value in state.items() if not name.startswith("anchor_generators.")}
-    del trained["features.init_scale"]
-    renamed = rename(trained, RULES)
-    if "backbone.norm.scale" in renamed:
-        renamed["backbone.norm.scale"] = renamed["backbone.norm.scale"].flatten()
-    return renamed
-
-
-def _anchors(file: Path, maps: list[Tensor]) -> dict[str, Any]:
-    """Return sizes and steps in pixels from the first cell of each map, whose squares are min and sqrt(min * max)."""
+def _sizes_and_steps(file: Path, maps: list[Tensor]) -> tuple[tuple[tuple[float, float], ...], tuple[float, ...]]:
+    """Return both in pixels from the first cell of each map, whose squares are min and sqrt(min * max)."""
     edges: list[float] = []
     steps: list[float] = []
     low = square = 0.0
@@ -135,19 +121,18 @@ def _anchors(file: Path, maps: list[Tensor]) -> dict[str, Any]:
         (x, _, low, _), (_, _, square, _) = anchors[0, 0, 0, 0, :8].double().reshape(2, 4).tolist()
         edges.append(round(low, 3))
         steps.append(round(2 * x, 3))
-    # A map's max is the next map's min; behind the last one only its square tells
+    # A map's max is the next map's min; after the last one only its square tells
     edges.append(round(square * square / low, 3) if low > 0 else 0.0)
     if min(*edges, *steps) <= 0:
         raise _other_anchors(file)
-    return {"anchors.sizes": tuple(pairwise(edges)), "anchors.steps": tuple(steps)}
+    return tuple(pairwise(edges)), tuple(steps)
 
 
 def _check_anchors(file: Path, maps: list[Tensor], config: Config) -> None:
     """Refuse a file whose anchors the config does not make; the first 2 x 2 cells of each map tell."""
     side = config.model.input_size[0]
-    theirs = torch.cat([anchors[0, 0, :2, :2].double().reshape(-1, 4) for anchors in maps]) / side
-    half = theirs[:, 2:] / 2
-    corners = torch.cat([theirs[:, :2] - half, theirs[:, :2] + half], dim=1)
+    center, size = torch.cat([anchors[0, 0, :2, :2].double().reshape(-1, 2, 2) for anchors in maps]).unbind(1)
+    corners = torch.cat([center - size / 2, center + size / 2], dim=1) / side
     ours = make_anchors(config.anchors, ((2, 2),) * len(maps), config.model.input_size).double()
     if ours.shape != corners.shape or not torch.allclose(ours, corners, rtol=0, atol=CLOSE):
         raise _other_anchors(file)

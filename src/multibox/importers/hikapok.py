@@ -1,4 +1,4 @@
-"""HiKapok's SSD.TensorFlow (post A): TensorFlow 1 checkpoints of its SSD300 over VGG16.
+"""HiKapok's SSD.TensorFlow: TensorFlow 1 checkpoints of its SSD300 over VGG16.
 
 Those of its branch AbsoluteCoord look the same and load too; there every corner lies half a pixel of 300 further in.
 """

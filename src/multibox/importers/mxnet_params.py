@@ -45,7 +45,7 @@ def read(file: Path, names: list[str]) -> Checkpoint:
 def convert(file: Path, params: Mapping[str, Array], names: list[str]) -> Checkpoint:
     """Return the checkpoint that the parameters of `file` make; their names tell the network."""
     if gluoncv.is_ssd(params):
-        return gluoncv.read(file, params, names)
+        return gluoncv.convert(file, params, names)
     state = {name: torch.from_numpy(array) for name, array in _tinyssd(params, file).items()}
     logits, coordinates = (
         len(require(state, f"heads.{kind}.0.bias", file, "a TinySSD")) for kind in ("classification", "localization")

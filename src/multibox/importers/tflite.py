@@ -26,26 +26,18 @@ from multibox.presets import resolve
 CONV, DEPTHWISE = 3, 4
 """Numbers of the two operators in TF Lite's schema."""
 DTYPES = {0: "<f4", 1: "<f2", 2: "<i4", 3: "u1", 4: "<i8", 9: "i1"}
+"""NumPy's names of TF Lite's tensor types."""
 POSTPROCESS = "TFLite_Detection_PostProcess"
 WHAT = "a TF Lite SSD over MobileNetV1"
 NORM_EPS = 1e-3
+ANCHORS = (3, 6, 6, 6, 6, 6)
+"""Anchors of a cell of each map."""
 ANCHOR_TOLERANCE = 0.01
 """As fractions of the image: the file keeps its anchors in 8 bits."""
-LEVELS = 6
 NMS_THRESHOLD = 0.6
 
 # What readers of flatbuffers raise on broken files, found by feeding them truncated and flipped bytes
-_BROKEN = (
-    struct.error,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    OverflowError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+_BROKEN = (struct.error, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 Array = NDArray[Any]
 
@@ -77,54 +69,62 @@ class Graph:
 
 
 def read(file: Path, names: list[str]) -> Checkpoint:
-    """Read the weights as float32, compare its anchors with ours and keep its post-processing.
+    """Read the weights as float32, compare the file's anchors with ours and keep its post-processing.
 
     Raises:
         MissingExtraError: the package tflite is not installed.
         WeightsError: the file is no TF Lite file, or holds another network.
     """
     graph = read_graph(file)
-    layers = graph.layers
-    stem = next((layer for scope, layer in layers.items() if scope.endswith("MobilenetV1/Conv2d_0")), None)
-    if stem is None or any(f"BoxPredictor_{level}/ClassPredictor" not in layers for level in range(LEVELS)):
-        found = ", ".join(list(layers)[:3]) or "no convolutions"
+    stem = next((layer for scope, layer in graph.layers.items() if scope.endswith("MobilenetV1/Conv2d_0")), None)
+    heads = [f"BoxPredictor_{level}/ClassPredictor" for level in range(len(ANCHORS))]
+    if stem is None or any(head not in graph.layers for head in heads):
+        found = ", ".join(list(graph.layers)[:3]) or "no convolutions"
         raise WeightsError(
             f"{file} is not {WHAT}: expected layers such as Conv2d_0 and BoxPredictor_0 to _5, found {found}"
         )
-    state = _state(layers, file)
+    state = arrange(graph.layers, file)
     # TensorFlow's heads have a background column that a sigmoid does not need
-    classes = len(state["heads.classification.1.bias"]) // 6
-    known = class_names(file, classes, names, (coco_names(gaps=True),))
-    deviation = 1 / graph.input_scale
+    classes = class_names(
+        file, len(state["heads.classification.1.bias"]) // ANCHORS[1], names, (coco_names(gaps=True),)
+    )
     changes = {
         "model.width": stem.weights.shape[0] / 32,
         "model.input_size": graph.input_size,
         "model.mean": (float(graph.input_zero),) * 3,
-        "model.std": (deviation,) * 3,
+        "model.std": (1 / graph.input_scale,) * 3,
         "post.nms_threshold": graph.nms_threshold,
     }
-    config = resolve("ssd300-mobilenetv1", changes=changes)
-    checkpoint = finish(file, config, known, state, f"TF Lite file {file.name}")
+    checkpoint = finish(
+        file, resolve("ssd300-mobilenetv1", changes=changes), classes, state, f"TF Lite file {file.name}"
+    )
     _check_anchors(file, checkpoint, graph)
     return checkpoint
 
 
-def _state(layers: Mapping[str, Layer], file: Path) -> dict[str, Tensor]:
+def arrange(layers: Mapping[str, Layer], file: Path) -> dict[str, Tensor]:
+    """Return the layers' values, of any type, under our names and in our order of axes, coordinates and classes.
+
+    Raises:
+        WeightsError: a layer that the network lacks, or outputs that the anchors cannot share.
+    """
     state: dict[str, Tensor] = {}
     for scope, layer in layers.items():
         weights, bias = torch.from_numpy(layer.weights), torch.from_numpy(layer.bias)
         # To [out, in, h, w]; a depthwise kernel's channels are its outputs
         weights = weights.permute(3, 0, 1, 2) if layer.depthwise else weights.permute(0, 3, 1, 2)
         if match := re.fullmatch(r"BoxPredictor_(\d)/(Box|Class)\w*Predictor", scope):
-            kind = "localization" if match[2] == "Box" else "classification"
-            convert = _coordinates if match[2] == "Box" else _without_background
-            anchors = 3 if match[1] == "0" else 6
-            if match[2] == "Box" and len(bias) != 4 * anchors:
+            anchors, boxes = ANCHORS[int(match[1])], match[2] == "Box"
+            if boxes and len(bias) != 4 * anchors:
                 raise WeightsError(f"{file}: {scope} has {len(bias)} outputs, expected 4 for each of {anchors} anchors")
             if len(bias) % anchors:
                 raise WeightsError(f"{file}: {scope} has {len(bias)} outputs, which {anchors} anchors cannot share")
-            state[f"heads.{kind}.{match[1]}.weight"] = convert(weights, anchors)
-            state[f"heads.{kind}.{match[1]}.bias"] = convert(bias, anchors)
+            ours = f"heads.{'localization' if boxes else 'classification'}.{match[1]}"
+            for name, values in (("weight", weights), ("bias", bias)):
+                each = values.view(anchors, -1, *values.shape[1:])
+                # (y, x, h, w) of every anchor becomes (x, y, w, h); class 0 is the background
+                each = each[:, [1, 0, 3, 2]] if boxes else each[:, 1:]
+                state[f"{ours}.{name}"] = each.reshape(-1, *values.shape[1:])
         else:
             conv, norm = _ours(scope, file)
             state[f"{conv}.weight"] = weights
@@ -138,42 +138,31 @@ def folded_norm(bias: Tensor, eps: float = NORM_EPS) -> dict[str, Tensor]:
     return {"weight": one, "bias": bias, "running_mean": zero, "running_var": one - eps}
 
 
-def _coordinates(values: Tensor, anchors: int) -> Tensor:
-    """Reorder (y, x, h, w) of every anchor to (x, y, w, h)."""
-    return values.view(anchors, 4, *values.shape[1:])[:, [1, 0, 3, 2]].reshape(values.shape)
-
-
-def _without_background(values: Tensor, anchors: int) -> Tensor:
-    return values.view(anchors, -1, *values.shape[1:])[:, 1:].reshape(-1, *values.shape[1:])
-
-
 def _ours(scope: str, file: Path) -> tuple[str, str]:
-    """Return the names of our convolution and of the batch norm behind it."""
+    """Return the names of our convolution and of the batch norm after it."""
     if match := re.search(r"Conv2d_13_pointwise_([12])_Conv2d_([2-5])_\w+$", scope):
-        first = 0 if match[1] == "1" else 3
-        extra = f"backbone.extras.{int(match[2]) - 2}"
-        return f"{extra}.{first}", f"{extra}.{first + 1}"
+        layer, first = f"backbone.extras.{int(match[2]) - 2}", 0 if match[1] == "1" else 3
+        return f"{layer}.{first}", f"{layer}.{first + 1}"
     if match := re.search(r"Conv2d_(\d+)(?:_(depthwise|pointwise))?$", scope):
         index = int(match[1])
         if index <= len(BLOCKS) and (index == 0) == (match[2] is None):
-            first = 3 if match[2] == "pointwise" else 0
-            return f"backbone.layers.{index}.{first}", f"backbone.layers.{index}.{first + 1}"
+            layer, first = f"backbone.layers.{index}", 3 if match[2] == "pointwise" else 0
+            return f"{layer}.{first}", f"{layer}.{first + 1}"
     raise WeightsError(f"{file} is not {WHAT}: it has the layer {scope}, which MobileNetV1's SSD lacks")
 
 
 def _check_anchors(file: Path, checkpoint: Checkpoint, graph: Graph) -> None:
     if graph.anchors_yxhw is None:
         return
-    config, theirs = checkpoint.config, graph.anchors_yxhw
-    shapes: list[tuple[int, int]] = []
+    theirs, shapes = graph.anchors_yxhw, list[tuple[int, int]]()
     rows, columns = (-(-side // 16) for side in graph.input_size)
-    for _ in range(LEVELS):
+    for _ in ANCHORS:
         shapes.append((rows, columns))
         rows, columns = -(-rows // 2), -(-columns // 2)
-    count = sum(rows * columns * (6 if level else 3) for level, (rows, columns) in enumerate(shapes))
+    count = sum(rows * columns * anchors for (rows, columns), anchors in zip(shapes, ANCHORS, strict=True))
     # Anchors are only made where their number fits: a broken file's input may be enormous
     if theirs.shape == (count, 4):
-        ours = make_anchors(config.anchors, tuple(shapes), graph.input_size).numpy()
+        ours = make_anchors(checkpoint.config.anchors, tuple(shapes), graph.input_size).numpy()
         center, half = theirs[:, [1, 0]], theirs[:, [3, 2]] / 2
         corners = np.concatenate([center - half, center + half], 1)
         if np.abs(corners - ours).max() < ANCHOR_TOLERANCE:
@@ -217,7 +206,7 @@ def _parse(model: Any, file: Path) -> Graph:
         inputs = operator.InputsAsNumpy()
         kind = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
         if kind in (CONV, DEPTHWISE):
-            scope = _scope(graph.Tensors(inputs[1]).Name().decode())
+            scope = scope_of(graph.Tensors(inputs[1]))
             weights, bias = (_values(model, graph.Tensors(place), file) for place in inputs[1:3])
             layers[scope] = Layer(weights, bias, kind == DEPTHWISE)
             if weights.ndim != 4 or bias.shape != (weights.shape[3 if kind == DEPTHWISE else 0],):
@@ -230,17 +219,17 @@ def _parse(model: Any, file: Path) -> Graph:
     _, height, width, _ = (int(side) for side in first.ShapeAsNumpy())
     if first.Type() == 0:  # float: TensorFlow's own preprocessing, -1 to 1
         return Graph(layers, (height, width), 1 / 127.5, 127.5, anchors, nms_threshold)
-    scale, zero = (
-        values[0] for values in (first.Quantization().ScaleAsNumpy(), first.Quantization().ZeroPointAsNumpy())
-    )
+    quantization = first.Quantization()
+    scale, zero = quantization.ScaleAsNumpy()[0], quantization.ZeroPointAsNumpy()[0]
     if not scale > 0:
         raise WeightsError(f"{file}: its input is scaled by {scale}, expected a number above 0")
     return Graph(layers, (height, width), float(scale), int(zero), anchors, nms_threshold)
 
 
-def _scope(name: str) -> str:
-    """Return the layer that a kernel's name stands below: up to the part that says what the tensor is."""
-    return re.sub(r"/(weights|depthwise_weights|Conv2D|depthwise|BiasAdd|FakeQuant).*$", "", name)
+def scope_of(tensor: Any) -> str:
+    """Return the layer that a tensor belongs to: its name up to the part that says what the tensor is."""
+    parts = r"/(weights|depthwise_weights|Conv2D|depthwise|BiasAdd|FakeQuant).*$"
+    return re.sub(parts, "", tensor.Name().decode())
 
 
 def _values(model: Any, tensor: Any, file: Path) -> Array:
