@@ -8,7 +8,7 @@ import json
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from multibox.errors import WeightsError, did_you_mean
 
@@ -89,7 +89,7 @@ def about(name: str) -> dict[str, Any]:
     """Return what a built-in model's checkpoint says of itself: config, class names, licence and source."""
     from safetensors import safe_open
 
-    with safe_open(FOLDER / f"{name}.safetensors", framework="numpy") as file:
+    with cast(Any, safe_open(FOLDER / f"{name}.safetensors", framework="numpy")) as file:
         return json.loads(file.metadata()["multibox"])
 
 

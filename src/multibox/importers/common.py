@@ -1,5 +1,7 @@
 """What importers share: renaming tensors, naming classes, and checking the result against the network."""
 
+# pyright: reportMissingTypeStubs=false
+
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -5,11 +5,13 @@ for each feature map, on more cells than the map has. The sizes are read from th
 data sets: at 300, a network for one's own classes has COCO's.
 """
 
+# pyright: reportUnknownMemberType=false
+
 import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -82,15 +84,15 @@ def convert(file: Path, params: Mapping[str, NDArray[Any]], names: list[str]) ->
     levels = 1 + max((int(match[1]) for match in predictors if match), default=-1)
     if levels not in SIDES:
         raise WeightsError(f"{file} predicts on {levels} feature maps, but {WHAT} has 6 or 7; give one of those")
-    scale = require(state, "features.init_scale", file, WHAT).double().flatten()
-    if len(scale) != 3 or not bool((scale > 0).all()):
-        raise WeightsError(f"{file}: features.init_scale is {scale.tolist()}, expected three positive factors of RGB")
+    scale = cast("list[float]", require(state, "features.init_scale", file, WHAT).double().flatten().tolist())
+    if len(scale) != 3 or not all(factor > 0 for factor in scale):
+        raise WeightsError(f"{file}: features.init_scale is {scale}, expected three positive factors of RGB")
     maps = [require(state, f"anchor_generators.{level}.anchors", file, WHAT) for level in range(levels)]
     sizes, steps = _sizes_and_steps(file, maps)
     changes = {
         "model.mean": tuple(255 * mean for mean in MEAN),
         # The factors were stored as float32
-        "model.std": tuple(round(255 * std / factor, 4) for std, factor in zip(STD, scale.tolist(), strict=True)),
+        "model.std": tuple(round(255 * std / factor, 4) for std, factor in zip(STD, scale, strict=True)),
         "anchors.sizes": sizes,
         "anchors.steps": steps,
         "post.max_detections": 100,
@@ -118,7 +120,7 @@ def _sizes_and_steps(file: Path, maps: list[Tensor]) -> tuple[tuple[tuple[float,
                 f"{file}: anchor_generators.{level}.anchors has shape {list(anchors.shape)}, expected [1, 1, rows, "
                 "columns, 16 or 24] with two rows and columns or more; save the parameters of the whole network again"
             )
-        (x, _, low, _), (_, _, square, _) = anchors[0, 0, 0, 0, :8].double().reshape(2, 4).tolist()
+        x, _, low, _, _, _, square, _ = cast("list[float]", anchors[0, 0, 0, 0, :8].double().tolist())
         edges.append(round(low, 3))
         steps.append(round(2 * x, 3))
     # A map's max is the next map's min; after the last one only its square tells

@@ -3,6 +3,8 @@
 Those of its branch AbsoluteCoord look the same and load too; there every corner lies half a pixel of 300 further in.
 """
 
+# pyright: reportUnknownMemberType=false
+
 import importlib
 import re
 from collections.abc import Iterable, Mapping

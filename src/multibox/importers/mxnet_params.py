@@ -6,6 +6,8 @@ on, the number of its type and the values (`NDArray::Save` in MXNet's `src/ndarr
 storage types existed lack that field, the oldest also the number).
 """
 
+# pyright: reportUnknownMemberType=false
+
 import math
 import re
 import struct

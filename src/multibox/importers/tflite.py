@@ -4,6 +4,8 @@ The file is a flatbuffer; the package `tflite` reads its schema. Batch norms com
 are set to do nothing but add the bias.
 """
 
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
+
 import re
 import struct
 from collections.abc import Mapping

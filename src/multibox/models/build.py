@@ -1,5 +1,7 @@
 """From config to network: the layers, their first weights, and how large the network is."""
 
+# pyright: reportUnknownMemberType=false
+
 import math
 from typing import NamedTuple, cast
 
@@ -11,6 +13,7 @@ from multibox.config import Config, ModelConfig
 from multibox.errors import ConfigError
 from multibox.models.anchor_layout import anchors_per_cell
 from multibox.models.backbones import make_backbone
+from multibox.models.backbones.layers import named_modules
 from multibox.models.ssd import SSD, Heads
 
 PIXEL_SPREAD = 70.0
@@ -48,7 +51,7 @@ def build_model(config: Config, classes: int, seed: int = 0) -> SSD:
 
 def _initialize(model: SSD, config: ModelConfig) -> None:
     if config.init != "torch":
-        for name, module in model.named_modules():
+        for name, module in named_modules(model):
             if isinstance(module, nn.Conv2d):
                 if config.init == "kaiming" and name.startswith("backbone."):
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -75,8 +78,9 @@ def _expect_pixels(model: SSD, config: ModelConfig) -> None:
     give logits of several hundred. The first convolution alone could take the whole factor, but its weights would then
     be so small that a step of AdamW changes them by a tenth.
     """
-    modules = model.backbone.named_modules()
-    convs = [m for name, m in modules if isinstance(m, nn.Conv2d) and not name.startswith("extras.")]
+    convs = [
+        m for name, m in named_modules(model.backbone) if isinstance(m, nn.Conv2d) and not name.startswith("extras.")
+    ]
     scale = FEATURE_SPREAD / PIXEL_SPREAD * sum(config.std) / len(config.std)
     with torch.no_grad():
         for conv in convs:

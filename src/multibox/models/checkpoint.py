@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +18,7 @@ from multibox.models.anchor_layout import anchors_hash
 
 FORMAT_VERSION = 3
 SCALE, ZERO_POINT = ".scale", ".zero_point"
-"""After an 8-bit tensor's name: what its values are multiplied by, after this was subtracted from them."""
+"""Ends of the names of two tensors beside an 8-bit one, whose value is (stored - zero point) * scale."""
 _KNOWN = {"format_version", "config", "names", "anchors_hash", "metrics", "source", "license"}
 
 
@@ -30,8 +30,8 @@ class Checkpoint:
     config: Config
     names: tuple[str, ...]
     """Class names, without background."""
-    metrics: dict[str, Any] = field(default_factory=dict)
-    """Figures, with the command that measured them."""
+    metrics: dict[str, Any] = field(default_factory=dict[str, Any])
+    """With the command that measured them."""
     source: str = ""
     """Where the weights come from."""
     license: str = ""
@@ -55,11 +55,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def read_metadata(path: Path) -> dict[str, Any] | None:
     """Return what a file of ours says of itself, without reading its weights; None for any other file."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get("multibox")
+        with cast(Any, safe_open(path, framework="pt")) as file:
+            return _metadata(file)
     except (SafetensorError, OSError):
         return None
-    return None if metadata is None else json.loads(metadata)
 
 
 def load_config(path: Path) -> Config | None:
@@ -69,7 +68,7 @@ def load_config(path: Path) -> Config | None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint that `save_checkpoint` wrote; 8-bit weights come as float32.
+    """Read a checkpoint that `save_checkpoint` wrote; 8-bit weights become float32.
 
     Raises:
         WeightsError: the file is missing, broken, foreign, or of a newer version.
@@ -77,28 +76,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; expected a .safetensors file or a run folder")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = (file.metadata() or {}).get("multibox")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        with cast(Any, safe_open(path, framework="pt")) as file:
+            values = _metadata(file)
+            state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is not a readable safetensors file ({error}); was it copied whole?") from None
-    if metadata is None:
+    if values is None:
         raise WeightsError(f"{path} holds weights but no multibox config; bring it over with `multibox import`")
-    return _parse(path, json.loads(metadata), _dequantised(state))
-
-
-def _dequantised(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state with every 8-bit tensor as float32, its scale and zero point taken in."""
-    packed = [name for name, value in state.items() if value.dtype == torch.uint8 and name + SCALE in state]
-    for name in packed:
+    for name in [name for name, value in state.items() if value.dtype == torch.uint8 and name + SCALE in state]:
         state[name] = (state[name].float() - state.pop(name + ZERO_POINT).float()) * state.pop(name + SCALE)
-    return state
+    return _parse(path, values, state)
+
+
+def _metadata(file: Any) -> dict[str, Any] | None:
+    metadata: dict[str, str] = file.metadata() or {}
+    text = metadata.get("multibox")
+    return None if text is None else json.loads(text)
 
 
 def _parse(path: Path, values: dict[str, Any], state: dict[str, Tensor]) -> Checkpoint:
     version = values.get("format_version")
     if version == 1:
-        _migrate_1(values)
+        # One switch decayed biases and batch norms together
+        train = values["config"]["train"]
+        train["bias_decay"] = train["norm_decay"] = float(train.pop("decay_norms_and_biases"))
     if version in (1, 2):
         migrate_settings(values["config"], str(path), resume=False)
     elif version != FORMAT_VERSION:
@@ -112,9 +113,3 @@ def _parse(path: Path, values: dict[str, Any], state: dict[str, Tensor]) -> Chec
     if values["anchors_hash"] != anchors_hash(config):
         raise WeightsError(f"{path}: this version makes other anchors from its config; its detections would be wrong")
     return Checkpoint(state, config, tuple(values["names"]), values["metrics"], values["source"], values["license"])
-
-
-def _migrate_1(values: dict[str, Any]) -> None:
-    """Split the switch that decayed biases and batch norms together."""
-    train = values["config"]["train"]
-    train["bias_decay"] = train["norm_decay"] = float(train.pop("decay_norms_and_biases"))

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from multibox.config import Config
 from multibox.errors import ConfigError
 from multibox.models.anchor_layout import anchors_per_cell, make_anchors
+from multibox.models.backbones.layers import named_modules
 from multibox.models.ssd import SSD
 from multibox.ops.boxes import at_least_float32
 from multibox.ops.coding import decode, encode
@@ -100,11 +101,11 @@ class _Tracer(Tracer):
 
 
 def _norms(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    return [name for name, module in named_modules(model) if isinstance(module, nn.BatchNorm2d)]
 
 
 @contextlib.contextmanager
-def computing_in(precision: str, device: str, threads: int | None = None) -> Iterator[None]:
+def computing_in(precision: str, device: str, threads: int | None = None) -> Generator[None]:
     """Enter the precision and number of CPU threads of a quick network's forward pass, and restore them afterwards."""
     before = torch.get_num_threads()
     wanted = before if threads is None else threads

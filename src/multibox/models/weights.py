@@ -3,6 +3,8 @@
 Weights are a detector's (a checkpoint, whose class rows are kept by name) or those of a backbone trained elsewhere.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 import pickle
 import re
 import warnings
@@ -224,10 +226,9 @@ def read_state(path: Path) -> State:
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
+    kind = type(cast(object, content)).__name__
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(
-            f"{path} holds a {type(content).__name__}, expected tensors by name; save model.state_dict()"
-        )
+        raise WeightsError(f"{path} holds a {kind}, expected tensors by name; save model.state_dict()")
     return {name.removeprefix("module."): value for name, value in cast("Mapping[str, Tensor]", content).items()}
 
 

@@ -16,7 +16,7 @@ class Recipe:
     fits: tuple[str, ...]
     """Presets; an empty tuple stands for all."""
     settings: dict[str, Any]
-    tuning: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tuning: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     """By preset what the recipe does otherwise for it."""
 
 

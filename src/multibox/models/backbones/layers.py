@@ -1,5 +1,7 @@
 """Layers and helpers that several backbones share."""
 
+# pyright: reportUnknownMemberType=false
+
 from collections.abc import Callable, Container, Iterable
 from typing import cast
 
@@ -90,10 +92,15 @@ def replace_strided_depthwise(backbone: nn.Module) -> nn.Module:
 
     For backbones that a library built: `_convolve` trains those convolutions much faster in bfloat16.
     """
-    for name, module in list(backbone.named_modules()):
+    for name, module in named_modules(backbone):
         if type(module) is nn.Conv2d and _is_strided_depthwise(module):
             backbone.set_submodule(name, RoomyConv2d.like(module))
     return backbone
+
+
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return every module with its name, as PyTorch's own method does without types."""
+    return list(cast("Iterable[tuple[str, nn.Module]]", model.named_modules()))
 
 
 def conv_norm_act(conv: nn.Conv2d, norm: MakeNorm = nn.BatchNorm2d, act: MakeActivation = nn.ReLU) -> nn.Sequential:

@@ -4,6 +4,8 @@
 10, 5, 3, 2 and 1 cells a side.
 """
 
+# pyright: reportMissingTypeStubs=false
+
 from functools import partial
 from typing import cast
 

@@ -4,6 +4,8 @@ Chosen by measurement (`docs/decisions.md`): grouped convolutions on few, wide m
 MobileNetV1 there are weights to start from, those of the COCO SSD.
 """
 
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 
 from torch import Tensor, nn

@@ -9,6 +9,8 @@ extra 3   256        3x3                   unpadded
 extra 4   256        1x1                   unpadded
 """
 
+# pyright: reportMissingTypeStubs=false
+
 from torch import Tensor, nn
 from torchvision.models import resnet50
 

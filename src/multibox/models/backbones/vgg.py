@@ -4,6 +4,8 @@
 3 and 1 cells a side; at 512: 64, 32, 16, 8, 4, 2 and 1.
 """
 
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from typing import NamedTuple
 
