@@ -5,7 +5,6 @@ import dataclasses
 import math
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from multibox.analysis.advice import median_side
@@ -20,7 +19,7 @@ from multibox.training.norms import train_mode
 from multibox.training.optimizer import set_learning_rate
 from multibox.training.reporter import Reporter
 from multibox.training.splits import load_training, order_images
-from multibox.training.step import MULTIPLE, Stepper
+from multibox.training.step import MULTIPLE, Stepper, same_random_state
 from multibox.training.validation import Validation
 
 LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 60
@@ -111,7 +110,7 @@ def sweep_rates(
     """
     rates = [LOWEST * (HIGHEST / LOWEST) ** (step / (STEPS - 1)) for step in range(STEPS)]
     losses: list[float] = []
-    with torch.random.fork_rng(devices=[] if device == "cpu" else [device]):
+    with same_random_state(device):
         alone = config.updated({"train.ema": "none"})
         stepper = Stepper(copy.deepcopy(model), alone, device=device, precision=precision)
         train_mode(stepper.model)

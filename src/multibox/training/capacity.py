@@ -13,7 +13,7 @@ from multibox.models.ssd import SSD
 from multibox.structures import Dataset, Size
 from multibox.tensors import Batch
 from multibox.training.norms import train_mode
-from multibox.training.step import MULTIPLE, Stepper, largest_size
+from multibox.training.step import MULTIPLE, Stepper, largest_size, same_random_state
 
 MOST_CPU, MOST_CUDA = 32, 128
 FEW = 2
@@ -42,7 +42,7 @@ def choose_batch_size(model: SSD, config: Config, training: Dataset, *, device: 
     limit = 1 << (min(quarter, MOST_CUDA if cuda else MOST_CPU).bit_length() - 1)
     size = limit
     if cuda:
-        with torch.random.fork_rng(devices=[device]):
+        with same_random_state(device):
             size = _largest_that_runs(_make_step(model, config, device, precision), limit)
     elif (free := available_memory()) is None or (estimate := _estimate(model, config, precision)) is None:
         return limit, "memory could not be measured here"
@@ -101,7 +101,7 @@ def _estimate(model: SSD, config: Config, precision: str) -> tuple[float, float]
         kept[storage.data_ptr()] = storage
         return tensor
 
-    with torch.random.fork_rng(devices=[]):
+    with same_random_state("cpu"):
         stepper = _copy_stepper(model, config, "cpu", precision)
         weights = {p.untyped_storage().data_ptr() for p in stepper.model.parameters()}
         try:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -55,11 +55,13 @@ def load_state(folder: Path, stepper: Stepper) -> dict[str, Any]:
         raise WeightsError(
             f"{path} does not exist, so there is nothing to resume; start the run anew, without --resume"
         )
+    opener: Any = safe_open  # safetensors has no types
     instead = f"start another run from its weights: --weights {folder / 'last.safetensors'} and another --out"
     try:
-        with safe_open(path, framework="pt") as file:
-            notes = json.loads((file.metadata() or {})["notes"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        with opener(path, framework="pt") as file:
+            metadata: dict[str, str] | None = file.metadata()
+            notes = json.loads((metadata or {})["notes"])
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, KeyError) as error:
         raise WeightsError(f"{path} is no state of a run that can be read ({error}); {instead}") from None
     try:
@@ -96,7 +98,7 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def new_folder(out: Path | None, preset: str) -> Iterator[tuple[Path, "Hold"]]:
+def new_folder(out: Path | None, preset: str) -> Generator[tuple[Path, "Hold"]]:
     """Yield the run's folder, `out` or runs/PRESET-N, held; if the block fails, all that was made here goes again.
 
     The folder of a run that ended before it saved any weights is emptied and used again.
@@ -114,7 +116,7 @@ def new_folder(out: Path | None, preset: str) -> Iterator[tuple[Path, "Hold"]]:
         before = set(folder.iterdir())
         yield folder, hold
     except BaseException:
-        for path in set() if before is None else set(folder.iterdir()) - before:
+        for path in set[Path]() if before is None else set(folder.iterdir()) - before:
             if _is_own(path):
                 _remove(path)
         if hold is not None:

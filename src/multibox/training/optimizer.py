@@ -30,7 +30,7 @@ class Average:
         self.count += 1
         averaged, current = self.module.state_dict(), model.state_dict()
         floating = [name for name, tensor in averaged.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
             [averaged[name] for name in floating], [current[name] for name in floating], 1 - keep
         )
         for name in averaged.keys() - floating:
@@ -48,11 +48,10 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     Raises:
         ConfigError: every parameter is frozen.
     """
-    decays = _decays(model, config)
     alike: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            alike.setdefault((_scale(name, config), decays[name]), []).append(parameter)
+            alike.setdefault((_scale(name, config), _decay(model, name, parameter, config)), []).append(parameter)
     groups = [
         {"params": parameters, "weight_decay": decay, "scale": scale} for (scale, decay), parameters in alike.items()
     ]
@@ -72,17 +71,12 @@ def _scale(name: str, config: TrainConfig) -> float:
     return part * (config.bias_lr if name.endswith(".bias") else 1.0)
 
 
-def _decays(model: nn.Module, config: TrainConfig) -> dict[str, float]:
-    """Return the weight decay of every parameter, by the kind of layer that it belongs to."""
-    decays: dict[str, float] = {}
-    for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(prefix, recurse=False):
-            if parameter.dim() > 1:
-                share = 1.0
-            else:
-                share = config.bias_decay if isinstance(module, nn.Conv2d) else config.norm_decay
-            decays[name] = share * config.weight_decay
-    return decays
+def _decay(model: nn.Module, name: str, parameter: nn.Parameter, config: TrainConfig) -> float:
+    """Return the weight decay of a parameter, by the kind of layer that it belongs to."""
+    if parameter.dim() > 1:
+        return config.weight_decay
+    convolution = isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Conv2d)
+    return (config.bias_decay if convolution else config.norm_decay) * config.weight_decay
 
 
 def decay_penalty(optimizer: torch.optim.Optimizer) -> float:

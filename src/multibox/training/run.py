@@ -75,7 +75,7 @@ class RunOptions:
     on_bad: OnBad | None = None
     config: Path | None = None
     """A TOML file with any part of the settings."""
-    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     """By dotted key, as `--set` gives them."""
     resume: Path | None = None
     """The run folder to go on with; everything else stands in it."""

@@ -70,7 +70,7 @@ class Stepper:
             l2 = l2_penalty(without_norms(self.model), config.loss.l2_penalty)
             parts = dataclasses.replace(parts, l2=l2, total=parts.total + l2)
         self.optimizer.zero_grad(set_to_none=True)
-        parts.total.backward()
+        parts.total.backward()  # pyright: ignore[reportUnknownMemberType]
         if config.train.clip_norm != "none":
             nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip_norm)
         self.optimizer.step()
@@ -154,7 +154,7 @@ class LossWatch:
     def _read(self) -> None:
         if self._arrived is not None:
             self._arrived.synchronize()
-        for (step, _, image_names), loss in zip(self._sent, self._losses.tolist(), strict=True):
+        for (step, _, image_names), loss in zip(self._sent, map(float, self._losses), strict=True):
             if not math.isfinite(loss):
                 raise MultiboxError(
                     f"the loss became {loss} at step {step} (its images: {', '.join(image_names[:4])}); lower the "
@@ -222,6 +222,12 @@ def autocast(precision: str, device: str) -> AbstractContextManager[None]:
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16)  # pyright: ignore[reportReturnType]
+
+
+def same_random_state(device: str) -> AbstractContextManager[None]:
+    """Return a context that leaves the global random state as it was."""
+    devices = [device] if device.startswith("cuda") else []
+    return torch.random.fork_rng(devices=devices)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def cpu_flags() -> set[str]:

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -335,7 +335,7 @@ class Trainer:
         return config.updated({"post.thresholds": self.validation.thresholds})
 
     @contextlib.contextmanager
-    def _released(self) -> Iterator[None]:
+    def _released(self) -> Generator[None]:
         """Leave the folder to others afterwards, and cuDNN as it was."""
         before = torch.backends.cudnn.benchmark
         # Steps have one shape, or few (train.scales): let cuDNN try its kernels for each and keep the fastest
