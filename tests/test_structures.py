@@ -46,8 +46,10 @@ def test_coco_results_and_torchvisions_keys():
     assert found["boxes"].shape == (3, 4) and found["labels"].dtype == np.int64
 
 
+@pytest.mark.filterwarnings("ignore:OpenCV")  # which it can do without
 def test_supervision_takes_them():
-    supervision = pytest.importorskip("supervision", reason="needs supervision, of the extra `video`")
+    import supervision
+
     theirs = FOUND.to_supervision()
     assert isinstance(theirs, supervision.Detections)
     np.testing.assert_array_equal(theirs.xyxy, FOUND.boxes)

@@ -15,8 +15,6 @@ def without_openvino(monkeypatch):
 
 @pytest.fixture(params=ENGINES)
 def engine(request, monkeypatch):
-    if request.param == "OpenVINO":
-        pytest.importorskip("openvino", reason="needs multibox[export]")
     if request.param == "onnxruntime":
         without_openvino(monkeypatch)
     return request.param
@@ -64,7 +62,8 @@ def limits():
 
 
 def staged(engine, path):
-    onnx = pytest.importorskip("onnx", reason="needs multibox[export]")
+    import onnx
+
     from multibox.exporting.runtimes import run_onnx, run_openvino
     from multibox.inference.engines import openvino_core
 

@@ -18,8 +18,6 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 @pytest.fixture
 def scripts(monkeypatch):
-    pytest.importorskip("onnxscript", reason="needs multibox[export]")
-    pytest.importorskip("tflite", reason="needs multibox[tflite]")
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import builtin_thresholds
     import make_builtin
@@ -83,9 +81,8 @@ def test_thresholds_make_zero_shot_results_readable(scripts, shared):
     assert after.f1 == pytest.approx(0.590, abs=0.01)
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "OpenVINO"], indirect=True)
 def test_graph_and_checkpoint_say_the_same(engine):
-    if engine == "PyTorch":
-        pytest.skip("the checkpoint is what the graphs are compared with")
     import multibox
 
     for name in ("coco", "face"):

@@ -161,7 +161,6 @@ def test_a_run_folder_gives_its_weights_to_training(tmp_path):
 
 @pytest.mark.slow
 def test_a_built_in_model_is_exported_and_an_exported_file_is_not(tmp_path):
-    pytest.importorskip("onnxscript", reason="needs multibox[export]")
     report = multibox.export(multibox.load("face"), tmp_path / "face.onnx")
     assert report["matched"] + report["swapped"] >= report["detections"] - 1
     exported = multibox.load(tmp_path / "face.onnx")
@@ -171,7 +170,6 @@ def test_a_built_in_model_is_exported_and_an_exported_file_is_not(tmp_path):
 
 
 def test_bench_counts_the_same_work_in_every_engine(engine):
-    pytest.importorskip("onnx", reason="needs multibox[export]")
     from multibox.benchmarking.measurement import open_subject
     from multibox.benchmarking.torchvision_peer import eager_subject
     from multibox.inference.detector import load
@@ -187,8 +185,9 @@ def test_bench_counts_the_same_work_in_every_engine(engine):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_weight_is_stored_once_and_read_from_its_place(name):
-    onnx = pytest.importorskip("onnx", reason="needs multibox[export]")
-    safetensors = pytest.importorskip("safetensors.numpy")
+    import onnx
+    from safetensors import numpy as safetensors
+
     path = runnable(find_model(name))
     graph = onnx.load(path, load_external_data=False).graph
     weights = safetensors.load_file(find_model(name))

@@ -39,7 +39,6 @@ def iou(box, boxes):
 def read_original(name, shared):
     if name == "face":
         return read_linzaer(shared / f"weights/face_rfb320/{RFB}.pth", [])
-    pytest.importorskip("tflite", reason="needs the package tflite")
     from multibox.importers import tflite
 
     file = "coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite"
@@ -69,10 +68,9 @@ def test_coco_outputs_are_as_near_as_8_bits_allow(raw, coco):
             assert np.corrcoef(ours[0, :, column], theirs[0, :, column])[0, 1] > 0.98
 
 
+@pytest.mark.parametrize("engine", ["onnxruntime", "OpenVINO"], indirect=True)
 @pytest.mark.parametrize("name", ["coco", "face"])
 def test_every_engine_computes_what_pytorch_computes(name, raw, engine):
-    if engine == "PyTorch":
-        pytest.skip("is what the others are compared with")
     model = load(name)
     size = model.config.model.input_size
     images = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)

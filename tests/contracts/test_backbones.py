@@ -63,8 +63,6 @@ def test_strided_depthwise_convolutions_train_as_in_float32(conv):
 
 @pytest.mark.parametrize("name", ["mobilenetv1-tf", "mobilenetv2", "mobilenetv3", "timm:mobilenetv3_small_050"])
 def test_no_strided_depthwise_convolution_is_left_to_bfloat16(name):
-    if name.startswith("timm"):
-        pytest.importorskip("timm")
     strided = [
         module
         for module in make_backbone(name, 1.0, 6).modules()
@@ -93,7 +91,6 @@ def test_an_unknown_body_names_its_neighbour():
 
 @pytest.mark.parametrize("model", ["resnet18", "regnetx_004", "mobilenetv3_small_050"])
 def test_bodies_of_timm_grow_as_many_maps_as_the_anchors_describe(model):
-    pytest.importorskip("timm", reason="timm is an extra: pip install 'multibox[timm]'")
     for preset in ("tinyssd", "ssdlite320-mobilenetv3"):
         config = resolve(preset, changes={"model.backbone": f"timm:{model}", "anchors.fit": "none"})
         with torch.inference_mode():
@@ -106,7 +103,8 @@ def test_bodies_of_timm_grow_as_many_maps_as_the_anchors_describe(model):
 
 @pytest.mark.parametrize("model", ["resnet18", "regnetx_004", "mobilenetv3_small_050", "efficientnet_lite0"])
 def test_weights_of_timm_fit_bodies_of_timm(model, tmp_path):
-    timm = pytest.importorskip("timm", reason="timm is an extra: pip install 'multibox[timm]'")
+    import timm
+
     config = resolve("tinyssd", changes={"model.backbone": f"timm:{model}", "anchors.fit": "none"})
     network = build_model(config, 1)
     torch.save(timm.create_model(model, pretrained=False).state_dict(), tmp_path / "timm.pth")
@@ -115,6 +113,5 @@ def test_weights_of_timm_fit_bodies_of_timm(model, tmp_path):
 
 
 def test_unknown_and_unfit_models_of_timm_are_refused():
-    pytest.importorskip("timm", reason="timm is an extra: pip install 'multibox[timm]'")
     with pytest.raises(ConfigError, match="did you mean 'resnet18'"):
         make_backbone("timm:resnet-18", 1.0, 6)

@@ -1,12 +1,10 @@
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
-
-pytest.importorskip("onnxscript", reason="needs multibox[export]")
-
-import onnx_ir as ir
 from onnxscript import GraphBuilder
 
 from multibox import api
@@ -24,7 +22,6 @@ def build(add):
     for name, value in add(builder).items():
         builder.add_output(value, name)
     proto = ir.to_proto(ir.Model(builder.graph, ir_version=10))
-    onnx = pytest.importorskip("onnx")
     onnx.checker.check_model(proto)
     return proto.SerializeToString()
 

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("onnxscript", reason="needs multibox[export]")
-
 from multibox.benchmarking import clock, subjects
 from multibox.benchmarking.clock import WHOLE
 from multibox.benchmarking.measurement import bench

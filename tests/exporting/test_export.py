@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -22,10 +24,6 @@ from multibox.presets import PRESETS
 from multibox.structures import Detections
 
 from .conftest import make_detector
-
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-
 
 NAMES = ["tiny", pytest.param("lite", marks=pytest.mark.slow)]
 """Fixtures of detectors."""

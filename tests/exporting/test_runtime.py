@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
 
 import multibox
@@ -16,7 +17,6 @@ from multibox.exporting.verify import match
 from multibox.inference.detector import Detector
 from multibox.inference.engines import KEY
 
-onnx = pytest.importorskip("onnx")
 THRESHOLD = 0.2
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tflite as schema
 import torch
 
 from multibox import api
@@ -21,8 +22,6 @@ from multibox.inference.detector import load
 from multibox.models.anchor_layout import make_anchors
 from multibox.postprocess import postprocess
 from multibox.tensors import HeadOutputs
-
-schema = pytest.importorskip("tflite", reason="needs the package tflite")
 
 FILE = "coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite"
 BROKEN = r"net\.tflite is a broken TF Lite file \(.+\); was it copied whole\?$"

@@ -77,7 +77,6 @@ def patch(module):
 
 @pytest.mark.slow
 def test_exported_detector_pickle(case, call, photo):
-    pytest.importorskip("onnxscript", reason="needs multibox[export]")
     case("exported-detector-pickle")
     import pickle
 

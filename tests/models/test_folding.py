@@ -92,7 +92,6 @@ def test_norms_that_cannot_be_folded_stay_and_are_named(backbone, left):
 
 
 def test_the_activation_inside_a_norm_of_timm_stays():
-    pytest.importorskip("timm", reason="timm is an extra: pip install 'multibox[timm]'")
     backbone = make_backbone("timm:mobilenetv3_small_050", 1.0, 2)
     model = trained(SSD(backbone, Heads("ssdlite", backbone.channels, [2, 2], 3), (128,) * 3, (64,) * 3))
     folded = copy.deepcopy(model)
