@@ -131,7 +131,8 @@ def measure_inference(options: argparse.Namespace, precision: str, images: int, 
     """Return a row of the table: forward pass and post-processing, boxes left on the device."""
     from ours import make_batch, make_config, make_stepper
 
-    from multibox.models.anchor_layout import make_anchors
+    from multibox.config import PostConfig
+    from multibox.models.anchor_layout import anchors_for
     from multibox.postprocess import postprocess
     from multibox.training.step import autocast
 
@@ -140,13 +141,13 @@ def measure_inference(options: argparse.Namespace, precision: str, images: int, 
     if compiled:
         model.compile()
     batch = make_batch(images, options.size, options.objects).to(options.device)
+    post = PostConfig(score_threshold=0.3)
 
     def run() -> None:
         with torch.inference_mode():
             with autocast(precision, options.device):
                 outputs = model(batch.images)
-            anchors = make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size, options.device)
-            postprocess(outputs, anchors, score="softmax", score_threshold=0.3)
+            postprocess(outputs, anchors_for(outputs, config), post, config.model)
 
     return _row("inference", options, precision, images, compiled, run)
 

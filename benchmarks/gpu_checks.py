@@ -9,6 +9,7 @@ from ours import facts, make_batch, make_config
 from torch import Tensor
 
 import multibox.ops
+from multibox.config import ModelConfig, PostConfig
 from multibox.models.build import build_model
 from multibox.ops import boxes, coding, matching, mining
 from multibox.ops.nms import nms
@@ -100,7 +101,7 @@ def _check_detection(device: str, images: int) -> Iterator[Check]:
     logits, offsets = torch.randn(images, 3000, 5) * 2, torch.randn(images, 3000, 4)
 
     def found(logits: Tensor, offsets: Tensor, anchors: Tensor, *, field: str) -> Tensor:
-        return getattr(postprocess(HeadOutputs(logits, offsets, ()), anchors, score="softmax"), field)
+        return getattr(postprocess(HeadOutputs(logits, offsets, ()), anchors, PostConfig(), ModelConfig()), field)
 
     given = logits, offsets, anchors
     yield _differing("detections: counts", _both(partial(found, field="counts"), device, *given), 0.0)

@@ -28,7 +28,7 @@ from multibox.data.augmentation_ops import (
 )
 from multibox.losses.multibox_loss import l2_penalty, multibox_loss, select_anchors
 from multibox.losses.targets import Targets, make_targets
-from multibox.models.anchor_layout import make_anchors
+from multibox.models.anchor_layout import anchors_for, make_anchors
 from multibox.models.backbones import make_backbone
 from multibox.models.backbones.layers import L2Norm, SameConv2d
 from multibox.models.build import build_model
@@ -150,7 +150,8 @@ def found(config, boxes, probabilities):
     config = config.updated({"anchors.style": "shapes", "anchors.shapes": [[[0.25, 0.25]]], "anchors.steps": []})
     shapes = ((1, len(boxes)),)
     offsets = encode(boxes[None], make_anchors(config.anchors, shapes, config.model.input_size))
-    [seen] = detect(HeadOutputs(probabilities.log()[None], offsets, shapes), [(1000, 1000)], config, ("a", "b"))
+    outputs = HeadOutputs(probabilities.log()[None], offsets, shapes)
+    [seen] = detect(outputs, anchors_for(outputs, config), [(1000, 1000)], config, ("a", "b"))
     widths = seen.boxes[:, 2] - seen.boxes[:, 0]
     return [(int(label), round(float(width))) for label, width in zip(seen.labels, widths, strict=True)]
 
@@ -160,7 +161,7 @@ def suppressed(config):
     shapes = [[1.0, 1.0], [0.5, 1.0]]
     exact = config.updated({"anchors.style": "shapes", "anchors.shapes": [shapes], "anchors.steps": []})
     outputs = HeadOutputs(torch.tensor([[[0.1, 0.9], [0.2, 0.8]]]).log(), torch.zeros(1, 2, 4), ((1, 1),))
-    half = len(detect(outputs, [(8, 8)], exact, ("a",))[0].scores)
+    half = len(detect(outputs, anchors_for(outputs, exact), [(8, 8)], exact, ("a",))[0].scores)
     likely = [[0.1, 0.9], [0.2, 0.8]]
     less = found(config, [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.47, 1.0]], likely)
     border = found(config, [[-0.6, 0.0, 0.4, 1.0], [0.0, 0.0, 0.4, 1.0]], likely)

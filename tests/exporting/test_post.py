@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from multibox.config import Config
 from multibox.exporting.graph_parts import Limits, decoding_table, find
 from multibox.exporting.verify import match
-from multibox.models.anchor_layout import make_anchors
+from multibox.models.anchor_layout import anchors_for, make_anchors
 from multibox.postprocess import detect
 from multibox.structures import Detections
 from multibox.tensors import HeadOutputs
@@ -69,7 +69,7 @@ def answers(config, run, logits, offsets, names=NAMES):
         feeds[name] = np.array(getattr(config.post, name), np.float32)
     found = run({**feeds, "max_detections": np.array(config.post.max_detections, np.int64)})
     outputs = HeadOutputs(torch.from_numpy(logits), torch.from_numpy(offsets), SHAPES)
-    return found, detect(outputs, [(200, 100)] * len(logits), config, names)
+    return found, detect(outputs, anchors_for(outputs, config), [(200, 100)] * len(logits), config, names)
 
 
 def check(found, wanted):

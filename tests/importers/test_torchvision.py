@@ -16,7 +16,7 @@ from multibox.errors import WeightsError
 from multibox.importers import import_file
 from multibox.importers.pytorch_ssds import read_torchvision
 from multibox.inference.detector import load
-from multibox.models.anchor_layout import make_anchors
+from multibox.models.anchor_layout import anchors_for, make_anchors
 from multibox.postprocess import detect
 from multibox.tensors import HeadOutputs
 
@@ -157,7 +157,8 @@ def check(trained, case, images):
     candidates = (scores > post.score_threshold).sum((1, 2)).tolist()
     equal_input = HeadOutputs(raw["cls_logits"], raw["bbox_regression"], outputs.feature_shapes)
     found, end_to_end = (
-        detect(each, [(size, size)] * len(images), ours.config, ours.names) for each in (equal_input, outputs)
+        detect(each, anchors_for(each, ours.config), [(size, size)] * len(images), ours.config, ours.names)
+        for each in (equal_input, outputs)
     )
     for one, other, whole, count in zip(wanted, found, end_to_end, candidates, strict=True):
         assert len(one["scores"]) > 50

@@ -24,7 +24,7 @@ from multibox.errors import ConfigError
 from multibox.importers.common import Rules, rename
 from multibox.importers.pytorch_ssds import TORCHVISION_SSD300, TORCHVISION_SSDLITE
 from multibox.inference.detector import Detector
-from multibox.models.anchor_layout import make_anchors
+from multibox.models.anchor_layout import anchors_for, make_anchors
 from multibox.models.build import measure
 from multibox.ops.boxes import pairwise_iou
 from multibox.postprocess import detect
@@ -154,7 +154,8 @@ def eager_subject(detector: Detector, precision: str) -> Subject:
     def post(outputs: Outputs, image: tuple[int, int]) -> Callable[[], list[Detections]]:
         answer = HeadOutputs(torch.from_numpy(outputs.logits), torch.from_numpy(outputs.offsets), size.feature_shapes)
         sizes = [image] * len(outputs.logits)
-        return torch.inference_mode()(lambda: detect(answer, sizes, config, detector.names, threshold))
+        anchors = anchors_for(answer, config)
+        return torch.inference_mode()(lambda: detect(answer, anchors, sizes, config, detector.names))
 
     return Subject(
         name=f"ours, PyTorch {precision}",

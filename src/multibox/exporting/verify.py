@@ -21,7 +21,7 @@ from multibox.errors import MultiboxError
 from multibox.exporting.graph import ULTRALYTICS_ROWS, Dialect
 from multibox.exporting.runtimes import Arrays, Run
 from multibox.inference.detector import Detector
-from multibox.models.anchor_layout import make_anchors
+from multibox.models.anchor_layout import anchors_for
 from multibox.ops.coding import decode
 from multibox.postprocess import detect
 from multibox.structures import Detections
@@ -243,7 +243,7 @@ def compare_detections(
     Raises:
         VerificationError: boxes that are none of eager's, or other boxes kept than suppression keeps.
     """
-    wanted = detect(outputs, [size] * len(found), config, found[0].names)
+    wanted = detect(outputs, anchors_for(outputs, config), [size] * len(found), config, found[0].names)
     scores, boxes = _candidates(outputs, config, size)
     cuts = [_cuts(each, config) for each in scores]
     pairs = [match(a, b, max(size), cut) for a, b, cut in zip(found, wanted, cuts, strict=True)]
@@ -271,7 +271,7 @@ def _check_jetson(run: Run, detector: Detector, dialect: Dialect, batch: Pixels,
     answer = run({"input_0": resized / np.float32(127.5) - np.float32(1)})
     outputs = detector.model(torch.from_numpy(resized))
     scores = outputs.logits.softmax(2)[..., 1:] if model.score == "softmax" else outputs.logits.sigmoid()
-    anchors = make_anchors(detector.config.anchors, outputs.feature_shapes, model.input_size)
+    anchors = anchors_for(outputs, detector.config)
     boxes = decode(outputs.offsets, anchors, model.variances, model.coder).clamp(0, 1)
     score = largest_difference("network (scores)", answer["scores"][..., 1:], scores.numpy(), raw)
     box = largest_difference("network or decode (boxes)", answer["boxes"], boxes.numpy(), raw)
@@ -321,7 +321,7 @@ def _candidates(outputs: HeadOutputs, config: Config, size: tuple[int, int]) -> 
     scores = outputs.logits.softmax(2)[..., 1:] if model.score == "softmax" else outputs.logits.sigmoid()
     if not post.multi_label:
         scores = scores.where(scores >= scores.amax(2, keepdim=True), 0.0)
-    anchors = make_anchors(config.anchors, outputs.feature_shapes, model.input_size)
+    anchors = anchors_for(outputs, config)
     boxes = decode(outputs.offsets, anchors, model.variances, model.coder).clamp(0, 1)
     if post.min_size:
         small = (boxes[..., 2:] - boxes[..., :2]).amin(2, keepdim=True) <= post.min_size

@@ -15,6 +15,7 @@ from multibox.config import Config
 from multibox.data.images import load_image, resize_image
 from multibox.inference.inputs import AnyImage, Images, in_batches, is_one, open_image, several
 from multibox.inference.load import ExportedDetector, checked_threads, choose_device
+from multibox.models.anchor_layout import anchors_for
 from multibox.models.build import build_model
 from multibox.models.checkpoint import load_checkpoint
 from multibox.models.prediction import computing_in, gains, mean_with_mirrored, quick_copy, single_threaded_forks
@@ -128,7 +129,8 @@ class Detector:
     ) -> list[Detections]:
         pixels, sizes = zip(*opened, strict=True)
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
-        return detect(self.answer(images), sizes, self.config, self.names, lowest)
+        outputs = self.answer(images)
+        return detect(outputs, anchors_for(outputs, self.config), sizes, self.config, self.names, lowest)
 
 
 def _versions(model: SSD) -> tuple[int, ...]:
@@ -183,7 +185,9 @@ def _eager(detector: Detector, dataset: Dataset) -> Iterator[Detections]:
         # Entered for each batch: a generator would leave its caller within it
         with torch.inference_mode():
             images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(detector.device)
-            found = detect(detector.answer(images), sizes, detector.config, detector.names)
+            outputs = detector.answer(images)
+            anchors = anchors_for(outputs, detector.config)
+            found = detect(outputs, anchors, sizes, detector.config, detector.names)
         yield from found
 
 

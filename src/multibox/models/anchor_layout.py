@@ -9,6 +9,7 @@ from torch import Tensor
 from multibox.config import AnchorConfig, Config, ShapesPerLevel
 from multibox.errors import ConfigError
 from multibox.ops.anchors import caffe_shapes, grid_anchors, hikapok_shapes, mxnet_shapes, pair_shapes
+from multibox.tensors import HeadOutputs
 
 FeatureShapes = tuple[tuple[int, int], ...]
 
@@ -96,6 +97,12 @@ def make_anchors(
         feature_aspect=anchors.style == "mxnet",
         clip_centers=anchors.clip_centers,
     )
+
+
+def anchors_for(outputs: HeadOutputs, config: Config) -> Tensor:
+    """Return the anchors [a, 4] of a network's outputs, on their device; treat the tensor as constant."""
+    device = str(outputs.offsets.device)
+    return make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size, device)
 
 
 def anchors_hash(config: Config) -> str:

@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from multibox.config import Config
 from multibox.errors import ConfigError
-from multibox.models.anchor_layout import anchors_per_cell, make_anchors
+from multibox.models.anchor_layout import anchors_for, anchors_per_cell
 from multibox.models.backbones.layers import named_modules
 from multibox.models.ssd import SSD
 from multibox.ops.boxes import at_least_float32
@@ -153,9 +153,8 @@ def unmirror(outputs: HeadOutputs, config: Config) -> HeadOutputs:
     cells of 8 pixels are 304, 10 of 32 are 320): there a score comes from an anchor 4 or 20 pixels beside, little for
     anchors of 30 or 111 pixels and more.
     """
-    device = str(outputs.offsets.device)
-    anchors = make_anchors(config.anchors, outputs.feature_shapes, config.model.input_size, device)
-    order = mirrored_order(outputs.feature_shapes, anchors_per_cell(config), device)
+    anchors = anchors_for(outputs, config)
+    order = mirrored_order(outputs.feature_shapes, anchors_per_cell(config), str(anchors.device))
     boxes = decode(outputs.offsets, anchors, config.model.variances, config.model.coder)[:, order]
     x1, y1, x2, y2 = boxes.unbind(-1)
     boxes = torch.stack([1 - x2, y1, 1 - x1, y2], -1)

@@ -8,6 +8,7 @@ from multibox.config import Config
 from multibox.data.loading import AugmentedImages, in_order, load_batches
 from multibox.evaluation.report import best_threshold
 from multibox.evaluation.voc_metrics import mean, precision_recall
+from multibox.models.anchor_layout import anchors_for
 from multibox.models.prediction import quick_copy
 from multibox.models.ssd import SSD
 from multibox.postprocess import detect
@@ -48,7 +49,8 @@ class Validation:
         for batch in load_batches(self.images, batches, 0, pin=False):
             outputs, _, parts = compute_loss(network, batch.to(self.device), self.config)
             losses.append(parts.total * len(batch.names))
-            detections += detect(outputs, batch.sizes, self.config, class_names)
+            anchors = anchors_for(outputs, self.config)
+            detections += detect(outputs, anchors, batch.sizes, self.config, class_names)
         curves = precision_recall(detections, self.dataset, class_names)
         self.per_class = {name: curve.ap12 for name, curve in curves.items()}
         best = [best_threshold(curve) for curve in curves.values()]
