@@ -27,6 +27,12 @@ def split(data, **names):
         (data / "ImageSets" / "Main" / f"{name}.txt").write_text(text)
 
 
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch):
+    """Drawing the curves takes twice as long as these trainings."""
+    monkeypatch.setattr("multibox.plots.curves.plot_training", lambda *_: None)
+
+
 @pytest.fixture
 def train(call, squares, tmp_path, train_options):
     """Train on the squares for two epochs, and return exit code, output and standard error."""
