@@ -19,7 +19,7 @@ from multibox import api
 from multibox.evaluation.report import best_threshold
 from multibox.evaluation.table import Columns, columns
 from multibox.evaluation.voc_metrics import Curve, overlaps, voc_curves
-from multibox.inference.detector import Detector, load
+from multibox.inference.detector import Detector, find_all, load
 from multibox.thresholds import DEFAULT_THRESHOLD
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -60,7 +60,7 @@ def find_thresholds(detector: Detector, enough: int = ENOUGH) -> tuple[float, ..
 def found_in(detector: Detector, data: Path, split: str | None, rename: dict[str, str] | None = None) -> Columns:
     """Return detections down to the config's lowest score, beside the labels."""
     dataset = api.open_for(detector, data, split=split, rename=rename)
-    return columns(api.find_all(detector, dataset), dataset, detector.names)
+    return columns(find_all(detector, dataset), dataset, detector.names)
 
 
 def choose(table: Columns, enough: int) -> Thresholds:

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +65,27 @@ def _draw_squares():
 def squares(tmp_path: Path) -> Path:
     """Twelve images to train on and four to validate on."""
     return draw_squares(tmp_path / "squares", 16)
+
+
+def call_multibox(*arguments) -> int:
+    """Run `multibox ARGUMENTS` in this process and return its exit code."""
+    from multibox.cli.main import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["multibox", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as stop:
+            return stop.code or 0
+    return 0
+
+
+@pytest.fixture(scope="session")
+def call():
+    return call_multibox
+
+
+@pytest.fixture
+def run(capsys):
+    """Run `multibox ARGUMENTS` and return exit code, stdout, stderr."""
+    return lambda *arguments: (call_multibox(*arguments), *capsys.readouterr())

@@ -1,27 +1,7 @@
-import sys
-
 import pytest
 
 from multibox import api
-from multibox.cli.main import main
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
-
-
-def call(*arguments):
-    """Run `multibox ARGUMENTS` in this process and return its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["multibox", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stop:
-            return stop.code or 0
-    return 0
-
-
-@pytest.fixture
-def run(capsys):
-    """Run `multibox ARGUMENTS` and return exit code, stdout, stderr."""
-    return lambda *arguments: (call(*arguments), *capsys.readouterr())
 
 
 @pytest.fixture(scope="session")

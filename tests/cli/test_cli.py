@@ -1,13 +1,13 @@
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
-from multibox.cli.main import main
+from multibox.cli.main import app
 
 SMALL = [
     "--preset",
@@ -26,18 +26,8 @@ def width(path):
         return image.width
 
 
-def call(*arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["multibox", *map(str, arguments)])
-        try:
-            main()
-        except SystemExit as stop:
-            return stop.code or 0
-    return 0
-
-
 @pytest.fixture(scope="module")
-def once(tmp_path_factory, draw_squares):
+def once(tmp_path_factory, draw_squares, call):
     """A run on images like those of `squares`."""
     folder = tmp_path_factory.mktemp("trained")
     assert call("train", draw_squares(folder / "squares", 16), "--out", folder / "run", "--epochs", 2, *SMALL) == 0
@@ -56,12 +46,15 @@ def test_train_eval_predict(run, squares, trained, tmp_path):
     )
     assert code == 0
     assert "VOC07 AP" in out
-    figures = json.loads((tmp_path / "f.json").read_text())
-    assert figures["images"] == 4
-    assert set(figures) == {"images", "coco", "voc07", "voc12", "thresholds"}
+    metrics = json.loads((tmp_path / "f.json").read_text())
+    assert metrics["images"] == 4
+    assert set(metrics) == {"images", "coco", "voc07", "voc12", "thresholds"}
     assert "precision" in out
     assert "95 %" not in out
-    assert set(figures["voc07"]["per_class"]) == {"red", "blue"}
+    assert set(metrics["voc07"]["per_class"]) == {"red", "blue"}
+    code, out, err = run("eval", trained, squares, "--split", "val", "--json", "-")
+    assert (code, json.loads(out)) == (0, metrics)
+    assert "VOC07 AP" in err and "COCO: AP " in err
     assert (tmp_path / "pr.png").is_file()
     code, out, _ = run(
         "predict", trained, squares / "JPEGImages", "--threshold", 0, "--out", tmp_path / "drawn",
@@ -237,7 +230,22 @@ def test_a_stopped_run_goes_on_by_the_command_that_it_names():
     assert resume_command(Path("my runs/tinyssd-1")) == "multibox train --resume 'my runs/tinyssd-1'"
 
 
+def commands(group, *names):
+    """Yield every command as its words."""
+    for name, command in group.commands.items():
+        yield from commands(command, *names, name) if hasattr(command, "commands") else [(*names, name)]
+
+
+VERBS = list(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("words", VERBS, ids=" ".join)
+def test_the_help_of_every_verb_has_an_example(run, words):
+    code, out, _ = run(*words, "--help")
+    assert code == 0 and f"Example: multibox {' '.join(words)}" in " ".join(out.split())
+
+
 def test_version_and_help(run):
     assert run("--version")[1].strip() == "0.1.0"
     out = run("--help")[1]
-    assert all(verb in out for verb in ("demo", "data", "train", "eval", "predict", "import", "list", "plot"))
+    assert len(VERBS) == 12 and all(words[0] in out for words in VERBS)

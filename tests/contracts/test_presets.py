@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from multibox.api import find_all
 from multibox.data.formats import open_dataset
 from multibox.evaluation.voc_metrics import mean, precision_recall
-from multibox.inference.detector import Detector, load
+from multibox.inference.detector import Detector, find_all, load
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model
 from multibox.presets import PRESETS, RECIPES, fitting, resolve

@@ -3,13 +3,10 @@
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-from multibox.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,16 +24,6 @@ QUICK = [
 
 def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["multibox", *arguments])
-    main_exit = 0
-    try:
-        main()
-    except SystemExit as stop:
-        main_exit = stop.code or 0
-    assert main_exit == 0, arguments
 
 
 def short(line):
@@ -71,24 +58,24 @@ def test_python_blocks_run(folder, capsys):
 
 
 @pytest.mark.slow
-def test_commands_run(folder, monkeypatch):
+def test_commands_run(folder, call):
     lines = [line for line in commands("README.md") if "ssd.safetensors" not in line]
     lines += [line for line in commands("docs/weights.md") if "--weights coco " in line]
     assert len(lines) >= 9
     for line in lines:
-        run(monkeypatch, *short(line))
+        assert call(*short(line)) == 0, line
     assert Path("sheet.png").is_file()
     assert Path("found.json").is_file()
     assert list(Path("drawn").glob("*.jpg"))
 
 
-def test_commands_with_weights_from_elsewhere_run(folder, monkeypatch, shared):
+def test_commands_with_weights_from_elsewhere_run(folder, call, shared):
     file = shared / "weights/ssd_mobilenet_v1_coco/coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite"
     (folder / "ssd_mobilenet_v1.tflite").symlink_to(file)
     lines = [line for name in ("README.md", "docs/weights.md") for line in commands(name) if "ssd.safetensors" in line]
     assert len(lines) >= 2
     for line in lines:
-        run(monkeypatch, *short(line))
+        assert call(*short(line)) == 0, line
     assert Path("runs/tuned/last.safetensors").is_file()
 
 

@@ -30,7 +30,7 @@ def test_no_setting_is_missing():
 
 
 def test_rows_hold_the_default_of_every_preset():
-    rows = {row.key: row for row in settings_rows()}
+    rows = {row.setting: row for row in settings_rows()}
     for key, row in rows.items():
         for preset in PRESETS:
             wanted = get_setting(resolve(preset), key)

@@ -10,11 +10,11 @@ import onnx
 import pytest
 
 import multibox
-from multibox.api import evaluate, find_all, open_for
+from multibox.api import evaluate, open_for
 from multibox.errors import ConfigError, ImageError, MissingExtraError, WeightsError
 from multibox.exporting import ExportOptions, export
 from multibox.exporting.verify import match
-from multibox.inference.detector import Detector
+from multibox.inference.detector import Detector, find_all
 from multibox.inference.engines import KEY
 
 THRESHOLD = 0.2

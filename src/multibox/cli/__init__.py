@@ -1,1 +1,1 @@
-"""The command line: one thin file a verb, heavy imports inside the functions."""
+"""The command line: one thin file per verb, with heavy imports inside the functions."""

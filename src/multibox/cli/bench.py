@@ -5,18 +5,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from multibox.cli.options import Model
+
 if TYPE_CHECKING:
     from multibox.benchmarking.clock import Spread
     from multibox.benchmarking.measurement import Report
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="coco, face, a .safetensors, .onnx or .xml file, or a run folder.")],
+    model: Model,
     against: Annotated[
         str | None, typer.Option(help="torchvision: its network with the same weights, in the same run.")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of images to show. Default: synthetic ones of 500x375.")
+        Path | None,
+        typer.Option("--images", "--pictures", help="Folder of images. Default: synthetic ones of 500x375."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads. Default: the engine's choice.")] = None,
     precision: Annotated[
@@ -24,7 +27,10 @@ def bench(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 10,
 ) -> None:
-    """Measure MODEL's speed on this machine's processor, part by part."""
+    """Measure the speed of MODEL on this machine's processor, part by part.
+
+    Example: multibox bench runs/cells --threads 1
+    """
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from multibox.benchmarking.measurement import bench as measure
@@ -49,36 +55,22 @@ def bench(
 
 
 def print_report(report: "Report") -> None:
-    """Print times as a table and the notes below it."""
-    from rich.table import Table
+    """Print the times as a table, with the notes below it."""
+    from multibox.cli.console import print_rows
 
-    from multibox.cli.console import table_console
-
-    table = Table(
-        box=None, pad_edge=False, title="milliseconds: median (10th to 90th percentile)", title_justify="left"
-    )
-    table.add_column("part", no_wrap=True)
-    table.add_column("batch", justify="right")
-    for name in report.subjects:
-        table.add_column(name, justify="right")
-    for row in report.rows:
-        table.add_row(row.part, str(row.batch), *_cells(row.times))
-    console = table_console()
-    console.print(table, highlight=False)
-    for note in report.notes:
-        console.print(note, highlight=False)
+    columns = ["part", ">batch", *(f">{name}" for name in report.subjects)]
+    rows = [(row.part, str(row.batch), *_cells(row.times)) for row in report.rows]
+    print_rows(columns, rows, "\n".join(report.notes), "milliseconds: median (10th to 90th percentile)")
 
 
 def _cells(times: "tuple[Spread | None, ...]") -> list[str]:
-    """Return a row's times, those behind the first with how many times as fast they are as it."""
+    """Return a row's times; behind each but the first, how many times as fast it is as the first."""
     first, *others = times
-    return [_cell(first), *(_cell(each) + _ratio(first, each) for each in others)]
+    return [_cell(first), *(_cell(other) + _ratio(first, other) for other in others)]
 
 
 def _cell(times: "Spread | None") -> str:
-    if times is None:
-        return "-"
-    return f"{times.median * 1e3:.2f} ({times.low * 1e3:.2f} to {times.high * 1e3:.2f})"
+    return f"{times.median * 1e3:.2f} ({times.low * 1e3:.2f} to {times.high * 1e3:.2f})" if times else "-"
 
 
 def _ratio(first: "Spread | None", other: "Spread | None") -> str:

@@ -1,72 +1,54 @@
-"""Where tables are printed."""
+"""Tables and progress on the console."""
 
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-from multibox.builtin import MODELS
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 PIPE_WIDTH = 200
-
-
-def table_console() -> Console:
-    """Return a console; a pipe has no width, so nothing is wrapped there."""
-    console = Console()
-    return console if console.is_terminal else Console(width=PIPE_WIDTH)
-
-
-PLOTS = (".png", ".svg", ".pdf")
-"""Endings that plots are written for."""
-IMAGES = (".png", ".jpg", ".jpeg")
-"""Endings that contact sheets are written for."""
-
-
-def check_suffix(path: Path, known: Collection[str]) -> None:
-    """Refuse a file name whose ending says a format that is not written.
-
-    Raises:
-        ConfigError: the ending is not among the known ones.
-    """
-    from multibox.errors import ConfigError
-
-    if path.suffix.lower() not in known:
-        raise ConfigError(f"{path}: expected a file name that ends in {', '.join(known)}")
-
-
-def own_files(model: str | Path) -> list[Path]:
-    """Return the files of a model: itself, or what lies directly in a run folder. Results may lie below that folder.
-
-    Built-in models have none of the user's.
-    """
-    if model in MODELS:
-        return []
-    model = Path(model)
-    return [path for path in (model.iterdir() if model.is_dir() else (model,)) if path.is_file()]
-
-
 EVERY = 30.0
 """Seconds between two lines where there is no terminal, as in a log file."""
 
 
+def table_console(*, stderr: bool = False) -> Console:
+    """Return a console that wraps nothing in a pipe, which has no width."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=PIPE_WIDTH)
+
+
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], note: str = "", title: str | None = None) -> None:
+    """Print a table without lines, and a note below it; a column whose name begins with ">" is aligned right."""
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for index, name in enumerate(columns):
+        right = name.startswith(">")
+        table.add_column(name.removeprefix(">"), justify="right" if right else "left", no_wrap=not index)
+    for row in rows:
+        table.add_row(*row)
+    console = table_console()
+    console.print(table, highlight=False)
+    if note:
+        console.print(note, highlight=False)
+
+
+def metric_text(value: float | None) -> str:
+    """Return a metric with three digits, - for one that does not exist."""
+    return "-" if value is None else f"{value:.3f}"
+
+
 @contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+def counting(what: str, total: int) -> Generator[Callable[[int], None], None, None]:
     """Show progress on standard error while the block runs; the function it yields takes the number done so far."""
     if not sys.stderr.isatty():
         yield _lines(what, total)
         return
-    from rich.console import Console
-    from rich.progress import TimeRemainingColumn
-
-    console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    # Drawn rarely, for it takes time from the work
-    with Progress(*columns, console=console, refresh_per_second=4) as bar:
+    # Drawn rarely: drawing takes time from the work
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
 
@@ -75,7 +57,7 @@ def _lines(what: str, total: int) -> Callable[[int], None]:
     """Return a function that prints the number done, the speed and the time left, at most every `EVERY` seconds."""
     started = last = monotonic()
 
-    def tell(done: int) -> None:
+    def report(done: int) -> None:
         nonlocal last
         now = monotonic()
         if now - last < EVERY:
@@ -85,15 +67,12 @@ def _lines(what: str, total: int) -> Callable[[int], None]:
         left = f", {describe_seconds((total - done) / speed)} left" if done else ""
         typer.echo(f"{what}: {done:,} of {total:,}, {speed:.3g} per second{left}", err=True)
 
-    return tell
+    return report
 
 
 def describe_seconds(seconds: float) -> str:
-    """Return a time as a person would say it, such as `40 s`, `3 min` or `2 h 10 min`."""
+    """Return a time such as `40 s`, `3 min` or `2 h 10 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
-"""Seconds between looks at the loss: each one makes the host wait for the device."""

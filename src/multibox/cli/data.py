@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multibox.cli.console import IMAGES, check_suffix, counting
-from multibox.cli.train import OnBad
+from multibox.cli.console import counting
+from multibox.cli.options import IMAGES, Data, Format, OnBad, SkipOrStop, WrittenFormat, check_suffix
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -14,20 +14,24 @@ if TYPE_CHECKING:
     from multibox.structures import Dataset
 
 app = typer.Typer(no_args_is_help=True, help="Make, convert and look at data sets.")
+Destination = Annotated[Path, typer.Argument(help="Folder to write; must not hold anything.")]
 
 
 @app.command("make")
 def make(
     what: Annotated[str, typer.Argument(help="sprites: little creatures on procedural backgrounds.")],
-    destination: Annotated[Path, typer.Argument(help="Folder to write; must not hold anything.")],
+    destination: Destination,
     images: Annotated[int, typer.Option(min=2, help="Images in all; a tenth is for validation.")] = 1000,
     classes: Annotated[int, typer.Option(min=1, help="Kinds of creature.")] = 1,
-    objects: Annotated[str, typer.Option(help="Creatures an image: a number or a range such as 1-6.")] = "1",
+    objects: Annotated[str, typer.Option(help="Creatures per image: a number or a range such as 1-6.")] = "1",
     size: Annotated[int, typer.Option(min=32, help="Width and height in pixels.")] = 256,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
-    format: Annotated[str, typer.Option(help="voc, coco, yolo, csv or recordio.")] = "voc",
+    format: WrittenFormat = "voc",
 ) -> None:
-    """Make a labelled data set to learn on."""
+    """Make a labelled data set to learn on.
+
+    Example: multibox data make sprites data/sprites --images 200 --classes 3
+    """
     from multibox.data.sprites import make_sprites
     from multibox.errors import ConfigError, did_you_mean
 
@@ -52,13 +56,16 @@ def make(
 
 @app.command("convert")
 def convert(
-    source: Annotated[Path, typer.Argument(help="Data set to read.")],
-    destination: Annotated[Path, typer.Argument(help="Folder to write; must not hold anything.")],
-    to: Annotated[str, typer.Option(help="voc, coco, yolo, csv or recordio.")],
-    format: Annotated[str | None, typer.Option(help="The source's format, where it cannot be told.")] = None,
-    on_bad: Annotated[OnBad, typer.Option(help="A broken file: stop, or skip it and count.")] = OnBad.stop,
+    source: Data,
+    destination: Destination,
+    to: WrittenFormat,
+    format: Format = None,
+    on_bad: SkipOrStop = OnBad.stop,
 ) -> None:
-    """Write a data set in another format; images are copied byte for byte."""
+    """Write a data set in another format; images are copied byte for byte.
+
+    Example: multibox data convert data/cells data/cells-yolo --to yolo
+    """
     from multibox.data.convert import convert as run
 
     done = run(source, destination, to, format=format, on_bad=on_bad.value)
@@ -73,19 +80,22 @@ def convert(
 
 @app.command("show")
 def show(
-    data: Annotated[Path, typer.Argument(help="Data set to look at.")],
+    data: Data,
     split: Annotated[str | None, typer.Option(help="Split; default the first one.")] = None,
-    format: Annotated[str | None, typer.Option(help="The data set's format, where it cannot be told.")] = None,
+    format: Format = None,
     count: Annotated[int, typer.Option(min=1, help="Images, or draws, on the sheet.")] = 16,
     augmentation: Annotated[str | None, typer.Option(help="Show draws of this augmentation recipe.")] = None,
     seed: Annotated[int, typer.Option(help="Which images are drawn.")] = 0,
-    on_bad: Annotated[OnBad, typer.Option(help="A broken file: stop, or skip it and count.")] = OnBad.stop,
+    on_bad: SkipOrStop = OnBad.stop,
     out: Annotated[
         Path | None, typer.Option(help="PNG or JPEG to write. Default: sheet.png, or sheet-2.png and so on.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out; a file of DATA never.")] = False,
 ) -> None:
-    """Draw a contact sheet of labelled images, and say what the data set holds."""
+    """Draw a contact sheet of labelled images, and print what the data set holds.
+
+    Example: multibox data show data/cells --augmentation default
+    """
     import io
 
     import numpy as np
@@ -109,22 +119,23 @@ def show(
         typer.echo(f"  {name}: {number} boxes")
     for note in dataset.notes:
         typer.echo(note)
-    chosen = np.random.default_rng(seed).permutation(len(dataset))
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    chosen: list[int]
     if augmentation is None:
-        chosen = np.sort(chosen[:count])
-        tiles = [draw_sample(load_image(dataset[i]), dataset[i], dataset.class_names) for i in chosen.tolist()]
+        chosen = np.sort(order[:count]).tolist()
+        tiles = [draw_sample(load_image(dataset[i]), dataset[i], dataset.class_names) for i in chosen]
     else:
-        chosen = np.sort(np.resize(chosen, count))
-        tiles = _draws(dataset, chosen.tolist(), augmentation, seed)
-    sheet = contact_sheet(tiles, captions=[dataset.names[i] for i in chosen.tolist()])
+        chosen = np.sort(np.resize(order, count)).tolist()
+        tiles = _draws(dataset, chosen, augmentation, seed)
+    sheet = contact_sheet(tiles, captions=[dataset.names[i] for i in chosen])
     image = io.BytesIO()
     sheet.save(image, "PNG" if out.suffix.lower() == ".png" else "JPEG")
     write_bytes_whole(out, image.getvalue())
     typer.echo(f"wrote {out}")
 
 
-def _draws(dataset: "Dataset", indices: list[int], augmentation: str, seed: int) -> list["Image.Image"]:
-    """Return the images as training would see them, each draw in an epoch of its own: one image may come often."""
+def _draws(dataset: "Dataset", indices: list[int], augmentation: str, seed: int) -> "list[Image.Image]":
+    """Return images as training would see them; each draw has its own epoch, so repeated images differ."""
     import numpy as np
     from PIL import Image
 

@@ -18,18 +18,22 @@ def demo(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the 900 training images.")] = EPOCHS,
 ) -> None:
-    """Make synthetic data, train TinySSD on it, score it on held-out images and draw what it finds."""
+    """Make synthetic data, train TinySSD on it, score it on held-out images and draw its detections.
+
+    Example: multibox demo --epochs 2
+    """
     import os
     import time
 
-    from multibox import api
-    from multibox.cli.evaluate import print_figures
+    from multibox.api import open_for
+    from multibox.cli.evaluate import print_metrics
     from multibox.cli.progress import train_with_progress
     from multibox.data.images import load_image
     from multibox.data.sprites import make_sprites
     from multibox.errors import ConfigError
+    from multibox.evaluation.report import evaluate
     from multibox.files import free_path
-    from multibox.inference.detector import load
+    from multibox.inference.detector import find_all, load
     from multibox.plots.detections import contact_sheet, draw_detections
     from multibox.thresholds import class_thresholds
     from multibox.training.run import RunOptions
@@ -42,19 +46,18 @@ def demo(
     with counting("drawing", IMAGES) as progress:
         make_sprites(out / "sprites", images=IMAGES, progress=progress)
     typer.echo(f"2. train TinySSD for {epochs} epochs")
-    # Four looks at the validation images are enough to see it learn
+    # Four validations are enough to see it learn
     changes = {"train.validate_every": max(1, epochs // 4)}
-    trainer = train_with_progress(
-        out / "sprites", RunOptions(preset="tinyssd", epochs=epochs, out=out / "run", changes=changes)
-    )
+    options = RunOptions(preset="tinyssd", epochs=epochs, out=out / "run", changes=changes)
+    trainer = train_with_progress(out / "sprites", options)
     typer.echo("3. score it on the 100 held-out images")
     detector = load(trainer.folder / "last.safetensors")
-    dataset = api.open_for(detector, out / "sprites", split="val")
-    found = api.find_all(detector, dataset)
-    figures = api.measure(found, dataset, detector.names)
-    print_figures(figures, "held-out sprites")
+    dataset = open_for(detector, out / "sprites", split="val")
+    detections = find_all(detector, dataset)
+    metrics = evaluate(detections, dataset, detector.names)
+    print_metrics(metrics, "held-out sprites")
     (least,) = class_thresholds(detector.thresholds, detector.names)
-    tiles = [draw_detections(load_image(dataset[i]), found[i], threshold=least) for i in range(min(12, len(dataset)))]
+    tiles = [draw_detections(load_image(dataset[i]), detections[i], least) for i in range(min(12, len(dataset)))]
     contact_sheet(tiles, columns=4).save(out / "detections.png")
-    typer.echo(f"mAP@0.5 {figures['voc12']['mAP']:.3f} on {figures['images']} held-out images")
+    typer.echo(f"mAP@0.5 {metrics['voc12']['mAP']:.3f} on {metrics['images']} held-out images")
     typer.echo(f"images with boxes: {out / 'detections.png'}; {time.monotonic() - started:.0f} seconds in all")

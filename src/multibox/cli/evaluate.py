@@ -2,81 +2,87 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from multibox.cli.console import PLOTS, check_suffix, own_files
-from multibox.cli.train import OnBad
+from multibox.cli.options import PLOTS, Data, Device, Flip, Format, Model, OnBad, SkipOrStop, check_suffix, own_files
 
 if TYPE_CHECKING:
     from multibox.evaluation.report import Metrics
 
+_RENAME = "The data set's class A is the model's B; A= leaves A out. Repeatable; also a .json file of such pairs."
+TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="coco, face, a .safetensors, .onnx or .xml file, or a run folder.")],
-    data: Annotated[Path, typer.Argument(help="Data set: a folder or file in a known format.")],
+    model: Model,
+    data: Data,
     split: Annotated[str | None, typer.Option(help="Split to score; needed where there are several.")] = None,
-    rename: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="A=B",
-            help="The data set's class A is the model's B; A= leaves A out. May be given often; a .json file with "
-            "such pairs will do.",
-        ),
-    ] = None,
+    rename: Annotated[list[str] | None, typer.Option(metavar="A=B", help=_RENAME)] = None,
     max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per image.")] = 100,
-    format: Annotated[str | None, typer.Option(help="The data set's format, where it cannot be told.")] = None,
-    on_bad: Annotated[OnBad, typer.Option(help="A broken file: stop, or skip it and count.")] = OnBad.stop,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    flip: Annotated[bool, typer.Option("--flip", help="Average over mirror images too; takes twice as long.")] = False,
+    format: Format = None,
+    on_bad: SkipOrStop = OnBad.stop,
+    device: Device = "auto",
+    flip: Flip = False,
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Resamples of the images for 95 % intervals, such as 300; 0 for none.")
     ] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all metrics here; - for standard output.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw precision over recall, per class, to this PNG.")] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace --json and --plot; a file of DATA never.")
     ] = False,
 ) -> None:
-    """Score MODEL on a split of DATA: VOC 2007, VOC 2012 and COCO figures, also per class."""
+    """Score MODEL on a split of DATA: VOC 2007, VOC 2012 and COCO metrics, also per class.
+
+    Example: multibox eval runs/cells data/cells --split test --json scores.json
+    """
     import json
 
-    from multibox import api
+    from multibox.api import open_for
+    from multibox.evaluation.report import evaluate as measure
     from multibox.files import check_outputs, write_text_whole
+    from multibox.inference.detector import find_all
     from multibox.inference.load import load
 
-    outputs = [path for path in (json_file, plot) if path is not None]
+    to_stdout = json_file == Path("-")
+    outputs = [path for path in (None if to_stdout else json_file, plot) if path is not None]
     inputs = [data, *own_files(model), *(Path(text) for text in rename or () if "=" not in text)]
     check_outputs(outputs, overwrite=overwrite, inputs=inputs)
     if plot is not None:
         check_suffix(plot, PLOTS)
     detector = load(model, device=device, flip=flip)
-    names = read_rename(rename)
-    dataset = api.open_for(detector, data, split=split, rename=names, format=format, on_bad=on_bad.value)
-    found = api.find_all(detector, dataset, max_detections)
-    figures = api.measure(found, dataset, detector.names, max_detections=max_detections, bootstrap=bootstrap)
+    names = read_rename(rename or ())
+    dataset = open_for(detector, data, split=split, rename=names, format=format, on_bad=on_bad.value)
+    detections = find_all(detector, dataset, max_detections)
+    metrics = measure(detections, dataset, detector.names, max_detections=max_detections, bootstrap=bootstrap)
     for note in dataset.notes:
-        typer.echo(note)
-    print_figures(figures, f"{model} on {data} ({dataset.split})")
-    if "intervals" in figures:
-        typer.echo(describe_intervals(figures, bootstrap))
-    if json_file is not None:
-        write_text_whole(json_file, json.dumps(figures, indent=1) + "\n")
+        typer.echo(note, err=to_stdout)
+    print_metrics(metrics, f"{model} on {data} ({dataset.split})", stderr=to_stdout)
+    if "intervals" in metrics:
+        typer.echo(describe_intervals(metrics, bootstrap), err=to_stdout)
+    text = json.dumps(metrics, indent=1)
+    if to_stdout:
+        typer.echo(text)
+    elif json_file is not None:
+        write_text_whole(json_file, text + "\n")
     if plot is not None:
         from multibox.evaluation.voc_metrics import precision_recall
         from multibox.plots.curves import plot_precision_recall
 
-        curves = precision_recall(found, dataset, detector.names)
+        curves = precision_recall(detections, dataset, detector.names)
         plot_precision_recall(plot, {n: (c.recall, c.precision, c.ap12) for n, c in curves.items()})
 
 
-def read_rename(given: Sequence[str] | None) -> dict[str, str] | None:
+def read_rename(given: Sequence[str]) -> dict[str, str] | None:
     """Return the names that `--rename` gives, each as A=B or in a JSON file; "" for a class to leave out."""
     from multibox.errors import ConfigError
 
     names: dict[str, str] = {}
-    for text in given or ():
+    for text in given:
         old, equals, new = text.partition("=")
         if text.endswith(".json") and Path(text).is_file():
             names |= _read_names(Path(text))
@@ -95,52 +101,47 @@ def _read_names(path: Path) -> dict[str, str]:
     from multibox.errors import ConfigError
 
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--rename {path}: not a readable JSON file ({error})") from None
-    if not isinstance(names, dict) or not all(isinstance(value, str) for value in names.values()):
+    if not isinstance(names, dict) or not all(isinstance(value, str) for value in cast(dict[str, Any], names).values()):
         raise ConfigError(f'--rename {path}: expected an object such as {{"tvmonitor": "tv"}}')
-    return names
+    return cast(dict[str, str], names)
 
 
-def print_figures(figures: "Metrics", title: str) -> None:
-    """Print a table of classes and the means below it."""
+def print_metrics(metrics: "Metrics", title: str, *, stderr: bool = False) -> None:
+    """Print a table of classes, their means and COCO's twelve metrics."""
     from rich.table import Table
 
-    from multibox.cli.console import table_console
+    from multibox.cli.console import metric_text, table_console
 
-    coco, voc07, voc12 = figures["coco"], figures["voc07"], figures["voc12"]
-    table = Table()
-    table.add_column("class")
+    coco, voc07, voc12 = metrics["coco"], metrics["voc07"], metrics["voc12"]
+    table = Table("class")
     for column in ("VOC07 AP", "VOC12 AP", "COCO AP", "COCO AP50", "best F1 from", "precision", "recall"):
         table.add_column(column, justify="right", min_width=max(map(len, column.split())))
     for name in voc07["per_class"]:
-        mine = coco["per_class"].get(name, {})
-        best = figures["thresholds"].get(name) or {}
-        cells = (voc07["per_class"][name], voc12["per_class"][name], mine.get("AP"), mine.get("AP50"))
-        there = (best.get(key) for key in ("threshold", "precision", "recall"))
-        table.add_row(name, *map(_figure, (*cells, *there)))
+        of_class, best = coco["per_class"][name], metrics["thresholds"][name]
+        precisions = (voc07["per_class"][name], voc12["per_class"][name], of_class["AP"], of_class["AP50"])
+        at_best = (best["threshold"], best["precision"], best["recall"]) if best else (None, None, None)
+        table.add_row(name, *map(metric_text, (*precisions, *at_best)))
     table.add_section()
-    table.add_row("mean", *map(_figure, (voc07["mAP"], voc12["mAP"], coco["AP"], coco["AP50"])), style="bold")
-    console = table_console()
-    console.print(f"{title}, {figures['images']} images", highlight=False, soft_wrap=True)
+    table.add_row("mean", *map(metric_text, (voc07["mAP"], voc12["mAP"], coco["AP"], coco["AP50"])), style="bold")
+    console = table_console(stderr=stderr)
+    console.print(f"{title}, {metrics['images']} images", highlight=False, soft_wrap=True)
     console.print(table)
-    twelve = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-    line = "  ".join(f"{name} {_figure(coco[name])}" for name in twelve)
+    line = "  ".join(f"{name} {metric_text(coco[name])}" for name in TWELVE)
     console.print(f"COCO: {line}", highlight=False, soft_wrap=True)
 
 
-def describe_intervals(figures: "Metrics", resamples: int) -> str:
-    """Return a line with each figure and the ends of its interval."""
-    found = figures.get("intervals", {"coco": {}, "voc12": {}})
-    named = {"VOC12 mAP": found["voc12"]["mAP"], **{f"COCO {name}": ends for name, ends in found["coco"].items()}}
-    values = (figures["voc12"]["mAP"], figures["coco"]["AP"], figures["coco"]["AP50"], figures["coco"]["AP75"])
-    each = (
-        f"{name} {_figure(value)}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else "")
-        for (name, ends), value in zip(named.items(), values, strict=True)
+def describe_intervals(metrics: "Metrics", resamples: int) -> str:
+    """Return a line with each metric and the ends of its interval."""
+    from multibox.cli.console import metric_text
+
+    coco, voc12 = (metrics.get("intervals", {}).get(key, {}) for key in ("coco", "voc12"))
+    named = {"VOC12 mAP": (metrics["voc12"]["mAP"], voc12["mAP"])}
+    named |= {f"COCO {name}": (metrics["coco"][name], ends) for name, ends in coco.items()}
+    parts = (
+        f"{name} {metric_text(value)}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else "")
+        for name, (value, ends) in named.items()
     )
-    return f"with 95 % intervals of {resamples} resamples of the images: " + "  ".join(each)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return f"with 95 % intervals of {resamples} resamples of the images: " + "  ".join(parts)

@@ -8,14 +8,14 @@ import typer
 
 
 class Target(StrEnum):
-    """What `--to` takes."""
+    """Values of `--to`."""
 
     onnx = "onnx"
     openvino = "openvino"
 
 
 class Layout(StrEnum):
-    """What `--dialect` takes."""
+    """Values of `--dialect`."""
 
     plain = "plain"
     ultralytics = "ultralytics"
@@ -41,7 +41,10 @@ def export(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model that was exported before.")] = False,
 ) -> None:
-    """Write MODEL as one file that runs without PyTorch, after proving that it finds the same objects."""
+    """Write MODEL as one file that runs without PyTorch, after checking that it gives the same detections.
+
+    Example: multibox export runs/cells --to onnx --out cells.onnx
+    """
     from multibox.builtin import builtin_name, find_model
     from multibox.errors import ConfigError
     from multibox.exporting import ExportOptions, VerificationError

@@ -16,7 +16,10 @@ def import_weights(
     license: Annotated[str, typer.Option(help="Licence of the weights, kept in the checkpoint.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that exists.")] = False,
 ) -> None:
-    """Bring weights of another code base over into a multibox checkpoint, without that code base."""
+    """Convert weights of another code base to a multibox checkpoint, without that code base.
+
+    Example: multibox import mxnet ssd.params --out ssd.safetensors
+    """
     from multibox.files import check_outputs
     from multibox.importers import import_file
 

@@ -16,15 +16,20 @@ from multibox.cli import bench, data, demo, evaluate, export, imports, lists, pl
 from multibox.errors import MissingExtraError, MultiboxError
 from multibox.limits import KEEP_MEMORY
 
+STARTED = time.monotonic()
+"""When the command began; the minutes of a run count from here."""
+TRAIN_PACKAGES = ("torch", "torchvision", "jaxtyping", "hotcoco", "matplotlib", "defusedxml", "yaml")
+"""Packages of the extra `train`."""
+
 
 class HintedCommand(TyperCommand):
     """A command whose message about an unknown option names the setting that was probably meant."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments as typer does.
+        """Parse the arguments as typer does.
 
         Raises:
-            ConfigError: an unknown option that is one of our settings under this or another name, or --resume without
+            ConfigError: An unknown option that is one of our settings under this or another name, or --resume without
                 the run folder.
         """
         from multibox.errors import ConfigError
@@ -44,11 +49,11 @@ class HintedCommand(TyperCommand):
 
 
 def option_hint(option: str, args: Sequence[str] = ()) -> str | None:
-    """Return the sentence about an unknown option that stands for a setting; None where it stands for none.
+    """Return the sentence about an unknown option that stands for a setting; None if it stands for none.
 
     Args:
-        option: as given, such as --imgsz.
-        args: the whole command line, where its value follows.
+        option: As given, such as --imgsz.
+        args: The whole command line, for its value.
     """
     from multibox.config import Config
     from multibox.settings import NO_SETTING, assigned, list_settings, meant_settings, plain_name
@@ -66,7 +71,7 @@ def option_hint(option: str, args: Sequence[str] = ()) -> str | None:
 
 
 def _resumed_without_folder(args: Sequence[str]) -> str | None:
-    """Return the run that --resume was meant for if no folder follows it, as in the days when --out named it."""
+    """Return the run folder if --resume lacks it and --out names it, as in older versions; None if all is well."""
     if "--resume" not in args:
         return None
     following = args[args.index("--resume") + 1 :]
@@ -83,9 +88,6 @@ def _value(option: str, args: Sequence[str]) -> str:
             return args[place + 1]
     return ""
 
-
-STARTED = time.monotonic()
-"""When the command began; a run of so many minutes counts from here."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -106,8 +108,8 @@ app.command("list")(lists.show)
 app.command("plot")(plot.plot)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -115,7 +117,7 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Take the options that stand before the verb."""
@@ -123,46 +125,32 @@ def options(
 
 def main() -> None:
     """Run the command; exit 0 fine, 1 findings, 2 wrong use or unreadable input (one sentence, no traceback)."""
-    _allow_any_text()
+    # On Windows a pipe or file may not know the letters of a name: print escapes instead
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # This process is ours alone, unlike that of a script
     os.environ.setdefault(KEEP_MEMORY, "1")
     try:
         app()
-    except MultiboxError as error:
-        typer.echo(f"multibox: {error}", err=True)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        if error.name not in (
-            "torch",
-            "torchvision",
-            "jaxtyping",
-            "hotcoco",
-            "matplotlib",
-            "defusedxml",
-            "yaml",
-        ):
-            raise
-        typer.echo(f"multibox: {MissingExtraError('This command', 'train')}", err=True)
-        sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)
-    except OSError as error:
-        if error.errno is None:
+    except (MultiboxError, ModuleNotFoundError, OSError) as error:
+        message = _sentence(error)
+        if message is None:
             raise
-        # Some calls do not say which file it was: a full disk, for instance
-        what = (
-            f"{error.filename} cannot be read or written" if error.filename is not None else "a file cannot be written"
-        )
-        typer.echo(
-            f"multibox: {what} ({error.strerror}); look at its permissions and the room on the disk, or give another "
-            "path",
-            err=True,
-        )
+        typer.echo(f"multibox: {message}", err=True)
         sys.exit(2)
 
 
-def _allow_any_text() -> None:
-    """Print what an output's encoding lacks as escapes: on Windows, a pipe or file may not know a name's letters."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+def _sentence(error: Exception) -> str | None:
+    """Return the message about a user's mistake; None for a defect of ours."""
+    if isinstance(error, ModuleNotFoundError):
+        return str(MissingExtraError("This command", "train")) if error.name in TRAIN_PACKAGES else None
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno is None:
+        return None
+    # Some calls do not say which file it was, for instance if the disk is full
+    what = f"{error.filename} cannot be read or written" if error.filename is not None else "a file cannot be written"
+    return f"{what} ({error.strerror}); look at its permissions and the room on the disk, or give another path"

@@ -5,18 +5,21 @@ from typing import Annotated
 
 import typer
 
-from multibox.cli.console import PLOTS, check_suffix, own_files
+from multibox.cli.options import PLOTS, check_suffix, own_files
 
 
 def plot(
-    what: Annotated[str, typer.Argument(help="losses: both losses of the TinySSD post; curves: a run's training.")],
+    what: Annotated[str, typer.Argument(help="losses: both losses of the TinySSD tutorial; curves: a run's metrics.")],
     run: Annotated[Path | None, typer.Argument(help="Run folder, for curves.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="PNG, SVG or PDF to write. Default: WHAT.png, or WHAT-2.png and so on.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
 ) -> None:
-    """Draw the figures of the posts, or of a run."""
+    """Draw the loss functions, or the metrics of a run over its epochs.
+
+    Example: multibox plot curves runs/cells --out curves.png
+    """
     from multibox.errors import ConfigError, did_you_mean
     from multibox.files import check_outputs, free_path
 
@@ -55,5 +58,4 @@ def _curves(path: Path, run: Path | None) -> None:
         raise ConfigError(f"plot curves needs a run folder with metrics.csv, got {run}")
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    metrics = {name: [float(row[name]) if row[name] else None for row in rows] for name in (rows[0] if rows else {})}
-    plot_training(path, metrics)
+    plot_training(path, {name: [row[name] for row in rows] for name in (rows[0] if rows else {})})

@@ -2,16 +2,17 @@
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from multibox.cli.console import counting, own_files
-from multibox.cli.train import OnBad
+from multibox.cli.console import counting
+from multibox.cli.options import Device, Flip, Model, OnBad, own_files
 
 if TYPE_CHECKING:
     from multibox.inference.detector import Detector
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from multibox.inference.streaming import Seen
 
 MANY = 20
-"""Above so many images there is a bar instead of a line for each."""
+"""Images above which there is a bar instead of a line per image."""
 SHARED_FROM = 200
-"""From so many images on, copies of an exported file save more time than they take to open, 0.3 s each."""
+"""Images from which copies of an exported file save more time than they take to open, 0.3 s each."""
 _OUT = "Folder for the images with boxes, one STEM.jpg each. Default: predictions, or predictions-2 and so on."
 _ON_BAD = (
     "An image that cannot be read. skip: go on, count it, and end with exit code 1. stop: end at once with exit code "
@@ -30,7 +31,7 @@ _ON_BAD = (
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="coco, face, a .safetensors, .onnx or .xml file, or a run folder.")],
+    model: Model,
     sources: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.")],
     threshold: Annotated[
         float | None,
@@ -44,13 +45,13 @@ def predict(
     yolo: Annotated[Path | None, typer.Option(help="Folder for YOLO text files with scores.")] = None,
     voc: Annotated[Path | None, typer.Option(help="Folder for VOC's comp4_det_test_CLASS.txt files.")] = None,
     on_bad: Annotated[OnBad, typer.Option(help=_ON_BAD)] = OnBad.skip,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    flip: Annotated[bool, typer.Option("--flip", help="Average over mirror images too; takes twice as long.")] = False,
+    device: Device = "auto",
+    flip: Flip = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace results that exist; an image given as input never.")
     ] = False,
 ) -> None:
-    """Find objects in images; draws them and, where asked, writes result files in pixels of the originals.
+    """Find objects in images; draw them, and write result files in pixels of the originals.
 
     Example: multibox predict model.onnx photos --json found.json
     """
@@ -60,17 +61,17 @@ def predict(
     check_threshold(threshold)
     images, notes = find_images(sources)
     stems = distinct_names(path.stem for path in images)
-    asked = _Outputs(out, json_file, coco, yolo, voc, overwrite, (*images, *own_files(model)))
-    asked.check(stems)
+    outputs = _Outputs(out, json_file, coco, yolo, voc, overwrite, (*images, *own_files(model)))
+    outputs.check(stems)
     detector, *_ = detectors = _open(model, device, flip, len(images))
-    asked.check(stems, detector.names)
-    say = partial(typer.echo, err=asked.to_stdout)
+    outputs.check(stems, detector.names)
+    say = partial(typer.echo, err=outputs.to_stdout)
     say("\n".join([*notes, describe_thresholds(detector.thresholds, detector.names, threshold)]))
-    job = _Job(detectors, images, stems, threshold, on_bad, asked.to_stdout)
+    job = _Job(detectors, images, stems, threshold, on_bad, outputs)
     tally = _Tally()
-    with asked.folder() as folder:
+    with outputs.folder() as folder:
         try:
-            _run(job, asked, folder, tally)
+            _run(job, folder, tally)
         except KeyboardInterrupt:
             say(f"stopped: {tally.summary(folder)}; no --json, --coco or --voc file is written")
             raise typer.Exit(130) from None
@@ -81,21 +82,21 @@ def predict(
 
 
 def _open(model: str, device: str, flip: bool, images: int) -> "Sequence[Detector | ExportedDetector]":
-    """Open the model; of an exported file that shall look at many images on the processor, copies that share it."""
+    """Open the model; an exported file that runs on many images on the CPU as copies that share the cores."""
     from multibox.builtin import find_model, runnable
     from multibox.inference.engines import SUFFIXES
     from multibox.inference.load import load
     from multibox.inference.streaming import open_copies
 
     exported = runnable(find_model(model)).suffix in SUFFIXES and not flip
-    # Threads are a matter of each exported file, but of the whole process for a checkpoint
+    # An exported file has threads of its own; those of a checkpoint belong to the whole process
     if images >= SHARED_FROM and device in ("auto", "cpu") and exported:
         return open_copies(lambda threads: load(model, device=device, threads=threads))
     return [load(model, device=device, flip=flip)]
 
 
 class _Outputs(NamedTuple):
-    """Where results go, as asked for."""
+    """Where the results go."""
 
     out: Path | None
     json: Path | None
@@ -110,7 +111,7 @@ class _Outputs(NamedTuple):
         return self.json == Path("-")
 
     def check(self, stems: Sequence[str], names: Sequence[str] = ()) -> None:
-        """Refuse outputs that collide; those of VOC only when the class names are known."""
+        """Refuse outputs that collide; those of VOC once the class names are known."""
         from multibox.files import check_outputs
         from multibox.inference.results import voc_file
 
@@ -121,18 +122,18 @@ class _Outputs(NamedTuple):
         check_outputs(targets, overwrite=self.overwrite, inputs=self.inputs)
 
     @contextmanager
-    def folder(self) -> Iterator[Path]:
-        """Yield the folder for drawn images; one that was made here and stays empty is removed again."""
+    def folder(self) -> Generator[Path, None, None]:
+        """Yield the folder for drawn images; remove it again if it is new and stays empty."""
         from multibox.files import make_numbered_folder
 
-        there = self.out is not None and self.out.exists()
+        new = self.out is None or not self.out.exists()
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
         folder = self.out or make_numbered_folder("predictions")
         try:
             yield folder
         finally:
-            if not there and not any(folder.iterdir()):
+            if new and not any(folder.iterdir()):
                 folder.rmdir()
 
 
@@ -142,38 +143,42 @@ class _Job(NamedTuple):
     stems: Sequence[str]
     threshold: float | None
     on_bad: OnBad
-    quiet: bool
-    """Standard output holds the results, so nothing else is written there."""
+    outputs: _Outputs
 
 
+@dataclass
 class _Tally:
-    """What was counted on the way."""
+    """Counts of a prediction run."""
 
-    def __init__(self) -> None:
-        self.images = self.objects = self.broken = 0
-        self.first = ""
+    images: int = 0
+    objects: int = 0
+    broken: int = 0
+    first: str = ""
+    """What is wrong with the first broken image."""
 
     def summary(self, folder: Path) -> str:
-        images = "1 image" if self.images == 1 else f"{self.images:,} images"
-        return f"{images} with {self.objects:,} objects drawn in {folder}"
+        return f"{_count(self.images)} with {self.objects:,} objects drawn in {folder}"
 
     def complaint(self) -> str:
-        what = "1 image" if self.broken == 1 else f"{self.broken:,} images"
-        return f"{what} of {self.images + self.broken:,} could not be read; the first: {self.first}"
+        return f"{_count(self.broken)} of {self.images + self.broken:,} could not be read; the first: {self.first}"
 
 
-def _run(job: _Job, outputs: _Outputs, folder: Path, tally: _Tally) -> None:
-    """Look at every image, draw it, write its results and count.
+def _count(images: int) -> str:
+    return "1 image" if images == 1 else f"{images:,} images"
+
+
+def _run(job: _Job, folder: Path, tally: _Tally) -> None:
+    """Detect in every image, draw it, write its results and count.
 
     Raises:
-        ImageError: an image cannot be read and `--on-bad` is stop, or none can be read.
+        ImageError: An image cannot be read and `--on-bad` is stop, or none can be read.
     """
     from multibox.errors import ImageError
     from multibox.inference.results import ImageResult, result_files
     from multibox.inference.streaming import drawing, predict_stream
 
+    outputs, many = job.outputs, len(job.images) > MANY
     with ExitStack() as stack:
-        many = len(job.images) > MANY
         progress = stack.enter_context(counting("images", len(job.images))) if many else None
         add = stack.enter_context(
             result_files(
@@ -198,7 +203,7 @@ def _run(job: _Job, outputs: _Outputs, folder: Path, tally: _Tally) -> None:
             if progress is not None:
                 progress(index + 1)
             elif seen.image is not None:
-                typer.echo(describe(seen), err=job.quiet)
+                typer.echo(describe(seen), err=outputs.to_stdout)
         if not tally.images:
             raise ImageError(f"no image could be read, so nothing is written: {tally.complaint()}")
 
@@ -214,10 +219,10 @@ def _count_broken(tally: _Tally, seen: "Seen", job: _Job) -> None:
 
 
 def check_threshold(threshold: float | None) -> None:
-    """Refuse a lowest score outside of 0 to 1.
+    """Refuse a score threshold outside of 0 to 1.
 
     Raises:
-        ConfigError: it is no number from 0 to 1.
+        ConfigError: It is no number from 0 to 1.
     """
     from multibox.errors import ConfigError
 
@@ -226,28 +231,28 @@ def check_threshold(threshold: float | None) -> None:
 
 
 def describe(seen: "Seen") -> str:
-    """Return a line with an image and what was found in it."""
+    """Return a line with an image and its detections."""
     from multibox.structures import Detections
 
-    found = seen.found
-    if not isinstance(found, Detections) or not len(found):
+    detections = seen.found
+    if not isinstance(detections, Detections) or not len(detections):
         return f"{seen.path}: nothing"
-    pairs = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
-    return f"{seen.path}: " + ", ".join(f"{found.names[label]} {score:.2f}" for label, score in pairs)
+    pairs = zip(detections.labels.tolist(), detections.scores.tolist(), strict=True)
+    return f"{seen.path}: " + ", ".join(f"{detections.names[label]} {score:.2f}" for label, score in pairs)
 
 
 def describe_thresholds(own: tuple[float, ...], names: tuple[str, ...], threshold: float | None) -> str:
-    """Return a line that says which scores are reported."""
+    """Return a line with the scores from which detections are reported."""
     from multibox.thresholds import class_thresholds
 
     if threshold is not None:
         return f"scores from {threshold:g} are reported"
-    found = class_thresholds(own, names)
+    values = class_thresholds(own, names)
     if not own:
-        return f"scores from {found[0]:g} are reported; the model has no thresholds of its own"
-    usual = max(found, key=found.count)
-    own_values = [(name, value) for name, value in zip(names, found, strict=True) if value != usual or len(names) <= 8]
-    each = [f"{name} {value:.3f}" for name, value in own_values[:8]]
-    if others := len(names) - len(each):
-        each.append(f"the other {others} classes {usual:.3f}" if len(own_values) <= 8 else f"{others} more")
-    return f"scores from the model's thresholds are reported: {', '.join(each)}"
+        return f"scores from {values[0]:g} are reported; the model has no thresholds of its own"
+    usual = max(values, key=values.count)
+    listed = [(name, value) for name, value in zip(names, values, strict=True) if value != usual or len(names) <= 8]
+    parts = [f"{name} {value:.3f}" for name, value in listed[:8]]
+    if others := len(names) - len(parts):
+        parts.append(f"the other {others} classes {usual:.3f}" if len(listed) <= 8 else f"{others} more")
+    return f"scores from the model's thresholds are reported: {', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""A training run on the console: a bar on a terminal, a log line now and then elsewhere."""
+"""A training run on the console: a bar on a terminal, else a line now and then."""
 
 import shlex
 import time
@@ -17,11 +17,11 @@ from multibox.training.run import RunOptions, prepare
 from multibox.training.trainer import Trainer
 
 REFRESH = 0.5
-"""Seconds between looks at the loss: each one makes the host wait for the device."""
+"""Seconds between reads of the loss: each one makes the host wait for the device."""
 
 
 class BarReporter(Reporter):
-    """Shows a bar with losses, images per second and the time left; prints notes and validations above it."""
+    """A bar with losses, images per second and the time left; notes and validations are printed above it."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(lambda line: console.print(line, highlight=False, soft_wrap=True, markup=False))
@@ -43,17 +43,17 @@ class BarReporter(Reporter):
         self._update(trainer)
 
     def step(self, trainer: Trainer, parts: LossParts) -> None:
-        """Move the bar on."""
+        """Advance the bar."""
         if time.monotonic() - self.last >= REFRESH:
             self._update(trainer, description="training", metrics=self.progress(trainer, parts))
 
     def row(self, trainer: Trainer, row: Row) -> None:
-        """Print what an epoch brought."""
+        """Print the metrics of an epoch."""
         super().row(trainer, row)
         self._update(trainer)
 
     def waiting(self, what: str) -> None:
-        """Say in the bar what takes a while."""
+        """Show in the bar what takes a while."""
         self.bar.update(self.task, description=what)
 
     def _update(self, trainer: Trainer, **shown: Any) -> None:
@@ -61,7 +61,7 @@ class BarReporter(Reporter):
 
 
 def train_with_progress(data: Path | None, options: RunOptions) -> Trainer:
-    """Train and return what did it; Ctrl-C leaves a resumable run and exits with 130."""
+    """Train and return the trainer; Ctrl-C leaves a resumable run and exits with 130."""
     console = Console()
     reporter = BarReporter(console) if console.is_terminal else Reporter(typer.echo)
     trainer = prepare(data, options, reporter)
@@ -69,31 +69,22 @@ def train_with_progress(data: Path | None, options: RunOptions) -> Trainer:
         with reporter.bar if isinstance(reporter, BarReporter) else nullcontext():
             trainer.fit()
     except KeyboardInterrupt:
-        typer.echo(
-            f"stopped after step {trainer.pace.step}{_of(trainer)}; go on with: {resume_command(trainer.folder)}",
-            err=True,
-        )
+        total = trainer.pace.total
+        step = str(trainer.pace.step) if total is None else f"{trainer.pace.step} of {total}"
+        typer.echo(f"stopped after step {step}; go on with: {resume_command(trainer.folder)}", err=True)
         raise typer.Exit(130) from None
-    except (MultiboxError, OSError) as error:
-        saved = f"its last saved state can be resumed: {resume_command(trainer.folder)}"
-        if isinstance(error, OSError):
-            raise MultiboxError(
-                f"{error.filename or trainer.folder} cannot be written ({error.strerror or error}); make room or mend "
-                f"the permissions; {saved}"
-            ) from None
-        raise
+    except OSError as error:
+        raise MultiboxError(
+            f"{error.filename or trainer.folder} cannot be written ({error.strerror or error}); make room or mend the "
+            f"permissions; its last saved state can be resumed: {resume_command(trainer.folder)}"
+        ) from None
     _draw_curves(trainer)
     return trainer
 
 
 def resume_command(folder: Path) -> str:
-    """Return the command that goes on with a run; everything it needs stands in the folder."""
+    """Return the command that resumes a run; everything else it needs stands in the folder."""
     return shlex.join(["multibox", "train", "--resume", str(folder)])
-
-
-def _of(trainer: Trainer) -> str:
-    total = trainer.pace.total
-    return "" if total is None else f" of {total}"
 
 
 def _draw_curves(trainer: Trainer) -> None:

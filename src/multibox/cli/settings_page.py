@@ -1,4 +1,4 @@
-"""Every setting with range, defaults and meaning: what `multibox list settings` and docs/settings.md say."""
+"""Every setting with range, defaults and meaning, for `multibox list settings` and docs/settings.md."""
 
 from typing import Any, NamedTuple
 
@@ -8,9 +8,9 @@ from multibox.presets import PRESETS, resolve
 from multibox.settings import as_text, get_setting, list_settings
 
 LONG = 48
-"""Characters of a value beyond which only its kind is said."""
+"""Characters above which only the number of lists is printed."""
 MANY = 4
-"""Different values beyond which a long one is not listed for each preset."""
+"""Different values above which a long one is not listed per preset."""
 INTRODUCTION = """# Settings
 
 Every setting of a run stands in the run folder's `config.toml`. Give one on the command line as
@@ -30,9 +30,9 @@ Some settings take a word in place of a number: `none` is nothing or no limit, `
 
 
 class Row(NamedTuple):
-    """One setting as it is printed."""
+    """One setting as it is printed, with the keys of `multibox list settings --json`."""
 
-    key: str
+    setting: str
     expected: str
     """Type and range in words."""
     default: Any
@@ -55,25 +55,16 @@ def settings_rows() -> list[Row]:
 
 
 def settings_json() -> list[dict[str, Any]]:
-    """Return the rows as JSON has them."""
-    return [
-        {
-            "setting": row.key,
-            "expected": row.expected,
-            "default": row.default,
-            "presets": row.presets,
-            "meaning": row.meaning,
-        }
-        for row in settings_rows()
-    ]
+    """Return the rows for JSON."""
+    return [row._asdict() for row in settings_rows()]
 
 
 def defaults_text(row: Row, code: str = "") -> str:
-    """Return the default, and after it those of other presets, gathered by value.
+    """Return the default, and after it those of other presets, grouped by value.
 
     Args:
-        row: the setting.
-        code: what stands around values and names, such as a backtick.
+        row: The setting.
+        code: Quotes around values and names, such as a backtick.
     """
     by_value: dict[str, list[str]] = {}
     for preset, value in row.presets.items():
@@ -101,11 +92,11 @@ def settings_markdown() -> str:
     lines = [INTRODUCTION.format(preset=DEFAULT_PRESET)]
     section = ""
     for row in settings_rows():
-        if (name := row.key.rpartition(".")[0]) != section:
+        if (name := row.setting.rpartition(".")[0]) != section:
             section = name
             lines += [f"## `[{section}]`\n", f"{(type(getattr(Config(), section)).__doc__ or '').strip()}\n"]
         lines += [
-            f"### `{row.key}`\n",
+            f"### `{row.setting}`\n",
             f"{row.meaning}\n",
             f"- Value: {row.expected}",
             f"- Default: {defaults_text(row, '`')}\n",

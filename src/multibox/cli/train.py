@@ -1,61 +1,40 @@
 """`multibox train`."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from multibox.cli.options import Device, Format, OnBad
 
 if TYPE_CHECKING:
     from multibox.experiments.seeds import Run
     from multibox.training.run import RunOptions
     from multibox.training.trainer import Trainer
 
-
-class OnBad(StrEnum):
-    """What to do about a broken file."""
-
-    stop = "stop"
-    skip = "skip"
-
-
-PresetName = Annotated[
-    str | None, typer.Option(help="Network; see `multibox list presets`. Default: the weights' own, or multibox-fine.")
-]
-RecipeName = Annotated[str | None, typer.Option(help="How to train it; see `multibox list recipes`. Default: default.")]
-Minutes = Annotated[float | None, typer.Option(help="Train for so many minutes, start-up and validation included.")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the images instead; excludes --minutes.")]
-Weights = Annotated[
-    str | None,
-    typer.Option(help="What to start from: coco, none, a detector's file or run folder, or a backbone's weights."),
-]
-ValSplit = Annotated[
-    str | None, typer.Option(help="Split to validate on; 'none' for none. Default: val, or a held-out tenth.")
-]
-Format = Annotated[str | None, typer.Option(help="voc, coco, yolo, csv or recordio, where it cannot be told.")]
-Resume = Annotated[
-    Path | None, typer.Option(help="Go on with this run folder; it needs nothing else. --minutes or --epochs prolong.")
-]
-Moved = Annotated[Path | None, typer.Option("--data", help="With --resume: where the same data lies now.")]
-Seeds = Annotated[
-    int | None, typer.Option(min=1, help="So many runs with train.seed 0, 1 ... in OUT/seed-0 ..., and their spread.")
-]
-Ablate = Annotated[
-    str | None,
-    typer.Option(help="A run for every combination of loss, localization, matcher; such as loss=focal/ohem,matcher."),
-]
+_PRESET = "Network; see `multibox list presets`. Default: the weights' own, or multibox-fine."
+_WEIGHTS = "What to start from: coco, none, a detector's file or run folder, or a backbone's weights."
+_RESUME = "Go on with this run folder; it needs nothing else. --minutes or --epochs prolong."
+_SEEDS = "So many runs with train.seed 0, 1 ... in OUT/seed-0 ..., and their spread."
+_ABLATE = "A run for every combination of loss, localization, matcher; such as loss=focal/ohem,matcher."
 
 
 def train(
     data: Annotated[Path | None, typer.Argument(help="Data set: a folder or file in a known format.")] = None,
-    preset: PresetName = None,
-    recipe: RecipeName = None,
-    minutes: Minutes = None,
-    epochs: Epochs = None,
-    weights: Weights = None,
+    preset: Annotated[str | None, typer.Option(help=_PRESET)] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="How to train it; see `multibox list recipes`. Default: default.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Train for so many minutes, start-up and validation included.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the images instead; excludes --minutes.")] = None,
+    weights: Annotated[str | None, typer.Option(help=_WEIGHTS)] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/PRESET-N.")] = None,
     train_split: Annotated[str | None, typer.Option(help="Split to learn from. Default: train.")] = None,
-    val_split: ValSplit = None,
+    val_split: Annotated[
+        str | None, typer.Option(help="Split to validate on; 'none' for none. Default: val, or a held-out tenth.")
+    ] = None,
     format: Format = None,
     on_bad: Annotated[OnBad | None, typer.Option(help="A broken file: stop (default), or skip it and count.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings, such as a run's config.toml.")] = None,
@@ -65,21 +44,23 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every setting with the layer it came from, and end.")
     ] = False,
-    resume: Resume = None,
-    moved: Moved = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
-    seeds: Seeds = None,
-    ablate: Ablate = None,
+    resume: Annotated[Path | None, typer.Option(help=_RESUME)] = None,
+    moved: Annotated[Path | None, typer.Option("--data", help="With --resume: where the same data lies now.")] = None,
+    device: Device = "auto",
+    seeds: Annotated[int | None, typer.Option(min=1, help=_SEEDS)] = None,
+    ablate: Annotated[str | None, typer.Option(help=_ABLATE)] = None,
 ) -> None:
     """Train a detector on DATA; leaves a run folder with best and last weights, metrics and a resumable state.
 
-    With nothing else said it starts from the built-in model `coco`. Example: multibox train photos --minutes 10
+    Without options it starts from the built-in model `coco`. Example: multibox train photos --minutes 10
     """
     from multibox.cli.main import STARTED
+    from multibox.errors import ConfigError
     from multibox.settings import parse_assignments
     from multibox.training.run import RunOptions
 
-    _check_usage(data, resume, moved)
+    if moved is not None and (resume is None or data is not None):
+        raise ConfigError("--data belongs to --resume, where the same data lies elsewhere; otherwise give DATA alone")
     options = RunOptions(
         preset=preset,
         recipe=recipe,
@@ -99,27 +80,14 @@ def train(
     )
     if dry_run:
         _print_settings(data, options)
-    elif ablate is not None:
-        _ablate(_needed(data), options, ablate, seeds or 1)
-    elif seeds is not None:
-        _repeat(_needed(data), options, seeds)
-    else:
+    elif ablate is None and seeds is None:
         _once(data or moved, options)
-
-
-def _check_usage(data: Path | None, resume: Path | None, moved: Path | None) -> None:
-    from multibox.errors import ConfigError
-
-    if moved is not None and (resume is None or data is not None):
-        raise ConfigError("--data belongs to --resume, where the same data lies elsewhere; otherwise give DATA alone")
-
-
-def _needed(data: Path | None) -> Path:
-    from multibox.errors import ConfigError
-
-    if data is None:
+    elif data is None:
         raise ConfigError("train needs DATA, a data set's folder or file")
-    return data
+    elif ablate is not None:
+        _ablate(data, options, ablate, seeds or 1)
+    else:
+        _repeat(data, options, seeds or 1)
 
 
 def _print_settings(data: Path | None, options: "RunOptions") -> None:
@@ -138,7 +106,7 @@ def _once(data: Path | None, options: "RunOptions") -> None:
 
 
 def next_command(trainer: "Trainer") -> str:
-    """Return what to do with the run, as it can be pasted: score images that it has not learned from, or predict."""
+    """Return the command to use the run: score it on a split without training images, or predict."""
     import shlex
 
     split = _unseen_split(trainer)
@@ -148,7 +116,7 @@ def next_command(trainer: "Trainer") -> str:
 
 
 def _unseen_split(trainer: "Trainer") -> str | None:
-    """Return a split without any image that was learned from: val, else test, else another."""
+    """Return a split without any training image: val, else test, else another."""
     from multibox.data.formats import find_splits, open_dataset
     from multibox.errors import DataError
 
@@ -170,8 +138,7 @@ def _repeat(data: Path, options: "RunOptions", seeds: int) -> None:
     from multibox.experiments.seeds import repeat
     from multibox.training.reporter import Reporter
 
-    runs = repeat(data, options, seeds, train=_train_one, reporter=Reporter(typer.echo))
-    print_runs(runs)
+    print_runs(repeat(data, options, seeds, train=_train_one, reporter=Reporter(typer.echo)))
     typer.echo(f"written to {options.out}/seeds.csv")
 
 
@@ -184,10 +151,10 @@ def _ablate(data: Path, options: "RunOptions", names: str, seeds: int) -> None:
     from multibox.training.reporter import Reporter
 
     grid = parse_axes(names)
-    found = ablate(data, options, grid, seeds, train=_train_one, reporter=Reporter(typer.echo))
+    results = ablate(data, options, grid, seeds, train=_train_one, reporter=Reporter(typer.echo))
     table = Table(*grid, *METRICS, "runs")
-    for values, figures, runs in ablation_rows(found, ("[bold]", "[/bold]")):
-        table.add_row(*values, *figures, runs)
+    for values, metrics, runs in ablation_rows(results, ("[bold]", "[/bold]")):
+        table.add_row(*values, *metrics, runs)
     table_console().print(table, highlight=False)
     typer.echo(f"written to {options.out}/ablation.md and ablation.csv")
 
@@ -206,26 +173,22 @@ def _train_one(data: Path, options: "RunOptions") -> "Trainer":
 
 
 def print_runs(runs: "list[Run]") -> None:
-    """Print each run's figures, and their mean, standard deviation and interval."""
+    """Print each run's metrics, and their mean, standard deviation and interval."""
     from rich.table import Table
 
-    from multibox.cli.console import table_console
+    from multibox.cli.console import metric_text, table_console
     from multibox.experiments.seeds import METRICS, spread
 
     table = Table("run", *METRICS)
     for run in runs:
-        table.add_row(f"seed {run.seed}", *(_figure(run.metrics.get(name)) for name in METRICS))
+        table.add_row(f"seed {run.seed}", *(metric_text(run.metrics.get(name)) for name in METRICS))
     table.add_section()
     spreads = [spread([run.metrics.get(name) for run in runs]) for name in METRICS]
-    table.add_row("mean", *(_figure(one and one.mean) for one in spreads), style="bold")
-    table.add_row("standard deviation", *(_figure(one and one.deviation) for one in spreads))
+    table.add_row("mean", *(metric_text(one and one.mean) for one in spreads), style="bold")
+    table.add_row("standard deviation", *(metric_text(one and one.deviation) for one in spreads))
     ends = ("-" if one is None or one.low is None else f"{one.low:.3f} to {one.high:.3f}" for one in spreads)
     table.add_row("95 % of the mean", *ends)
     table_console().print(table, highlight=False)
     for run in runs:
         if run.problem:
             typer.echo(f"seed {run.seed} failed: {run.problem}")
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
