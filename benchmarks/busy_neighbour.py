@@ -20,6 +20,7 @@ from multibox.config import Config
 from multibox.limits import keep_freed_memory
 from multibox.models.build import build_model
 from multibox.presets import resolve
+from multibox.structures import Size
 from multibox.tensors import Batch
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import set_learning_rate
@@ -35,7 +36,7 @@ def make_batch(size: tuple[int, int], images: int) -> Batch:
     corner = 0.7 * torch.rand(images, OBJECTS, 2, generator=generator)
     boxes = torch.cat([corner, corner + 0.1 + 0.15 * torch.rand(images, OBJECTS, 2, generator=generator)], 2)
     labels = torch.randint(0, 3, (images, OBJECTS), generator=generator)
-    return Batch(pixels, boxes, labels, [""] * images, [(size[1], size[0])] * images)
+    return Batch(pixels, boxes, labels, [""] * images, [Size(*size)] * images)
 
 
 def agree(model: torch.nn.Module, config: Config, batch: Batch) -> None:

@@ -40,7 +40,7 @@ def lively_detector(
             module.momentum = 1.0
             # Nearer to linear, as trained ones are: rounding errors must not grow from layer to layer
             nn.init.ones_(module.bias)
-    images = synthetic_images(TUNED_ON, (size[1], size[0]))
+    images = synthetic_images(TUNED_ON, size)
     images = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     model.train()(images)
     _scale(model.eval(), images)

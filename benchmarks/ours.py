@@ -23,6 +23,7 @@ from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model
 from multibox.models.ssd import SSD
 from multibox.presets import resolve
+from multibox.structures import Size
 from multibox.tensors import Batch, HeadOutputs
 from multibox.training.step import Stepper, autocast
 
@@ -57,7 +58,7 @@ def make_batch(images: int, size: int, objects: int, seed: int = 0) -> Batch:
     corner = rng.uniform(0, 1 - extent)
     boxes = np.concatenate([corner, corner + extent], axis=2).astype(np.float32)
     labels = torch.zeros(images, objects, dtype=torch.int64)
-    return Batch(pixels, torch.from_numpy(boxes), labels, ["clouds"] * images, [(size, size)] * images)
+    return Batch(pixels, torch.from_numpy(boxes), labels, ["clouds"] * images, [Size(size, size)] * images)
 
 
 def make_stepper(config: Config, device: str, precision: str, weights: dict[str, Tensor] | None = None) -> Stepper:

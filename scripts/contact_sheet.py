@@ -17,7 +17,7 @@ from multibox.data.loading import AugmentedImages
 from multibox.data.sprites import make_sprites
 from multibox.files import write_bytes_whole
 from multibox.plots.detections import contact_sheet, draw_sample
-from multibox.structures import Dataset, Sample
+from multibox.structures import Dataset, Sample, Size
 
 DRAWS = 6
 TILE = 112
@@ -30,7 +30,7 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "images" / "augmentat
 
 def draws(dataset: Dataset, name: str) -> list[Image.Image]:
     """Return the first images of the data set as a recipe gives them, with boxes in the colours of their classes."""
-    images = AugmentedImages(dataset, (TILE, TILE), AUGMENTATIONS[name], seed=SEED)
+    images = AugmentedImages(dataset, Size(TILE, TILE), AUGMENTATIONS[name], seed=SEED)
     tiles: list[Image.Image] = []
     for index in range(DRAWS):
         pixels, boxes, labels, title, _ = images[0, index]

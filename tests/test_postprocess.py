@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from multibox.config import ModelConfig, PostConfig
 from multibox.ops.coding import decode, encode
 from multibox.postprocess import Kept, postprocess
+from multibox.structures import Size
 from multibox.tensors import HeadOutputs
 
 BOXES = torch.tensor(
@@ -32,7 +33,7 @@ TWO = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0]])
 def run(logits, anchors, offsets=None, score="sigmoid", model=None, **post) -> Kept:
     logits = logits if logits.ndim == 3 else logits[None]
     offsets = torch.zeros((*logits.shape[:2], 4)) if offsets is None else offsets
-    outputs = HeadOutputs(logits, offsets, ((1, logits.shape[1]),))
+    outputs = HeadOutputs(logits, offsets, (Size(1, logits.shape[1]),))
     return postprocess(outputs, anchors, PostConfig(**post), model or ModelConfig(score=score))
 
 

@@ -15,7 +15,7 @@ from multibox.config import Config, ModelConfig, PostConfig
 from multibox.ops.boxes import Number
 from multibox.ops.coding import decode
 from multibox.ops.nms import suppress
-from multibox.structures import Detections
+from multibox.structures import Detections, Size
 from multibox.tensors import HeadOutputs
 from multibox.thresholds import just_below, reaching
 
@@ -66,7 +66,7 @@ class _Shape(NamedTuple):
 def detect(
     outputs: HeadOutputs,
     anchors_xyxy: Float[Tensor, "a 4"],
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[Size],
     config: Config,
     class_names: tuple[str, ...],
     lowest: NDArray[np.float32] | None = None,
@@ -76,14 +76,14 @@ def detect(
     Args:
         outputs: The network's outputs.
         anchors_xyxy: The anchors, in the order of the outputs.
-        sizes: (width, height) of each original image.
+        sizes: of each original image.
         config: Of the network.
         class_names: Of the network.
         lowest: Lowest score reported of each class [C]; None takes all above `post.score_threshold`.
     """
     post = config.post if lowest is None else replace(config.post, score_threshold=just_below(float(lowest.min())))
     kept = postprocess(outputs, anchors_xyxy, post, config.model)
-    scale = torch.tensor([(w, h, w, h) for w, h in sizes], dtype=torch.float32, device=kept.boxes_xyxy.device)
+    scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=torch.float32, device=kept.boxes_xyxy.device)
     boxes = (kept.boxes_xyxy * scale[:, None]).cpu().numpy()
     scores, labels, counts = kept.scores.cpu().numpy(), kept.labels.cpu().numpy(), kept.counts.cpu().numpy()
     detections = [Detections(boxes[i, :n], scores[i, :n], labels[i, :n], class_names) for i, n in enumerate(counts)]

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from multibox.structures import Size
+
 Variances = tuple[float, float, float, float]
 SizesPerLevel = tuple[tuple[float, ...], ...]
 ShapesPerLevel = tuple[tuple[tuple[float, float], ...], ...]
@@ -16,7 +18,7 @@ SIGMOID_LOSSES = ("sigmoid_cross_entropy", "sigmoid_focal", "quality_focal", "va
 """Classification losses of heads without a background logit."""
 
 
-def means(text: str, such_as: object = None, **extra: str) -> Meta:
+def means(text: str, such_as: object = None, **extra: object) -> Meta:
     """Return a setting's meaning, with an example for a list and the extras of `multibox.settings.Setting`."""
     return Meta(description=text, examples=None if such_as is None else [such_as], extra=dict(extra) or None)
 
@@ -54,9 +56,13 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         ),
     ] = "conv3x3"
     input_size: Annotated[
-        tuple[Side, Side],
-        means("Height and width of the network's input in pixels. Images are resized to it.", such_as=(256, 256)),
-    ] = (256, 256)
+        Size,
+        means(
+            "Height and width of the network's input in pixels. Images are resized to it.",
+            such_as=(256, 256),
+            checked_as=tuple[Side, Side],
+        ),
+    ] = Size(256, 256)
     mean: Annotated[
         tuple[Level, Level, Level],
         means("Subtracted from RGB values 0 to 255 inside the network.", such_as=(127.5, 127.5, 127.5)),

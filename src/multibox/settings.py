@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -56,9 +56,11 @@ class Setting(NamedTuple):
     meaning: str
     example: Any
     """Of a list; None for other types."""
-    extra: Mapping[str, str]
+    extra: Mapping[str, Any]
     """`expected`: words for messages where the type does not say enough. `separator`: between the items of a list of
-    texts. `formerly`: an old word for the value `now`."""
+    texts. `formerly`: an old word for the value `now`. `checked_as`: the type whose
+    range holds for a named tuple, which `made` makes."""
+    made: Callable[..., Any] | None = None
 
     @property
     def expected(self) -> str:
@@ -81,13 +83,17 @@ def list_settings(config: type[Struct]) -> dict[str, Setting]:
             continue
         meaning = next((meta for meta in reversed(metas) if meta.description), Meta())
         constraints = tuple(meta for meta in metas if meta is not meaning)
+        extra = meaning.extra or {}
+        made = cast(Callable[..., Any], kind) if "checked_as" in extra else None
+        kind = extra.get("checked_as", kind)
         settings[field.name] = Setting(
             field.name,
             Annotated[kind, *constraints] if constraints else kind,
             field.default,
             meaning.description or "",
             meaning.examples[0] if meaning.examples else None,
-            meaning.extra or {},
+            extra,
+            made,
         )
     return settings
 
@@ -231,7 +237,10 @@ def convert(setting: Setting, value: Any, *, parse: bool = True) -> Any:
     except (msgspec.ValidationError, OverflowError):
         raise ConfigError(f"{setting.key}={_shown(given)}: expected {setting.expected}") from None
     # Items of lists stay as written: whole numbers are part of the fingerprint of older models' anchors
-    return _freeze(value) if isinstance(value, list | tuple) else converted
+    if not isinstance(value, list | tuple):
+        return converted
+    frozen = _freeze(value)
+    return setting.made(*frozen) if setting.made else frozen
 
 
 def _parse(setting: Setting, text: str) -> Any:

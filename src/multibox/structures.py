@@ -44,8 +44,8 @@ class Sample:
     """[N]; VOC's flag: not scored."""
     crowd: Flags
     """[N]; COCO's flag: a region of many objects, neither trained on nor scored."""
-    size: tuple[int, int] | None = None
-    """Width and height, where the label file says them."""
+    size: Size | None = None
+    """Of the image, where the label file says it."""
     offset: int | None = None
     """Byte position of the image's record in `path` for RecordIO; None when `path` is the image."""
 
@@ -62,9 +62,9 @@ class Dataset:
     """voc, coco, yolo, csv or recordio."""
     split: str
     class_names: tuple[str, ...]
-    names: list[str]
+    image_names: list[str]
     paths: list[Path]
-    sizes: list[tuple[int, int] | None]
+    sizes: list[Size | None]
     offsets: list[int | None]
     starts: Labels
     """[images + 1]; image i owns the rows starts[i] .. starts[i + 1] of the four columns below."""
@@ -76,13 +76,13 @@ class Dataset:
     """What the reader had to say: dropped boxes, skipped images."""
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.image_names)
 
     def __getitem__(self, index: int) -> Sample:
         """Return image `index` with its labels."""
         rows = slice(int(self.starts[index]), int(self.starts[index + 1]))
         return Sample(
-            name=self.names[index],
+            name=self.image_names[index],
             path=self.paths[index],
             boxes_xyxy=self.boxes_xyxy[rows],
             labels=self.labels[rows],
@@ -125,7 +125,7 @@ def pack(
         format=format,
         split=split,
         class_names=tuple(class_names),
-        names=[sample.name for sample in held],
+        image_names=[sample.name for sample in held],
         paths=[sample.path for sample in held],
         sizes=[sample.size for sample in held],
         offsets=[sample.offset for sample in held],

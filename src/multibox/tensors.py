@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from multibox.structures import Size
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -16,15 +18,19 @@ class Batch:
     """0 to 1 of the network's input; rows past an image's objects are -1."""
     gt_labels: Int[Tensor, "b g"]
     """0-based class; -1 pads, and an image without objects is all -1."""
-    names: list[str]
+    image_names: list[str]
     """Name of each image in its data set."""
-    sizes: list[tuple[int, int]]
-    """Width and height of each original image."""
+    sizes: list[Size]
+    """Of each original image."""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, from where a GPU copies while the host goes on."""
         return Batch(
-            self.images.pin_memory(), self.gt_xyxy.pin_memory(), self.gt_labels.pin_memory(), self.names, self.sizes
+            self.images.pin_memory(),
+            self.gt_xyxy.pin_memory(),
+            self.gt_labels.pin_memory(),
+            self.image_names,
+            self.sizes,
         )
 
     def to(self, device: str) -> "Batch":
@@ -33,7 +39,7 @@ class Batch:
             self.images.to(device, non_blocking=True),
             self.gt_xyxy.to(device, non_blocking=True),
             self.gt_labels.to(device, non_blocking=True),
-            self.names,
+            self.image_names,
             self.sizes,
         )
 
@@ -46,8 +52,8 @@ class HeadOutputs:
     """K = classes + 1 with background 0 for softmax heads, K = classes for sigmoid heads."""
     offsets: Float[Tensor, "b a 4"]
     """cx, cy, w, h relative to the anchor, over the variances."""
-    feature_shapes: tuple[tuple[int, int], ...]
-    """Height and width of each feature map, in the order in which the anchors stand."""
+    feature_shapes: tuple[Size, ...]
+    """Of each feature map, in the order in which the anchors stand."""
 
     def detach(self) -> "HeadOutputs":
         """Return the same numbers without their history."""

@@ -30,7 +30,7 @@ from multibox.benchmarking.workload import (
 from multibox.data.images import decode_image
 from multibox.errors import ConfigError, ImageError
 from multibox.models.build import measure
-from multibox.structures import Detections
+from multibox.structures import Detections, Size
 
 SIZE = (96, 96)
 
@@ -126,7 +126,7 @@ def test_images(tmp_path):
     with pytest.raises(ImageError, match="no image in folder"):
         folder_images(tmp_path, 3)
     (tmp_path / "a.jpg").write_bytes(as_jpeg(first))
-    (tmp_path / "b.jpg").write_bytes(as_jpeg(synthetic_images(1, (40, 30))[0]))
+    (tmp_path / "b.jpg").write_bytes(as_jpeg(synthetic_images(1, Size(30, 40))[0]))
     assert [each.shape for each in folder_images(tmp_path, 3)] == [(375, 500, 3)] * 3
 
 
@@ -167,7 +167,7 @@ def test_torchvisions_twin_finds_the_same(lite):
     notes = compare(sides, SIZE)
     assert len(notes) == 2 and "100.0% of" in notes[0]
     for side in sides:
-        parts = side.run(synthetic_images(2, (50, 40)))
+        parts = side.run(synthetic_images(2, Size(40, 50)))
         assert sum(parts[name] for name in PARTS) == pytest.approx(parts[clock.WHOLE])
         assert all(value > 0 for value in parts.values())
     for load in LOADS:

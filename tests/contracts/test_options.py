@@ -15,6 +15,7 @@ from multibox.losses.targets import make_targets
 from multibox.models.anchor_layout import anchors_per_cell, make_anchors
 from multibox.models.build import build_model
 from multibox.presets import resolve
+from multibox.structures import Size
 from multibox.tensors import HeadOutputs
 
 
@@ -60,7 +61,7 @@ def objects():
 @pytest.mark.parametrize(("classification", "localization"), PAIRS)
 def test_every_combination_learns(classification, localization, features):
     gt, labels = objects()
-    shapes = tuple((f.shape[2], f.shape[3]) for f in features)
+    shapes = tuple(Size(*f.shape[2:]) for f in features)
     base = resolve("tinyssd", changes=settings(classification, **{"loss.localization": localization}))
     anchors = make_anchors(base.anchors, shapes, (64, 64))
     start = build_model(base, 2).heads

@@ -35,6 +35,7 @@ from multibox.models.build import build_model
 from multibox.ops.coding import encode
 from multibox.postprocess import detect
 from multibox.presets import PRESETS, RECIPES, fitting, resolve
+from multibox.structures import Size
 from multibox.tensors import Batch, HeadOutputs
 from multibox.training.optimizer import learning_rate, make_optimizer
 from multibox.training.pacing import make_pace
@@ -95,7 +96,7 @@ def losses(config):
         [0, 1, 2, 0],
         torch.tensor([2.0, 0.5, 0.0, 0.0]).expand(4, 4),
     )
-    parts = multibox_loss(HeadOutputs(logits, torch.zeros(3, 6, 4), ((1, 6),)), targets, config.loss)
+    parts = multibox_loss(HeadOutputs(logits, torch.zeros(3, 6, 4), (Size(1, 6),)), targets, config.loss)
     return [round(parts.classification.item(), 5), round(parts.localization.item(), 5)]
 
 
@@ -148,10 +149,10 @@ def found(config, boxes, probabilities):
     """Return (label, width) of what is reported of `boxes` [n, 4], fractions, with `probabilities` [n, k]."""
     boxes, probabilities = torch.tensor(boxes), torch.tensor(probabilities)
     config = config.updated({"anchors.style": "shapes", "anchors.shapes": [[[0.25, 0.25]]], "anchors.steps": []})
-    shapes = ((1, len(boxes)),)
+    shapes = (Size(1, len(boxes)),)
     offsets = encode(boxes[None], make_anchors(config.anchors, shapes, config.model.input_size))
     outputs = HeadOutputs(probabilities.log()[None], offsets, shapes)
-    [seen] = detect(outputs, anchors_for(outputs, config), [(1000, 1000)], config, ("a", "b"))
+    [seen] = detect(outputs, anchors_for(outputs, config), [Size(1000, 1000)], config, ("a", "b"))
     widths = seen.boxes[:, 2] - seen.boxes[:, 0]
     return [(int(label), round(float(width))) for label, width in zip(seen.labels, widths, strict=True)]
 
@@ -160,8 +161,8 @@ def suppressed(config):
     """How many of two boxes stay that overlap by 0.47; 0.5; 0.4, or 1 once they are clipped."""
     shapes = [[1.0, 1.0], [0.5, 1.0]]
     exact = config.updated({"anchors.style": "shapes", "anchors.shapes": [shapes], "anchors.steps": []})
-    outputs = HeadOutputs(torch.tensor([[[0.1, 0.9], [0.2, 0.8]]]).log(), torch.zeros(1, 2, 4), ((1, 1),))
-    half = len(detect(outputs, anchors_for(outputs, exact), [(8, 8)], exact, ("a",))[0].scores)
+    outputs = HeadOutputs(torch.tensor([[[0.1, 0.9], [0.2, 0.8]]]).log(), torch.zeros(1, 2, 4), (Size(1, 1),))
+    half = len(detect(outputs, anchors_for(outputs, exact), [Size(8, 8)], exact, ("a",))[0].scores)
     likely = [[0.1, 0.9], [0.2, 0.8]]
     less = found(config, [[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.47, 1.0]], likely)
     border = found(config, [[-0.6, 0.0, 0.4, 1.0], [0.0, 0.0, 0.4, 1.0]], likely)
@@ -398,7 +399,7 @@ def test_the_default_clips_gradients_and_averages_weights(monkeypatch):
     limits = []
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda parameters, limit, *_, **__: limits.append(limit))
     image, gt = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[[0.2, 0.2, 0.6, 0.6]]])
-    batch = Batch(image, gt, torch.zeros(1, 1, dtype=torch.long), ["a"], [(64, 64)])
+    batch = Batch(image, gt, torch.zeros(1, 1, dtype=torch.long), ["a"], [Size(64, 64)])
     averages = {}
     for recipe in ("default", "d2l"):
         config = resolve("tinyssd", recipe, {"anchors.fit": "none", "model.input_size": [64, 64]})

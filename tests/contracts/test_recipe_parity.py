@@ -14,6 +14,7 @@ from multibox.losses.multibox_loss import multibox_loss
 from multibox.losses.targets import make_targets
 from multibox.models.anchor_layout import make_anchors
 from multibox.presets import resolve
+from multibox.structures import Size
 from multibox.tensors import HeadOutputs
 
 CLASSES = 20
@@ -90,7 +91,7 @@ def test_matches_and_losses_are_torchvisions(recipe, counts, theirs):
         assert torch.equal(targets.labels[row], padded[matched[row]])
     outputs = {"bbox_regression": offsets, "cls_logits": logits}
     wanted = theirs[recipe].compute_loss(objects, outputs, [anchors] * len(counts), matched)
-    shapes = tuple((cells, cells) for cells in CASES[recipe][2])
+    shapes = tuple(Size(cells, cells) for cells in CASES[recipe][2])
     parts = multibox_loss(HeadOutputs(logits, offsets, shapes), targets, config.loss)
     assert parts.positives == (sum((each >= 0).sum() for each in matched))
     torch.testing.assert_close(parts.classification, wanted["classification"], rtol=1e-5, atol=1e-5)
@@ -183,7 +184,7 @@ def test_nvidias_loss_in_loops():
     gt = torch.where(gt >= 0, near.view_as(gt), gt)
     logits, offsets = answers(5, len(counts), len(boxes))
     targets = make_targets(boxes, gt, labels, config.matching, config.model)
-    parts = multibox_loss(HeadOutputs(logits, offsets, ((1, len(boxes)),)), targets, config.loss)
+    parts = multibox_loss(HeadOutputs(logits, offsets, (Size(1, len(boxes)),)), targets, config.loss)
     each = [
         nvidia_loss(anchors[coarse], gt[i, :n].tolist(), labels[i, :n].tolist(), logits[i], offsets[i])
         for i, n in enumerate(counts)

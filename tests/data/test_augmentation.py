@@ -18,6 +18,7 @@ from multibox.data.augmentation import (
     render,
 )
 from multibox.errors import ConfigError
+from multibox.structures import Size
 
 FILL = (124, 116, 104)
 BOXES = np.array([[10.0, 20.0, 30.0, 60.0]])
@@ -29,14 +30,14 @@ def gradient(width=100, height=80):
 
 
 def test_no_operation_is_a_plain_resize():
-    view = plan((), (100, 80), BOXES, np.random.default_rng(0))
+    view = plan((), Size(80, 100), BOXES, np.random.default_rng(0))
     pixels = render(gradient(), view, (40, 50), FILL)
     assert np.array_equal(pixels, np.asarray(gradient().resize((50, 40), Image.Resampling.BILINEAR)))
     assert np.allclose(project(view, BOXES), [[0.1, 0.25, 0.3, 0.75]])
 
 
 def test_flips_move_boxes_with_pixels():
-    view = plan((Flip(1.0), FlipVertical(1.0)), (100, 80), BOXES, np.random.default_rng(0))
+    view = plan((Flip(1.0), FlipVertical(1.0)), Size(80, 100), BOXES, np.random.default_rng(0))
     pixels = render(gradient(), view, (80, 100), FILL)
     assert np.array_equal(pixels, np.asarray(gradient())[::-1, ::-1])
     assert np.allclose(project(view, BOXES), [[0.7, 0.25, 0.9, 0.75]])
@@ -58,7 +59,7 @@ def test_a_marked_object_stays_under_its_box(seed, name):
     image = np.zeros((80, 100, 3), np.uint8)
     image[20:60, 10:30] = 255
     operations = [op for op in AUGMENTATIONS[name] if not isinstance(op, ColourJitter)]
-    view = plan(operations, (100, 80), BOXES, np.random.default_rng(seed))
+    view = plan(operations, Size(80, 100), BOXES, np.random.default_rng(seed))
     pixels = render(Image.fromarray(image), view, (200, 200), (0, 0, 0))
     x1, y1, x2, y2 = project(view, BOXES)[0] * 200
     ys, xs = np.nonzero(pixels[..., 0] > 127)
@@ -70,7 +71,7 @@ def test_a_marked_object_stays_under_its_box(seed, name):
 
 @given(seed=st.integers(0, 10_000))
 def test_same_generator_same_image(seed):
-    views = [plan(AUGMENTATIONS["default"], (100, 80), BOXES, np.random.default_rng(seed)) for _ in range(2)]
+    views = [plan(AUGMENTATIONS["default"], Size(80, 100), BOXES, np.random.default_rng(seed)) for _ in range(2)]
     first, second = (render(gradient(), view, (64, 64), FILL) for view in views)
     assert np.array_equal(first, second)
     assert views[0].window == views[1].window
@@ -79,7 +80,7 @@ def test_same_generator_same_image(seed):
 @given(seed=st.integers(0, 2_000))
 def test_d2l_crop_covers_what_it_touches(seed):
     boxes = np.array([[10.0, 20.0, 30.0, 60.0], [70.0, 10.0, 90.0, 30.0]])
-    view = plan((CoveringCrop(),), (100, 80), boxes, np.random.default_rng(seed))
+    view = plan((CoveringCrop(),), Size(80, 100), boxes, np.random.default_rng(seed))
     visible = view.visible()
     assert ((visible == 0) | (visible > 0.95)).all()
     assert (visible > 0.95).any()
@@ -92,7 +93,7 @@ def test_d2l_crop_covers_what_it_touches(seed):
 def test_scale_jitter_zooms_both_ways_and_keeps_an_object():
     areas = []
     for seed in range(200):
-        view = plan((ScaleJitter(probability=1.0),), (100, 80), BOXES, np.random.default_rng(seed))
+        view = plan((ScaleJitter(probability=1.0),), Size(80, 100), BOXES, np.random.default_rng(seed))
         x1, y1, x2, y2 = view.window
         areas.append((x2 - x1) * (y2 - y1) / 8000)
         assert view.visible().max() > 0.7
@@ -105,7 +106,7 @@ def test_colour_jitter_keeps_grey_grey_without_hue_and_is_mild_on_average():
     grey = Image.new("RGB", (8, 8), (100, 100, 100))
     means = []
     for seed in range(200):
-        pixels = render(grey, plan((operation,), (8, 8), BOXES[:0], np.random.default_rng(seed)), (8, 8), FILL)
+        pixels = render(grey, plan((operation,), Size(8, 8), BOXES[:0], np.random.default_rng(seed)), (8, 8), FILL)
         assert np.ptp(pixels[0, 0].astype(int)) <= 1
         means.append(pixels.mean())
     assert 85 < np.mean(means) < 115

@@ -23,6 +23,7 @@ from multibox.data.augmentation_ops import (
 )
 from multibox.data.formats import open_dataset
 from multibox.data.loading import AugmentedImages
+from multibox.structures import Size
 
 FILL = (124, 116, 104)
 LINEAGES = ["caffe", "hikapok", "torchvision-ssd", "torchvision-ssdlite", "nvidia"]
@@ -31,7 +32,10 @@ BOXES = np.array([[10.0, 20.0, 30.0, 60.0], [50.0, 10.0, 95.0, 75.0], [70.0, 60.
 ALL_OVER = np.array([[0.0, 0.0, 100.0, 80.0]])
 
 
-def views(operation, count, boxes=BOXES, size=WHOLE[2:]):
+SIZE = Size(80, 100)
+
+
+def views(operation, count, boxes=BOXES, size=SIZE):
     return [plan((operation,), size, boxes, np.random.default_rng(seed)) for seed in range(count)]
 
 
@@ -40,7 +44,7 @@ def changed(seen):
 
 
 def look(window, boxes=BOXES, **kwargs):
-    view = View(*WHOLE[2:], boxes, **kwargs)
+    view = View(100, 80, boxes, **kwargs)
     view.window = window
     return view
 
@@ -63,7 +67,7 @@ def test_expansion_crop_and_flip_by_hand():
     view = look((25, 25, 75, 75), np.array([[30.0, 20.0, 60.0, 90.0]]), keep=np.array([True]))
     assert inside(view).all() and view.kept().all()
     assert np.allclose(project(view, view.boxes_xyxy), [[0.1, 0, 0.7, 1]])
-    view = plan((Flip(1.0),), (100, 100), boxes, np.random.default_rng(0))
+    view = plan((Flip(1.0),), Size(100, 100), boxes, np.random.default_rng(0))
     assert np.allclose(project(view, np.array([[10.0, 0.0, 40.0, 50.0]])), [[0.6, 0, 0.9, 0.5]])
 
 
@@ -159,7 +163,7 @@ def test_hikapok_without_anything_worth_learning_keeps_the_image_and_its_objects
     seen = views(HikapokPatch(), 50, np.array([[50.0, 40.0, 50.5, 40.5]]))
     assert not changed(seen) and all(view.kept().all() for view in seen)
     # Neither a very long image nor a centre beyond the image keep it from ending
-    views(HikapokPatch(), 5, np.array([[100.0, 1.0, 300.0, 3.0]]), (2000, 4))
+    views(HikapokPatch(), 5, np.array([[100.0, 1.0, 300.0, 3.0]]), Size(4, 2000))
     views(HikapokPatch(), 5, np.array([[90.0, 10.0, 130.0, 30.0]]))
 
 
@@ -260,7 +264,7 @@ def test_every_recipe_gives_fractions_and_a_image(seed, name, count):
     rng = np.random.default_rng(seed)
     corner = rng.uniform((-10, -10), (95, 75), (count, 2))
     boxes = np.hstack([corner, corner + rng.uniform(0.5, 60, (count, 2))])
-    view = plan(AUGMENTATIONS[name], WHOLE[2:], boxes, rng)
+    view = plan(AUGMENTATIONS[name], Size(80, 100), boxes, rng)
     pixels = render(noise(), view, (24, 32), FILL)
     kept = view.kept()
     shown = project(view, boxes[kept])
@@ -274,7 +278,7 @@ def test_a_marked_object_stays_under_its_box(seed, name):
     """A white rectangle on black stays where the projected box says, if it is kept; only Caffe drops it."""
     image = np.zeros((80, 100, 3), np.uint8)
     image[20:60, 10:30] = 255
-    view = plan(AUGMENTATIONS[name], WHOLE[2:], BOXES[:1], np.random.default_rng(seed))
+    view = plan(AUGMENTATIONS[name], Size(80, 100), BOXES[:1], np.random.default_rng(seed))
     view.distortions.clear()
     if not view.kept()[0]:
         assert name == "caffe"
@@ -288,7 +292,7 @@ def test_a_marked_object_stays_under_its_box(seed, name):
 @pytest.mark.parametrize("name", LINEAGES)
 def test_items_depend_on_seed_epoch_and_index_alone(squares, name):
     dataset = open_dataset(squares, "train")
-    make = lambda seed: AugmentedImages(dataset, (64, 64), AUGMENTATIONS[name], seed=seed)  # noqa: E731
+    make = lambda seed: AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS[name], seed=seed)  # noqa: E731
     first, second, other = make(3), make(3), make(4)
     keys = [(epoch, index) for epoch in range(3) for index in range(4)]
     items = {key: first[key] for key in keys}

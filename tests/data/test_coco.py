@@ -53,7 +53,7 @@ def test_reads_gaps_in_ids_crowds_and_negatives(tree: Path) -> None:
     assert find_splits(tree) == ["train2017", "val2017"]
     assert [split_for(find_splits(tree), word) for word in ("train", "val", "test")] == ["train2017", "val2017", None]
     held = open_dataset(tree, "train")
-    assert held.names == ["a.jpg", "b.jpg"] and held.class_names == ("bicycle", "toothbrush")
+    assert held.image_names == ["a.jpg", "b.jpg"] and held.class_names == ("bicycle", "toothbrush")
     assert held.paths[0] == tree / "train2017" / "a.jpg" and open_dataset(tree, "val").paths[0].parent.name == "val2017"
     assert len(held[0].labels) == 0 and held[1].labels.tolist() == [1, 0] and held[1].crowd.tolist() == [False, True]
     assert held[1].boxes_xyxy.tolist() == [[10, 5, 30, 35], [0.5, 1.5, 10.5, 11.5]]
@@ -81,7 +81,7 @@ def test_a_broken_entry_stops_with_its_name_or_is_skipped(tree: Path, what: Any,
         open_dataset(tree, "train")
     assert str(path) in str(error.value) and expected in str(error.value) and "--on-bad skip" in str(error.value)
     held = open_dataset(tree, "train", on_bad="skip")
-    assert held.names == ["a.jpg", "b.jpg"] and len(held.labels) == 0 and len(held.notes) == 1
+    assert held.image_names == ["a.jpg", "b.jpg"] and len(held.labels) == 0 and len(held.notes) == 1
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_missing_image(tree: Path) -> None:
     with pytest.raises(ImageError, match=r"instances_train2017\.json: its image 'b\.jpg' is missing; looked in"):
         open_dataset(tree, "train")
     held = open_dataset(tree, "train", on_bad="skip")
-    assert held.names == ["a.jpg"] and held.notes == ("1 image without a file was skipped: b.jpg",)
+    assert held.image_names == ["a.jpg"] and held.notes == ("1 image without a file was skipped: b.jpg",)
 
 
 def test_boxes_over_the_edge_are_clipped_and_counted(tree: Path) -> None:
@@ -148,7 +148,7 @@ def test_paths_from_elsewhere_and_a_single_file(tmp_path: Path, image: AnyImage)
     held = open_dataset(tmp_path / "labels.json")
     assert held.paths == [tmp_path / "images" / "sub" / "a.jpg", tmp_path / "images" / "my cat.jpg"]
     assert held.sizes == [None, None] and held.split == "all"
-    assert not any(name.startswith("/") or ".." in name for name in held.names)
+    assert not any(name.startswith("/") or ".." in name for name in held.image_names)
 
 
 def test_a_size_that_is_none_is_left_out(tree: Path) -> None:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from multibox.data.convert import convert
 from multibox.data.formats import find_splits, open_dataset, read_record_image, write_dataset
+from multibox.data.images import load_image, sample_size, size_of
 from multibox.errors import ConfigError, DataError
-from multibox.structures import Dataset, Sample, pack
+from multibox.structures import Dataset, Sample, Size, pack
 
 AnyImage = Callable[..., Path]
 FORMATS = ("voc", "coco", "yolo", "csv", "recordio")
@@ -191,3 +193,20 @@ def test_a_set_without_sizes_and_with_odd_split_names(
         assert find_splits(tmp_path / format) == ["fold1", "fold2"], format
         moved = shutil.move(tmp_path / format, tmp_path / f"moved {format}")
         assert len(open_dataset(moved, "fold1")) == 2
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("turned", [False, True], ids=["upright", "turned"])
+def test_every_reader_gives_height_and_width_in_this_order(tmp_path: Path, format: str, turned: bool) -> None:
+    """A box in the far corner of a wide image; a swapped size would cut it off or give the wrong numbers."""
+    exif = Image.Exif()
+    exif[0x0112] = 6 if turned else 1
+    Image.new("RGB", (40, 100) if turned else (100, 40)).save(tmp_path / "wide.jpg", exif=exif)
+    write_dataset(
+        {"train": dataset([sample(tmp_path / "wide.jpg", [[60, 10, 95, 30]], [0])])}, tmp_path / "out", format
+    )
+    held = open_dataset(tmp_path / "out")
+    assert held.boxes_xyxy.tolist() == [[60, 10, 95, 30]]
+    size = held.sizes[0] or sample_size(held[0])
+    assert isinstance(size, Size) and (size.height, size.width) == (40, 100)
+    assert held[0].size == held.sizes[0] and size_of(load_image(held[0])) == size

@@ -35,7 +35,7 @@ def table(tmp_path: Path, image: AnyImage) -> Callable[[str], Path]:
 def test_bananas(bananas: Path) -> None:
     assert find_splits(bananas) == ["train", "val"]
     train, val = open_dataset(bananas, "train"), open_dataset(bananas, "val")
-    assert train.names == ["0.png", "1.png"] and train.class_names == ("0",) and val.format == "csv"
+    assert train.image_names == ["0.png", "1.png"] and train.class_names == ("0",) and val.format == "csv"
     assert val.paths == [bananas / "bananas_val" / "images" / "0.png"] and val.boxes_xyxy.tolist() == [[10, 5, 60, 45]]
     assert open_dataset(bananas / "bananas_train").split == "train"
     (bananas / "classes.txt").write_text("banana\n")
@@ -47,7 +47,9 @@ def test_columns_are_taken_by_name(table: Callable[[str], Path]) -> None:
         "\ufeffFileName;Cell_Type;XMin;XMax;YMin;YMax;IsCrowd\r\nb.jpg;dog;1;11;2;22;1\r\na.jpg;cat;3;13;4;24;0\r\n\r\n"
     )
     held = open_dataset(root)
-    assert held.names == ["b.jpg", "a.jpg"] and held.class_names == ("cat", "dog") and held.labels.tolist() == [1, 0]
+    assert (
+        held.image_names == ["b.jpg", "a.jpg"] and held.class_names == ("cat", "dog") and held.labels.tolist() == [1, 0]
+    )
     assert held.boxes_xyxy.tolist() == [[1, 2, 11, 22], [3, 4, 13, 24]] and held.crowd.tolist() == [True, False]
 
 
@@ -58,14 +60,14 @@ def test_width_and_height_of_the_box_are_not_those_of_the_image(table: Callable[
 
 def test_negatives_scattered_rows_and_numbers_in_order(table: Callable[[str], Path]) -> None:
     held = open_dataset(table(f"{HEADER}\na.jpg,10,1,1,9,9\nb.jpg\na.jpg,9,2,2,8,8\n"))
-    assert held.names == ["a.jpg", "b.jpg"] and held.class_names == ("9", "10")
+    assert held.image_names == ["a.jpg", "b.jpg"] and held.class_names == ("9", "10")
     assert held[0].labels.tolist() == [1, 0] and len(held[1].labels) == 0
 
 
 def test_a_split_column(table: Callable[[str], Path]) -> None:
     root = table(f"{HEADER},split\na.jpg,x,1,1,9,9,val\nb.jpg,y,1,1,9,9,train\nb.jpg,z,1,1,9,9,train\n")
     assert find_splits(root) == ["train", "val"]
-    assert open_dataset(root, "train").labels.tolist() == [1, 2] and open_dataset(root, "val").names == ["a.jpg"]
+    assert open_dataset(root, "train").labels.tolist() == [1, 2] and open_dataset(root, "val").image_names == ["a.jpg"]
     with pytest.raises(DataError, match="several splits"):
         open_dataset(root)
 
@@ -118,5 +120,5 @@ def test_bccd_table_beside_the_tree(shared: Path) -> None:
     held = open_dataset(shared / "bccd" / "test.csv")
     assert (len(held), len(held.labels)) == (364, 4886) and held.class_names == ("Platelets", "RBC", "WBC")
     voc = open_dataset(shared / "bccd" / "BCCD", "test")
-    sample = held[held.names.index(voc.names[0])]
+    sample = held[held.image_names.index(voc.image_names[0])]
     assert sorted(sample.boxes_xyxy.tolist()) == sorted(voc[0].boxes_xyxy.tolist())

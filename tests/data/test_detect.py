@@ -31,11 +31,11 @@ def coco(root: Path, image: AnyImage) -> Path:
 
 def test_one_level_down_and_alone(tmp_path: Path, image: AnyImage) -> None:
     voc(tmp_path / "VOCdevkit" / "VOC2007", image)
-    assert open_dataset(tmp_path / "VOCdevkit").names == ["a.jpg"]
+    assert open_dataset(tmp_path / "VOCdevkit").image_names == ["a.jpg"]
     voc(tmp_path / "VOCdevkit" / "VOC2012", image)
     with pytest.raises(DataError, match=r"VOCdevkit/VOC2007 \(voc\) and VOCdevkit/VOC2012 \(voc\)"):
         open_dataset(tmp_path / "VOCdevkit")
-    assert open_dataset(tmp_path / "VOCdevkit" / "VOC2007").names == ["a.jpg"]
+    assert open_dataset(tmp_path / "VOCdevkit" / "VOC2007").image_names == ["a.jpg"]
 
 
 def test_two_at_once_are_refused_until_one_is_named(tmp_path: Path, image: AnyImage) -> None:

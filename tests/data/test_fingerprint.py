@@ -30,7 +30,7 @@ CHANGES = {
     "box": lambda d: d.boxes_xyxy.__setitem__((1, 0), d.boxes_xyxy[1, 0] + 1),
     "label": lambda d: d.labels.__setitem__(1, 1 - d.labels[1]),
     "crowd": lambda d: d.crowd.__setitem__(1, True),
-    "name": lambda d: d.names.__setitem__(0, "x" + d.names[0]),
+    "name": lambda d: d.image_names.__setitem__(0, "x" + d.image_names[0]),
     "size": lambda d: d.paths[0].write_bytes(d.paths[0].read_bytes() + b"\0"),
     "gone": lambda d: d.paths[0].unlink(),
 }
@@ -68,7 +68,7 @@ def test_a_hundred_thousand_images_take_seconds(tmp_path):
     some = made([[0] * 5] * 2000)
     repeated = dataclasses.replace(
         some,
-        names=[f"{i:06}.jpg" for i in range(100_000)],
+        image_names=[f"{i:06}.jpg" for i in range(100_000)],
         paths=[file] * 100_000,
         sizes=[None] * 100_000,
         offsets=[None] * 100_000,

@@ -15,6 +15,7 @@ from multibox.data.images import (
     resize_image,
 )
 from multibox.errors import ImageError
+from multibox.structures import Size
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (20, 30, 3), np.uint8)
@@ -85,7 +86,7 @@ def test_exif_orientation(tmp_path, orientation):
     exif[0x0112] = orientation
     path = saved(tmp_path / "a.png", stored, exif=exif)
     assert np.array_equal(read(path), PIXELS)
-    assert image_size(path) == (30, 20)
+    assert image_size(path) == Size(20, 30)
 
 
 def test_the_first_frame_of_several(tmp_path):
@@ -126,14 +127,14 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("size", [(8, 8), (50, 70), (13, 90)])
 def test_resize_is_bilinear_with_half_pixel_centres_and_antialias(size):
     """Equal to torch's antialiased bilinear interpolation within one grey level."""
-    ours = np.asarray(resize_image(Image.fromarray(PIXELS), size)).astype(float)
+    ours = np.asarray(resize_image(Image.fromarray(PIXELS), Size(*size))).astype(float)
     tensor = torch.from_numpy(PIXELS).permute(2, 0, 1)[None].float()
     theirs = torch.nn.functional.interpolate(tensor, size, mode="bilinear", antialias=True, align_corners=False)
     assert np.abs(ours - theirs[0].permute(1, 2, 0).numpy()).max() <= 1
 
 
 def test_resize_of_a_part():
-    whole = np.asarray(resize_image(Image.fromarray(PIXELS), (10, 10), (5, 5, 15, 15)))
+    whole = np.asarray(resize_image(Image.fromarray(PIXELS), Size(10, 10), (5, 5, 15, 15)))
     assert np.array_equal(whole, PIXELS[5:15, 5:15])
 
 
@@ -187,7 +188,7 @@ def test_heic_is_read_with_its_extra(tmp_path):
     pytest.importorskip("pi_heif", reason="needs multibox[heic]")
     path = tmp_path / "a.heic"
     path.write_bytes(base64.b64decode(HEIC))
-    assert image_size(path) == (64, 48)
+    assert image_size(path) == Size(48, 64)
     assert np.abs(read(path)[5, 5].astype(int) - (200, 40, 90)).max() <= 3
     assert find_images([tmp_path]).paths == [path]
 

@@ -22,6 +22,7 @@ from multibox.data.loading import (
 from multibox.data.mixing import Mosaic
 from multibox.data.sampling import EpochBatches, Key
 from multibox.errors import ImageError, MultiboxError
+from multibox.structures import Size
 
 
 def test_batches_of_an_epoch_are_a_permutation_and_epochs_differ():
@@ -52,8 +53,8 @@ def test_in_order_covers_everything_once():
 def test_collate_pads_and_empty_images_are_all_padding():
     pixels = np.zeros((4, 6, 3), np.uint8)
     items = [
-        (pixels, np.array([[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), np.array([1, 0]), "a", (6, 4)),
-        (pixels, np.zeros((0, 4)), np.zeros(0, np.int64), "b", (6, 4)),
+        (pixels, np.array([[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), np.array([1, 0]), "a", Size(4, 6)),
+        (pixels, np.zeros((0, 4)), np.zeros(0, np.int64), "b", Size(4, 6)),
     ]
     batch = collate(items)
     assert batch.images.shape == (2, 3, 4, 6)
@@ -64,12 +65,12 @@ def test_collate_pads_and_empty_images_are_all_padding():
 
 
 def make(dataset, recipe="default", cache=1 << 30):
-    return AugmentedImages(dataset, (64, 64), AUGMENTATIONS[recipe], seed=3, cache_bytes=cache)
+    return AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS[recipe], seed=3, cache_bytes=cache)
 
 
 def same(batches, others):
     return all(
-        a.names == b.names and torch.equal(a.images, b.images) and torch.equal(a.gt_xyxy, b.gt_xyxy)
+        a.image_names == b.image_names and torch.equal(a.images, b.images) and torch.equal(a.gt_xyxy, b.gt_xyxy)
         for a, b in zip(batches, others, strict=True)
     )
 
@@ -160,7 +161,7 @@ def test_a_script_without_main_guard_loads_in_processes(squares, tmp_path):
         "from multibox.data.formats import open_dataset\n"
         f"images = AugmentedImages(open_dataset({str(squares)!r}, 'train'), (64, 64), ())\n"
         "batches = load_batches(images, in_order(5, 2), 2, pin=False, processes=True, tell=print)\n"
-        "print(sum(len(batch.names) for batch in batches))\n"
+        "print(sum(len(batch.image_names) for batch in batches))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", "")
@@ -179,7 +180,7 @@ def test_a_bad_image_is_named_in_one_line_whichever_worker_met_it(squares, worke
 def test_crowds_are_not_asked_for(squares):
     dataset = open_dataset(squares, "train")
     dataset.crowd[0] = True
-    images = AugmentedImages(dataset, (64, 64), ())
+    images = AugmentedImages(dataset, Size(64, 64), ())
     assert len(images[(0, 0)][2]) == 0
     assert len(images[(0, 1)][2]) == 1
 

@@ -11,10 +11,11 @@ from PIL import Image
 from multibox.data.augmentation import AUGMENTATIONS, ColourJitter, plan, project, render
 from multibox.data.augmentation_ops import View
 from multibox.data.formats import open_dataset
-from multibox.data.images import load_image
+from multibox.data.images import load_image, size_of
 from multibox.data.loading import AugmentedImages, load_batches
 from multibox.data.mixing import CopyPaste, Mixing, MixUp, Mosaic, Scene, mix, narrow
 from multibox.data.sampling import Key
+from multibox.structures import Size
 
 MIXING = ("mosaic", "mixup", "copy-paste", "strong")
 COLOURS = np.array([[250, 40, 40], [40, 250, 40], [40, 40, 250]])
@@ -237,7 +238,7 @@ def test_marked_objects_stay_under_their_boxes_through_a_whole_recipe(squares, n
         for operation in AUGMENTATIONS[name]
         if not isinstance(operation, ColourJitter)
     ]
-    images = AugmentedImages(dataset, (64, 96), operations, fill=(110, 110, 110))
+    images = AugmentedImages(dataset, Size(64, 96), operations, fill=(110, 110, 110))
     seen, strays = 0, []
     for key in [(epoch, index) for epoch in range(4) for index in range(len(dataset))]:
         pixels, boxes, labels, *_ = images[key]
@@ -312,7 +313,7 @@ def test_a_mosaic_comes_first_as_others_have_no_other_size(name):
 def test_items_depend_on_seed_epoch_and_index_alone(squares, name):
     dataset = open_dataset(squares, "train")
     make = lambda cache=1 << 30, seed=3: AugmentedImages(  # noqa: E731
-        dataset, (48, 64), AUGMENTATIONS[name], seed=seed, cache_bytes=cache
+        dataset, Size(48, 64), AUGMENTATIONS[name], seed=seed, cache_bytes=cache
     )
     keys = [[(epoch, index) for index in range(4)] for epoch in range(3)]
     alone = list(load_batches(make(), keys, 0, pin=False))
@@ -331,8 +332,8 @@ def test_items_depend_on_seed_epoch_and_index_alone(squares, name):
 @pytest.mark.parametrize("name", MIXING)
 def test_keys_that_are_not_mixed_are_those_of_the_recipe_without_mixing(squares, name):
     dataset = open_dataset(squares, "train")
-    mixed = AugmentedImages(dataset, (64, 64), AUGMENTATIONS[name])
-    plain = AugmentedImages(dataset, (64, 64), AUGMENTATIONS["default"])
+    mixed = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS[name])
+    plain = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS["default"])
     for epoch in range(4):
         keys = [Key(epoch, i, mixed=epoch < 2) for i in range(len(dataset))]
         equal = [np.array_equal(mixed[key][0], plain[key][0]) for key in keys]
@@ -342,29 +343,29 @@ def test_keys_that_are_not_mixed_are_those_of_the_recipe_without_mixing(squares,
 @pytest.mark.parametrize("name", MIXING)
 def test_a_data_set_of_one_image(squares, name):
     dataset = open_dataset(squares, "train").subset([0])
-    images = AugmentedImages(dataset, (64, 64), AUGMENTATIONS[name])
+    images = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS[name])
     for epoch in range(20):
         pixels, boxes, labels, title, size = images[epoch, 0]
         assert pixels.shape == (64, 64, 3) and len(boxes) == len(labels)
-        assert (title, size) == (dataset.names[0], (96, 96))
+        assert (title, size) == (dataset.image_names[0], (96, 96))
     assert len(images.cache) == 1
 
 
 def test_partners_come_from_the_cache(squares, monkeypatch):
     dataset = open_dataset(squares, "train")
-    images = AugmentedImages(dataset, (64, 64), AUGMENTATIONS["mosaic"])
+    images = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS["mosaic"])
     read = []
     monkeypatch.setattr("multibox.data.augmented.load_image", lambda s: read.append(s.name) or load_image(s))
     for epoch in range(5):
         for index in range(len(dataset)):
             images[epoch, index]
-    assert sorted(read) == sorted(dataset.names)
+    assert sorted(read) == sorted(dataset.image_names)
 
 
 def test_crowds_of_partners_are_not_asked_for(squares):
     dataset = open_dataset(squares, "train")
     dataset.crowd[:] = True
-    images = AugmentedImages(dataset, (64, 64), AUGMENTATIONS["strong"])
+    images = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS["strong"])
     assert not any(len(images[0, index][2]) for index in range(len(dataset)))
 
 
@@ -399,13 +400,13 @@ BEFORE = {
 def test_recipes_without_mixing_are_as_before(squares, name):
     """Boxes and labels by their hash; pixels by the path of that commit, as Pillow's versions may round differently."""
     dataset = open_dataset(squares, "train")
-    images = AugmentedImages(dataset, (64, 80), AUGMENTATIONS[name], seed=3)
+    images = AugmentedImages(dataset, Size(64, 80), AUGMENTATIONS[name], seed=3)
     digest = hashlib.sha256()
     for epoch, index in [(epoch, index) for epoch in range(3) for index in range(len(dataset))]:
         pixels, boxes, labels, *_ = images[epoch, index]
         digest.update(boxes.round(6).tobytes() + labels.tobytes())
         sample = dataset[index]
         image = load_image(sample)
-        view = plan(AUGMENTATIONS[name], image.size, sample.boxes_xyxy, np.random.default_rng((3, epoch, index)))
+        view = plan(AUGMENTATIONS[name], size_of(image), sample.boxes_xyxy, np.random.default_rng((3, epoch, index)))
         assert np.array_equal(pixels, render(image, view, (64, 80), (124, 116, 104)))
     assert digest.hexdigest()[:16] == BEFORE[name]

@@ -12,6 +12,7 @@ from PIL import Image
 from multibox.data.formats import find_splits, open_dataset, read_record_image
 from multibox.data.formats.records import ImageRecord, read_record, scan, write_record
 from multibox.errors import DataError, ImageError
+from multibox.structures import Size
 
 MAGIC = bytes.fromhex("0a23d7ce")
 
@@ -44,8 +45,8 @@ def pikachu(tmp_path: Path) -> Path:
 def test_the_layout_of_the_pikachu_files(pikachu: Path) -> None:
     assert find_splits(pikachu) == ["train", "val"]
     train, val = open_dataset(pikachu, "train"), open_dataset(pikachu / "val.rec")
-    assert train.names == ["11", "4"] and val.names == ["4", "11"] and train.class_names == ("0",)
-    assert train[0].boxes_xyxy.tolist() == [[64, 64, 192, 128]] and train[0].size == (256, 128)
+    assert train.image_names == ["11", "4"] and val.image_names == ["4", "11"] and train.class_names == ("0",)
+    assert train[0].boxes_xyxy.tolist() == [[64, 64, 192, 128]] and train[0].size == Size(128, 256)
     assert train.offsets[0] == 0 and train.paths[0] == pikachu / "train.rec"
     assert read_record_image(train.paths[1], train.offsets[1] or 0) == encoded()
     (pikachu / "classes.txt").write_text("pikachu\n")
@@ -58,7 +59,7 @@ def test_wider_objects_longer_headers_and_filled_up_rows(tmp_path: Path) -> None
     held = open_dataset(tmp_path)
     assert held.labels.tolist() == [2] and held.difficult.tolist() == [True] and held.class_names == ("0", "1", "2")
     assert held.boxes_xyxy.tolist() == [[0, 0, 128, 64]] and len(held[1].labels) == 0
-    assert len(set(held.names)) == 2  # both have key 0
+    assert len(set(held.image_names)) == 2  # both have key 0
 
 
 @pytest.mark.parametrize(
@@ -125,9 +126,9 @@ def test_a_list_file_with_images_beside(tmp_path: Path, image: Callable[..., Pat
 
 def test_a_list_beside_names_the_records_if_it_can(pikachu: Path) -> None:
     (pikachu / "train.lst").write_text("4\t2\t5\t0\t0.1\t0.1\t0.3\t0.3\tsub/b.jpg\n11\t0\ta.jpg\n")
-    assert open_dataset(pikachu, "train").names == ["a.jpg", "sub/b.jpg"]
+    assert open_dataset(pikachu, "train").image_names == ["a.jpg", "sub/b.jpg"]
     (pikachu / "train.lst").write_text("whatever\n")
-    assert open_dataset(pikachu, "train").names == ["11", "4"]
+    assert open_dataset(pikachu, "train").image_names == ["11", "4"]
 
 
 @given(

@@ -10,7 +10,7 @@ from multibox.data.augmentation import AUGMENTATIONS
 from multibox.data.formats import open_dataset
 from multibox.data.loading import AugmentedImages
 from multibox.data.sampling import EpochBatches, repeat_factors
-from multibox.structures import Sample, pack
+from multibox.structures import Sample, Size, pack
 
 
 def labelled(images, crowd=()):
@@ -111,7 +111,7 @@ def test_balanced_shows_images_in_proportion():
 
 def test_a_second_copy_is_augmented_in_another_way(squares):
     dataset = open_dataset(squares, "train")
-    images = AugmentedImages(dataset, (64, 64), AUGMENTATIONS["default"], seed=3)
+    images = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS["default"], seed=3)
     first, again, copy = images[(2, 1)], images[(2, 1)], images[(2, 1, 1)]
     assert np.array_equal(first[0], again[0])
     assert not np.array_equal(first[0], copy[0])

@@ -6,6 +6,7 @@ import pytest
 
 from multibox.data.formats import find_splits, open_dataset
 from multibox.errors import DataError, ImageError
+from multibox.structures import Size
 
 AnyImage = Callable[..., Path]
 BOX = "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{corners}</bndbox></object>"
@@ -53,11 +54,13 @@ def test_reads_what_the_files_say(tree: Path) -> None:
     val = open_dataset(tree, "val")
     assert val.class_names == ("cat", "dog") and val.format == "voc" and val.split == "val"
     sample = val[0]
-    assert sample.name == "a.jpg" and sample.path == tree / "JPEGImages" / "a.jpg" and sample.size == (100, 50)
+    assert sample.name == "a.jpg" and sample.path == tree / "JPEGImages" / "a.jpg" and sample.size == Size(50, 100)
     assert sample.boxes_xyxy.tolist() == [[10, 5, 60, 45], [0, 0, 3.5, 4]]
     assert sample.labels.tolist() == [1, 0] and sample.difficult.tolist() == [False, True]
     train = open_dataset(tree, "train")
-    assert train.names == ["b.jpg", "c.jpg"] and len(train[1].labels) == 0 and train.class_names == val.class_names
+    assert (
+        train.image_names == ["b.jpg", "c.jpg"] and len(train[1].labels) == 0 and train.class_names == val.class_names
+    )
 
 
 def test_one_based_corners_move_by_one(tree: Path) -> None:
@@ -108,7 +111,7 @@ def test_a_broken_file_stops_with_its_name_or_is_skipped(tree: Path, text: str |
     assert str(path) in sentence(error) and expected in sentence(error) and "--on-bad skip" in sentence(error)
     held = open_dataset(tree, "train", on_bad="skip")
     assert len(held.notes) == 1 and "b.xml" in held.notes[0] and "skipped" in held.notes[0]
-    assert "c.jpg" in held.names
+    assert "c.jpg" in held.image_names
 
 
 def test_a_missing_image_says_where_it_was_looked_for(tree: Path) -> None:
@@ -117,7 +120,7 @@ def test_a_missing_image_says_where_it_was_looked_for(tree: Path) -> None:
         open_dataset(tree, "train")
     assert "b.xml" in sentence(error) and "'b.jpg' is missing" in sentence(error) and "JPEGImages" in sentence(error)
     held = open_dataset(tree, "train", on_bad="skip")
-    assert held.names == ["c.jpg"] and held.notes == ("1 image without a file was skipped: b.xml",)
+    assert held.image_names == ["c.jpg"] and held.notes == ("1 image without a file was skipped: b.xml",)
 
 
 def test_a_segmentation_mask_is_not_taken_for_the_photograph(tree: Path, image: AnyImage) -> None:
@@ -131,14 +134,14 @@ def test_a_listed_name_without_xml(tree: Path) -> None:
     (tree / "ImageSets" / "Main" / "train.txt").write_text("b\nzz\n")
     with pytest.raises(DataError, match=r"train\.txt lists 'zz', but .*zz\.xml is missing"):
         open_dataset(tree, "train")
-    assert open_dataset(tree, "train", on_bad="skip").names == ["b.jpg"]
+    assert open_dataset(tree, "train", on_bad="skip").image_names == ["b.jpg"]
 
 
 def test_lists_as_people_write_them(tree: Path) -> None:
     lines = "\ufeffb.jpg\r\n\r\n  c  \r\nb\r\n\r\n"
     (tree / "ImageSets" / "Main" / "train.txt").write_bytes(lines.encode())
     held = open_dataset(tree, "train")
-    assert held.names == ["b.jpg", "c.jpg"] and held.notes == ("1 image is listed twice and was taken once: b",)
+    assert held.image_names == ["b.jpg", "c.jpg"] and held.notes == ("1 image is listed twice and was taken once: b",)
 
 
 def test_class_lists_are_no_splits_but_can_be_opened_by_their_second_column(tree: Path) -> None:
@@ -146,14 +149,14 @@ def test_class_lists_are_no_splits_but_can_be_opened_by_their_second_column(tree
     (lists / "cat_train.txt").write_text("b  1\nc -1\n")
     assert find_splits(tree) == ["train", "val"]
     (lists / "train.txt").write_text("b  1\nc -1\na  0\n")
-    assert open_dataset(tree, "train").names == ["b.jpg", "a.jpg"]
+    assert open_dataset(tree, "train").image_names == ["b.jpg", "a.jpg"]
 
 
 def test_a_name_that_ends_in_a_blank_and_a_digit(tree: Path, image: AnyImage) -> None:
     image(tree / "JPEGImages" / "my cat 1.JPG")
     xml(tree, annotation("my cat 1.JPG", thing()), "my cat 1")
     (tree / "ImageSets" / "Main" / "train.txt").write_text("my cat 1\n")
-    assert open_dataset(tree, "train").names == ["my cat 1.JPG"]
+    assert open_dataset(tree, "train").image_names == ["my cat 1.JPG"]
 
 
 def test_an_empty_list_is_an_empty_split(tree: Path) -> None:
@@ -182,7 +185,7 @@ def test_one_image_under_two_names(tree: Path) -> None:
     (tree / "ImageSets" / "Main" / "train.txt").write_text("b\ncopies/b\n")
     with pytest.raises(DataError, match=r"copies/b\.jpg is labelled by .*Annotations/b\.xml and .*copies/b\.xml"):
         open_dataset(tree, "train")
-    assert open_dataset(tree, "train", on_bad="skip").names == ["b.jpg"]
+    assert open_dataset(tree, "train", on_bad="skip").image_names == ["b.jpg"]
 
 
 def test_a_single_file_that_is_no_xml_is_still_a_voc_tree(tmp_path: Path, image: AnyImage) -> None:
@@ -200,7 +203,7 @@ def test_a_single_file_that_is_no_xml_is_still_a_voc_tree(tmp_path: Path, image:
 
 def test_a_stale_filename_inside_does_not_mislead(tree: Path) -> None:
     xml(tree, annotation("C:\\photos\\a.jpg", thing()), "b")
-    assert open_dataset(tree, "train").names == ["b.jpg", "c.jpg"]
+    assert open_dataset(tree, "train").image_names == ["b.jpg", "c.jpg"]
     xml(tree, annotation("c", thing()), "zz")
     (tree / "ImageSets" / "Main" / "train.txt").write_text("zz\n")
     assert open_dataset(tree, "train").paths == [tree / "JPEGImages" / "c.jpg"]
@@ -212,7 +215,7 @@ def test_roboflow_and_flat_and_nested_trees(tmp_path: Path, image: AnyImage) -> 
         (tmp_path / "robo" / split / "x.rf.1a2b.xml").write_text(annotation("x.rf.1a2b.jpg", thing(split)))
     assert find_splits(tmp_path / "robo") == ["train", "valid"]
     val = open_dataset(tmp_path / "robo", "val")
-    assert val.names == ["x.rf.1a2b.jpg"] and val.class_names == ("train", "valid")
+    assert val.image_names == ["x.rf.1a2b.jpg"] and val.class_names == ("train", "valid")
     assert val.paths[0].parent.name == "valid"
     (tmp_path / "pets" / "annotations" / "xmls" / "deep").mkdir(parents=True)
     (tmp_path / "pets" / "annotations" / "xmls" / "deep" / "y.xml").write_text(annotation("y.PNG", thing()))

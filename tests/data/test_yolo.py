@@ -5,6 +5,7 @@ import pytest
 
 from multibox.data.formats import find_splits, open_dataset
 from multibox.errors import DataError, ImageError
+from multibox.structures import Size
 
 AnyImage = Callable[..., Path]
 YAML = "path: ../datasets/cats\ntrain: images/train\nval: images/val\ntest:\nnc: 2\nnames: [cat, no]\n"
@@ -33,8 +34,8 @@ def label(root: Path, text: str, name: str = "train/a") -> Path:
 def test_reads_fractions_into_pixels(tree: Path) -> None:
     assert find_splits(tree) == ["train", "val"]
     held = open_dataset(tree, "train")
-    assert held.class_names == ("cat", "no") and held.names == ["a.png", "b.png"]
-    assert held[0].boxes_xyxy.tolist() == [[40, 15, 60, 35], [0, 0, 20, 20]] and held[0].size == (100, 50)
+    assert held.class_names == ("cat", "no") and held.image_names == ["a.png", "b.png"]
+    assert held[0].boxes_xyxy.tolist() == [[40, 15, 60, 35], [0, 0, 20, 20]] and held[0].size == Size(50, 100)
     assert len(held[1].labels) == 0 and held.notes == ()
     assert open_dataset(tree / "data.yaml", "valid").labels.tolist() == [1]
 
@@ -59,7 +60,7 @@ def test_a_broken_line_stops_with_its_file_or_is_skipped(tree: Path, text: str, 
         open_dataset(tree, "train")
     assert str(path) in str(error.value) and expected in str(error.value) and "\n" not in str(error.value)
     held = open_dataset(tree, "train", on_bad="skip")
-    assert held.names == ["a.png", "b.png"] and held.notes == ("1 broken box was skipped: a.txt",)
+    assert held.image_names == ["a.png", "b.png"] and held.notes == ("1 broken box was skipped: a.txt",)
 
 
 def test_outlines_become_boxes_and_flat_ones_go(tree: Path) -> None:
@@ -76,7 +77,7 @@ def test_a_label_without_its_image_and_a_image_that_is_none(tree: Path) -> None:
     orphan = label(tree, "0 0.5 0.5 0.1 0.1", "train/zz")
     with pytest.raises(ImageError, match=r"zz\.txt: its image is missing from"):
         open_dataset(tree, "train")
-    assert open_dataset(tree, "train", on_bad="skip").names == ["a.png", "b.png"]
+    assert open_dataset(tree, "train", on_bad="skip").image_names == ["a.png", "b.png"]
     orphan.unlink()
     (tree / "images" / "train" / "a.png").write_bytes(b"")
     with pytest.raises(ImageError, match=r"a\.png"):
@@ -120,7 +121,7 @@ def test_list_files(tree: Path) -> None:
     )
     (tree / "data.yaml").write_text("train: train.txt\nnames: {0: cat, 1: dog}\n")
     held = open_dataset(tree)
-    assert held.names == ["a.png", "c.png"] and len(held.labels) == 3
+    assert held.image_names == ["a.png", "c.png"] and len(held.labels) == 3
     assert held.notes == ("1 image is listed twice and was taken once: a.png",)
     (tree / "train.txt").write_text("images/train/a.png\nimages/train/q.png\n")
     with pytest.raises(ImageError, match=r"train\.txt lists 'images/train/q\.png', but the image is missing"):
@@ -137,7 +138,7 @@ def test_without_data_yaml(tree: Path, image: AnyImage) -> None:
     (flat / "IMG 1.txt").write_text("1 0.5 0.5 0.5 0.5\n")
     (flat / "classes.txt").write_text("cat\ndog\n")
     held = open_dataset(flat)
-    assert held.names == ["IMG 1.JPG"] and held.labels.tolist() == [1]
+    assert held.image_names == ["IMG 1.JPG"] and held.labels.tolist() == [1]
 
 
 def test_label_studio_and_coco128(tree: Path) -> None:
@@ -152,4 +153,4 @@ def test_label_studio_and_coco128(tree: Path) -> None:
 def test_darknet(shared: Path) -> None:
     held = open_dataset(shared / "voc100" / "gts" / "yolo_format", "train")
     assert (len(held), len(held.labels), len(held.class_names)) == (100, 273, 20)
-    assert held.names[0] == "2007_001585.jpg" and held.paths[0].parent.name == "images"
+    assert held.image_names[0] == "2007_001585.jpg" and held.paths[0].parent.name == "images"

@@ -19,6 +19,7 @@ from multibox.benchmarking.torchvision_peer import EXACT, agree, eager_subject
 from multibox.benchmarking.workload import LOADS, synthetic_images, synthetic_outputs
 from multibox.exporting import export
 from multibox.models.build import measure
+from multibox.structures import Size
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,9 +44,9 @@ def test_the_parts_are_the_whole(subject, tiny):
     eager = eager_subject(tiny, "float32")
     assert subject.flops == eager.flops == 2 * measure(tiny.config, 3).multiply_adds
     assert subject.outputs == eager.outputs
-    images = synthetic_images(3, (64, 64))
+    images = synthetic_images(3, Size(64, 64))
     assert agree("both", eager.predict(images), subject.predict(images), EXACT).detections > 100
-    times = subject.run(synthetic_images(2, (50, 40)))
+    times = subject.run(synthetic_images(2, Size(40, 50)))
     assert set(times) == {*PARTS, WHOLE} and all(value > 0 for value in times.values())
     for load in LOADS:
         outputs = synthetic_outputs(load, (2, *eager.outputs), "softmax", eager.threshold)
@@ -69,7 +70,7 @@ def test_without_onnx_only_the_whole_is_timed(file, monkeypatch):
         monkeypatch.setattr(f"{module}.find_spec", lambda name: None)
     found = exported_subject(file, 1)
     assert found.how == subjects.UNCUT and found.post is None
-    assert set(found.run(synthetic_images(1, (50, 40)))) == {WHOLE}
+    assert set(found.run(synthetic_images(1, Size(40, 50)))) == {WHOLE}
 
 
 def test_a_report_of_a_file(file, monkeypatch):

@@ -22,7 +22,7 @@ from multibox.inference.engines import FORMAT_VERSION, openvino_core
 from multibox.models.anchor_layout import anchors_for
 from multibox.postprocess import detect
 from multibox.presets import PRESETS
-from multibox.structures import Detections
+from multibox.structures import Detections, Size
 
 from .conftest import make_detector
 
@@ -64,9 +64,7 @@ def eager(detector, batch, **changed):
     size = config.model.input_size
     pixels = np.stack([np.asarray(resize_image(Image.fromarray(each), size)) for each in batch])
     outputs = detector.model(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-    return detect(
-        outputs, anchors_for(outputs, config), [(batch.shape[2], batch.shape[1])] * len(batch), config, detector.names
-    )
+    return detect(outputs, anchors_for(outputs, config), [Size(*batch.shape[1:3])] * len(batch), config, detector.names)
 
 
 def found_in(answer, names):

@@ -14,12 +14,12 @@ from multibox.exporting.graph_parts import Limits, decoding_table, find
 from multibox.exporting.verify import match
 from multibox.models.anchor_layout import anchors_for, make_anchors
 from multibox.postprocess import detect
-from multibox.structures import Detections
+from multibox.structures import Detections, Size
 from multibox.tensors import HeadOutputs
 
 from .conftest import RUNTIMES, build, open_in
 
-SHAPES = ((8, 8), (4, 4))
+SHAPES = (Size(8, 8), Size(4, 4))
 SIZES = {"anchors.sizes": ((0.2, 0.27), (0.5, 0.6)), "anchors.ratios": ((1.0, 2.0, 0.5), (1.0, 2.0, 0.5))}
 NAMES = ("a", "b", "c")
 SCALE = np.array([200, 100, 200, 100], np.float32)
@@ -69,7 +69,7 @@ def answers(config, run, logits, offsets, names=NAMES):
         feeds[name] = np.array(getattr(config.post, name), np.float32)
     found = run({**feeds, "max_detections": np.array(config.post.max_detections, np.int64)})
     outputs = HeadOutputs(torch.from_numpy(logits), torch.from_numpy(offsets), SHAPES)
-    return found, detect(outputs, anchors_for(outputs, config), [(200, 100)] * len(logits), config, names)
+    return found, detect(outputs, anchors_for(outputs, config), [Size(100, 200)] * len(logits), config, names)
 
 
 def check(found, wanted):

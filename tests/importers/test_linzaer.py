@@ -14,6 +14,7 @@ from multibox.inference.detector import load
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.weights import read_state
 from multibox.ops.coding import decode
+from multibox.structures import Size
 
 RAW = "version-RFB-320_without_postprocessing"
 FACES = ("1.jpg", "10.jpg", "15.jpg")
@@ -69,7 +70,7 @@ def test_outputs_equal_onnxruntime_on_another_photograph(detector, folder, share
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(folder / f"{RAW}.onnx", options, providers=["CPUExecutionProvider"])
-    pixels = np.asarray(resize_image(read_image(shared / "data/photos/person.jpg"), (240, 320)))
+    pixels = np.asarray(resize_image(read_image(shared / "data/photos/person.jpg"), Size(240, 320)))
     image = pixels.transpose(2, 0, 1)[None].astype(np.float32)
     scores, offsets = session.run(None, {"input": (image - 127) / 128})
     outputs = run(detector, image)

@@ -21,11 +21,12 @@ from multibox.importers import import_file, tflite
 from multibox.inference.detector import load
 from multibox.models.anchor_layout import make_anchors
 from multibox.ops import decode, nms
+from multibox.structures import Size
 
 FILE = "coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite"
 BROKEN = r"net\.tflite is a broken TF Lite file \(.+\); was it copied whole\?$"
 BOX = "BoxPredictor_0/BoxEncodingPredictor"
-MAPS = ((19, 19), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1))
+MAPS = tuple(Size(side, side) for side in (19, 10, 5, 3, 2, 1))
 VOC_TO_COCO = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 VOC_TO_COCO |= {"diningtable": "dining table", "pottedplant": "potted plant"}
 

@@ -18,6 +18,7 @@ from multibox.importers.pytorch_ssds import read_torchvision
 from multibox.inference.detector import load
 from multibox.models.anchor_layout import anchors_for, make_anchors
 from multibox.postprocess import detect
+from multibox.structures import Size
 from multibox.tensors import HeadOutputs
 
 MAKERS = {"ssd300": ssd300_vgg16, "ssdlite": ssdlite320_mobilenet_v3_large}
@@ -85,7 +86,7 @@ def noise(count, size):
 
     def blobs(cells):
         image = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
-        return np.asarray(resize_image(image, (size, size)))
+        return np.asarray(resize_image(image, Size(size, size)))
 
     return [
         (0.5 * blobs(4) + 0.3 * blobs(16) + 0.15 * blobs(64) + 0.05 * blobs(size)).astype(np.uint8)
@@ -157,7 +158,7 @@ def check(trained, case, images):
     candidates = (scores > post.score_threshold).sum((1, 2)).tolist()
     equal_input = HeadOutputs(raw["cls_logits"], raw["bbox_regression"], outputs.feature_shapes)
     found, end_to_end = (
-        detect(each, anchors_for(each, ours.config), [(size, size)] * len(images), ours.config, ours.names)
+        detect(each, anchors_for(each, ours.config), [Size(size, size)] * len(images), ours.config, ours.names)
         for each in (equal_input, outputs)
     )
     for one, other, whole, count in zip(wanted, found, end_to_end, candidates, strict=True):

@@ -12,6 +12,7 @@ from multibox.errors import ConfigError
 from multibox.losses.elementwise import cross_entropy, focal_loss, l1, l2, sigmoid_focal, smooth_l1
 from multibox.losses.multibox_loss import multibox_loss
 from multibox.losses.targets import Targets
+from multibox.structures import Size
 from multibox.tensors import HeadOutputs
 
 X = (-3, -2, -1, -0.5, -0.1, -0.005, 0.01, 0.1, 0.5, 1, 2, 3, 4, 5)
@@ -239,7 +240,7 @@ def test_d2ls_means():
     # The same by the multibox loss, which sees the offsets of positives only
     image, anchor = torch.tensor([0, 0]), torch.tensor([1, 3])
     targets = Targets(labels[None], torch.zeros(1, 4), image, anchor, *zero_offsets(2))
-    outputs = HeadOutputs(logits[None], offsets[None], ((2, 2),))
+    outputs = HeadOutputs(logits[None], offsets[None], (Size(2, 2),))
     for kind, expected in (("l1", 0.3125), ("smooth_l1", 0.25)):
         parts = multibox_loss(outputs, targets, LossConfig(localization=kind, normalizer="anchors"))
         assert parts.classification.item() == pytest.approx(0.410038, abs=1e-6)
@@ -259,6 +260,6 @@ def test_sums_of_cross_entropy_by_caffe_and_hikapok(negatives, normalizer, expec
     anchor = torch.arange(3)
     overlap = torch.zeros(1, 3 + negatives)
     targets = Targets(labels[None], overlap, torch.zeros_like(anchor), anchor, *zero_offsets(3))
-    outputs = HeadOutputs(logits[None], torch.zeros(1, 3 + negatives, 4), ((1, 3 + negatives),))
+    outputs = HeadOutputs(logits[None], torch.zeros(1, 3 + negatives, 4), (Size(1, 3 + negatives),))
     parts = multibox_loss(outputs, targets, LossConfig(normalizer=normalizer, negative_ratio=3))
     assert parts.classification.item() == pytest.approx(expected)

@@ -8,6 +8,7 @@ import torch
 from multibox.losses.multibox_loss import multibox_loss, select_anchors
 from multibox.losses.targets import Targets, make_targets
 from multibox.presets import resolve
+from multibox.structures import Size
 from multibox.tensors import HeadOutputs
 
 CAFFE, HIKAPOK = resolve("ssd300-vgg16", "caffe"), resolve("ssd300-vgg16", "hikapok")
@@ -34,7 +35,7 @@ def case(positives, negatives):
     labels = torch.tensor([[1] * len(positives) + [0] * len(negatives)])
     anchors = torch.arange(len(positives))
     targets = rows(labels, torch.zeros_like(anchors), anchors, torch.zeros(len(positives), 4))
-    return HeadOutputs(logits, torch.zeros(1, count, 4), ((1, count),)), targets
+    return HeadOutputs(logits, torch.zeros(1, count, 4), (Size(1, count),)), targets
 
 
 @pytest.mark.parametrize(("negatives", "caffe", "hikapok"), [(9, 2.1, 2.1), (3, 1.1, 2.2)])
@@ -85,7 +86,7 @@ def test_whole_losses_equal_plain_ones(lineage, config):
     labels = torch.randint(0, 20, (3, 4), generator=generator)
     gt[2, 1:], labels[2, 1:] = -1, -1
     outputs = HeadOutputs(
-        torch.randn(3, 300, 21, generator=generator) * 2, torch.randn(3, 300, 4, generator=generator), ((15, 20),)
+        torch.randn(3, 300, 21, generator=generator) * 2, torch.randn(3, 300, 4, generator=generator), (Size(15, 20),)
     )
     targets = make_targets(anchors, gt, labels, config.matching, config.model)
     assert len(targets.anchor) > 10
@@ -99,7 +100,7 @@ def test_nvidia_divides_image_by_image():
     config = resolve("ssd300-resnet50", "nvidia")
     one, few = case([0.2, 1.0, 0.6], [0.5] * 9), case([0.4], [0.3] * 11)
     logits = torch.cat([one[0].logits, few[0].logits])
-    outputs = HeadOutputs(logits, torch.zeros(2, 12, 4), ((1, 12),))
+    outputs = HeadOutputs(logits, torch.zeros(2, 12, 4), (Size(1, 12),))
     image, anchor = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 2, 0])
     labels = torch.cat([one[1].labels, few[1].labels])
     targets = rows(labels, image, anchor, torch.full((4, 4), 2.0))

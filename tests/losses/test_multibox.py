@@ -5,6 +5,7 @@ from multibox.config import LossConfig, MatchingConfig, ModelConfig
 from multibox.losses.multibox_loss import multibox_loss, select_anchors
 from multibox.losses.targets import make_targets
 from multibox.presets import resolve
+from multibox.structures import Size
 from multibox.tensors import HeadOutputs
 
 ANCHORS = torch.tensor(
@@ -25,7 +26,7 @@ EMPTY = torch.full((1, 2, 4), -1.0), torch.full((1, 2), -1)
 def outputs(batch=1, logits=3):
     torch.manual_seed(0)
     return HeadOutputs(
-        torch.randn(batch, 5, logits, requires_grad=True), torch.randn(batch, 5, 4, requires_grad=True), ((1, 5),)
+        torch.randn(batch, 5, logits, requires_grad=True), torch.randn(batch, 5, 4, requires_grad=True), (Size(1, 5),)
     )
 
 
@@ -117,7 +118,7 @@ def test_sigmoid_heads_learn_one_column_per_class():
     logits = torch.full((1, 5, 2), -20.0)
     made = targets()
     logits[made.image, made.anchor, made.labels[made.image, made.anchor] - 1] = 20.0
-    out = HeadOutputs(logits, torch.zeros(1, 5, 4), ((1, 5),))
+    out = HeadOutputs(logits, torch.zeros(1, 5, 4), (Size(1, 5),))
     assert multibox_loss(out, made, LossConfig(classification="sigmoid_focal")).classification < 1e-6
 
 

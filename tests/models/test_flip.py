@@ -8,6 +8,7 @@ from multibox.models.build import build_model
 from multibox.models.prediction import mean_with_mirrored, mirrored_order, unmirror
 from multibox.ops.coding import decode
 from multibox.presets import resolve
+from multibox.structures import Size
 from multibox.tensors import HeadOutputs
 
 SMALL = {"model.input_size": [64, 96], "anchors.fit": "none", "model.score": "softmax"}
@@ -37,7 +38,7 @@ def test_order_reverses_columns_and_keeps_rows_and_kinds():
 
 def test_center_size_on_an_even_grid_only_negates_cx():
     config = resolve("tinyssd", changes=SMALL)
-    shapes = ((8, 12), (4, 6), (2, 3), (1, 2), (1, 1))
+    shapes = (Size(8, 12), Size(4, 6), Size(2, 3), Size(1, 2), Size(1, 1))
     outputs = outputs_for(config, shapes)
     back = unmirror(outputs, config)
     order = mirrored_order(shapes, anchors_per_cell(config))
@@ -51,10 +52,10 @@ def test_center_size_on_an_even_grid_only_negates_cx():
 def test_boxes_are_mirrored_whatever_the_coder_and_the_steps(coder, preset):
     size = [64, 96] if preset == "tinyssd" else [300, 300]
     config = resolve(preset, changes={"model.input_size": size, "anchors.fit": "none", "model.coder": coder})
-    shapes = ((4, 6), (2, 3), (2, 3), (1, 2), (1, 1), (1, 1))[: len(anchors_per_cell(config))]
+    shapes = (Size(4, 6), Size(2, 3), Size(2, 3), Size(1, 2), Size(1, 1), Size(1, 1))[: len(anchors_per_cell(config))]
     if preset == "ssd300-vgg16":
         # 8 pixels x 38 cells are 304, 32 x 10 are 320: these maps are not their own mirror images
-        shapes = ((38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1))
+        shapes = (Size(38, 38), Size(19, 19), Size(10, 10), Size(5, 5), Size(3, 3), Size(1, 1))
         anchors = make_anchors(config.anchors, shapes, (300, 300))
         shift = (mirrored(anchors)[mirrored_order(shapes, anchors_per_cell(config))] - anchors)[..., 0].abs() * 300
         assert shift[: 38 * 38 * 4].max() == pytest.approx(4, abs=0.01)

@@ -67,7 +67,7 @@ def test_rare_classes_and_empty_images_are_counted(tmp_path):
         "3 classes have fewer than 20 objects to learn from: never (0), a (19), b (19); expect little of them"
     ]
     empty = dataclasses.replace(
-        sound, starts=np.append(sound.starts, sound.starts[-1]), names=[*sound.names, "x"],
+        sound, starts=np.append(sound.starts, sound.starts[-1]), image_names=[*sound.image_names, "x"],
         paths=[*sound.paths, sound.paths[0]], sizes=[*sound.sizes, None], offsets=[*sound.offsets, None],
     )  # fmt: skip
     assert look_at_boxes(empty, CONFIG)[-1].startswith("1 image has no objects, of 21")

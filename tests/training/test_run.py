@@ -45,8 +45,8 @@ def test_the_folder_alone_resumes_the_run_from_anywhere(squares, tmp_path, monke
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     second = prepare(None, RunOptions(resume=tmp_path / "run"))
-    assert second.validation.dataset.names == first.validation.dataset.names
-    assert second.training.names == first.training.names
+    assert second.validation.dataset.image_names == first.validation.dataset.image_names
+    assert second.training.image_names == first.training.image_names
     assert second.pace.total == first.pace.total == 6
     second.fit()
     assert second.pace.step == 6
@@ -56,7 +56,7 @@ def test_the_folder_alone_resumes_the_run_from_anywhere(squares, tmp_path, monke
 def test_a_resumed_run_validates_on_the_same_images(squares, tmp_path, split, validated):
     first = stopped(squares, options(tmp_path / "run", epochs=2, val_split=split), 1)
     second = prepare(None, RunOptions(resume=tmp_path / "run"))
-    names = [None if t.validation is None else t.validation.dataset.names for t in (first, second)]
+    names = [None if t.validation is None else t.validation.dataset.image_names for t in (first, second)]
     assert names[0] == names[1]
     assert validated == (None if names[0] is None else len(names[0]))
 

@@ -312,7 +312,7 @@ def test_a_held_out_image_with_the_only_object_is_refused(draw_squares, tmp_path
     data = draw_squares(tmp_path / "data", 2)
     (data / "ImageSets" / "Main" / "val.txt").unlink()
     (data / "ImageSets" / "Main" / "train.txt").write_text("000\n001\n")
-    (held,) = prepare(data, options(tmp_path / "run")).validation.dataset.names
+    (held,) = prepare(data, options(tmp_path / "run")).validation.dataset.image_names
     for path in (data / "Annotations").iterdir():
         if path.stem not in held:
             path.write_text("<annotation><filename>" + path.stem + ".png</filename></annotation>")

@@ -11,7 +11,7 @@ from multibox.data.formats.text import counted
 from multibox.data.images import image_size, sample_size
 from multibox.errors import ImageError
 from multibox.models.anchor_layout import cell_shapes
-from multibox.structures import Boxes, Dataset
+from multibox.structures import Boxes, Dataset, Size
 
 SAMPLED = 200
 """Images whose files are opened, for their sizes; evenly spaced over the data."""
@@ -49,9 +49,9 @@ class _Objects(NamedTuple):
         """Width and height of each box over those of its image."""
         return (self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]) / self.image_wh
 
-    def sides(self, size: Sequence[int]) -> NDArray[np.float64]:
+    def sides(self, size: Size) -> NDArray[np.float64]:
         """Return the square root of each box's area in pixels of an input of (height, width)."""
-        return np.sqrt((self.fractions_wh * (size[1], size[0])).prod(1))
+        return np.sqrt((self.fractions_wh * (size.width, size.height)).prod(1))
 
 
 def look_at_boxes(dataset: Dataset, config: Config) -> list[str]:
@@ -80,11 +80,11 @@ def sample_objects(dataset: Dataset) -> _Objects:
         except ImageError:
             continue
         boxes.append(sample.boxes_xyxy[~sample.crowd])
-        sizes.append(np.tile(np.array(size, np.float64), (len(boxes[-1]), 1)))
+        sizes.append(np.tile(np.array([size.width, size.height], np.float64), (len(boxes[-1]), 1)))
     return _Objects(np.concatenate(boxes), np.concatenate(sizes))
 
 
-def median_side(dataset: Dataset, size: Sequence[int]) -> float | None:
+def median_side(dataset: Dataset, size: Size) -> float | None:
     """Return the median of the objects' sides (square root of the area) in pixels of an input of (height, width)."""
     objects = sample_objects(dataset)
     return float(np.median(objects.sides(size))) if len(objects.boxes_xyxy) else None

@@ -14,9 +14,10 @@ ROUNDS = 50
 
 def box_shapes(dataset: Dataset) -> Shapes:
     """Return width and height of every box as fractions of its image, [N, 2]; crowds are left out."""
-    sizes = np.array([sample_size(sample) for sample in dataset], np.float64).reshape(-1, 2)
+    # Size is (height, width)
+    sizes_wh = np.array([sample_size(sample)[::-1] for sample in dataset], np.float64).reshape(-1, 2)
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.starts))
-    return ((dataset.boxes_xyxy[:, 2:] - dataset.boxes_xyxy[:, :2]) / sizes[owner])[~dataset.crowd]
+    return ((dataset.boxes_xyxy[:, 2:] - dataset.boxes_xyxy[:, :2]) / sizes_wh[owner])[~dataset.crowd]
 
 
 def fit_shapes(shapes_wh: Shapes, base: LevelShapes, per_cell: int, seed: int = 0) -> LevelShapes:

@@ -24,6 +24,7 @@ from multibox.data.images import decode_image
 from multibox.errors import ConfigError
 from multibox.inference.engines import SUFFIXES
 from multibox.inference.load import checked_threads
+from multibox.structures import Size
 
 BATCHES = (1, 8)
 DECODE = "decode"
@@ -166,7 +167,7 @@ def _post_rows(subjects: Sequence[Subject], image: Pixels, rounds: int) -> tuple
     rows, notes = [], []
     for load in LOADS:
         outputs = synthetic_outputs(load, (1, *first.outputs), first.score, first.threshold)
-        size = (image.shape[1], image.shape[0])
+        size = Size(*image.shape[:2])
         works: dict[str, Work] = {each.name: _quiet(each.post(outputs, size)) for each in known if each.post}
         found = take_turns(works, rounds)
         rows.append(Row(f"post-process, {load}", 1, tuple(found.get(each.name, {}).get(WHOLE) for each in subjects)))

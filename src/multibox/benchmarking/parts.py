@@ -20,6 +20,7 @@ from multibox.inference.engines import (
     openvino_core,
     unlocked,
 )
+from multibox.structures import Size
 
 Run = Callable[[Mapping[str, NDArray[Any]]], Any]
 HEADS = ("logits", "offsets")
@@ -46,14 +47,12 @@ class Parts(NamedTuple):
     ceiling: Callable[[], float]
 
 
-def openvino_parts(
-    path: Path, size: tuple[int, int], threads: int | None = None, precision: str | None = None
-) -> Parts:
+def openvino_parts(path: Path, size: Size, threads: int | None = None, precision: str | None = None) -> Parts:
     """Cut a .onnx or .xml file for OpenVINO.
 
     Args:
         path: the file.
-        size: height and width of the network's input.
+        size: of the network's input.
         threads: as `open_engine` takes them, like the precision.
         precision: of the network.
     """
@@ -71,14 +70,14 @@ def openvino_parts(
     )
 
 
-def fixed_network(path: Path, batch: int, size: tuple[int, int]) -> Any:
+def fixed_network(path: Path, batch: int, size: Size) -> Any:
     """Return a file's network alone as openvino.Model for one batch size, which is the fastest it can be."""
     network = _cut_openvino(path, "network")
     network.reshape([batch, 3, *size])
     return network
 
 
-def openvino_network(path: Path, batch: int, size: tuple[int, int], threads: int | None, precision: str | None) -> Run:
+def openvino_network(path: Path, batch: int, size: Size, threads: int | None, precision: str | None) -> Run:
     """Compile a file's network alone for one batch size."""
     return _call(compile_openvino(fixed_network(path, batch, size), threads, precision))
 

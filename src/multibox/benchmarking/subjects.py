@@ -16,7 +16,7 @@ from multibox.benchmarking.workload import Images, Outputs
 from multibox.errors import MultiboxError
 from multibox.inference.engines import LIMITS
 from multibox.inference.load import ExportedDetector, open_exported
-from multibox.structures import Detections
+from multibox.structures import Detections, Size
 
 PARTS = ("preprocess", "network", "post-process")
 
@@ -34,8 +34,8 @@ class Subject(NamedTuple):
     """Decoded images to detections above the config's score threshold."""
     run: Callable[[Images], Seconds]
     """The same, with a stopwatch: the seconds of `PARTS` (where they can be told apart) and of the whole."""
-    post: Callable[[Outputs, tuple[int, int]], Callable[[], list[Detections]]] | None
-    """From a network's outputs and the images' (width, height) to post-processing alone, ready to run."""
+    post: Callable[[Outputs, Size], Callable[[], list[Detections]]] | None
+    """From a network's outputs and the images' size to post-processing alone, ready to run."""
     flops: int | None
     """Of the network for one image; a multiplication and an addition count as two."""
     ceiling: Callable[[], float]
@@ -87,11 +87,9 @@ def exported_subject(path: Path, threads: int | None = None, precision: str | No
     )
 
 
-def post_of(
-    parts: Parts, detector: ExportedDetector, outputs: Outputs, image: tuple[int, int]
-) -> Callable[[], list[Detections]]:
+def post_of(parts: Parts, detector: ExportedDetector, outputs: Outputs, image: Size) -> Callable[[], list[Detections]]:
     """Return the file's post-processing alone, ready to run; what it takes and gives is said at `Subject.post`."""
-    images = np.zeros((len(outputs.logits), image[1], image[0], 3), np.uint8)
+    images = np.zeros((len(outputs.logits), *image, 3), np.uint8)
     feeds = {"images": images, **_limits(detector), **outputs._asdict()}
 
     def work() -> list[Detections]:
@@ -105,7 +103,7 @@ def post_of(
 
 def _cut(detector: ExportedDetector, path: Path, threads: int | None, precision: str | None) -> Parts | None:
     if detector.engine.name != "onnxruntime":
-        return openvino_parts(path, tuple(detector.about["input_size"]), threads, precision)
+        return openvino_parts(path, Size(*detector.about["input_size"]), threads, precision)
     return onnx_parts(path, threads) if find_spec("onnx") else None
 
 

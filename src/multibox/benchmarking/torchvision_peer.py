@@ -28,7 +28,7 @@ from multibox.models.anchor_layout import anchors_for, make_anchors
 from multibox.models.build import measure
 from multibox.ops.boxes import pairwise_iou
 from multibox.postprocess import detect
-from multibox.structures import Detections
+from multibox.structures import Detections, Size
 from multibox.tensors import HeadOutputs
 from multibox.training.step import autocast
 
@@ -151,7 +151,7 @@ def eager_subject(detector: Detector, precision: str) -> Subject:
         times = (started, *watched.span, ended)
         return dict(zip(PARTS, _gaps(times), strict=True)) | {WHOLE: ended - started}
 
-    def post(outputs: Outputs, image: tuple[int, int]) -> Callable[[], list[Detections]]:
+    def post(outputs: Outputs, image: Size) -> Callable[[], list[Detections]]:
         answer = HeadOutputs(torch.from_numpy(outputs.logits), torch.from_numpy(outputs.offsets), size.feature_shapes)
         sizes = [image] * len(outputs.logits)
         anchors = anchors_for(answer, config)
@@ -258,7 +258,7 @@ def _give_anchors(twin: Any, config: Config, classes: int) -> None:
     """Put the detector's anchors in place of torchvision's where those are others."""
     height, width = config.model.input_size
     shapes = measure(config, classes).feature_shapes
-    own = make_anchors(config.anchors, shapes, (height, width)) * torch.tensor([width, height, width, height])
+    own = make_anchors(config.anchors, shapes, config.model.input_size) * torch.tensor([width, height, width, height])
     images = ImageList(torch.zeros(1, 3, height, width), [(height, width)])
     (theirs,) = twin.anchor_generator(images, [torch.zeros(1, 1, *shape) for shape in shapes])
     if theirs.shape != own.shape or (theirs - own).abs().max() > ANCHORS:
@@ -286,7 +286,7 @@ def twin_subject(twin: Any, detector: Detector, precision: str) -> Subject:
         parts = zip(PARTS, stamps, stamps[1:], strict=False)
         return {name: after - before for name, before, after in parts} | {WHOLE: stamps[-1] - stamps[0]}
 
-    def post(outputs: Outputs, image: tuple[int, int]) -> Callable[[], list[Detections]]:
+    def post(outputs: Outputs, image: Size) -> Callable[[], list[Detections]]:
         answer = dict(zip(("cls_logits", "bbox_regression"), map(torch.from_numpy, outputs), strict=True))
         batch = len(outputs.logits)
         tensors = ImageList(torch.zeros(batch, 3, height, width), [(height, width)] * batch)
@@ -294,7 +294,7 @@ def twin_subject(twin: Any, detector: Detector, precision: str) -> Subject:
 
         def work() -> list[Detections]:
             found = twin.postprocess_detections(answer, anchors, tensors.image_sizes)
-            found = twin.transform.postprocess(found, tensors.image_sizes, [image[::-1]] * batch)
+            found = twin.transform.postprocess(found, tensors.image_sizes, [image] * batch)
             return [_detections(each, detector.names) for each in found]
 
         return torch.inference_mode()(work)
@@ -362,19 +362,19 @@ def torchvision_sides(detector: Detector, out: Path, threads: int | None, precis
     return found
 
 
-def compare(subjects: Sequence[Subject], size: tuple[int, int]) -> list[str]:
+def compare(subjects: Sequence[Subject], size: Size) -> list[str]:
     """Assert that all subjects find what the first one does, on images of the network's size; say how alike they are.
 
     At other sizes torchvision's resize, which does not antialias, shows the network another image.
 
     Args:
         subjects: the first one computes in float32.
-        size: height and width of the network's input.
+        size: of the network's input.
 
     Raises:
         DisagreementError: some find other objects.
     """
-    images = synthetic_images(IMAGES, (size[1], size[0]))
+    images = synthetic_images(IMAGES, size)
     first, *others = subjects
     wanted = first.predict(images)
     notes = []

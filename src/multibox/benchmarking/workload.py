@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from multibox.data.images import list_images, read_image
+from multibox.structures import Size
 
 Pixels = NDArray[np.uint8]
 Images = Sequence[Pixels]
 """uint8 RGB [h, w, 3] each."""
-SIZE = (500, 375)
-"""Width and height, as most of VOC's images have."""
+SIZE = Size(375, 500)
+"""As most of VOC's images have."""
 QUALITY = 90
 SPARSE = 300
 """Candidates an image at sparse load."""
@@ -33,23 +34,23 @@ class Outputs(NamedTuple):
     """[b, a, 4]"""
 
 
-def synthetic_images(count: int, size: tuple[int, int] = SIZE) -> list[Pixels]:
-    """Return images of soft noise with shapes on it; `size` is width and height."""
+def synthetic_images(count: int, size: Size = SIZE) -> list[Pixels]:
+    """Return images of soft noise of `size` with shapes on it."""
     rng = np.random.default_rng(0)
     return [_draw(rng, size) for _ in range(count)]
 
 
-def _draw(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
-    width, height = size
-    pixels = np.zeros((height, width, 3))
+def _draw(rng: np.random.Generator, size: Size) -> Pixels:
+    wide_tall = (size.width, size.height)
+    pixels = np.zeros((*size, 3))
     for share, cells in ((0.5, 4), (0.3, 16), (0.2, 64)):
         noise = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), np.uint8))
-        pixels += share * np.asarray(noise.resize(size, Image.Resampling.BILINEAR))
+        pixels += share * np.asarray(noise.resize(wide_tall, Image.Resampling.BILINEAR))
     image = Image.fromarray(pixels.astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(6):
-        extent = rng.uniform(0.1, 0.5, 2) * size
-        corner = rng.uniform(0, 1, 2) * (size - extent)
+        extent = rng.uniform(0.1, 0.5, 2) * wide_tall
+        corner = rng.uniform(0, 1, 2) * (wide_tall - extent)
         shape = draw.ellipse if rng.random() < 0.5 else draw.rectangle
         shape([*corner, *(corner + extent)], fill=tuple(int(value) for value in rng.integers(0, 256, 3)))
     return np.asarray(image)

@@ -127,7 +127,7 @@ def show(
     else:
         chosen = np.sort(np.resize(order, count)).tolist()
         tiles = _draws(dataset, chosen, augmentation, seed)
-    sheet = contact_sheet(tiles, captions=[dataset.names[i] for i in chosen])
+    sheet = contact_sheet(tiles, captions=[dataset.image_names[i] for i in chosen])
     image = io.BytesIO()
     sheet.save(image, "PNG" if out.suffix.lower() == ".png" else "JPEG")
     write_bytes_whole(out, image.getvalue())
@@ -142,9 +142,9 @@ def _draws(dataset: "Dataset", indices: list[int], augmentation: str, seed: int)
     from multibox.data.augmentation import find_augmentation
     from multibox.data.loading import AugmentedImages
     from multibox.plots.detections import draw_sample
-    from multibox.structures import Sample
+    from multibox.structures import Sample, Size
 
-    images = AugmentedImages(dataset, (256, 256), find_augmentation(augmentation), seed=seed)
+    images = AugmentedImages(dataset, Size(256, 256), find_augmentation(augmentation), seed=seed)
     tiles: list[Image.Image] = []
     for epoch, index in enumerate(indices):
         pixels, boxes, labels, name, _ = images[epoch, index]

@@ -122,11 +122,11 @@ def _unseen_split(trainer: "Trainer") -> str | None:
 
     data = trainer.config.data
     format = None if data.format == "auto" else data.format
-    learned = set(trainer.training.names)
+    learned = set(trainer.training.image_names)
     splits = find_splits(data.path[0], format)
     for split in sorted(splits, key=lambda name: (name != "val", name != "test", splits.index(name))):
         try:
-            names = open_dataset(data.path[0], split, format=format, on_bad="skip").names
+            names = open_dataset(data.path[0], split, format=format, on_bad="skip").image_names
         except DataError:
             continue
         if learned.isdisjoint(names):

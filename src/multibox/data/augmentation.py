@@ -29,7 +29,7 @@ from multibox.data.augmentation_ops import (
 from multibox.data.images import resize_image
 from multibox.data.mixing import CopyPaste, Mixing, MixUp, Mosaic
 from multibox.errors import ConfigError, did_you_mean
-from multibox.structures import Boxes
+from multibox.structures import Boxes, Size
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -192,20 +192,20 @@ def find_augmentation(name: str) -> tuple[Operation, ...]:
     return AUGMENTATIONS[name]
 
 
-def plan(operations: Sequence[Operation], size: tuple[int, int], boxes_xyxy: Boxes, rng: np.random.Generator) -> View:
-    """Draw all random numbers of one image: `size` is (width, height), boxes are in its pixels.
+def plan(operations: Sequence[Operation], size: Size, boxes_xyxy: Boxes, rng: np.random.Generator) -> View:
+    """Draw all random numbers of one image of `size`; boxes are in its pixels.
 
     Operations that mix images are passed over: they take what `render` returned.
     """
-    view = View(*size, boxes_xyxy)
+    view = View(size.width, size.height, boxes_xyxy)
     for operation in operations:
         if not isinstance(operation, Mixing):
             operation(view, rng)
     return view
 
 
-def render(image: Image.Image, view: View, size: tuple[int, int], fill: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Return the pixels the view shows, uint8 RGB [h, w, 3] of `size` (height, width); `fill` is beyond the image."""
+def render(image: Image.Image, view: View, size: Size, fill: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Return the pixels the view shows, uint8 RGB [h, w, 3] of `size`; `fill` is beyond the image."""
     shown = _crop_and_resize(image, view, size, fill)
     if not np.array_equal(view.colour, np.eye(3, 4)):
         shown = shown.convert("RGB", tuple(view.colour.ravel().tolist()))
@@ -226,7 +226,7 @@ def project(view: View, boxes_xyxy: Boxes) -> Boxes:
     return inside
 
 
-def _crop_and_resize(image: Image.Image, view: View, size: tuple[int, int], fill: tuple[int, int, int]) -> Image.Image:
+def _crop_and_resize(image: Image.Image, view: View, size: Size, fill: tuple[int, int, int]) -> Image.Image:
     x1, y1, x2, y2 = view.window
     inner = (max(x1, 0.0), max(y1, 0.0), min(x2, float(view.width)), min(y2, float(view.height)))
     height, width = size
@@ -239,7 +239,7 @@ def _crop_and_resize(image: Image.Image, view: View, size: tuple[int, int], fill
     top, bottom = round((inner[1] - y1) * down), round((inner[3] - y1) * down)
     high, wide = max(1, bottom - top), max(1, right - left)
     if view.resample == Image.Resampling.BILINEAR:
-        shown = resize_image(image, (high, wide), inner)
+        shown = resize_image(image, Size(high, wide), inner)
     else:
         shown = image.resize((wide, high), view.resample, box=inner)
     # Caffe and its followers distort before the resize, at full size; after it this costs a fraction

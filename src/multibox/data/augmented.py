@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multibox.data.augmentation import Operation, plan, project, render
-from multibox.data.images import load_image
+from multibox.data.images import load_image, size_of
 from multibox.data.mixing import Mixing, Scene, mix, narrow
 from multibox.data.sampling import Key
-from multibox.structures import Dataset, Sample
+from multibox.structures import Dataset, Sample, Size
 
 CACHE_BYTES = 2 << 30
 """Decoded images are kept up to this much memory in all; the rest is decoded again each time."""
 
-Item = tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64], str, tuple[int, int]]
+Item = tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64], str, Size]
 
 
 class Arrays(NamedTuple):
@@ -34,8 +34,8 @@ class Arrays(NamedTuple):
     """[b, g, 4]"""
     gt_labels: NDArray[np.int64]
     """[b, g]"""
-    names: list[str]
-    sizes: list[tuple[int, int]]
+    image_names: list[str]
+    sizes: list[Size]
 
 
 class AugmentedImages:
@@ -44,7 +44,7 @@ class AugmentedImages:
     def __init__(
         self,
         dataset: Dataset,
-        size: tuple[int, int],
+        size: Size,
         operations: Sequence[Operation],
         *,
         seed: int = 0,
@@ -68,7 +68,7 @@ class AugmentedImages:
         return {**self.__dict__, "cache": {}}
 
     def __getitem__(self, key: Key | tuple[int, ...]) -> Item:
-        """Return pixels [h, w, 3], boxes [N, 4] as fractions, labels [N], name and (width, height) of the original."""
+        """Return pixels [h, w, 3], boxes [N, 4] as fractions, labels [N], name and size of the original."""
         epoch, index, copy, mixed = key if isinstance(key, Key) else Key(key[0], key[1], key[2] if len(key) > 2 else 0)
         sample = self.dataset[index]
         image = self._image(index, sample)
@@ -76,24 +76,24 @@ class AugmentedImages:
         rng = np.random.default_rng((self.seed, epoch, index, copy) if copy else (self.seed, epoch, index))
         own, other = partial(self._scene, sample, image, rng), partial(self._other, rng)
         scene = mix(self.mixing if mixed else (), own, other, self.size, rng)
-        return scene.pixels, scene.boxes_xyxy, scene.labels, sample.name, image.size
+        return scene.pixels, scene.boxes_xyxy, scene.labels, sample.name, size_of(image)
 
     def batch(self, keys: Sequence[tuple[int, ...]]) -> Arrays:
         """Return the items of `keys` as one batch."""
         return collate_items([self[key] for key in keys])
 
-    def _other(self, rng: np.random.Generator, size: tuple[int, int]) -> Scene:
+    def _other(self, rng: np.random.Generator, size: Size) -> Scene:
         index = int(rng.integers(len(self)))
         sample = self.dataset[index]
         return self._scene(sample, self._image(index, sample), rng, size)
 
-    def _scene(self, sample: Sample, image: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Scene:
+    def _scene(self, sample: Sample, image: Image.Image, rng: np.random.Generator, size: Size) -> Scene:
         # A crowd is a region of many objects: no single box to learn
         keep = ~sample.crowd
         boxes, labels = sample.boxes_xyxy[keep], sample.labels[keep]
-        view = plan(self.operations, image.size, boxes, rng)
+        view = plan(self.operations, size_of(image), boxes, rng)
         if size != self.size:
-            narrow(view, size[1] / self.size[1], size[0] / self.size[0], rng)
+            narrow(view, size.width / self.size.width, size.height / self.size.height, rng)
         pixels = render(image, view, size, self.fill)
         kept = view.kept()
         return Scene(pixels, project(view, boxes[kept]), labels[kept])

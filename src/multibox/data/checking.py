@@ -34,7 +34,7 @@ def fingerprint(training: Dataset, validation: Dataset | None) -> str:
 
 
 def _add(digest: "hashlib._Hash", dataset: Dataset) -> None:
-    order = sorted(range(len(dataset)), key=dataset.names.__getitem__)
+    order = sorted(range(len(dataset)), key=dataset.image_names.__getitem__)
     counts = np.diff(dataset.starts)[order]
     # The rows of each image, in the order of the names
     rows = np.repeat(dataset.starts[:-1][order] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
@@ -42,7 +42,7 @@ def _add(digest: "hashlib._Hash", dataset: Dataset) -> None:
     for path in dataset.paths:
         if path not in sizes:
             sizes[path] = _bytes_of(path)
-    texts = ["\0".join(dataset.class_names), *(dataset.names[i] for i in order)]
+    texts = ["\0".join(dataset.class_names), *(dataset.image_names[i] for i in order)]
     digest.update("\n".join(f"{len(text)} {text}" for text in texts).encode("utf-8", "surrogatepass"))
     boxes = np.rint(dataset.boxes_xyxy[rows] * _PER_PIXEL).astype(np.int64)
     flags = np.stack([dataset.difficult[rows], dataset.crowd[rows]]).astype(np.uint8)

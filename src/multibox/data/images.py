@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multibox.errors import ImageError
-from multibox.structures import Sample
+from multibox.structures import Sample, Size
 
 SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jif", ".jp2", ".jpe", ".jpeg", ".jpg"}
@@ -102,8 +102,8 @@ def upright_rgb(image: Image.Image, where: str = "the image") -> Image.Image:
         raise _broken(where, error) from error
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Return width and height as shown (after EXIF orientation), from the header alone.
+def image_size(path: str | Path) -> Size:
+    """Return the size as shown (after EXIF orientation), from the header alone.
 
     Raises:
         ImageError: the file is missing, empty, no image, or too large to be decoded safely.
@@ -116,24 +116,26 @@ def image_size(path: str | Path) -> tuple[int, int]:
                 # Pillow versions differ in whether they turn a TIFF's size before loading it.
                 width, height = int(image.tag_v2[256]), int(image.tag_v2[257])  # pyright: ignore[reportAttributeAccessIssue]
             if image.format == "PNG" and not _png_may_be_turned(path):
-                return width, height
+                return Size(height, width)
             sideways = _orientation(image) in _SIDEWAYS
-            return (height, width) if sideways else (width, height)
+            return Size(width, height) if sideways else Size(height, width)
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-def resize_image(
-    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
-) -> Image.Image:
-    """Resize to `size` = (height, width): bilinear, half-pixel centres, antialiased when shrinking.
+def size_of(image: Image.Image) -> Size:
+    """Return the size of an opened image; Pillow's own `.size` is (width, height)."""
+    return Size(image.height, image.width)
+
+
+def resize_image(image: Image.Image, size: Size, box: tuple[float, float, float, float] | None = None) -> Image.Image:
+    """Resize to `size`: bilinear, half-pixel centres, antialiased when shrinking.
 
     `box` (x1, y1, x2, y2), in source pixels and not necessarily whole, is the part to take; it must lie inside the
     image and have an area, else Pillow raises ValueError. This is the only resize of the project: training,
     evaluation and prediction call it, and exported graphs repeat it to within one grey level.
     """
-    height, width = size
-    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return image.resize((size.width, size.height), Image.Resampling.BILINEAR, box=box)
 
 
 class Listing(NamedTuple):
@@ -368,8 +370,8 @@ def load_image(sample: Sample) -> Image.Image:
     return decode_image(read_record_image(sample.path, sample.offset), f"{sample.path}, record {sample.name}")
 
 
-def sample_size(sample: Sample) -> tuple[int, int]:
-    """Return width and height of the sample's image: from its label, else from the image's header."""
+def sample_size(sample: Sample) -> Size:
+    """Return the size of the sample's image: from its label, else from the image's header."""
     if sample.size is not None:
         return sample.size
-    return image_size(sample.path) if sample.offset is None else load_image(sample).size
+    return image_size(sample.path) if sample.offset is None else size_of(load_image(sample))

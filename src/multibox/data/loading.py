@@ -208,7 +208,7 @@ def _prepare(images: AugmentedImages, keys: Keys, pin: bool) -> Batch:
 def _to_batch(arrays: Arrays, pin: bool) -> Batch:
     images = torch.from_numpy(arrays.images).permute(0, 3, 1, 2)
     labels = torch.from_numpy(arrays.gt_labels)
-    batch = Batch(images, torch.from_numpy(arrays.gt_xyxy), labels, arrays.names, arrays.sizes)
+    batch = Batch(images, torch.from_numpy(arrays.gt_xyxy), labels, arrays.image_names, arrays.sizes)
     return batch.pin_memory() if pin else batch
 
 

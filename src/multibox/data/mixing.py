@@ -15,7 +15,7 @@ from PIL import Image
 
 from multibox.data.augmentation_ops import MINIMUM_VISIBLE, Fractions, View
 from multibox.data.images import resize_image
-from multibox.structures import Boxes, Labels
+from multibox.structures import Boxes, Labels, Size
 
 
 class Scene(NamedTuple):
@@ -29,8 +29,8 @@ class Scene(NamedTuple):
     """[N]"""
 
 
-Draw = Callable[[tuple[int, int]], Scene]
-"""Render an image at (height, width) through the recipe's other operations; see `narrow` for other shapes."""
+Draw = Callable[[Size], Scene]
+"""Render an image at a size through the recipe's other operations; see `narrow` for other shapes."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ class Mosaic:
     centre: tuple[float, float] = (0.3, 0.7)
     """Range of the centre, as shares of the width and of the height."""
 
-    def __call__(self, own: Draw, other: Draw, size: tuple[int, int], rng: np.random.Generator) -> Scene:
-        """Return the mosaic, of `size` (height, width)."""
+    def __call__(self, own: Draw, other: Draw, size: Size, rng: np.random.Generator) -> Scene:
+        """Return the mosaic, of `size`."""
         height, width = size
         x, y = (round(side * rng.uniform(*self.centre)) for side in (width, height))
         places = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
         pixels = np.empty((height, width, 3), np.uint8)
         boxes, labels = [], []
         for draw, (x1, y1, x2, y2) in zip((own, other, other, other), places, strict=True):
-            quarter = draw((y2 - y1, x2 - x1))
+            quarter = draw(Size(y2 - y1, x2 - x1))
             pixels[y1:y2, x1:x2] = quarter.pixels
             boxes.append((quarter.boxes_xyxy * _sides(x2 - x1, y2 - y1) + (x1, y1, x1, y1)) / _sides(width, height))
             labels.append(quarter.labels)
@@ -72,8 +72,8 @@ class MixUp:
     concentration: float = 32.0
     """Both parameters of the Beta distribution; its standard deviation is 1 / sqrt(8 concentration + 4)."""
 
-    def __call__(self, own: Draw, other: Draw, size: tuple[int, int], rng: np.random.Generator) -> Scene:
-        """Return the blended image, of `size` (height, width)."""
+    def __call__(self, own: Draw, other: Draw, size: Size, rng: np.random.Generator) -> Scene:
+        """Return the blended image, of `size`."""
         first, second = own(size), other(size)
         part = round(256 * rng.beta(self.concentration, self.concentration))
         mixed = np.multiply(first.pixels, part, dtype=np.uint16)
@@ -105,8 +105,8 @@ class CopyPaste:
     tries: int = 30
     """Places drawn, of which the one that hides least is taken; a patch that finds none is left out."""
 
-    def __call__(self, own: Draw, other: Draw, size: tuple[int, int], rng: np.random.Generator) -> Scene:
-        """Return the image with the patches, of `size` (height, width)."""
+    def __call__(self, own: Draw, other: Draw, size: Size, rng: np.random.Generator) -> Scene:
+        """Return the image with the patches, of `size`."""
         scene, source = own(size), other(size)
         pixels, extent = np.array(scene.pixels), _sides(size[1], size[0])
         boxes, labels = scene.boxes_xyxy * extent, scene.labels
@@ -139,17 +139,15 @@ class CopyPaste:
         left, top = max(0, math.floor(x1 - across)), max(0, math.floor(y1 - down))
         return left, top, min(width, math.ceil(x2 + across)), min(height, math.ceil(y2 + down))
 
-    def _shape(
-        self, rectangle: tuple[int, int, int, int], size: tuple[int, int], rng: np.random.Generator
-    ) -> tuple[int, int]:
-        """Return height and width of the patch when pasted."""
+    def _shape(self, rectangle: tuple[int, int, int, int], size: Size, rng: np.random.Generator) -> Size:
+        """Return the size of the patch when pasted."""
         scale = math.exp(rng.uniform(*np.log(self.scale)))
         width, height = rectangle[2] - rectangle[0], rectangle[3] - rectangle[1]
         scale = min(scale, size[0] / height, size[1] / width)
-        return max(1, round(height * scale)), max(1, round(width * scale))
+        return Size(max(1, round(height * scale)), max(1, round(width * scale)))
 
     def _place(
-        self, shape: tuple[int, int], size: tuple[int, int], boxes: Boxes, hidden: Fractions, rng: np.random.Generator
+        self, shape: Size, size: Size, boxes: Boxes, hidden: Fractions, rng: np.random.Generator
     ) -> tuple[int, int] | None:
         """Return left and top of the place that hides least; None where each leaves an object half hidden."""
         room = (size[1] - shape[1] + 1, size[0] - shape[0] + 1)
@@ -167,8 +165,8 @@ class CopyPaste:
 Mixing = Mosaic | MixUp | CopyPaste
 
 
-def mix(operations: Sequence[Mixing], own: Draw, other: Draw, size: tuple[int, int], rng: np.random.Generator) -> Scene:
-    """Return the own image, of `size` (height, width), after those operations that take place, in order.
+def mix(operations: Sequence[Mixing], own: Draw, other: Draw, size: Size, rng: np.random.Generator) -> Scene:
+    """Return the own image, of `size`, after those operations that take place, in order.
 
     `own` draws the item's image, `other` another one every time; both draw their random numbers from `rng`.
     """
@@ -209,9 +207,7 @@ def _cut(source: Scene, rectangle: tuple[int, int, int, int], chosen: int) -> tu
     return Scene(source.pixels[y1:y2, x1:x2], fractions[shown], source.labels[shown]), fractions[chosen]
 
 
-def _paste(
-    pixels: NDArray[np.uint8], patch: NDArray[np.uint8], shape: tuple[int, int], inner: Fractions, x: int, y: int
-) -> None:
+def _paste(pixels: NDArray[np.uint8], patch: NDArray[np.uint8], shape: Size, inner: Fractions, x: int, y: int) -> None:
     """Scale a patch to `shape` and lay it over `pixels` in place, fading in from its border to the `inner` box."""
     scaled = np.asarray(resize_image(Image.fromarray(np.ascontiguousarray(patch)), shape), np.float32)
     height, width = shape

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from multibox.data.formats.writing import check_destination, write_dataset
 from multibox.data.sprites_figures import Floats, Lamp, Solid, cast, class_name, figure, palette, turn
 from multibox.errors import ConfigError
-from multibox.structures import Boxes, Labels, Sample, pack
+from multibox.structures import Boxes, Labels, Sample, Size, pack
 
 Rng = np.random.Generator
 
@@ -236,7 +236,7 @@ def _draw(folder: Path, index: int, *, seed: int, classes: int, objects: tuple[i
     # Fast and lossless: noise hardly packs, and JPEG's bytes depend on the library that wrote them
     Image.fromarray(pixels).save(path, compress_level=1)
     none = np.zeros(len(labels), np.bool_)
-    return Sample(path.name, path, boxes, labels, none, none, (size, size))
+    return Sample(path.name, path, boxes, labels, none, none, Size(size, size))
 
 
 def _place(

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from multibox.config import Config, ModelConfig
 from multibox.ops.coding import BoxCode, Variances
+from multibox.structures import Size
 
 MIDDLE = 128.0
 """Grey level that the second product sees as 0: half the range is half the rounding in bfloat16."""
@@ -19,20 +20,20 @@ ROWS, COLUMNS = 16, 32
 """So many neighbouring outputs share a window, about. Columns in longer runs are quicker put into place."""
 
 
-def resize(op: Any, images: ir.Value, size: tuple[int, int]) -> ir.Value:
+def resize(op: Any, images: ir.Value, size: Size) -> ir.Value:
     """Add the resize of uint8 [b, h, w, 3] to float [b, 3, *size], grey levels 0 to 255, not rounded.
 
     Pillow rounds to whole levels after each of its two passes; so its answer lies within one level of this exact one.
     """
-    (tall, high), (wide, broad) = _groups(size[0], ROWS), _groups(size[1], COLUMNS)
+    (tall, high), (wide, broad) = _groups(size.height, ROWS), _groups(size.width, COLUMNS)
     batch, columns = op.Shape(images, start=0, end=1), op.Shape(images, start=2, end=3)
-    index, weights = _windows(op, op.Shape(images, start=1, end=2), size[0], (tall, high))
+    index, weights = _windows(op, op.Shape(images, start=1, end=2), size.height, (tall, high))
     window = op.Cast(op.Gather(images, index, axis=1), to=ir.DataType.FLOAT)
     # Behind the cast for OpenVINO, which multiplies in float32 what comes from integers directly
     window = op.Reshape(window, op.Concat(batch, [tall], op.Shape(index, start=1, end=2), [-1], axis=0))
     down = op.Sub(_product(op, window, weights, 4), MIDDLE)
     down = op.Reshape(down, op.Concat(batch, [tall], columns, [3 * high], axis=0))
-    index, weights = _windows(op, columns, size[1], (wide, broad))
+    index, weights = _windows(op, columns, size.width, (wide, broad))
     across = _product(op, op.Gather(down, index, axis=2), weights, 5)
     # From blocks of high x broad outputs to planes
     across = op.Reshape(across, op.Concat(batch, [tall, wide, 3, high, broad], axis=0))

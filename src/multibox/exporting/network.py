@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from multibox.errors import ConfigError
 from multibox.models.prediction import fold_norms
 from multibox.models.ssd import SSD
+from multibox.structures import Size
 
 OLDEST = 13
 """Axes of Squeeze and ReduceSum became inputs there; onnxruntime 1.6 (2020) and TensorRT 8.0 read it."""
@@ -141,7 +142,7 @@ class _Outputs(nn.Module):
         return outputs.logits, outputs.offsets
 
 
-def trace(model: SSD, size: tuple[int, int]) -> ir.Graph:
+def trace(model: SSD, size: Size) -> ir.Graph:
     """Return the graph `resized` float [b, 3, *size] (grey levels) -> `logits`, `offsets`, batch norms folded."""
     plain = _Outputs(_plain_outputs(model)).eval()
     images = torch.zeros(2, 3, *size)

@@ -18,7 +18,7 @@ from multibox.exporting.verify import VerificationError
 from multibox.files import write_bytes_whole
 from multibox.inference.detector import Detector
 from multibox.inference.engines import KEY, adapt, openvino_core
-from multibox.structures import Dataset, Detections, Sample
+from multibox.structures import Dataset, Detections, Sample, Size
 from multibox.thresholds import class_thresholds
 
 
@@ -32,7 +32,7 @@ def to_openvino(model: ir.Model) -> Any:
         return found
 
 
-def quantize(model: Any, images: Iterable[Image.Image], size: tuple[int, int]) -> Any:
+def quantize(model: Any, images: Iterable[Image.Image], size: Size) -> Any:
     """Return the model with its network in INT8, calibrated on images; resize and post-processing stay as they are.
 
     So do depthwise and grouped convolutions: OpenVINO computes them in float all the same, and the steps to INT8 and
@@ -41,7 +41,7 @@ def quantize(model: Any, images: Iterable[Image.Image], size: tuple[int, int]) -
     Args:
         model: from `to_openvino`.
         images: what the detector will see; 300 are enough.
-        size: height and width of the network's input.
+        size: of the network's input.
     """
     import nncf
     import openvino

@@ -24,7 +24,7 @@ from multibox.inference.detector import Detector
 from multibox.models.anchor_layout import anchors_for
 from multibox.ops.coding import decode
 from multibox.postprocess import detect
-from multibox.structures import Detections
+from multibox.structures import Detections, Size
 from multibox.tensors import HeadOutputs
 
 SCORE = 1e-4
@@ -209,7 +209,7 @@ def verify(run: Run, detector: Detector, dialect: Dialect, images: Sequence[Pixe
 
 
 def _check(run: Run, detector: Detector, dialect: Dialect, batch: Pixels, raw: float) -> Report:
-    config, size = _config(detector, dialect), (batch.shape[2], batch.shape[1])
+    config, size = _config(detector, dialect), Size(*batch.shape[1:3])
     resized = _resized(batch, detector)
     if dialect == "plain":
         config = _lowered(detector.model(torch.from_numpy(resized)), config)
@@ -226,7 +226,7 @@ def _check(run: Run, detector: Detector, dialect: Dialect, batch: Pixels, raw: f
 
 
 def compare_detections(
-    found: list[Detections], outputs: HeadOutputs, config: Config, size: tuple[int, int], report: Report
+    found: list[Detections], outputs: HeadOutputs, config: Config, size: Size, report: Report
 ) -> Report:
     """Compare a file's detections with eager's from the same outputs, and return the report with what was counted.
 
@@ -237,7 +237,7 @@ def compare_detections(
         found: per image, all of one size.
         outputs: logits and offsets as the file computed them.
         config: of the detector, with the limits that the file was given.
-        size: width and height of the images.
+        size: of the images.
         report: what the stages before gave.
 
     Raises:
@@ -315,7 +315,7 @@ def _detections(answer: Arrays, names: tuple[str, ...]) -> list[Detections]:
     return [Detections(b[:n], s[:n], k[:n], names) for b, s, k, n in zip(*columns, strict=True)]
 
 
-def _candidates(outputs: HeadOutputs, config: Config, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _candidates(outputs: HeadOutputs, config: Config, size: Size) -> tuple[Tensor, Tensor]:
     """Return eager's scores [b, a, c] and boxes [b, a, 4] in pixels before anything is left out by rank."""
     model, post = config.model, config.post
     scores = outputs.logits.softmax(2)[..., 1:] if model.score == "softmax" else outputs.logits.sigmoid()
@@ -326,7 +326,7 @@ def _candidates(outputs: HeadOutputs, config: Config, size: tuple[int, int]) -> 
     if post.min_size:
         small = (boxes[..., 2:] - boxes[..., :2]).amin(2, keepdim=True) <= post.min_size
         scores = scores.where(~small, 0.0)
-    return scores, boxes * torch.tensor([*size, *size])
+    return scores, boxes * torch.tensor([size.width, size.height] * 2)
 
 
 def _cuts(scores: Tensor, config: Config) -> Cuts:

@@ -25,6 +25,7 @@ from multibox.models.anchor_layout import make_anchors
 from multibox.models.backbones.vgg import CONVS
 from multibox.models.checkpoint import Checkpoint
 from multibox.presets import resolve
+from multibox.structures import Size
 
 WHAT = "GluonCV's SSD over VGG16 at 300 or 512"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -132,10 +133,10 @@ def _sizes_and_steps(file: Path, maps: list[Tensor]) -> tuple[tuple[tuple[float,
 
 def _check_anchors(file: Path, maps: list[Tensor], config: Config) -> None:
     """Refuse a file whose anchors the config does not make; the first 2 x 2 cells of each map tell."""
-    side = config.model.input_size[0]
+    side = config.model.input_size.height
     center, size = torch.cat([anchors[0, 0, :2, :2].double().reshape(-1, 2, 2) for anchors in maps]).unbind(1)
     corners = torch.cat([center - size / 2, center + size / 2], dim=1) / side
-    ours = make_anchors(config.anchors, ((2, 2),) * len(maps), config.model.input_size).double()
+    ours = make_anchors(config.anchors, (Size(2, 2),) * len(maps), config.model.input_size).double()
     if ours.shape != corners.shape or not torch.allclose(ours, corners, rtol=0, atol=CLOSE):
         raise _other_anchors(file)
 

@@ -24,6 +24,7 @@ from multibox.models.anchor_layout import make_anchors
 from multibox.models.backbones.mobilenetv1 import BLOCKS
 from multibox.models.checkpoint import Checkpoint
 from multibox.presets import resolve
+from multibox.structures import Size
 
 CONV, DEPTHWISE = 3, 4
 """Numbers of the two operators in TF Lite's schema."""
@@ -60,8 +61,7 @@ class Graph:
 
     layers: dict[str, Layer]
     """By the scope that their names share."""
-    input_size: tuple[int, int]
-    """Height and width."""
+    input_size: Size
     input_scale: float
     input_zero: float
     """Of an 8-bit input: (value - zero) * scale goes into the network."""
@@ -220,12 +220,12 @@ def _parse(model: Any, file: Path) -> Graph:
     first = graph.Tensors(graph.Inputs(0))
     _, height, width, _ = (int(side) for side in first.ShapeAsNumpy())
     if first.Type() == 0:  # float: TensorFlow's own preprocessing, -1 to 1
-        return Graph(layers, (height, width), 1 / 127.5, 127.5, anchors, nms_threshold)
+        return Graph(layers, Size(height, width), 1 / 127.5, 127.5, anchors, nms_threshold)
     quantization = first.Quantization()
     scale, zero = quantization.ScaleAsNumpy()[0], quantization.ZeroPointAsNumpy()[0]
     if not scale > 0:
         raise WeightsError(f"{file}: its input is scaled by {scale}, expected a number above 0")
-    return Graph(layers, (height, width), float(scale), int(zero), anchors, nms_threshold)
+    return Graph(layers, Size(height, width), float(scale), int(zero), anchors, nms_threshold)
 
 
 def scope_of(tensor: Any) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from multibox.builtin import find_model
 from multibox.config import Config
-from multibox.data.images import load_image, resize_image
+from multibox.data.images import load_image, resize_image, size_of
 from multibox.inference.inputs import AnyImage, Images, in_batches, is_one, open_image, several
 from multibox.inference.load import ExportedDetector, checked_threads, choose_device
 from multibox.models.anchor_layout import anchors_for
@@ -21,7 +21,7 @@ from multibox.models.checkpoint import load_checkpoint
 from multibox.models.prediction import computing_in, gains, mean_with_mirrored, quick_copy, single_threaded_forks
 from multibox.models.ssd import SSD
 from multibox.postprocess import detect
-from multibox.structures import Dataset, Detections, Sample
+from multibox.structures import Dataset, Detections, Sample, Size
 from multibox.tensors import HeadOutputs
 from multibox.thresholds import lowest_scores
 
@@ -118,15 +118,13 @@ class Detector:
             self.quicken(self.precision)
         return self._quick or self.model
 
-    def _opened(self, image: Any) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """Return the pixels of the network's size and (width, height) of the original."""
+    def _opened(self, image: Any) -> "Resized":
+        """Return the pixels of the network's size and the size of the original."""
         opened = open_image(image)
-        return np.asarray(resize_image(opened, self.config.model.input_size)), opened.size
+        return np.asarray(resize_image(opened, self.config.model.input_size)), size_of(opened)
 
     @torch.inference_mode()
-    def _predict(
-        self, opened: list[tuple[NDArray[np.uint8], tuple[int, int]]], lowest: NDArray[np.float32]
-    ) -> list[Detections]:
+    def _predict(self, opened: list["Resized"], lowest: NDArray[np.float32]) -> list[Detections]:
         pixels, sizes = zip(*opened, strict=True)
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
         outputs = self.answer(images)
@@ -161,7 +159,7 @@ def load(path: str | Path, *, device: str = "auto", threads: int | None = None, 
     return Detector(model, config, checkpoint.names, device, threads)
 
 
-Resized = tuple[NDArray[np.uint8], tuple[int, int]]
+Resized = tuple[NDArray[np.uint8], Size]
 
 
 def find_all(detector: Detector | ExportedDetector, dataset: Dataset, max_detections: int = 100) -> list[Detections]:
@@ -191,7 +189,7 @@ def _eager(detector: Detector, dataset: Dataset) -> Iterator[Detections]:
         yield from found
 
 
-def _resized(size: tuple[int, int], sample: Sample) -> Resized:
-    """Return the pixels of a sample at the network's (height, width), and the (width, height) of the original."""
+def _resized(size: Size, sample: Sample) -> Resized:
+    """Return the pixels of a sample at the network's size, and the size of the original."""
     image = load_image(sample)
-    return np.asarray(resize_image(image, size)), image.size
+    return np.asarray(resize_image(image, size)), size_of(image)

@@ -9,12 +9,13 @@ from torch import Tensor
 from multibox.config import AnchorConfig, Config, ShapesPerLevel
 from multibox.errors import ConfigError
 from multibox.ops.anchors import caffe_shapes, grid_anchors, hikapok_shapes, mxnet_shapes, pair_shapes
+from multibox.structures import Size
 from multibox.tensors import HeadOutputs
 
-FeatureShapes = tuple[tuple[int, int], ...]
+FeatureShapes = tuple[Size, ...]
 
 
-def cell_shapes(anchors: AnchorConfig, input_size: tuple[int, int]) -> ShapesPerLevel:
+def cell_shapes(anchors: AnchorConfig, input_size: Size) -> ShapesPerLevel:
     """Return (width, height) of every anchor of one cell, per feature map, as fractions of the input.
 
     MXNet's are fractions of the height; those of the other lineages are fractions of the shorter side, so that a
@@ -65,7 +66,7 @@ def anchors_per_cell(config: Config) -> list[int]:
     return [len(shapes) for shapes in cell_shapes(config.anchors, config.model.input_size)]
 
 
-def _of_shorter_side(anchors: AnchorConfig, input_size: tuple[int, int]) -> ShapesPerLevel:
+def _of_shorter_side(anchors: AnchorConfig, input_size: Size) -> ShapesPerLevel:
     if anchors.style == "pairs":
         return pair_shapes(anchors.sizes, anchors.ratios)
     first, second = zip(*anchors.sizes, strict=True) if anchors.sizes else ((), ())
@@ -76,9 +77,7 @@ def _of_shorter_side(anchors: AnchorConfig, input_size: tuple[int, int]) -> Shap
 
 
 @functools.lru_cache(maxsize=64)
-def make_anchors(
-    anchors: AnchorConfig, feature_shapes: FeatureShapes, input_size: tuple[int, int], device: str = "cpu"
-) -> Tensor:
+def make_anchors(anchors: AnchorConfig, feature_shapes: FeatureShapes, input_size: Size, device: str = "cpu") -> Tensor:
     """Return all anchors [a, 4] as xyxy fractions of the input, in the order of the head's outputs.
 
     Cached: treat the tensor as constant.

@@ -15,6 +15,7 @@ from multibox.models.anchor_layout import anchors_per_cell
 from multibox.models.backbones import make_backbone
 from multibox.models.backbones.layers import named_modules
 from multibox.models.ssd import SSD, Heads
+from multibox.structures import Size
 
 PIXEL_SPREAD = 70.0
 """Standard deviation of grey levels 0 to 255: 74 if they are uniform, 60 to 75 in photographs."""
@@ -106,7 +107,7 @@ class NetworkSize(NamedTuple):
     multiply_adds: int
     """Of convolutions and matrix products; FLOPs count each as two."""
     anchors: int
-    feature_shapes: tuple[tuple[int, int], ...]
+    feature_shapes: tuple[Size, ...]
 
 
 def measure(config: Config, classes: int) -> NetworkSize:

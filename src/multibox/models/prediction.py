@@ -21,6 +21,7 @@ from multibox.models.backbones.layers import named_modules
 from multibox.models.ssd import SSD
 from multibox.ops.boxes import at_least_float32
 from multibox.ops.coding import decode, encode
+from multibox.structures import Size
 from multibox.tensors import HeadOutputs
 
 
@@ -162,7 +163,7 @@ def unmirror(outputs: HeadOutputs, config: Config) -> HeadOutputs:
     return HeadOutputs(outputs.logits[:, order], offsets, outputs.feature_shapes)
 
 
-def mirrored_order(shapes: Sequence[tuple[int, int]], per_cell: Sequence[int], device: str = "cpu") -> Tensor:
+def mirrored_order(shapes: Sequence[Size], per_cell: Sequence[int], device: str = "cpu") -> Tensor:
     """Return for every anchor the index [a] of the one of its kind in the mirrored column of its row."""
     order: list[Tensor] = []
     start = 0

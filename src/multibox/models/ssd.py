@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from multibox.models.backbones.layers import RoomyConv2d, depthwise_norm_act
+from multibox.structures import Size
 from multibox.tensors import HeadOutputs
 
 HeadKind = Literal["conv3x3", "conv1x1", "ssdlite", "rfb"]
@@ -33,7 +34,7 @@ class SSD(nn.Module):
             normalized = normalized.contiguous(memory_format=torch.channels_last)
         features = self.backbone(normalized)
         logits, offsets = self.heads(features)
-        return HeadOutputs(logits, offsets, tuple((f.shape[2], f.shape[3]) for f in features))
+        return HeadOutputs(logits, offsets, tuple(Size(f.shape[2], f.shape[3]) for f in features))
 
 
 class Heads(nn.Module):

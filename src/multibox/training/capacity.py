@@ -140,7 +140,7 @@ def _random_batch(images: int, size: Size) -> Batch:
     boxes = torch.cat([corner, corner + 0.1 + 0.2 * torch.rand(1, OBJECTS, 2)], 2).expand(images, -1, -1).contiguous()
     pixels = torch.randint(0, 256, (images, *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     labels = torch.zeros(images, OBJECTS, dtype=torch.int64)
-    return Batch(pixels, boxes, labels, [""] * images, [(size.width, size.height)] * images)
+    return Batch(pixels, boxes, labels, [""] * images, [size] * images)
 
 
 def _largest_that_runs(step: Callable[[int], None], limit: int) -> int:

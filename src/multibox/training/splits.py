@@ -62,7 +62,7 @@ def hold_out(training: Dataset, path: str) -> tuple[Dataset, Dataset]:
         raise DataError(
             f"{path}: {len(training)} image is too few to train and validate; add more, or --val-split none"
         )
-    held = held_out(training.names)
+    held = held_out(training.image_names)
     return training.subset([i for i in range(len(training)) if i not in held]), training.subset(sorted(held))
 
 

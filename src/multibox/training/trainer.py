@@ -179,7 +179,7 @@ class Trainer:
         self.seconds += took
         self.pace.advance(took)
         self._plan_mixing()
-        self.losses.add(self.pace.step, parts.total, batch.names)
+        self.losses.add(self.pace.step, parts.total, batch.image_names)
         if not self.matched and self.pace.step % LOOK_EVERY == 0:
             self.matched = bool(self.positives)
             self._warn("positives", nothing_matched(self.pace.step, int(self.matched), self.findings))

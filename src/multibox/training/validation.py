@@ -48,7 +48,7 @@ class Validation:
         batches = in_order(len(self.dataset), known_batch_size(self.config.train))
         for batch in load_batches(self.images, batches, 0, pin=False):
             outputs, _, parts = compute_loss(network, batch.to(self.device), self.config)
-            losses.append(parts.total * len(batch.names))
+            losses.append(parts.total * len(batch.image_names))
             anchors = anchors_for(outputs, self.config)
             detections += detect(outputs, anchors, batch.sizes, self.config, class_names)
         curves = precision_recall(detections, self.dataset, class_names)

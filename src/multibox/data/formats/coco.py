@@ -23,7 +23,7 @@ from multibox.data.formats.text import (
     split_in,
 )
 from multibox.errors import DataError
-from multibox.structures import Dataset
+from multibox.structures import Dataset, Size
 
 _COCO_KEY = re.compile(rb'^\s*\{.*?"(images|annotations|categories)"\s*:', re.DOTALL)
 _NOT_BOXES = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
@@ -133,12 +133,12 @@ def _name(thing: Any, number: int) -> str:
     return f"id {thing['id']}" if isinstance(thing, dict) and "id" in thing else f"number {number}"
 
 
-def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
+def _size(image: Mapping[str, Any]) -> Size | None:
     try:
         width, height = int(image["width"]), int(image["height"])
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    return (width, height) if width > 0 and height > 0 else None
+    return Size(height, width) if width > 0 and height > 0 else None
 
 
 def _read_categories(content: Mapping[str, Any], file: Path) -> _Categories:

@@ -25,7 +25,7 @@ from multibox.data.formats.text import (
 )
 from multibox.data.images import image_size
 from multibox.errors import DataError, ImageError
-from multibox.structures import Dataset
+from multibox.structures import Dataset, Size
 
 _SUFFIXES = (".csv", ".tsv")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -185,7 +185,7 @@ def _add_image(columns: Columns, row: _Row, table: _Table, images: ImageFinder) 
     return columns.add_image(name if Path(name).suffix else found.name, found, table.file, size)
 
 
-def _box(row: _Row, table: _Table, size: tuple[int, int] | None) -> list[float]:
+def _box(row: _Row, table: _Table, size: Size | None) -> list[float]:
     try:
         corners = [float(text.replace(",", ".")) for text in row.corners]
     except ValueError:
@@ -194,7 +194,8 @@ def _box(row: _Row, table: _Table, size: tuple[int, int] | None) -> list[float]:
             f"got {', '.join(row.corners)!r}; {ADVICE}"
         ) from None
     if table.fractions and size is not None:
-        return [round(value * edge, 6) for value, edge in zip(corners, (*size, *size), strict=True)]
+        edges = (size.width, size.height) * 2
+        return [round(value * edge, 6) for value, edge in zip(corners, edges, strict=True)]
     return corners
 
 

@@ -12,7 +12,7 @@ from multibox.data.formats.records import read_record
 from multibox.data.formats.text import IMAGE_SUFFIXES, files_below, safe_name, stem_of, tails
 from multibox.data.images import image_size
 from multibox.errors import ImageError
-from multibox.structures import Sample
+from multibox.structures import Sample, Size
 
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "img", "imgs", "")
 
@@ -111,8 +111,8 @@ _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
 _SIGNATURES = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"RIFF", ".webp"))
 
 
-def encoded_size(data: bytes, where: str) -> tuple[int, int]:
-    """Return width and height as shown (after EXIF orientation) of an image file's bytes, from its header.
+def encoded_size(data: bytes, where: str) -> Size:
+    """Return the size as shown (after EXIF orientation) of an image file's bytes, from its header.
 
     Raises:
         ImageError: when the bytes are no image.
@@ -125,7 +125,7 @@ def encoded_size(data: bytes, where: str) -> tuple[int, int]:
             sideways = has_exif and image.getexif().get(_ORIENTATION) in _SIDEWAYS
     except Exception as error:  # Pillow raises whatever its plugins do
         raise ImageError(f"{where}: its bytes are no image ({type(error).__name__}); make the record anew") from None
-    return (height, width) if sideways else (width, height)
+    return Size(width, height) if sideways else Size(height, width)
 
 
 def bytes_of(sample: Sample) -> bytes:
@@ -142,7 +142,7 @@ def bytes_of(sample: Sample) -> bytes:
         raise ImageError(f"{sample.path} cannot be read ({error.strerror}); check that it exists") from None
 
 
-def shown_size(sample: Sample) -> tuple[int, int]:
+def shown_size(sample: Sample) -> Size:
     """Return the size that the image itself has, whatever its label file says."""
     if sample.offset is None:
         return image_size(sample.path)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from multibox.data.formats.text import ADVICE, SKIP, ReadOptions, counted
 from multibox.errors import DataError, ImageError, did_you_mean
-from multibox.structures import Boxes, Dataset, Flags, Labels
+from multibox.structures import Boxes, Dataset, Flags, Labels, Size
 
 _OUTSIDE_PX = 0.01  # less than this over the edge is rounding in the label file, not worth a note
 
@@ -22,9 +22,9 @@ class Columns:
 
     def __init__(self, root: Path, format: str, split: str, options: ReadOptions, *, shared: bool) -> None:
         self.root, self.format, self.split, self.options, self.shared = root, format, split, options, shared
-        self.names: list[str] = []
+        self.image_names: list[str] = []
         self.paths: list[Path] = []
-        self.sizes: list[tuple[int, int] | None] = []
+        self.sizes: list[Size | None] = []
         self.offsets: list[int | None] = []
         self.sources: list[Path] = []
         self._seen: dict[str, Path] = {}
@@ -35,7 +35,7 @@ class Columns:
         self._notes: list[str] = []
 
     def add_image(
-        self, name: str, path: Path, source: Path, size: tuple[int, int] | None = None, offset: int | None = None
+        self, name: str, path: Path, source: Path, size: Size | None = None, offset: int | None = None
     ) -> int | None:
         """Add an image and return its row, or None where the name was there already and is skipped."""
         key = f"{path}@{offset}"
@@ -45,12 +45,12 @@ class Columns:
             self.bad(f"image {name} is labelled by {other}; leave one of them, or {SKIP}", name, "duplicate")
             return None
         self._seen[name] = self._files[key] = source
-        self.names.append(name)
+        self.image_names.append(name)
         self.paths.append(path)
         self.sizes.append(size)
         self.offsets.append(offset)
         self.sources.append(source)
-        return len(self.names) - 1
+        return len(self.image_names) - 1
 
     def add_box(
         self, image: int, box_xyxy: Sequence[float], label: int, *, difficult: bool = False, crowd: bool = False
@@ -91,7 +91,7 @@ class Columns:
         Raises:
             DataError: for a box that is no box (under on_bad "stop"), a class that the model lacks, an empty split.
         """
-        if not self.names:
+        if not self.image_names:
             skipped = f" ({'; '.join(self._sentences())})" if self._counts else ""
             raise DataError(f"{self.root}: split {self.split!r} holds no images{skipped}; check its list or folder")
         boxes = np.array(self._boxes, dtype=np.float64).reshape(-1, 4)
@@ -106,13 +106,13 @@ class Columns:
         # Of a class that was dropped
         keep[keep] = labels >= 0
         labels, owners = labels[labels >= 0], owners[labels >= 0]
-        starts = np.searchsorted(owners, np.arange(len(self.names) + 1)).astype(np.int64)
+        starts = np.searchsorted(owners, np.arange(len(self.image_names) + 1)).astype(np.int64)
         return Dataset(
             root=self.root,
             format=self.format,
             split=self.split,
             class_names=class_names,
-            names=self.names,
+            image_names=self.image_names,
             paths=self.paths,
             sizes=self.sizes,
             offsets=self.offsets,
@@ -127,10 +127,10 @@ class Columns:
     def where(self, image: int) -> str:
         """Name the label file, and the image where the file speaks of many."""
         source = str(self.sources[image])
-        return f"{source}: image {self.names[image]}" if self.shared else source
+        return f"{source}: image {self.image_names[image]}" if self.shared else source
 
     def _short(self, image: int) -> str:
-        return self.names[image] if self.shared else self.sources[image].name
+        return self.image_names[image] if self.shared else self.sources[image].name
 
     def _sentences(self) -> list[str]:
         return [counted(len(files), one, many, files) for (one, many), files in self._counts.items()]
@@ -161,7 +161,7 @@ class Columns:
 
     def _at_the_edge(self, boxes: Boxes, owners: Labels, keep: Flags, clip: bool) -> Boxes:
         """Clip boxes to their images, or only count those that run out."""
-        edges = np.array([size or (np.inf, np.inf) for size in self.sizes], dtype=np.float64)[owners]
+        edges = np.array([(s.width, s.height) if s else (np.inf, np.inf) for s in self.sizes], dtype=np.float64)[owners]
         sound = np.where(keep[:, None], boxes, 0.0)
         clipped: NDArray[np.float64] = np.clip(sound, 0.0, edges[:, [0, 1, 0, 1]])
         over = keep & (np.abs(clipped - sound) > _OUTSIDE_PX).any(axis=1)

@@ -21,7 +21,7 @@ from multibox.data.formats.text import (
 )
 from multibox.data.images import image_size
 from multibox.errors import DataError, ImageError
-from multibox.structures import Dataset
+from multibox.structures import Dataset, Size
 
 _CLASS_FILES = ("classes.txt", "labels.txt", "names.txt")
 _SLACK = 0.01
@@ -121,7 +121,7 @@ def _add_objects(
     columns: Columns,
     image: int | None,
     rows: NDArray[np.float32],
-    size: tuple[int, int],
+    size: Size,
     names: list[str] | None,
     names_file: Path | None,
     where: str,
@@ -160,9 +160,9 @@ def _objects(label: NDArray[np.float32], where: str) -> NDArray[np.float32]:
     return rows
 
 
-def _in_pixels(fractions: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float64]:
+def _in_pixels(fractions: NDArray[np.float32], size: Size) -> NDArray[np.float64]:
     """Turn fractions into pixels: the roundest ones that have the same fraction in 32 bits."""
-    edges = np.array([*size, *size], dtype=np.float64)
+    edges = np.array([size.width, size.height] * 2, dtype=np.float64)
     pixels = fractions.astype(np.float64) * edges
     for digits in (3, 2, 1, 0):
         rounder = np.round(fractions.astype(np.float64) * edges, digits)

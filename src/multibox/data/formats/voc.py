@@ -25,7 +25,7 @@ from multibox.data.formats.text import (
     stem_of,
 )
 from multibox.errors import DataError, MissingExtraError
-from multibox.structures import Dataset
+from multibox.structures import Dataset, Size
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Annotation:
     """One XML file."""
 
     filename: str
-    size: tuple[int, int] | None
+    size: Size | None
     objects: list[AnnotatedObject] = field(default_factory=list)
 
 
@@ -70,13 +70,13 @@ def read_names(path: Path) -> set[str]:
         return set()
 
 
-def write_annotation(path: Path, name: str, size: tuple[int, int], objects: list[AnnotatedObject]) -> None:
+def write_annotation(path: Path, name: str, size: Size, objects: list[AnnotatedObject]) -> None:
     """Write one VOC XML file; a number is written so that reading gives it back exactly."""
     lines = [
         "<annotation>",
         f"  <folder>{escape(path.parent.name)}</folder>",
         f"  <filename>{escape(name)}</filename>",
-        f"  <size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>",
+        f"  <size><width>{size.width}</width><height>{size.height}</height><depth>3</depth></size>",
         "  <segmented>0</segmented>",
     ]
     for thing in objects:
@@ -139,12 +139,12 @@ def _flag(thing: Any, tag: str) -> bool:
     return (thing.findtext(tag) or "0").strip().lower() in ("1", "true", "yes")
 
 
-def _read_size(size: Any) -> tuple[int, int] | None:
+def _read_size(size: Any) -> Size | None:
     try:
         width, height = (int(float(size.findtext(tag))) for tag in ("width", "height"))
     except (AttributeError, TypeError, ValueError, OverflowError):
         return None
-    return (width, height) if width > 0 and height > 0 else None
+    return Size(height, width) if width > 0 and height > 0 else None
 
 
 _XML_FOLDERS = ("Annotations", "xmls", "xml", "labels")

@@ -105,7 +105,7 @@ def write_coco(splits: Splits, folder: Path, placer: Placer) -> list[str]:
         annotations: list[dict[str, Any]] = []
         for number, (name, sample) in enumerate(zip(target_names(dataset), dataset, strict=True), start=1):
             placer.put(sample, folder / split / name)
-            width, height = sample.size or shown_size(sample)
+            height, width = sample.size or shown_size(sample)
             images.append({"id": number, "file_name": name, "width": width, "height": height})
             annotations += [
                 {"id": len(annotations) + one, "image_id": number, **_coco_object(sample, one - 1)}
@@ -195,7 +195,8 @@ class _Fractions:
         """Return the fractions xyxy and which of them are boxes still."""
         if not len(sample.labels):
             return np.zeros((0, 4)), np.zeros(0, np.bool_)
-        edges = np.array([*shown_size(sample)] * 2, dtype=np.float64)
+        height, width = shown_size(sample)
+        edges = np.array([width, height] * 2, dtype=np.float64)
         inside = np.clip(sample.boxes_xyxy, 0.0, edges)
         keep = np.asarray((inside[:, 2:] > inside[:, :2]).all(axis=1))
         self.clipped += [sample.name] * int(((inside != sample.boxes_xyxy).any(axis=1) & keep).sum())

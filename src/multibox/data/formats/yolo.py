@@ -329,7 +329,7 @@ def _add(columns: Columns, entry: _Entry, index: dict[int, int], layout: Layout)
     row = columns.add_image(entry.name, entry.path, entry.label, size)
     if row is None or size is None:
         return
-    width, height = size
+    height, width = size
     for number, box in enumerate(boxes, start=1):
         if box.label not in index:
             columns.bad(
