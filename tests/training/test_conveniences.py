@@ -9,6 +9,7 @@ from multibox.errors import ConfigError
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model
 from multibox.presets import resolve
+from multibox.structures import Size
 from multibox.tensors import Batch
 from multibox.training import adapting
 from multibox.training.optimizer import learning_rate
@@ -146,7 +147,7 @@ def test_a_resized_batch_keeps_boxes_and_bytes():
         torch.ones(1, 1, 4),
         torch.zeros(1, 1).long(),
         ["a"],
-        [(9, 9)],
+        [Size(9, 9)],
     )
     assert resize_batch(batch, (64, 64)) is batch
     small = resize_batch(batch, (32, 96))
