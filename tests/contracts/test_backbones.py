@@ -1,4 +1,4 @@
-"""What every body must do; a new entry of the tables is tested by being there."""
+"""What every backbone must do; a new entry of the tables is tested by being there."""
 
 import pytest
 import torch
@@ -17,10 +17,10 @@ SIZES = [(128, 128), (96, 160), (64, 72)]
 @pytest.mark.parametrize("name", BACKBONES)
 def test_maps_have_the_channels_promised_and_shrink(name):
     with torch.device("meta"):  # shapes are all that is asked for
-        body = make_backbone(name, 1.0, 6).eval()
-        answers = {size: body(torch.zeros(2, 3, *size)) for size in SIZES}
-    for size, maps in answers.items():
-        assert tuple(features.shape[1] for features in maps) == tuple(body.channels), size
+        backbone = make_backbone(name, 1.0, 6).eval()
+        outputs = {size: backbone(torch.zeros(2, 3, *size)) for size in SIZES}
+    for size, maps in outputs.items():
+        assert tuple(features.shape[1] for features in maps) == tuple(backbone.channels), size
         assert all(features.shape[0] == 2 for features in maps), size
         cells = [features.shape[2] * features.shape[3] for features in maps]
         # The finer map that was added to the COCO SSD stands last
@@ -32,13 +32,13 @@ def test_maps_have_the_channels_promised_and_shrink(name):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_gradients_are_finite_in_bfloat16_on_the_smallest_maps(name):
     # oneDNN leaves gradients of taps that see padding alone unwritten: see RoomyConv2d
-    body = make_backbone(name, 1.0, 6)
+    backbone = make_backbone(name, 1.0, 6)
     for _ in range(3):
-        body.zero_grad()
+        backbone.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            maps = body(torch.rand(4, 3, 64, 64))
+            maps = backbone(torch.rand(4, 3, 64, 64))
         sum(features.float().square().mean() for features in maps).backward()
-        for name_, parameter in body.named_parameters():
+        for name_, parameter in backbone.named_parameters():
             assert parameter.grad is not None, name_
             assert parameter.grad.abs().max() < 1e6, name_
 
@@ -79,18 +79,18 @@ def test_a_width_scales_the_channels(name):
     assert sum(p.numel() for p in half.parameters()) < 0.6 * sum(p.numel() for p in full.parameters())
 
 
-def test_a_width_needs_a_body_that_has_one():
+def test_a_width_needs_a_backbone_that_has_one():
     with pytest.raises(ConfigError, match=r"model.width=0.5: backbone tinyssd has one width"):
         make_backbone("tinyssd", 0.5, 5)
 
 
-def test_an_unknown_body_names_its_neighbour():
+def test_an_unknown_backbone_names_its_neighbour():
     with pytest.raises(ConfigError, match="did you mean 'mobilenetv2'"):
         make_backbone("mobilenet2", 1.0, 6)
 
 
 @pytest.mark.parametrize("model", ["resnet18", "regnetx_004", "mobilenetv3_small_050"])
-def test_bodies_of_timm_grow_as_many_maps_as_the_anchors_describe(model):
+def test_backbones_of_timm_grow_as_many_maps_as_the_anchors_describe(model):
     for preset in ("tinyssd", "ssdlite320-mobilenetv3"):
         config = resolve(preset, changes={"model.backbone": f"timm:{model}", "anchors.fit": "none"})
         with torch.inference_mode():
@@ -102,7 +102,7 @@ def test_bodies_of_timm_grow_as_many_maps_as_the_anchors_describe(model):
 
 
 @pytest.mark.parametrize("model", ["resnet18", "regnetx_004", "mobilenetv3_small_050", "efficientnet_lite0"])
-def test_weights_of_timm_fit_bodies_of_timm(model, tmp_path):
+def test_weights_of_timm_fit_backbones_of_timm(model, tmp_path):
     import timm
 
     config = resolve("tinyssd", changes={"model.backbone": f"timm:{model}", "anchors.fit": "none"})

@@ -44,9 +44,9 @@ def features():
     """Feature maps of two images of noise: of the losses' making is only what the heads do with them."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, 64, 64), generator=generator) / 128 - 1
-    body = build_model(resolve("tinyssd", changes=settings("cross_entropy")), 2).backbone.train()
+    backbone = build_model(resolve("tinyssd", changes=settings("cross_entropy")), 2).backbone.train()
     with torch.no_grad():
-        return body(images)
+        return backbone(images)
 
 
 def objects():

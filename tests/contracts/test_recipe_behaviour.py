@@ -1,9 +1,10 @@
 """What every recipe computes, by the very code that its lines are for, on cases small enough to be worked by hand.
 
-Each probe answers differently when a line that it is for is taken out of the recipe. The values were written down from
-the originals (see `test_recipes.py`).
+The values were worked out from the original implementations (docs/originals.md names them), not from `recipes.py`. The
+last test removes every line of every recipe in turn: some probe must notice.
 """
 
+import dataclasses
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from multibox.data.augmentation_ops import (
     TorchvisionDistort,
     TorchvisionIoUCrop,
 )
+from multibox.errors import ConfigError
 from multibox.losses.multibox_loss import l2_penalty, multibox_loss, select_anchors
 from multibox.losses.targets import Targets, make_targets
 from multibox.models.anchor_layout import anchors_for, make_anchors
@@ -35,6 +37,7 @@ from multibox.models.build import build_model
 from multibox.ops.coding import encode
 from multibox.postprocess import detect
 from multibox.presets import PRESETS, RECIPES, fitting, resolve
+from multibox.settings import get_setting
 from multibox.structures import Size
 from multibox.tensors import Batch, HeadOutputs
 from multibox.training.optimizer import learning_rate, make_optimizer
@@ -340,16 +343,19 @@ PROBES: dict[Any, dict[str, Any]] = {
 }
 
 
+def agrees(probe, recipe, config):
+    found, wanted = probe(config), PROBES[probe][recipe]
+    if probe is start:
+        same = np.allclose(found[:2], wanted[:2], rtol=0, atol=1e-4) and found[2] == wanted[2]
+        return same and found[3] == pytest.approx(wanted[3], abs=0.002)
+    return found == (pytest.approx(wanted) if probe is losses else wanted)
+
+
 @pytest.mark.parametrize(
-    ("probe", "recipe"), [(probe, recipe) for probe, answers in PROBES.items() for recipe in answers]
+    ("probe", "recipe"), [(probe, recipe) for probe, all_of in PROBES.items() for recipe in all_of]
 )
 def test_what_a_recipe_computes(probe, recipe):
-    found, wanted = probe(resolve(fitting(recipe)[0], recipe)), PROBES[probe][recipe]
-    if probe is start:
-        assert np.allclose(found[:2], wanted[:2], rtol=0, atol=1e-4)
-        assert found[2] == wanted[2] and found[3] == pytest.approx(wanted[3], abs=0.002)
-    else:
-        assert found == (pytest.approx(wanted) if probe is losses else wanted)
+    assert agrees(probe, recipe, resolve(fitting(recipe)[0], recipe)), probe(resolve(fitting(recipe)[0], recipe))
 
 
 RATES = {
@@ -372,12 +378,15 @@ RATES = {
 }
 
 
+def has_the_rates(recipe, config):
+    steps, wanted = RATES[recipe]
+    found = {step: learning_rate(step, steps, config.train) for step in wanted}
+    return found == pytest.approx(wanted, rel=1e-3, abs=1e-6 if recipe == "torchvision-ssdlite" else 1e-9)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_learning_rate_of_each_recipe(recipe):
-    steps, wanted = RATES[recipe]
-    train = resolve(fitting(recipe)[0], recipe).train
-    found = {step: learning_rate(step, steps, train) for step in wanted}
-    assert found == pytest.approx(wanted, rel=1e-3, abs=1e-6 if recipe == "torchvision-ssdlite" else 1e-9)
+    assert has_the_rates(recipe, resolve(fitting(recipe)[0], recipe))
 
 
 @pytest.mark.parametrize(("recipe", "epochs"), [("nvidia", 65), ("torchvision-ssd", 120)])
@@ -429,7 +438,7 @@ def test_hikapok_drops_what_is_difficult(squares, tmp_path):
 
 
 @pytest.mark.parametrize(("recipe", "printed"), [("d2l", True), ("d2l-focal", True), ("caffe", False)])
-def test_post_bs_line_every_five_epochs(recipe, printed):
+def test_d2ls_line_every_five_epochs(recipe, printed):
     lines = []
     rows = [{"epoch": e, "class_error": 2.33e-3, "box_mae": 2.53e-3, "seconds": 7.0} for e in range(1, 6)]
     config = resolve(fitting(recipe)[0], recipe)
@@ -443,15 +452,15 @@ def test_post_bs_line_every_five_epochs(recipe, printed):
 
 def test_hikapok_pads_as_tensorflow_does():
     with torch.device("meta"):
-        bodies = {r: make_backbone(resolve("ssd300-vgg16", r).model.backbone, 1.0, 6) for r in ("hikapok", "caffe")}
-    padded = {r: sum(isinstance(part, SameConv2d) for part in body.modules()) for r, body in bodies.items()}
+        made = {r: make_backbone(resolve("ssd300-vgg16", r).model.backbone, 1.0, 6) for r in ("hikapok", "caffe")}
+    padded = {r: sum(isinstance(part, SameConv2d) for part in backbone.modules()) for r, backbone in made.items()}
     assert padded == {"hikapok": 2, "caffe": 0}
 
 
 def test_anchors_of_the_recipes():
     maps = ((38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (1, 1))
     first = make_anchors(resolve("ssd300-vgg16", "hikapok").anchors, maps, (300, 300))
-    # Facts 17.4, here x first
+    # HiKapok's anchors, worked out in numpy; here x first
     wanted = [
         [-0.057367, -0.057367, 0.084033, 0.084033],
         [-0.036667, -0.036667, 0.063333, 0.063333],
@@ -461,9 +470,49 @@ def test_anchors_of_the_recipes():
     assert np.allclose(first[:4], wanted, atol=1e-6)
     last = [[0.0082, 0.0082, 0.9918, 0.9918], [0.05, 0.05, 0.95, 0.95]]
     assert len(first) == 8732 and np.allclose(first[-4:-2], last, atol=1e-6)
-    # Facts 17.3; nothing is fitted to the data
+    # MXNet's MultiBoxPrior, worked out in numpy; nothing is fitted to the data
     for recipe in ("d2l", "d2l-focal"):
         config = resolve("tinyssd", recipe)
         tiny = make_anchors(config.anchors, ((32, 32), (16, 16), (8, 8), (4, 4), (1, 1)), (256, 256))
         assert config.anchors.fit == "none" and len(tiny) == 5444
         assert np.allclose(tiny[0], [-0.084375, -0.084375, 0.115625, 0.115625], atol=1e-6)
+
+
+def test_a_tuning_goes_above_its_recipe_and_below_set():
+    assert [name for name, recipe in RECIPES.items() if recipe.tuning] == ["default"]
+    for name, settings in RECIPES["default"].tuning.items():
+        config = resolve(name)
+        assert all(get_setting(config, setting) == wanted for setting, wanted in settings.items())
+    assert resolve("multibox-coco", changes={"train.steps": 7}).train.steps == 7
+
+
+ELSEWHERE = {
+    "caffe": set(),
+    "hikapok": {"model.backbone", "train.minimum_lr", "train.difficult", "train.seed"}
+    | {"anchors.style", "anchors.sizes", "anchors.ratios"},
+    "torchvision-ssd": {"anchors.sizes", "anchors.clip_shapes"},
+    "torchvision-ssdlite": {"train.warmup_steps"},
+    "nvidia": {"anchors.clip_shapes", "anchors.clip_centers"},
+    "d2l": {"anchors.fit", "train.report"},
+    "d2l-focal": {"anchors.fit", "train.report"},
+    "default": {"train.clip_norm", "train.ema"},
+}
+"""Lines that other tests are for: those above, and test_recipe_parity.py for the anchors of torchvision and NVIDIA."""
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_line_that_is_removed_is_noticed(recipe, monkeypatch):
+    whole, unnoticed = RECIPES[recipe], set()
+    full = resolve(fitting(recipe)[0], recipe)
+    probes = [probe for probe in PROBES if recipe in PROBES[probe]]
+    for setting in whole.settings:
+        rest = {key: value for key, value in whole.settings.items() if key != setting}
+        monkeypatch.setitem(RECIPES, recipe, dataclasses.replace(whole, settings=rest))
+        try:
+            config = resolve(fitting(recipe)[0], recipe)
+        except ConfigError:
+            continue
+        # A line may also repeat a default
+        if config != full and has_the_rates(recipe, config) and all(agrees(p, recipe, config) for p in probes):
+            unnoticed.add(setting)
+    assert unnoticed == ELSEWHERE[recipe]

@@ -49,7 +49,7 @@ def images(seed, counts):
     return gt, labels
 
 
-def answers(seed, count, anchors):
+def outputs_of(seed, count, anchors):
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(count, anchors, CLASSES + 1, generator=generator)
     return logits, torch.randn(count, anchors, 4, generator=generator)
@@ -76,7 +76,7 @@ def test_anchors_are_torchvisions(recipe, theirs):
 def test_matches_and_losses_are_torchvisions(recipe, counts, theirs):
     config, _, _, anchors = setup(recipe, theirs)
     gt, labels = images(7, counts) if any(counts) else (torch.full((2, 1, 4), -1.0), torch.full((2, 1), -1))
-    logits, offsets = answers(3, len(counts), len(anchors))
+    logits, offsets = outputs_of(3, len(counts), len(anchors))
     targets = make_targets(anchors, gt, labels, config.matching, config.model)
     # In the same unit: an object overlaps all anchors of a size around it equally, but for rounding
     objects = [{"boxes": gt[i, :n], "labels": labels[i, :n] + 1} for i, n in enumerate(counts)]
@@ -182,7 +182,7 @@ def test_nvidias_loss_in_loops():
     w, h = x2 - x1, y2 - y1
     near = torch.stack([x1 - 0.07 * w, y1 + 0.09 * h, x2 + 0.05 * w, y2 - 0.06 * h], 1)
     gt = torch.where(gt >= 0, near.view_as(gt), gt)
-    logits, offsets = answers(5, len(counts), len(boxes))
+    logits, offsets = outputs_of(5, len(counts), len(boxes))
     targets = make_targets(boxes, gt, labels, config.matching, config.model)
     parts = multibox_loss(HeadOutputs(logits, offsets, (Size(1, len(boxes)),)), targets, config.loss)
     each = [

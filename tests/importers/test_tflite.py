@@ -1,7 +1,7 @@
-"""TensorFlow's SSD over MobileNetV1 in a TF Lite file: its 8-bit interpreter's answers, and what is refused.
+"""TensorFlow's SSD over MobileNetV1 in a TF Lite file: its 8-bit interpreter's outputs, and what is refused.
 
 The published file computes in 8 bits and ours in float32, so outputs agree to the size of its rounding. The operators
-behind the network are float there too: fed with its 8-bit answers, ours must give its detections to the digit.
+behind the network are float there too: fed with its 8-bit outputs, ours must give its detections to the digit.
 """
 
 import json
@@ -51,7 +51,7 @@ def graph(folder):
 
 @pytest.fixture(scope="module")
 def raw(folder):
-    """Their 8-bit answer to cats_and_dogs.jpg: input, logits without background, offsets in our order."""
+    """Their 8-bit output for cats_and_dogs.jpg: input, logits without background, offsets in our order."""
     with np.load(folder / "reference_raw_cats_and_dogs.npz") as arrays:
         image = torch.from_numpy(arrays["input_uint8_nhwc"]).permute(0, 3, 1, 2)
         logits = torch.from_numpy(arrays["raw_logits"])[..., 1:]
@@ -175,7 +175,7 @@ def test_precision_is_at_least_that_of_8_bits(detector, folder, shared, data, sp
 
 def dequantise(values, scale, zero, axis, kind, stored=True):
     """Read `values` as a TF Lite tensor, of which this is as much as the importer asks for."""
-    answers = {
+    values_of = {
         "Name": b"kernel",
         "Type": getattr(schema.TensorType, kind),
         "ShapeAsNumpy": values.shape,
@@ -185,7 +185,7 @@ def dequantise(values, scale, zero, axis, kind, stored=True):
         "QuantizedDimension": axis,
         "DataAsNumpy": np.frombuffer(values.tobytes(), np.uint8) if stored else 0,
     }
-    stub = SimpleNamespace(**{name: lambda value=value: value for name, value in answers.items()})
+    stub = SimpleNamespace(**{name: lambda value=value: value for name, value in values_of.items()})
     stub.Buffer, stub.Quantization, stub.Buffers = (lambda: 0), (lambda: stub), (lambda index: stub)
     return tflite._values(stub, stub, Path("net.tflite"))
 

@@ -1,6 +1,6 @@
 """torchvision's two SSDs: the same weights on both sides give the same outputs and the same detections.
 
-Fresh networks answer nothing useful (SSDLite about 1e-14 everywhere, SSD300 no score that counts), so theirs get seeded
+Fresh networks give nothing useful (SSDLite about 1e-14 everywhere, SSD300 no score that counts), so theirs get seeded
 weights, batch norms that fit their inputs, and heads scaled to the spread of a trained network.
 """
 
@@ -45,7 +45,7 @@ def make(case, classes):
 
 @torch.no_grad()
 def train_quickly(case, model, seeded_weights):
-    """Fill the network with what a trained one has: signals, statistics and answers of healthy size."""
+    """Fill the network with what a trained one has: signals, statistics and outputs of healthy size."""
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not name.endswith("scale_weight"):
             seed = f"{name}.scale" if name.endswith(".weight") and value.ndim == 1 else name
@@ -65,10 +65,10 @@ def train_quickly(case, model, seeded_weights):
     for branch, spread in zip(branches, SPREAD[case], strict=True):
         for module, level in zip(branch.module_list, features, strict=True):
             last = module if isinstance(module, nn.Conv2d) else module[-1]
-            answers = module(level)
-            scale = spread / answers.std()
+            outputs = module(level)
+            scale = spread / outputs.std()
             last.weight *= scale
-            last.bias.copy_((last.bias - answers.mean((0, 2, 3))) * scale)
+            last.bias.copy_((last.bias - outputs.mean((0, 2, 3))) * scale)
             if branch is branches[0]:
                 prior = last.bias.view(-1, len(NAMES) + 1)
                 prior[:, 0] += BACKGROUND[case]
@@ -131,7 +131,7 @@ def run_theirs(model, images):
 def matched(theirs, ours, most):
     """Return for each of their detections, and for each of ours, whether the other side has it."""
     boxes, scores, labels = (theirs[name].numpy() for name in ("boxes", "scores", "labels"))
-    # A box that clipping left without an area counts in their limit, and goes from our answer
+    # A box that clipping left without an area counts in their limit, and goes from our detections
     real = (boxes[:, 2:] > boxes[:, :2]).all(1)
     last = scores[-1] if len(scores) == most else 0
     boxes, scores, labels = boxes[real], scores[real], labels[real] - 1

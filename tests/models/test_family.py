@@ -1,4 +1,4 @@
-"""The presets against what their lineages say of themselves: counts, parameters, anchors, any input size."""
+"""The presets against what the original implementations say of themselves: parameters, anchors, any input size."""
 
 import numpy as np
 import pytest
@@ -14,18 +14,18 @@ from multibox.presets import PRESETS, resolve
 @pytest.mark.parametrize(
     ("preset", "classes", "parameters", "anchors"),
     [
-        ("tinyssd", 1, 1_010_376, 5444),  # facts 1.4
-        ("ssd300-vgg16", 20, 26_285_486, 8732),  # facts 1.1
+        ("tinyssd", 1, 1_010_376, 5444),  # d2l.ai's TinySSD
+        ("ssd300-vgg16", 20, 26_285_486, 8732),  # Caffe's, VOC
         ("ssd300-vgg16", 80, 34_305_206, 8732),
         ("ssd300-vgg16", 90, 35_641_826, 8732),  # torchvision's
-        ("ssd512-vgg16", 20, 27_188_676, 24564),  # facts 1.3
+        ("ssd512-vgg16", 20, 27_188_676, 24564),  # Caffe's
         ("ssd300-mobilenetv1", 90, None, 1917),
         ("ssdlite320-mobilenetv3", 90, 3_440_060, 3234),  # torchvision's num_params
         ("rfb320-face", 1, None, 4420),
         ("ssd300-resnet50", 80, None, 8732),
     ],
 )
-def test_sizes_are_those_of_the_lineage(preset, classes, parameters, anchors):
+def test_sizes_are_those_of_the_original(preset, classes, parameters, anchors):
     size = measure(resolve(preset, changes={"anchors.fit": "none"}), classes)
     assert size.anchors == anchors
     if parameters is not None:
@@ -58,7 +58,7 @@ def test_vgg_anchors_are_those_of_caffe():
         7942: [-0.131667, -0.131667, 0.238333, 0.238333],
         8692: [-0.188333, -0.188333, 0.521667, 0.521667],
         8729: [0.019375, 0.019375, 0.980625, 0.980625],
-    }  # facts 17.4
+    }  # Caffe's PriorBox, worked out in numpy
     for index, box in expected.items():
         np.testing.assert_allclose(found[index], box, atol=1e-6)
     first = anchors_of("ssd512-vgg16").numpy()[0]
@@ -96,7 +96,7 @@ def test_pretrained_weights_are_kept_at_any_size(preset):
     assert torch.equal(next(iter(other.parameters())), next(iter(trained.values())))
 
 
-def test_images_of_any_size_are_answered_in_their_own_pixels():
+def test_images_of_any_size_give_boxes_in_their_own_pixels():
     detector = create("ssdlite320-mobilenetv3", ["cat"])
     for height, width in ((1, 7), (50, 3), (700, 20)):
         found = detector.predict(np.full((height, width, 3), 127, np.uint8), threshold=0.0)

@@ -68,7 +68,7 @@ def test_boxes_are_mirrored_whatever_the_coder_and_the_steps(coder, preset):
     assert torch.allclose(again.offsets, outputs.offsets, atol=1e-3)
 
 
-def test_a_image_that_is_its_own_mirror_image_gets_a_symmetric_answer():
+def test_an_image_that_is_its_own_mirror_image_gets_symmetric_outputs():
     config = resolve("tinyssd", changes=SMALL)
     model = build_model(config, 2).eval()
     half = torch.randint(0, 256, (1, 3, 64, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Starting from other weights: detectors by class name, bodies by layout, and what is refused."""
+"""Starting from other weights: detectors by class name, backbones by layout, and what is refused."""
 
 import json
 import pickle
@@ -119,13 +119,13 @@ def test_vgg16_of_torchvision_is_thinned_out(tmp_path):
     line = load_weights(detector.model, path, detector.names).note
     assert "30 of the backbone's" in line
     assert "fresh parts: extras, norm" in line
-    body = detector.model.backbone
+    backbone = detector.model.backbone
     # Output 7 is the original's 28th; tap (1, 2) of the 3x3 is tap (3, 6) of the 7x7
     wanted = state["classifier.0.weight"].view(4096, 512, 7, 7)[28, 5, 3, 6]
-    assert body.fc6.weight[7, 5, 1, 2] == wanted
-    assert body.fc7.weight[3, 9, 0, 0] == state["classifier.3.weight"][12, 36]
-    assert body.fc7.bias[2] == state["classifier.3.bias"][8]
-    assert torch.equal(body.features[28].weight, state["features.28.weight"])
+    assert backbone.fc6.weight[7, 5, 1, 2] == wanted
+    assert backbone.fc7.weight[3, 9, 0, 0] == state["classifier.3.weight"][12, 36]
+    assert backbone.fc7.bias[2] == state["classifier.3.bias"][8]
+    assert torch.equal(backbone.features[28].weight, state["features.28.weight"])
 
 
 @pytest.mark.parametrize("naming", ["numbers", "caffe"])

@@ -1,4 +1,4 @@
-"""One whole training step of post B's TinySSD, as Apache MXNet 1.9.1 computed it on a CPU.
+"""One whole training step of Dive into Deep Learning's TinySSD, as Apache MXNet 1.9.1 computed it on a CPU.
 
 MXNet sums batch statistics in plain float32: its first variances are off by 4e-5 of their size. That moves logits of
 scale 6.5 by 7e-4 and the first layer's weights after the step by up to 2e-4 (the same perturbation of our own network

@@ -17,7 +17,7 @@ class Recipe:
     """Presets; an empty tuple stands for all."""
     settings: dict[str, Any]
     tuning: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
-    """By preset what the recipe does otherwise for it."""
+    """Settings that differ for a preset, by its name."""
 
 
 _D2L: dict[str, Any] = {
@@ -193,7 +193,7 @@ RECIPES: dict[str, Recipe] = {
     "nvidia": Recipe(
         ("ssd300-resnet50",),
         {
-            # Its own layers only; the body comes with ImageNet's weights
+            # Its own layers only; the backbone comes with ImageNet's weights
             "model.init": "xavier",
             "anchors.clip_shapes": True,
             "anchors.clip_centers": True,
