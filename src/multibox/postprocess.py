@@ -17,7 +17,7 @@ from multibox.ops.coding import decode
 from multibox.ops.nms import suppress
 from multibox.structures import Detections, Size
 from multibox.tensors import HeadOutputs
-from multibox.thresholds import just_below, reaching
+from multibox.thresholds import drop_low_scores, just_below
 
 _FIRST_PASS = 4
 """Candidates examined in the first pass, as a multiple of `max_detections`."""
@@ -76,7 +76,7 @@ def detect(
     Args:
         outputs: The network's outputs.
         anchors_xyxy: The anchors, in the order of the outputs.
-        sizes: of each original image.
+        sizes: Of the original images.
         config: Of the network.
         class_names: Of the network.
         lowest: Lowest score reported of each class [C]; None takes all above `post.score_threshold`.
@@ -87,7 +87,7 @@ def detect(
     boxes = (kept.boxes_xyxy * scale[:, None]).cpu().numpy()
     scores, labels, counts = kept.scores.cpu().numpy(), kept.labels.cpu().numpy(), kept.counts.cpu().numpy()
     detections = [Detections(boxes[i, :n], scores[i, :n], labels[i, :n], class_names) for i, n in enumerate(counts)]
-    return detections if lowest is None else [reaching(each, lowest) for each in detections]
+    return detections if lowest is None else [drop_low_scores(one, lowest) for one in detections]
 
 
 def postprocess(outputs: HeadOutputs, anchors_xyxy: Float[Tensor, "a 4"], post: PostConfig, model: ModelConfig) -> Kept:

@@ -133,15 +133,16 @@ class AnchorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     design_size: Annotated[
         Count | Literal["none"],
         means(
-            "Side in pixels of the square input for which caffe's sizes and the steps were chosen. At other inputs "
-            "sizes follow the shorter side and the centres divide the input evenly; none does so always."
+            "Side in pixels of the square input for which caffe's sizes and the steps were chosen. At any other input "
+            "sizes follow the shorter side, and the steps are not used: the centres divide the input evenly. none "
+            "takes both as pixels of the input itself."
         ),
     ] = "none"
     steps: Annotated[
         tuple[Positive, ...],
         means(
-            "Pixels between neighbouring centres, per feature map, at `design_size`. An empty list divides the input"
-            " evenly.",
+            "Pixels between neighbouring centres, per feature map. Used at `design_size` only. An empty list divides "
+            "the input evenly.",
             such_as=(8, 16, 32, 64, 100, 300),
         ),
     ] = ()

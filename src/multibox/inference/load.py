@@ -14,7 +14,7 @@ from multibox.errors import ConfigError, MissingExtraError
 from multibox.inference.engines import SUFFIXES, Engine, open_engine
 from multibox.inference.inputs import AnyImage, Images, is_one, pixels_of, several
 from multibox.structures import Detections
-from multibox.thresholds import just_below, lowest_scores, reaching
+from multibox.thresholds import drop_low_scores, just_below, lowest_scores
 
 if TYPE_CHECKING:
     from multibox.inference.detector import Detector
@@ -79,7 +79,7 @@ class ExportedDetector:
         return found
 
     def _predict(self, images: list[Pixels], lowest: NDArray[np.float32]) -> list[Detections]:
-        return [reaching(found, lowest) for found in self.detect(images, just_below(float(lowest.min())))]
+        return [drop_low_scores(found, lowest) for found in self.detect(images, just_below(float(lowest.min())))]
 
     def _run(self, images: Pixels, above: float) -> list[Detections]:
         post = self.about["post"]

@@ -1,4 +1,4 @@
-"""Anchors as a pure, cached function of the spec, the feature shapes and the input size."""
+"""Anchors of a config: a cached function of its anchor settings, the feature shapes and the input size."""
 
 import functools
 import hashlib
@@ -18,8 +18,8 @@ FeatureShapes = tuple[Size, ...]
 def cell_shapes(anchors: AnchorConfig, input_size: Size) -> ShapesPerLevel:
     """Return (width, height) of every anchor of one cell, per feature map, as fractions of the input.
 
-    MXNet's are fractions of the height; those of the other lineages are fractions of the shorter side, so that a
-    square anchor is a square of pixels whatever the input's aspect. Shapes given as such are taken as given.
+    MXNet's sizes are fractions of the height, all others of the shorter side, so that a square anchor is a square of
+    pixels whatever the input's aspect. Shapes of style `shapes` are taken as given.
     """
     if anchors.style == "shapes":
         shapes = anchors.shapes
@@ -39,7 +39,7 @@ def check_anchors(config: Config) -> None:
     """Refuse lists of sizes, ratios, shapes and steps that do not describe the same feature maps.
 
     Raises:
-        ConfigError: lists of different lengths, or sizes that the style cannot read.
+        ConfigError: Lists of different lengths, or sizes that the style cannot read.
     """
     anchors = config.anchors
     lists = "anchors.shapes" if anchors.style == "shapes" else "anchors.sizes and anchors.ratios"
@@ -62,7 +62,7 @@ def check_anchors(config: Config) -> None:
 
 
 def anchors_per_cell(config: Config) -> list[int]:
-    """Return how many anchors a cell of each feature map has."""
+    """Return the number of anchors per cell of each feature map."""
     return [len(shapes) for shapes in cell_shapes(config.anchors, config.model.input_size)]
 
 
@@ -78,9 +78,11 @@ def _of_shorter_side(anchors: AnchorConfig, input_size: Size) -> ShapesPerLevel:
 
 @functools.lru_cache(maxsize=64)
 def make_anchors(anchors: AnchorConfig, feature_shapes: FeatureShapes, input_size: Size, device: str = "cpu") -> Tensor:
-    """Return all anchors [a, 4] as xyxy fractions of the input, in the order of the head's outputs.
+    """Return all anchors [a, 4] as xyxy fractions of the input, in the order of the heads' outputs.
 
-    Cached: treat the tensor as constant.
+    If `anchors.design_size` is set and differs from the input, `anchors.steps` are not used: the centres divide the
+    input evenly, because steps in pixels of one input would leave a border of another one without anchors. The result
+    is cached: treat the tensor as constant.
     """
     if device != "cpu":
         return make_anchors(anchors, feature_shapes, input_size).to(device)
@@ -105,9 +107,9 @@ def anchors_for(outputs: HeadOutputs, config: Config) -> Tensor:
 
 
 def anchors_hash(config: Config) -> str:
-    """Return a fingerprint of one cell's shapes and their placing, stored in checkpoints."""
+    """Return a hash of one cell's shapes and their placing, stored in checkpoints."""
     spec = config.anchors
     values = [cell_shapes(spec, config.model.input_size), spec.steps, spec.offset, spec.clip, spec.style == "mxnet"]
-    # Only where it is set, so that older checkpoints keep their fingerprint
+    # Only where it is set, so that older checkpoints keep their hash
     values += [True] * spec.clip_centers
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
