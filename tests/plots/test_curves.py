@@ -8,7 +8,9 @@ from PIL import Image
 
 from multibox.errors import MissingExtraError
 from multibox.plots import curves
-from multibox.plots.curves import plot_precision_recall, plot_training
+from multibox.plots.curves import plot_losses, plot_precision_recall, plot_training
+
+LOSSES = [{1.0: (np.arange(3.0), np.arange(3.0))}] * 2
 
 
 @pytest.fixture
@@ -89,15 +91,39 @@ def test_any_number_of_classes(tmp_path, drawn, classes):
     assert (tmp_path / "pr.svg").read_text().startswith("<?xml")
 
 
+def test_both_losses_are_drawn(tmp_path, drawn):
+    x = np.linspace(-2, 2, 9)
+    smooth = {float(sigma): (x, sigma * abs(x)) for sigma in range(1, 10)}
+    focal = {gamma: (x, (1 - x) ** gamma) for gamma in (0.0, 5.0)}
+    path = plot_losses(tmp_path / "new" / "losses.png", smooth, focal)
+    assert [file.name for file in path.parent.iterdir()] == ["losses.png"]
+    left, right = drawn[0].axes
+    assert [line.get_label() for line in right.lines] == [r"$\gamma$ = 0", r"$\gamma$ = 5"]
+    assert len(left.lines) == 9 and left.lines[2].get_ydata().tolist() == (3 * abs(x)).tolist()
+    assert pixels(path).shape == (630, 1500, 3)
+
+
+def test_a_file_in_the_way_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "losses.png").mkdir()
+    for path in (tmp_path / "file" / "losses.png", tmp_path / "losses.png"):
+        with pytest.raises(OSError):
+            plot_losses(path, *LOSSES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "losses.png"]
+
+
 def test_drawing_leaves_no_trace_in_matplotlib(tmp_path):
     import matplotlib
 
-    before = dict(matplotlib.rcParams)
+    before, pyplot = dict(matplotlib.rcParams), "matplotlib.pyplot" in sys.modules
     plot_training(tmp_path / "run.png", {"loss": [1.0, 0.5]})
-    assert dict(matplotlib.rcParams) == before
+    plot_losses(tmp_path / "losses.png", *LOSSES)
+    assert (dict(matplotlib.rcParams), "matplotlib.pyplot" in sys.modules) == (before, pyplot)
 
 
-def test_a_missing_library_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("draw", [lambda path: plot_training(path, {}), lambda path: plot_losses(path, *LOSSES)])
+def test_a_missing_library_is_named(tmp_path, monkeypatch, draw):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtraError, match=r"multibox\[train\]"):
-        plot_training(tmp_path / "run.png", {})
+        draw(tmp_path / "run.png")
+    assert not list(tmp_path.iterdir())

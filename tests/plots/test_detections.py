@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from multibox.plots import detections
 from multibox.plots.detections import PALETTE, contact_sheet, draw_detections, draw_sample
 from multibox.structures import Detections, Sample
 
@@ -71,3 +72,46 @@ def test_contact_sheet_keeps_shapes_and_order():
     assert contact_sheet([]).width > 0
     with pytest.raises(ValueError, match="caption"):
         contact_sheet(tiles, captions=["a"])
+
+
+def planned(monkeypatch, count, high, names, image=(640, 480)):
+    rng = np.random.default_rng(0)
+    size = rng.uniform(high / 2, high, (count, 2))
+    first = rng.uniform(0, 1, (count, 2)) * (np.array(image) - size)
+    where = np.concatenate([first, first + size], axis=1).astype(np.float32)
+    labels = np.arange(count) % len(names)
+    found = Detections(where, np.linspace(0.9, 0.3, count).astype(np.float32), labels, names)
+    plans = []
+    original = detections._plan
+
+    def plan(marks, size):
+        plans.append(original(marks, size))
+        return plans[0]
+
+    monkeypatch.setattr(detections, "_plan", plan)
+    drawn = draw_detections(Image.new("RGB", image, (120, 120, 120)), found)
+    monkeypatch.setattr(detections, "_plan", original)
+    return plans[0], drawn
+
+
+def test_the_denser_the_less_is_written(monkeypatch):
+    few, _ = planned(monkeypatch, 4, 100, ("person", "car"))
+    more, _ = planned(monkeypatch, 60, 80, ("person", "traffic light"))
+    crowd, drawn = planned(monkeypatch, 200, 60, ("person", "traffic light", "car"))
+    assert few.style == detections._STYLES[0]
+    assert few.texts[0] == ("person", " 0.90")
+    assert few.letters > more.letters >= crowd.letters
+    assert not crowd.style.scores and not crowd.style.names
+    assert crowd.texts[1] == ("1", "")
+    assert crowd.legend is not None
+    x1, y1, _, y2 = crowd.legend
+    first = np.asarray(drawn)[y1:y2, x1]
+    wanted = [detections.PALETTE[label] for label in range(3)]
+    colours = [tuple(int(name[i : i + 2], 16) for i in (1, 3, 5)) for name in wanted]
+    assert [tuple(row) for i, row in enumerate(first) if i == 0 or tuple(row) != tuple(first[i - 1])] == colours
+
+
+def test_a_crowd_remark_is_no_score():
+    """`(crowd)` stays where scores are left out."""
+    mark = detections._Mark((0, 0, 9, 9), 0, "person", " (crowd)", dashed=False)
+    assert detections._text(mark, detections._STYLES[3], 12, 640) == ("person", " (crowd)")

@@ -1,7 +1,7 @@
-"""Curves of a training run and of a detector's precision and recall, as image files.
+"""Curves of losses, of a training run, and of precision over recall, as image files.
 
-Colours are those of Okabe and Ito, which people with any kind of colour vision tell apart; line styles repeat the
-difference for print.
+Colours are those of Okabe and Ito, which people with any kind of colour vision tell apart. Line styles repeat the
+difference for grey print.
 """
 
 import importlib
@@ -21,59 +21,7 @@ from multibox.plots.labels import drawable_names, extra_fonts
 
 Curve = tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]
 """The x and the y values of one line."""
-
-_INK = "#333333"
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Okabe and Ito's colours, told apart by every kind of eye."""
-_DASHES = ("-", "--", "-.", ":")
-"""For grey print."""
-
-
-def plot_losses(path: str | Path, smooth_l1_curves: Mapping[float, Curve], focal_curves: Mapping[float, Curve]) -> Path:
-    """Draw both losses side by side into one PNG and return its path.
-
-    Args:
-        path: The PNG to write, whole or not at all; folders above it are made.
-        smooth_l1_curves: For each sigma, prediction - target and the loss; the tutorial has 10, 1 and 0.5 over -2..2.
-        focal_curves: For each gamma, the probability of the true class and the loss; the tutorial has 0, 1 and 5.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        OSError: The folder cannot be written to; nothing is left behind.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("Drawing the losses", "train") from error
-    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    _draw(left, smooth_l1_curves, r"$\sigma$")
-    left.set(title="Smooth L1: errors of the boxes", xlabel="prediction - target", ylabel="loss")
-    _draw(right, focal_curves, r"$\gamma$")
-    right.set(title="Focal loss: errors of the classes", xlabel="probability of the true class", ylabel="loss")
-    right.set_xlim(0, 1)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    target = Path(path)
-    write_bytes_whole(target, png.getvalue())
-    return target
-
-
-def _draw(axes: Any, curves: Mapping[float, Curve], symbol: str) -> None:
-    for index, (value, (x, y)) in enumerate(curves.items()):
-        color, dashes = _COLORS[index % len(_COLORS)], _DASHES[index % len(_DASHES)]
-        axes.plot(x, y, color=color, linestyle=dashes, linewidth=2, label=f"{symbol} = {value:g}")
-    axes.set_ylim(bottom=0)
-    axes.margins(x=0)
-    axes.grid(color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_INK)
-    axes.tick_params(colors=_INK)
-    axes.legend(frameon=False)
-
+Floats = NDArray[np.float64]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7a4b9a", "#333333")
 STYLES = ("-", "--", "-.", ":")
@@ -97,20 +45,53 @@ PANELS = {
     "Errors": r"err|mae",
     "Learning rate": r"learning_rate|^lr",
 }
-"""Title of a panel and what the names of its columns look like; a column belongs to the first that fits."""
+"""Titles of panels and patterns of column names; a column belongs to the first panel that matches."""
+
+
+def plot_losses(path: str | Path, smooth_l1_curves: Mapping[float, Curve], focal_curves: Mapping[float, Curve]) -> Path:
+    """Draw both losses side by side and return the path of the image.
+
+    Args:
+        path: The image to write; its suffix is the format.
+        smooth_l1_curves: By sigma, prediction - target and the loss; the tutorial has 10, 1 and 0.5 over -2..2.
+        focal_curves: By gamma, the probability of the true class and the loss; the tutorial has 0, 1 and 5.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OSError: The image cannot be written.
+    """
+    with _matplotlib().rc_context(LOOK | {"font.size": 10, "figure.dpi": 150, "text.parse_math": True}):
+        figure = _figure(10, 4.2)
+        left, right = figure.subplots(1, 2)
+        _parameter_curves(left, smooth_l1_curves, r"$\sigma$")
+        left.set(title="Smooth L1: errors of the boxes", xlabel="prediction - target", ylabel="loss")
+        _parameter_curves(right, focal_curves, r"$\gamma$")
+        right.set(title="Focal loss: errors of the classes", xlabel="probability of the true class", ylabel="loss")
+        right.set_xlim(0, 1)
+        _save(figure, path)
+    return Path(path)
+
+
+def _parameter_curves(axes: Any, curves: Mapping[float, Curve], symbol: str) -> None:
+    for index, (value, (x, y)) in enumerate(curves.items()):
+        colour, style = COLOURS[index % len(COLOURS)], STYLES[index % len(STYLES)]
+        axes.plot(x, y, color=colour, linestyle=style, linewidth=2, label=f"{symbol} = {value:g}")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0)
+    axes.legend()
 
 
 def plot_training(path: str | Path, metrics: Mapping[str, Sequence[object]]) -> None:
     """Draw the columns of a run's `metrics.csv` over its epochs: losses, mAP, errors and learning rate.
 
     Args:
-        path: The image to write; its ending says the format.
-        metrics: Columns by name, numbers or their text; cells that are empty or not finite are left out, and so are
+        path: The image to write; its suffix is the format.
+        metrics: Columns by name, as numbers or texts. Cells that are empty or not finite are left out, and so are
             columns without any number and columns of other names.
 
     Raises:
-        MissingExtraError: If matplotlib is not installed.
-        OSError: If the image cannot be written.
+        MissingExtraError: matplotlib is not installed.
+        OSError: The image cannot be written.
     """
     columns = {name: _numbers(cells) for name, cells in metrics.items()}
     longest = max((len(values) for values in columns.values()), default=0)
@@ -127,26 +108,26 @@ def plot_training(path: str | Path, metrics: Mapping[str, Sequence[object]]) -> 
             _lines(axes, epochs, lines)
             _scale(axes, title, np.concatenate(list(lines.values())))
         if not panels:
-            figure.text(0.5, 0.5, "no figures yet", ha="center", va="center")
+            figure.text(0.5, 0.5, "no metrics yet", ha="center", va="center")
         _save(figure, path)
 
 
 def plot_precision_recall(
     path: str | Path, curves: Mapping[str, tuple[ArrayLike, ArrayLike, float | None]], title: str = "IoU 0.5"
 ) -> None:
-    """Draw each class's precision over its recall, and its average precision as a bar that serves as the legend.
+    """Draw each class's precision over recall, and its average precision as a bar that serves as the legend.
 
     Of more than eight classes, the four best and the four worst are coloured.
 
     Args:
-        path: The image to write; its ending says the format.
-        curves: Recall [N], precision [N] and average precision by class; None for a class without objects, which
-            is left out.
-        title: What the figure is about, such as the overlap that counts.
+        path: The image to write; its suffix is the format.
+        curves: Recall [N], precision [N] and average precision by class; None for a class without objects, which is
+            left out.
+        title: Of the left panel, such as the overlap that counts.
 
     Raises:
-        MissingExtraError: If matplotlib is not installed.
-        OSError: If the image cannot be written.
+        MissingExtraError: matplotlib is not installed.
+        OSError: The image cannot be written.
     """
     scored = {name: (np.asarray(r), np.asarray(p), ap) for name, (r, p, ap) in curves.items() if ap is not None}
     ranked = sorted(scored, key=lambda name: scored[name][2], reverse=True)
@@ -193,9 +174,9 @@ def _bars(
     axes.set_xticks(np.arange(0, 1.01, 0.25))
 
 
-def _panels(columns: Mapping[str, NDArray[np.float64]]) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Sort the columns into panels; panels without a number are left out."""
-    panels: dict[str, dict[str, NDArray[np.float64]]] = {title: {} for title in PANELS}
+def _panels(columns: Mapping[str, Floats]) -> dict[str, dict[str, Floats]]:
+    """Sort the columns into panels; leave out panels without a number."""
+    panels: dict[str, dict[str, Floats]] = {title: {} for title in PANELS}
     for name, values in columns.items():
         title = next((title for title, look in PANELS.items() if re.search(look, name, re.IGNORECASE)), None)
         if title is not None and np.isfinite(values).any():
@@ -203,23 +184,22 @@ def _panels(columns: Mapping[str, NDArray[np.float64]]) -> dict[str, dict[str, N
     return {title: lines for title, lines in panels.items() if lines}
 
 
-def _lines(axes: Any, epochs: NDArray[np.float64], lines: Mapping[str, NDArray[np.float64]]) -> None:
+def _lines(axes: Any, epochs: Floats, lines: Mapping[str, Floats]) -> None:
     """Draw the columns of one panel; a column with gaps is joined across them."""
-    for number, (name, values) in enumerate(lines.items()):
+    labels = [re.sub("^_", " _", name).replace("_", " ") for name in lines]
+    for number, (label, values) in enumerate(zip(labels, lines.values(), strict=True)):
         count = min(len(epochs), len(values))
         there = np.isfinite(values[:count]) & np.isfinite(epochs[:count])
         colour, style = COLOURS[number % len(COLOURS)], STYLES[number // 2 % len(STYLES)]
         marker = "o" if there.sum() <= 25 else None
-        label = re.sub("^_", " _", name).replace("_", " ")
-        axes.plot(
-            epochs[:count][there], values[:count][there], style, color=colour, marker=marker, markersize=3, label=label
-        )
-    if len(lines) > 1 or label.lower() != axes.get_title(loc="left").lower():
+        x, y = epochs[:count][there], values[:count][there]
+        axes.plot(x, y, style, color=colour, marker=marker, markersize=3, label=label)
+    if [label.lower() for label in labels] != [axes.get_title(loc="left").lower()]:
         axes.legend(fontsize=8)
 
 
-def _scale(axes: Any, title: str, values: NDArray[np.float64]) -> None:
-    """Choose the vertical axis: mAP from 0 to 1, logarithmic where losses or errors fall far, from 0 otherwise."""
+def _scale(axes: Any, title: str, values: Floats) -> None:
+    """Set the vertical axis: mAP from 0 to 1, logarithmic where losses or errors fall far, else from 0."""
     real = values[np.isfinite(values)]
     positive = real[real > 0]
     if title == "mAP":
@@ -233,16 +213,16 @@ def _scale(axes: Any, title: str, values: NDArray[np.float64]) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _numbers(cells: Sequence[object]) -> NDArray[np.float64]:
-    """Return the cells as numbers, NaN where there is none."""
-    return np.array([_number(cell) for cell in cells], np.float64)
+def _numbers(cells: Sequence[object]) -> Floats:
+    """Return the cells as numbers, NaN for a cell without one."""
 
+    def number(cell: object) -> float:
+        try:
+            return float(str(cell))
+        except ValueError:
+            return math.nan
 
-def _number(cell: object) -> float:
-    try:
-        return float(str(cell))
-    except ValueError:
-        return math.nan
+    return np.array([number(cell) for cell in cells], np.float64)
 
 
 def _figure(width: float, height: float) -> Any:
@@ -253,7 +233,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _families(texts: Iterable[str]) -> list[str]:
-    """Return Matplotlib's font families for texts, with the system's fonts for letters that its own lacks."""
+    """Return Matplotlib's font families for texts, with system fonts for letters that its own font lacks."""
     manager = importlib.import_module("matplotlib.font_manager")
     families = ["DejaVu Sans"]
     for file in extra_fonts(texts):

@@ -1,11 +1,11 @@
 """Images with boxes and sheets of them, drawn with Pillow alone.
 
-Lines and letters scale with the image, and shrink where there are many boxes; `_STYLES` says how. Colours are those of
-Okabe and Ito, which people with any kind of colour vision tell apart; from the eighth class on they repeat, and the
-label tells.
+Lines and letters scale with the image and shrink where there are many boxes (`_STYLES`). Colours are those of Okabe and
+Ito, which people with any kind of colour vision tell apart. They repeat from the eighth class on.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from multibox.plots.labels import (
     Font,
@@ -27,7 +27,7 @@ from multibox.plots.labels import (
     shortened,
     width,
 )
-from multibox.structures import Detections, Sample
+from multibox.structures import Boxes, Detections, Labels, Sample
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#f0e442")
 """Class k is drawn in colour k modulo 7."""
@@ -39,13 +39,13 @@ _LINE = 1 / 220
 
 
 class _Style(NamedTuple):
-    """How much is written at each box."""
+    """Size and content of labels."""
 
     scale: float
     """Of letters and lines."""
     scores: bool = True
     names: bool = True
-    """False: numbers, which a legend explains."""
+    """False writes class indices, which a legend explains."""
 
 
 _STYLES = (
@@ -56,17 +56,19 @@ _STYLES = (
     _Style(0.45, scores=False),
     _Style(0.45, scores=False, names=False),
 )
-"""From few boxes to crowds: the first is taken whose labels find room, else the last."""
+"""From few boxes to crowds; the first style whose labels fit is taken, else the last."""
 _MISSING, _HIDDEN = 0.02, 0.2
-"""Share of labels without room, and share of an object hidden per label, up to which a style does."""
+"""Labels of a style fit up to this share of labels without room and this share of an object hidden per label."""
 
 
 @dataclass(frozen=True)
 class _Mark:
-    box: tuple[int, int, int, int]  # first and last pixel drawn on, both inside the image
+    box: tuple[int, int, int, int]
+    """First and last pixel drawn on, both inside the image."""
     label: int
     name: str
-    suffix: str  # stays whole when the name has to be shortened
+    suffix: str
+    """Kept whole when the name is shortened."""
     dashed: bool
 
     @property
@@ -75,52 +77,36 @@ class _Mark:
 
 
 def draw_detections(image: Image.Image, detections: Detections, threshold: float = 0.0) -> Image.Image:
-    """Return a copy of `image` with a box, the name and the score of each detection, the best on top.
+    """Return a copy of `image` with box, name and score of each detection, the best on top.
 
-    Labels cover no other label, and as little of the objects as can be. Where there are many, letters are smaller, then
-    scores are left out, then numbers and a legend stand in for names. Names whose letters no font of this system has
-    are drawn as "class NUMBER".
+    Labels cover no other label and as little of the objects as possible. Where there are many, letters are smaller,
+    then scores are left out, then class indices and a legend replace names. Names whose letters no font of this system
+    has are drawn as "class INDEX".
 
     Args:
-        image: The original image, in whose pixels the boxes are.
-        detections: What to draw; boxes are clipped to the image, and what is then under a pixel wide or high is left
-            out.
+        image: The original image.
+        detections: Boxes in pixels of `image`, cut at its border. Those under a pixel wide or high are left out.
         threshold: Lowest score to draw.
     """
     shown = np.flatnonzero(detections.scores >= threshold)
     shown = shown[np.argsort(-detections.scores[shown], kind="stable")]
-    names = drawable_names(detections.names)
-    marks = [
-        _Mark(box, label, names[label], f" {score:.2f}", dashed=False)
-        for box, label, score in zip(
-            _pixels(detections.boxes[shown], image.size),
-            detections.labels[shown].tolist(),
-            detections.scores[shown].tolist(),
-            strict=True,
-        )
-        if box is not None
-    ]
-    return _marked(image, marks)
+    scores = [f" {score:.2f}" for score in detections.scores[shown].tolist()]
+    plain = [False] * len(shown)
+    return _marked(image, detections.boxes[shown], detections.labels[shown], detections.names, scores, plain)
 
 
 def draw_sample(image: Image.Image, sample: Sample, class_names: Sequence[str]) -> Image.Image:
-    """Return a copy of `image` with the boxes and names of its labels, placed as in `draw_detections`.
+    """Return a copy of `image` with boxes and names of its ground truth, placed as in `draw_detections`.
 
     Boxes of difficult objects are dashed, those of crowds are labelled "(crowd)".
 
     Args:
-        image: The sample's image, as shown.
-        sample: Its labels; clipped and left out as in `draw_detections`.
+        image: The sample's image.
+        sample: Its boxes, cut and left out as in `draw_detections`.
         class_names: Name of each label.
     """
-    names = drawable_names(tuple(class_names))
-    boxes = _pixels(sample.boxes_xyxy, image.size)
-    marks = [
-        _Mark(box, int(label), names[int(label)], " (crowd)" if crowd else "", dashed=bool(difficult))
-        for box, label, difficult, crowd in zip(boxes, sample.labels, sample.difficult, sample.crowd, strict=True)
-        if box is not None
-    ]
-    return _marked(image, marks)
+    suffixes = [" (crowd)" if crowd else "" for crowd in sample.crowd.tolist()]
+    return _marked(image, sample.boxes_xyxy, sample.labels, class_names, suffixes, sample.difficult.tolist())
 
 
 def contact_sheet(
@@ -129,16 +115,16 @@ def contact_sheet(
     tile: int = 256,
     captions: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Lay images out on one white sheet, row by row.
+    """Arrange images on one white sheet, row by row.
 
     Args:
-        tiles: The images; each is scaled into a square, keeping its shape. None at all give one empty square.
-        columns: Squares a row; by default about as many as there are rows.
+        tiles: The images; each is scaled into a square and keeps its shape. Without images there is one empty square.
+        columns: Squares per row; by default about as many as rows.
         tile: Side of the squares in pixels.
-        captions: A line below each image; one too long is shortened in the middle.
+        captions: A line below each image, shortened in the middle if it is too long.
 
     Raises:
-        ValueError: `columns` or `tile` is below 1, or there are more or fewer captions than tiles.
+        ValueError: `columns` or `tile` is below 1, or there are not as many captions as tiles.
     """
     if tile < 1 or (columns is not None and columns < 1):
         raise ValueError(f"contact_sheet needs columns and tile of at least 1, got {columns} and {tile}")
@@ -165,7 +151,7 @@ def contact_sheet(
     return sheet
 
 
-def _pixels(xyxy: NDArray[np.floating], size: tuple[int, int]) -> list[tuple[int, int, int, int] | None]:
+def _pixels(xyxy: Boxes | NDArray[np.float32], size: tuple[int, int]) -> list[tuple[int, int, int, int] | None]:
     """Return the first and last pixel inside each clipped box; None for boxes under a pixel wide or high."""
     corners = np.array(xyxy, np.float64).reshape(-1, 4)
     finite = np.isfinite(corners).all(axis=1)
@@ -178,9 +164,23 @@ def _pixels(xyxy: NDArray[np.floating], size: tuple[int, int]) -> list[tuple[int
     return [(a, b, c, d) if fine else None for (a, b, c, d), fine in zip(rows, drawn.tolist(), strict=True)]
 
 
-def _marked(image: Image.Image, marks: Sequence[_Mark]) -> Image.Image:
-    """Return a copy of the image with marks, of which the first are the most important."""
+def _marked(
+    image: Image.Image,
+    boxes_xyxy: Boxes | NDArray[np.float32],
+    labels: Labels,
+    names: Sequence[str],
+    suffixes: Sequence[str],
+    dashed: Sequence[bool],
+) -> Image.Image:
+    """Return a copy of the image with boxes and labels, the most important first."""
     drawn = image.convert("RGB") if image.mode != "RGB" else image.copy()
+    drawable, classes = drawable_names(tuple(names)), list[int](labels.tolist())
+    boxes = _pixels(boxes_xyxy, image.size)
+    marks = [
+        _Mark(box, label, drawable[label], suffix, dash)
+        for box, label, suffix, dash in zip(boxes, classes, suffixes, dashed, strict=True)
+        if box is not None
+    ]
     if not marks:
         return drawn
     draw = ImageDraw.Draw(drawn)
@@ -199,13 +199,13 @@ def _marked(image: Image.Image, marks: Sequence[_Mark]) -> Image.Image:
 
 
 class _Plan(NamedTuple):
-    """What is written where."""
+    """Texts and places of all labels."""
 
     style: _Style
     letters: int
-    """Pixels"""
+    """Height of letters in pixels."""
     texts: list[tuple[str, str]]
-    """Name and what follows it, of each label."""
+    """Name and suffix of each label."""
     sizes: list[tuple[int, int]]
     """Width and height of each label in pixels."""
     placed: Placed
@@ -214,21 +214,19 @@ class _Plan(NamedTuple):
 
 
 def _plan(marks: Sequence[_Mark], image: tuple[int, int]) -> _Plan:
-    """Return the first style whose labels find room, by bisection: each next one takes less of it."""
+    """Return the first style whose labels fit, by bisection: each style needs less room than the one before it."""
     boxes = np.array([mark.box for mark in marks], np.float32)
     boxes[:, 2:] += 1
-    low, high = 0, len(_STYLES) - 1
-    plans: dict[int, _Plan] = {}
-    while low < high:
-        middle = (low + high) // 2
-        # Most images have few boxes: the first style is worth the first try
-        middle = 0 if not plans else middle
-        plan = plans[middle] = _plan_style(marks, boxes, image, _STYLES[middle])
-        if plan.placed.missing <= _MISSING and plan.placed.hidden <= _HIDDEN:
-            high = middle
-        else:
-            low = middle + 1
-    return plans.get(low) or _plan_style(marks, boxes, image, _STYLES[low])
+
+    @cache
+    def plan(index: int) -> _Plan:
+        return _plan_style(marks, boxes, image, _STYLES[index])
+
+    def fits(index: int) -> bool:
+        return plan(index).placed.missing <= _MISSING and plan(index).placed.hidden <= _HIDDEN
+
+    # Most images have few boxes: the first style is worth the first try
+    return plan(0 if fits(0) else 1 + bisect_left(range(1, len(_STYLES) - 1), True, key=fits))
 
 
 def _plan_style(marks: Sequence[_Mark], boxes: NDArray[np.float32], image: tuple[int, int], style: _Style) -> _Plan:
@@ -246,7 +244,7 @@ def _plan_style(marks: Sequence[_Mark], boxes: NDArray[np.float32], image: tuple
 
 
 def _text(mark: _Mark, style: _Style, letters: int, image_width: int) -> tuple[str, str]:
-    """Return the name, shortened where it has to be, and what follows it."""
+    """Return the name, shortened to the image's width, and the suffix."""
     if not style.names:
         return str(mark.label), ""
     suffix = mark.suffix if style.scores or not mark.suffix[-1:].isdigit() else ""
@@ -256,7 +254,7 @@ def _text(mark: _Mark, style: _Style, letters: int, image_width: int) -> tuple[s
 
 @lru_cache(maxsize=4096)
 def _measured(name: str, suffix: str, letters: int) -> tuple[int, int]:
-    """Return width and height of a label; the same few names and scores come again and again."""
+    """Return width and height of a label; cached, as names and scores repeat."""
     font = font_for(name, letters)
     return math.ceil(width(name, letters) + width(suffix, letters, name)) + 2 * _pad(font), height(font)
 
@@ -280,7 +278,7 @@ def _legend_size(marks: Sequence[_Mark], letters: int) -> tuple[int, int]:
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, marks: Sequence[_Mark], plan: _Plan) -> None:
-    """Write number and name of each class, one below the other."""
+    """Write index and name of each class, one below the other."""
     if plan.legend is None:
         return
     left, top, right, _ = plan.legend
@@ -301,7 +299,7 @@ def _pad(font: Font) -> int:
 
 def _outline(draw: ImageDraw.ImageDraw, mark: _Mark, line: int) -> None:
     x1, y1, x2, y2 = mark.box
-    line = max(1, min(line, (x2 - x1 + 1) // 4, (y2 - y1 + 1) // 4))  # or it would hide a small object
+    line = max(1, min(line, (x2 - x1 + 1) // 4, (y2 - y1 + 1) // 4))  # a thicker line would hide a small object
     if not mark.dashed:
         draw.rectangle(mark.box, outline=mark.colour, width=line)
         return
@@ -319,7 +317,7 @@ def _outline(draw: ImageDraw.ImageDraw, mark: _Mark, line: int) -> None:
 @cache
 def _ink_on(colour: str) -> str:
     """Return black or white, whichever has the greater contrast (WCAG 2.2, relative luminance)."""
-    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    channels = [channel / 255 for channel in ImageColor.getrgb(colour)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return _INK if (luminance + 0.05) ** 2 > 1.05 * 0.05 else _PAPER

@@ -1,4 +1,4 @@
-"""Fonts that have the letters of a text: Pillow's own, else one of the system's."""
+"""Labels of boxes: a font that has the letters of a text, and a place for each label."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ Font = ImageFont.FreeTypeFont
 
 SMALLEST = 9
 """Pixels; smaller letters of Pillow's own font cannot be read."""
-_MISSING = "\uffff"  # never a letter, so its image is what a font draws for a letter that it lacks
+_MISSING = "\uffff"  # never a letter, so a font draws its box for missing letters
 _PLAIN = ("regular", "sans", "gothic", "hei", "pingfang", "arial", "ms")  # in names of fonts that suit labels
 _FANCY = ("bold", "italic", "oblique", "thin", "light", "black", "mono", "serif", "condensed", "emoji", "symbol")
 
@@ -57,9 +57,9 @@ def shortened(text: str, size: int, room: float) -> str:
 
 @lru_cache(maxsize=16)
 def drawable_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return class names as they can be drawn here: as they are, else without accents, else "class NUMBER".
+    """Return class names as they can be drawn here: as they are, else without accents, else "class INDEX".
 
-    The last is logged once, since the names of an image without readable labels are no help.
+    The last is logged once per list of names.
     """
     drawn = tuple(_drawable(name) or f"class {index}" for index, name in enumerate(names))
     lost = [f"{name} is {new}" for name, new in zip(names, drawn, strict=True) if not _drawable(name)]
@@ -95,7 +95,7 @@ def extra_fonts(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def _drawable(name: str) -> str:
-    """Return the name, without its accents if no font here has them; empty where no font has its letters either."""
+    """Return the name, without accents if no font has them; empty if no font has its letters either."""
     right_to_left = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in name)
     if right_to_left and not features.check("raqm"):
         return ""
@@ -130,7 +130,7 @@ def _has_letter(file: str | None, letter: str) -> bool:
 
 @lru_cache(maxsize=8)
 def _probe(file: str | None) -> Font | None:
-    """Return a font to try letters with, None where the file is none that Pillow can scale."""
+    """Return a font to try letters with; None if Pillow cannot scale the file."""
     try:
         if file is None:
             return cast(Font, ImageFont.load_default(size=16))
@@ -184,34 +184,34 @@ _ACROSS, _DOWN = np.array(
      (2, 0), (-1, 0), (2, 1), (-1, 1)],
     np.float32,
 ).T  # fmt: skip
-"""Places of a label: -1 lies before the box, 2 behind it, 0 to 1 within."""
+"""Candidate places of a label: -1 lies before the box, 2 behind it, 0 to 1 within."""
 _PREFERENCE = np.arange(len(_ACROSS), dtype=np.float32) * 0.004
-"""Cost of each place by itself: above the box at its left is where a reader looks first."""
+"""Cost of each place by itself: readers look first above the box at its left."""
 _MOST = 250
-"""Labels of an image; of more, those that come first."""
+"""Labels per image; the first of them get a place."""
 
 
 class Placed(NamedTuple):
-    """Where labels are."""
+    """Places of labels."""
 
     corners: NDArray[np.int64]
-    """[N, 2]; left and top, -1 where there is no place."""
+    """[N, 2]; left and top, -1 without a place."""
     missing: float
     """Share of the labels without a place."""
     hidden: float
-    """How much of an object a label covers on average; above 1 where it covers several."""
+    """Share of an object that a label covers on average; above 1 if it covers several."""
 
 
 def place_labels(
     boxes: Rectangles, sizes: NDArray[np.float32], image: tuple[int, int], taken: Sequence[Sequence[float]] = ()
 ) -> Placed:
-    """Choose a place for each label; those that come first choose first.
+    """Place each label, the first ones first, where it covers no other label and least of the boxes.
 
     Args:
         boxes: [N, 4] inside the image.
         sizes: [N, 2]; width and height of the labels in pixels.
-        image: width and height.
-        taken: rectangles where no label may be.
+        image: Width and height.
+        taken: Rectangles where no label may be.
     """
     count = len(boxes)
     corners = np.full((count, 2), -1, np.int64)
@@ -239,7 +239,7 @@ def place_labels(
 
 
 def free_corner(boxes: Rectangles, size: tuple[int, int], image: tuple[int, int]) -> tuple[int, int]:
-    """Return left and top of a rectangle of `size` in that corner of the image where it covers least of the boxes."""
+    """Return left and top of a rectangle of `size` in the corner of the image where it covers least of the boxes."""
     right, bottom = image[0] - size[0], image[1] - size[1]
     lefts, tops = np.array([(0, bottom), (right, bottom), (right, 0), (0, 0)], np.float32).T
     corners = np.stack([lefts, tops, lefts + size[0], tops + size[1]], axis=1)
@@ -266,7 +266,7 @@ def _along(
 
 
 def _covered(places: Rectangles, boxes: Rectangles) -> NDArray[np.float32]:
-    """Return what each rectangle covers of all boxes together [N], in boxes: 1 is a whole one."""
+    """Return what each rectangle covers of all boxes together, [N]; 1 is a whole box."""
     x1, y1, x2, y2 = (places[:, i, None] for i in range(4))
     width = np.minimum(x2, boxes[:, 2]) - np.maximum(x1, boxes[:, 0])
     height = np.minimum(y2, boxes[:, 3]) - np.maximum(y1, boxes[:, 1])
