@@ -12,6 +12,9 @@ from multibox.presets import resolve
 from multibox.tensors import HeadOutputs
 
 SIZES = [(128, 128), (96, 160), (64, 72)]
+QUICK = ("tinyssd", "regnetx400-pyramid", "resnet50-300", "rfb320", "mobilenetv1-fine", "mobilenetv3")
+SOME = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in BACKBONES]
+"""One of each family; the others are slow."""
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -29,7 +32,7 @@ def test_maps_have_the_channels_promised_and_shrink(name):
         assert cells[-1] >= 1, size
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", SOME)
 def test_gradients_are_finite_in_bfloat16_on_the_smallest_maps(name):
     # oneDNN leaves gradients of taps that see padding alone unwritten: see RoomyConv2d
     backbone = make_backbone(name, 1.0, 6)

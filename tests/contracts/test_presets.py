@@ -81,7 +81,9 @@ def test_it_overfits_eight_images_and_survives_a_file(preset, tmp_path, draw_squ
     assert all(a == b for a, b in zip(found, again, strict=True))
 
 
-@pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.slow if r == "default" else ()) for r in RECIPES])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(r, marks=() if r.startswith(("d2l", "nvidia")) else pytest.mark.slow) for r in RECIPES]
+)
 def test_every_recipe_takes_a_step_on_every_preset_it_fits(recipe, squares, tmp_path, monkeypatch):
     # Half a gigabyte a run of VGG's
     monkeypatch.setattr(Trainer, "save", lambda self: None)
