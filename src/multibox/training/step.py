@@ -144,10 +144,8 @@ class LossWatch:
     def _send(self) -> None:
         if not self._new:
             return
-        losses = torch.stack([loss for _, loss, _ in self._new])
         self._sent, self._new = self._new, []
-        self._losses = losses.to("cpu", non_blocking=losses.is_cuda)
-        self._arrived = torch.cuda.current_stream(losses.device).record_event() if losses.is_cuda else None
+        self._losses, self._arrived = start_copy(torch.stack([loss for _, loss, _ in self._sent]))
         if self._arrived is None:
             self._read()
 
@@ -162,6 +160,12 @@ class LossWatch:
                     "and look at the labels with `multibox data show`"
                 )
         self._sent, self._losses, self._arrived = [], torch.zeros(0), None
+
+
+def start_copy(tensor: Tensor) -> tuple[Tensor, torch.Event | None]:
+    """Return a copy on the host; if it is still on its way from a GPU, with the event to wait for before it is read."""
+    copy = tensor.to("cpu", non_blocking=tensor.is_cuda)
+    return copy, torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
 
 def draw_size(config: Config, step: int) -> Size:
