@@ -52,7 +52,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `import multibox` is instant and needs no torch."""
+    """Import a public name when it is first used, so that `import multibox` is fast and needs no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'multibox' has no attribute {name!r}")
     try:

@@ -1,11 +1,10 @@
-"""The verbs as functions: what `import multibox` offers beside `load`, and what the command line calls."""
+"""The verbs as functions: what `import multibox` offers beside `load`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from multibox.builtin import NO_WEIGHTS
@@ -39,27 +38,27 @@ def create(
     """Return a detector with fresh weights, or started from `weights`.
 
     Args:
-        preset: such as "tinyssd"; `multibox list presets` shows all.
-        names: class names, each once, without background.
-        recipe: settles input normalisation and anchors.
-        weights: a built-in model's name, a detector (class rows that both know are kept by name) or the weights of a
-            backbone to start from; None or "none" starts from nothing.
-        seed: the same seed gives the same weights.
-        device: "cpu", "cuda" or "mps"; "auto" takes CUDA where it is present, else the CPU.
+        preset: Such as "tinyssd"; `multibox list presets` shows all.
+        names: Class names, each once, without background.
+        recipe: Sets input normalisation and anchors.
+        weights: A built-in model's name, a detector (rows of classes that both know are kept by name) or the weights of
+            a backbone to start from; None or "none" starts from nothing.
+        seed: The same seed gives the same weights.
+        device: "cpu", "cuda" or "mps"; "auto" takes CUDA if there is one, else the CPU.
 
     Raises:
-        ConfigError: an unknown preset or recipe, class names that are none, or a device that this machine lacks.
-        WeightsError: weights that do not fit.
+        ConfigError: An unknown preset or recipe, unusable class names, or a device that this machine lacks.
+        WeightsError: Weights that do not fit.
     """
-    classes = checked_class_names(names)
+    class_names = checked_class_names(names)
     _, network = choose_network(weights, preset, recipe)
     config = resolve(preset, recipe, {"anchors.fit": "none"} | network)
     # Weights made within `torch.inference_mode` could not be trained
     with torch.inference_mode(False):
-        model = build_model(config, len(classes), seed)
+        model = build_model(config, len(class_names), seed)
         if weights not in (None, NO_WEIGHTS):
-            load_weights(model, weights, classes)
-        return Detector(model, config, classes, device)
+            load_weights(model, weights, class_names)
+        return Detector(model, config, class_names, device)
 
 
 def train(
@@ -86,18 +85,18 @@ def train(
         data: A data set in any known format; with `resume`, where the same data lies now.
         preset: The network; None takes the weights' own, or multibox-fine.
         recipe: How to train it; None takes `default`.
-        minutes: Train for so many minutes, start-up and validation included.
+        minutes: Length of the run in minutes, start-up and validation included.
         epochs: Passes over the images instead of minutes.
         weights: What to start from: "coco", "none", a detector's file or run folder, or a backbone's weights. None
             leaves it to the preset.
         out: The run folder; None takes the next free runs/PRESET-N.
         train_split: Split to learn from; None takes `train`.
-        val_split: Split to validate on; None takes `val` or holds out a tenth of the training images, "none" does
-            without.
-        format: The data set's format, where it cannot be told.
+        val_split: Split to validate on; None takes `val` or holds out a tenth of the training images, "none" does not
+            validate.
+        format: The data set's format; None recognises it.
         on_bad: "stop" at a broken file (the default), or "skip" it and count.
         config: A TOML file with settings.
-        changes: Settings by dotted key, such as {"train.lr": 0.001}; they go above `config`.
+        changes: Settings by dotted key, such as {"train.lr": 0.001}; they override `config`.
         resume: A run folder to go on with; it needs nothing else, and `minutes` or `epochs` prolong it.
         device: "cpu", "cuda" or "auto".
 
@@ -112,17 +111,17 @@ def train(
         minutes=minutes,
         epochs=epochs,
         weights=None if weights is None else str(weights),
-        out=None if out is None else Path(out),
+        out=_path(out),
         train_split=train_split,
         val_split=val_split,
         format=format,
         on_bad=on_bad,
-        config=None if config is None else Path(config),
+        config=_path(config),
         changes=dict(changes or {}),
-        resume=None if resume is None else Path(resume),
+        resume=_path(resume),
         device=device,
     )
-    trainer = prepare(None if data is None else Path(data), options)
+    trainer = prepare(_path(data), options)
     trainer.fit()
     return load(trainer.folder, device=trainer.device)
 
@@ -138,25 +137,25 @@ def evaluate(
     on_bad: OnBad = "stop",
     bootstrap: int = 0,
 ) -> Metrics:
-    """Score a detector on a split: VOC 2007, VOC 2012 and COCO figures, also per class; what `eval --json` writes.
+    """Score a detector on a split: VOC 2007, VOC 2012 and COCO metrics, also per class, as `eval --json` writes them.
 
     Args:
-        detector: the detector.
-        data: a data set in any known format; its classes are matched to the detector's by name. Objects of other
-            classes are left out and counted in the notes of `open_for`'s data set.
-        split: which split; None takes the only one.
-        rename: the data set's class names to the detector's; "" leaves a class out.
-        max_detections: detections kept per image, best first.
-        format: the data set's format, where it cannot be told.
+        detector: The detector.
+        data: A data set in any known format. Classes are matched to the detector's by name, and objects of other
+            classes are left out; the notes of `open_for`'s data set count them.
+        split: The split; None takes the only one.
+        rename: From the data set's class names to the detector's; "" leaves a class out.
+        max_detections: Detections kept per image, best first.
+        format: The data set's format; None recognises it.
         on_bad: "stop" at a broken file, or "skip" it.
-        bootstrap: resamples of the images for 95 % intervals; 0 leaves them out.
+        bootstrap: Resamples of the images for 95 % intervals; 0 leaves them out.
 
     Raises:
-        DataError: data that cannot be read, or that shares no class with the detector.
+        DataError: Data that cannot be read, or that shares no class with the detector.
     """
     dataset = open_for(detector, data, split=split, rename=rename, format=format, on_bad=on_bad)
-    found = find_all(detector, dataset, max_detections)
-    return measure(found, dataset, detector.names, max_detections=max_detections, bootstrap=bootstrap)
+    detections = find_all(detector, dataset, max_detections)
+    return measure(detections, dataset, detector.names, max_detections=max_detections, bootstrap=bootstrap)
 
 
 def open_for(
@@ -170,19 +169,20 @@ def open_for(
 ) -> Dataset:
     """Return a split with its classes in the detector's order; the arguments are those of `evaluate`.
 
-    Its notes say which classes are scored and which objects were left out.
+    Its notes name the classes that are scored and count the objects that were left out.
     """
     dataset = open_dataset(
         data, split, format=format, class_names=detector.names, on_bad=on_bad, rename=rename, unknown="drop"
     )
     dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *_scored_classes(dataset)))
-    # To stop at a bad image, meeting it is soon enough
+    # With "stop" the first use of a broken image raises early enough
     return check_images(dataset, on_bad) if on_bad == "skip" else dataset
 
 
 def _scored_classes(dataset: Dataset) -> tuple[str, ...]:
-    """Return a note about the detector's classes of which the data has no object, if there are any."""
-    there = [dataset.class_names[label] for label in np.unique(dataset.labels)]
+    """Return a note if the data has no object of some of the detector's classes."""
+    present = set[int](dataset.labels.tolist())
+    there = [name for label, name in enumerate(dataset.class_names) if label in present]
     missing = len(dataset.class_names) - len(there)
     if not missing:
         return ()
@@ -208,36 +208,41 @@ def export(
     """Write a detector as one file that runs without PyTorch, and return the report of its verification.
 
     Args:
-        detector: the detector; of those that run without PyTorch, only a built-in model.
-        out: a name that ends in .onnx, or in .xml for OpenVINO.
+        detector: The detector; of those that run without PyTorch, only a built-in model.
+        out: A name that ends in .onnx, or in .xml for OpenVINO.
         dialect: "plain"; "raw" for logits and offsets instead of boxes; "ultralytics" or "jetson" for other software.
-        half: weights as float16; OpenVINO only.
-        int8: the network in INT8, calibrated on `calibrate`; OpenVINO only.
-        calibrate: a data set or folder of images like those that the detector will see.
-        data: a data set or folder of images to verify on; None takes synthetic ones.
-        split: which split of `data`.
-        license: of the weights; kept in the metadata, as is the source.
-        source: of the weights.
-        opset: version of the ONNX operators; None takes an old one that most runtimes read.
+        half: Weights as float16; OpenVINO only.
+        int8: The network in INT8, calibrated on `calibrate`; OpenVINO only.
+        calibrate: A data set or folder of images like those that the detector will see.
+        data: A data set or folder of images to verify on; None takes synthetic ones.
+        split: The split of `data`.
+        license: Licence of the weights; kept in the metadata.
+        source: Source of the weights; kept in the metadata.
+        opset: Version of the ONNX operators; None takes an old one that most runtimes read.
 
     Raises:
-        MissingExtraError: the packages of the extra `export` are not installed.
-        ConfigError: arguments that do not go together, or a detector from an exported file.
-        DataError: images that cannot be read.
-        VerificationError: the file would compute something else; nothing is written.
+        MissingExtraError: The packages of the extra `export` are not installed.
+        ConfigError: Arguments that exclude each other, or a detector from an exported file.
+        DataError: Images that cannot be read.
+        VerificationError: The file would give other detections; nothing is written.
     """
     from multibox.exporting import ExportOptions
     from multibox.exporting import export as write
 
     if isinstance(detector, ExportedDetector):
+        name = detector.about.get("builtin")
+        if name is None:
+            raise ConfigError(
+                "this detector comes from an exported file: export the checkpoint behind that file instead"
+            )
         license, source = license or detector.about["license"], source or detector.about["source"]
-        detector = _in_torch(detector)
+        detector = load(name)
     options = ExportOptions(
         dialect=dialect,
         half=half,
         int8=int8,
-        calibrate=None if calibrate is None else Path(calibrate),
-        data=None if data is None else Path(data),
+        calibrate=_path(calibrate),
+        data=_path(data),
         split=split,
         license=license,
         source=source,
@@ -246,9 +251,5 @@ def export(
     return write(detector, Path(out), options)
 
 
-def _in_torch(detector: ExportedDetector) -> Detector:
-    """Return a built-in model's detector in PyTorch."""
-    name = detector.about.get("builtin")
-    if name is None:
-        raise ConfigError("this detector comes from an exported file: export the checkpoint behind that file instead")
-    return load(name)
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)

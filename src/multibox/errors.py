@@ -1,9 +1,11 @@
-"""Every error a user can cause, as one tree; each message says what, where, expected, got and what to do.
+"""Every error that a user can cause, as one tree.
+
+A message says what is wrong, where, what was expected, and what to do.
 
 MultiboxError
 ├── ConfigError        a setting, preset or recipe that does not exist or does not fit
 ├── DataError          a data set, label file or class list that cannot be used
-│   └── ImageError   one image that is missing, truncated or no image
+│   └── ImageError     one image that is missing, truncated or no image
 ├── WeightsError       a checkpoint or foreign weight file that cannot be read or does not fit
 └── MissingExtraError  an optional package is not installed
 """
@@ -13,7 +15,7 @@ from collections.abc import Iterable
 
 
 class MultiboxError(Exception):
-    """A mistake the user can mend; the command line prints it as one sentence and exits with 2."""
+    """A mistake that the user can correct; the command line prints it as one sentence and exits with 2."""
 
 
 class ConfigError(MultiboxError):
@@ -40,7 +42,7 @@ class MissingExtraError(MultiboxError):
         self.purpose, self.extra = purpose, extra
 
     def __reduce__(self) -> tuple[type[Exception], tuple[str, str]]:
-        # An exception is rebuilt from its message otherwise, which is one argument too few on the way out of a process
+        # By default an exception is unpickled from its message alone, but this class takes two arguments
         return type(self), (self.purpose, self.extra)
 
 
