@@ -17,7 +17,7 @@ from multibox import api
 from multibox.data.formats import open_dataset, write_dataset
 from multibox.data.images import load_image
 from multibox.evaluation.report import evaluate
-from multibox.inference.detector import load
+from multibox.inference.detector import open_checkpoint
 from multibox.settings import parse_assignments
 from multibox.structures import Detections
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             changes |= parse_assignments(asked.set)
             options = {"out": run, "val_split": "none", "weights": asked.weights, "changes": changes}
             api.train(folder, preset=asked.preset, **options)
-            detector = load(run / "last.safetensors")
+            detector = open_checkpoint(run / "last.safetensors")
             for row in held:
                 found[row] = detector.predict(load_image(data[row]), threshold=LOW)
             print(f"fold {fold + 1} of {asked.folds}", flush=True)

@@ -31,7 +31,7 @@ from multibox.benchmarking.torchvision_peer import (
 )
 from multibox.benchmarking.workload import LOADS, count_candidates, synthetic_images, synthetic_outputs
 from multibox.exporting import export
-from multibox.inference.detector import Detector, load
+from multibox.inference.detector import Detector, open_checkpoint
 from multibox.inference.load import open_exported
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.presets import resolve
@@ -92,7 +92,7 @@ def make(section: Section, folder: Path, small: bool) -> Made:
         size = (SMALL_SIDE, SMALL_SIDE) if small else resolve(section.preset, section.recipe).model.input_size
         made = comparable(lively_detector(section.preset, CLASSES, size, recipe=section.recipe))
         save_checkpoint(weights, Checkpoint(made.model.state_dict(), made.config, made.names))
-    detector = comparable(load(weights))
+    detector = comparable(open_checkpoint(weights))
     if not path.exists():
         print(f"exporting {section.preset}", file=sys.stderr, flush=True)
         export(detector, path)

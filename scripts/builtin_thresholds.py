@@ -19,7 +19,7 @@ from multibox import api
 from multibox.evaluation.report import best_threshold
 from multibox.evaluation.table import Columns, columns
 from multibox.evaluation.voc_metrics import Curve, overlaps, voc_curves
-from multibox.inference.detector import Detector, find_all, load
+from multibox.inference.detector import Detector, find_all, open_checkpoint
 from multibox.thresholds import DEFAULT_THRESHOLD
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -127,7 +127,7 @@ def _chosen(table: Columns, rows: NDArray[np.bool_]) -> Columns:
 
 
 def main() -> None:
-    detector = load("coco")
+    detector = open_checkpoint("coco")
     table = found_in(detector, DATA / "tiny_coco", "val2017")
     print(f"F1 on held-out images of val2017, {REPEATS} repeats of {FOLDS} folds, by `ENOUGH`:")
     for enough in CANDIDATES:

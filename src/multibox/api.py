@@ -14,7 +14,8 @@ from multibox.data.formats.text import OnBad
 from multibox.errors import ConfigError
 from multibox.evaluation.report import Metrics
 from multibox.evaluation.report import evaluate as measure
-from multibox.inference.detector import Detector, find_all, load
+from multibox.files import check_outputs
+from multibox.inference.detector import Detector, find_all, open_checkpoint
 from multibox.inference.load import ExportedDetector
 from multibox.models.build import build_model
 from multibox.models.weights import choose_network, load_weights
@@ -123,7 +124,7 @@ def train(
     )
     trainer = prepare(_path(data), options)
     trainer.fit()
-    return load(trainer.folder, device=trainer.device)
+    return open_checkpoint(trainer.folder, device=trainer.device)
 
 
 def evaluate(
@@ -204,6 +205,7 @@ def export(
     license: str = "",
     source: str = "",
     opset: int | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a detector as one file that runs without PyTorch, and return the report of its verification.
 
@@ -219,16 +221,21 @@ def export(
         license: Licence of the weights; kept in the metadata.
         source: Source of the weights; kept in the metadata.
         opset: Version of the ONNX operators; None takes an old one that most runtimes read.
+        overwrite: Replace `out` if it exists.
 
     Raises:
         MissingExtraError: The packages of the extra `export` are not installed.
-        ConfigError: Arguments that exclude each other, or a detector from an exported file.
+        ConfigError: Arguments that exclude each other, a detector from an exported file, or `out` exists.
         DataError: Images that cannot be read.
         VerificationError: The file would give other detections; nothing is written.
     """
     from multibox.exporting import ExportOptions
     from multibox.exporting import export as write
 
+    out = Path(out)
+    files = [out, out.with_suffix(".bin")] if out.suffix == ".xml" else [out]
+    inputs = [path for path in (data, calibrate) if path is not None]
+    check_outputs(files, overwrite=overwrite, inputs=inputs, how="overwrite=True")
     if isinstance(detector, ExportedDetector):
         name = detector.about.get("builtin")
         if name is None:
@@ -236,7 +243,7 @@ def export(
                 "this detector comes from an exported file: export the checkpoint behind that file instead"
             )
         license, source = license or detector.about["license"], source or detector.about["source"]
-        detector = load(name)
+        detector = open_checkpoint(name)
     options = ExportOptions(
         dialect=dialect,
         half=half,
@@ -248,7 +255,7 @@ def export(
         source=source,
         opset=opset,
     )
-    return write(detector, Path(out), options)
+    return write(detector, out, options)
 
 
 def _path(value: str | Path | None) -> Path | None:

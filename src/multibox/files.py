@@ -1,11 +1,11 @@
-"""Files and folders that are written whole or not at all, and never over something of the user's."""
+"""Files written whole or not at all, and never over something of the user's."""
 
 import contextlib
 import os
 import secrets
 import shutil
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -14,17 +14,24 @@ from typing import BinaryIO
 from multibox.errors import ConfigError
 
 
-def check_outputs(targets: Iterable[str | Path], *, overwrite: bool = False, inputs: Iterable[str | Path] = ()) -> None:
-    """Refuse output files that cannot be written or would land on something that is there. Call it before any work.
+def check_outputs(
+    targets: Iterable[str | Path],
+    *,
+    overwrite: bool = False,
+    inputs: Iterable[str | Path] = (),
+    how: str = "--overwrite",
+) -> None:
+    """Refuse output files that exist or cannot be written. Call it before any work.
 
     Args:
-        targets: the files that will be written; all of one command, so that two with one name are noticed.
-        overwrite: replace files that are there; an input is never replaced, under whatever name it is reached.
+        targets: all files that one command will write, so that two with one name are noticed.
+        overwrite: replace existing files; an input is never replaced, whatever link or spelling leads to it.
         inputs: files that the command reads, and folders all of whose files count as inputs.
+        how: what allows replacing, for the message.
 
     Raises:
-        ConfigError: a target exists, is an input or a folder, has the name of another target, or lies in a place where
-            nothing can be written.
+        ConfigError: a target exists, is an input or a folder, has the name of another target, or lies where nothing
+            can be written.
     """
     targets = [Path(target) for target in targets]
     _refuse_twins(targets)
@@ -42,7 +49,7 @@ def check_outputs(targets: Iterable[str | Path], *, overwrite: bool = False, inp
     if own:
         raise ConfigError(f"{own[0]}{more} belongs to the input and is never replaced; give the results another place")
     if not overwrite:
-        raise ConfigError(f"{taken[0]}{more} exists already; give another place, or --overwrite to replace it")
+        raise ConfigError(f"{taken[0]}{more} exists already; give another place, or {how} to replace it")
 
 
 def free_path(path: str | Path) -> Path:
@@ -55,7 +62,7 @@ def free_path(path: str | Path) -> Path:
 def make_numbered_folder(path: str | Path) -> Path:
     """Make and return the first of the folders `path`, `path-2`, `path-3` ... that does not exist.
 
-    Two commands that do so at the same time get different folders.
+    Two commands that call it at the same time get different folders.
 
     Raises:
         OSError: the place cannot be written to.
@@ -69,11 +76,11 @@ def make_numbered_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+def whole_file(path: str | Path) -> Generator[BinaryIO, None, None]:
     """Yield a scratch file beside `path` that becomes `path` when the block ends well and vanishes otherwise.
 
-    A reader of `path` sees the old file or the new one, never half of one. Parent folders are made. What is no regular
-    file, such as /dev/null or a pipe, is written to directly.
+    A reader of `path` sees the old file or the new one, never half of one. Parent folders are made. Special files, such
+    as /dev/null or a pipe, are written to directly.
 
     Raises:
         OSError: the place cannot be written to; nothing is left behind.
@@ -88,12 +95,12 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     try:
         with part.open("wb") as file:
             yield file
-        os.replace(part, path)  # noqa: PTH105 - named as in the project's rule
+        part.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
         if isinstance(error, OSError) and error.filename in (None, str(part)):
-            # Nobody has asked for the scratch file that the system names; a full disk is reported without any name
+            # The system names the scratch file, which the user does not know, or on a full disk no file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
@@ -114,7 +121,7 @@ def write_text_whole(path: str | Path, text: str) -> None:
 
 
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def whole_folder(path: str | Path) -> Generator[Path, None, None]:
     """Yield a scratch folder beside `path` that becomes `path` when the block ends well and vanishes otherwise.
 
     Raises:
@@ -137,13 +144,13 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def same_name(name: str) -> str:
-    """Return a key that is equal for names that some file system takes for one: capitals and accents differ there."""
+    """Return a key that is equal for names that some file system treats as one: case and accents may not differ."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _beside(path: Path) -> Path:
-    # Not tempfile: it makes files that only their owner may read, and os.replace would keep that.
-    # And not the whole name, which may be as long as a name can be.
+    # Not tempfile: its files are readable by their owner only, and replacing keeps that.
+    # Not the whole name, which may have the greatest length a name can have.
     return path.absolute().with_name(f".{path.absolute().name[:40]}.{secrets.token_hex(6)}.part")
 
 

@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores and memory, by affinity masks and control groups (containers)."""
+"""Cores and memory that this process may use, by affinity masks and control groups (containers)."""
 
 import ctypes
 import math
@@ -21,25 +21,21 @@ def available_cores() -> int:
 
 
 def decoding_threads() -> int:
-    """Return how many threads decode and draw images beside a network: the cores of this process, at most 8."""
+    """Return the number of threads that decode and draw images beside a network: one per core, at most 8."""
     return min(8, available_cores())
 
 
 def available_memory() -> int | None:
-    """Return the bytes that this process could still take: of the machine, or of its container if that is less.
-
-    None where the system does not tell.
-    """
+    """Return the bytes that this process could still take, of the machine or of its container; None if unknown."""
     free = read_kilobytes(PROC / "meminfo", "MemAvailable:")
-    lefts = [] if free is None else [free]
+    left = [] if free is None else [free]
     for group in _groups("memory"):
         limit = _number(group / "memory.max", group / "memory.limit_in_bytes")
         used = _number(group / "memory.current", group / "memory.usage_in_bytes")
         if limit is not None and used is not None:
-            # Cached files are counted as used and given back when asked for
-            cached = read_number(group / "memory.stat", "inactive_file")
-            lefts.append(limit - used + (cached or 0))
-    return max(0, min(lefts)) if lefts else None
+            # Cached files are counted as used, but given back on demand
+            left.append(limit - used + (read_number(group / "memory.stat", "inactive_file") or 0))
+    return max(0, min(left)) if left else None
 
 
 def keep_freed_memory(*, always: bool = False) -> bool:
@@ -70,20 +66,21 @@ def read_kilobytes(path: Path, name: str) -> int | None:
 
 def read_number(path: Path, name: str) -> int | None:
     """Return the number that follows `name` at the start of a line; None where it is missing."""
-    words = next((line.split() for line in _read(path).splitlines() if line.startswith(f"{name} ")), [])
-    if not words:
-        words = next((line.split() for line in _read(path).splitlines() if line.startswith(name)), [])
-    return int(words[1]) if len(words) > 1 and words[1].isdigit() else None
+    for line in _read(path).splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == name and words[1].isdigit():
+            return int(words[1])
+    return None
 
 
 def _quotas() -> Iterator[float]:
-    """Yield the cores that each control group around this process allows."""
+    """Yield the cores allowed by each control group around this process."""
     for group in _groups("cpu"):
         # Version 2 writes "max 100000" or "150000 100000", version 1 two files and -1
         words = _read(group / "cpu.max").split()
-        quota, period = (
-            words if len(words) == 2 else (_read(group / f"cpu.cfs_{n}_us").strip() for n in ("quota", "period"))
-        )
+        if len(words) != 2:
+            words = [_read(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
+        quota, period = words
         if quota.isdigit() and period.isdigit() and int(period) > 0:
             yield int(quota) / int(period)
 
@@ -95,7 +92,7 @@ def _groups(controller: str) -> Iterator[Path]:
         if not names or controller in names.split(","):
             root = CGROUPS / names if names else CGROUPS
             own = root / path.lstrip("/")
-            # Within a container the path is that of the host, which is not to be seen there
+            # Inside a container the path is that of the host, which does not exist there
             yield from (own, *own.parents[: len(own.parts) - len(root.parts)]) if own.is_dir() else (root,)
 
 

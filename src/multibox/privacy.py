@@ -1,6 +1,6 @@
-"""Nothing that multibox imports reports to anyone: what other packages would send is switched off in this one place.
+"""Telemetry switched off: the one place where multibox changes what another package does.
 
-Known to report, found by running every command with refused and counted connections (`tests/test_privacy.py`):
+Packages that report, found by running every command with connections refused and counted (`tests/test_privacy.py`):
 
 * `openvino_telemetry`, which NNCF and OpenVINO's model converter import. It sends events to an analytics host and keeps
   a client id in the home folder. Both packages work without it.
@@ -9,6 +9,7 @@ Known to report, found by running every command with refused and counted connect
 * Hugging Face's hub client and Ray's usage statistics, which come with extras. They read environment variables.
 """
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -23,6 +24,8 @@ SWITCHES = {
     "DO_NOT_TRACK": "1",
 }
 """Environment variables that switch reports off; one that the user has set stays as it is."""
+LIGHT_OPENVINO = "MULTIBOX_LIGHT_OPENVINO"
+"""Environment variable: 1 imports OpenVINO without its converter. The command line sets it unless it is set."""
 
 
 def block_reports() -> None:
@@ -36,8 +39,7 @@ def block_reports() -> None:
     if loaded is not None:
         _silence(loaded)
     elif importlib.util.find_spec(TELEMETRY) is not None:
-        # None makes every import of it fail as if the package were missing
-        sys.modules[TELEMETRY] = None  # pyright: ignore[reportArgumentType]
+        _hide(TELEMETRY)
 
 
 def _silence(telemetry: ModuleType) -> None:
@@ -51,9 +53,29 @@ def _nothing(*_: Any, **__: Any) -> None:
     """Take what would have been sent."""
 
 
+def _hide(module: str) -> None:
+    """Make every import of a module fail as if the package were missing."""
+    sys.modules[module] = None  # pyright: ignore[reportArgumentType]
+
+
 def import_onnxruntime() -> Any:
     """Return onnxruntime with its usage events off."""
-    import onnxruntime
-
+    onnxruntime: Any = importlib.import_module("onnxruntime")
     onnxruntime.disable_telemetry_events()
     return onnxruntime
+
+
+def import_openvino() -> Any:
+    """Return OpenVINO; if `LIGHT_OPENVINO` is 1, without its converter, which takes most of the import (0.1 s).
+
+    `openvino.convert_model` is missing then, so a script's own process gets the whole package.
+    """
+    converter = "openvino.tools.ovc"
+    light = os.environ.get(LIGHT_OPENVINO) == "1" and "openvino" not in sys.modules and converter not in sys.modules
+    if light:
+        _hide(converter)
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if light:
+            del sys.modules[converter]

@@ -26,7 +26,7 @@ def opened(engine):
 
     def load(name):
         if engine == "PyTorch":
-            return detector.load(name)
+            return detector.open_checkpoint(name)
         found = multibox.load(name, threads=1, precision="float32")
         assert found.engine.name == engine
         return found
@@ -43,7 +43,7 @@ def raw(engine):
             import torch
 
             with torch.inference_mode():
-                outputs = detector.load(name).model(torch.from_numpy(images).permute(0, 3, 1, 2))
+                outputs = detector.open_checkpoint(name).model(torch.from_numpy(images).permute(0, 3, 1, 2))
             return outputs.logits.numpy(), outputs.offsets.numpy()
         found = staged(engine, runnable(find_model(name)))({"images": images, **limits()})
         return found["logits"], found["offsets"]
@@ -64,7 +64,7 @@ def limits():
 def staged(engine, path):
     import onnx
 
-    from multibox.exporting.runtimes import run_onnx, run_openvino
+    from multibox.exporting.verify import run_onnx, run_openvino
     from multibox.inference.engines import openvino_core
 
     if engine == "onnxruntime":

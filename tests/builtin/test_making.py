@@ -9,7 +9,7 @@ import torch
 
 from multibox.builtin import FOLDER, about, find_model
 from multibox.evaluation.table import columns
-from multibox.inference.detector import load
+from multibox.inference.detector import open_checkpoint
 from multibox.models.checkpoint import load_checkpoint
 from multibox.structures import Detections, Sample
 
@@ -74,7 +74,7 @@ def test_the_package_holds_what_the_script_makes(name, scripts, shared, tmp_path
 def test_thresholds_make_zero_shot_results_readable(scripts, shared):
     """Measured: of 1581 boxes on VOC's 100 images 14 % are right with 0.3 for every class, of 273 59 % with ours."""
     _, thresholds = scripts
-    detector = load("coco")
+    detector = open_checkpoint("coco")
     voc = thresholds.found_in(detector, shared / "data/voc100/gts/coco_format_v1", None, thresholds.VOC_TO_COCO)
     before, after = (thresholds.measure(voc, np.array(each)) for each in ([0.3] * 90, detector.config.post.thresholds))
     assert before.f1 == pytest.approx(0.236, abs=0.01)

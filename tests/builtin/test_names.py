@@ -172,10 +172,10 @@ def test_a_built_in_model_is_exported_and_an_exported_file_is_not(tmp_path):
 def test_bench_counts_the_same_work_in_every_engine(engine):
     from multibox.benchmarking.measurement import open_subject
     from multibox.benchmarking.torchvision_peer import eager_subject
-    from multibox.inference.detector import load
+    from multibox.inference.detector import open_checkpoint
 
     if engine == "PyTorch":
-        subject = eager_subject(load("coco"), "float32")
+        subject = eager_subject(open_checkpoint("coco"), "float32")
     else:
         subject = open_subject("coco", 1, None)
         assert engine.lower() in subject.name.lower()

@@ -9,7 +9,7 @@ import torch
 from multibox import api
 from multibox.builtin import find_model
 from multibox.importers.pytorch_ssds import read_linzaer
-from multibox.inference.detector import load
+from multibox.inference.detector import open_checkpoint
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.checkpoint import load_checkpoint
 from multibox.ops.coding import decode
@@ -71,7 +71,7 @@ def test_coco_outputs_are_as_near_as_8_bits_allow(raw, coco):
 @pytest.mark.parametrize("engine", ["onnxruntime", "OpenVINO"], indirect=True)
 @pytest.mark.parametrize("name", ["coco", "face"])
 def test_every_engine_computes_what_pytorch_computes(name, raw, engine):
-    model = load(name)
+    model = open_checkpoint(name)
     size = model.config.model.input_size
     images = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
     with torch.inference_mode():

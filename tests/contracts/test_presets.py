@@ -10,7 +10,7 @@ from torch import nn
 
 from multibox.data.formats import open_dataset
 from multibox.evaluation.voc_metrics import mean, precision_recall
-from multibox.inference.detector import Detector, find_all, load
+from multibox.inference.detector import Detector, find_all, open_checkpoint
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model
 from multibox.presets import PRESETS, RECIPES, fitting, resolve
@@ -74,10 +74,10 @@ def test_it_overfits_eight_images_and_survives_a_file(preset, tmp_path, draw_squ
     trainer.reporter.step, trainer.saved = stop_when_learnt, math.inf
     with pytest.raises(Learnt):
         trainer.fit()
-    detector = load(tmp_path / "run" / "last.safetensors")
+    detector = open_checkpoint(tmp_path / "run" / "last.safetensors")
     assert score(detector, trainer.training) >= 0.99
     found = find_all(detector, trainer.training)
-    again = find_all(load(tmp_path / "run"), open_dataset(data, "train", class_names=detector.names))
+    again = find_all(open_checkpoint(tmp_path / "run"), open_dataset(data, "train", class_names=detector.names))
     assert all(a == b for a, b in zip(found, again, strict=True))
 
 

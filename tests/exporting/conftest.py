@@ -10,7 +10,7 @@ from onnxscript import GraphBuilder
 from multibox import api
 from multibox.exporting import graph, network
 from multibox.exporting.network import OPSET
-from multibox.exporting.runtimes import run_onnx, run_openvino
+from multibox.exporting.verify import run_onnx, run_openvino
 from multibox.inference.engines import adapt, openvino_core
 
 RUNTIMES = ("onnxruntime", "openvino")

@@ -16,8 +16,7 @@ import multibox
 from multibox.data.images import resize_image
 from multibox.errors import ConfigError, DataError
 from multibox.exporting import ExportOptions, VerificationError, export
-from multibox.exporting.runtimes import run_onnx, run_openvino
-from multibox.exporting.verify import match, verify
+from multibox.exporting.verify import match, run_onnx, run_openvino, verify
 from multibox.inference.engines import FORMAT_VERSION, openvino_core
 from multibox.models.anchor_layout import anchors_for
 from multibox.postprocess import detect

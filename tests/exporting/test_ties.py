@@ -10,8 +10,7 @@ import torch
 from multibox import api
 from multibox.exporting import ExportOptions, VerificationError, export
 from multibox.exporting.graph_parts import Limits, decoding_table, find
-from multibox.exporting.runtimes import run_onnx
-from multibox.exporting.verify import Cuts, Report, compare_detections, match
+from multibox.exporting.verify import Cuts, Report, compare_detections, match, run_onnx
 from multibox.models.anchor_layout import anchors_per_cell, make_anchors
 from multibox.models.backbones import make_backbone
 from multibox.presets import PRESETS, RECIPES, fitting, resolve

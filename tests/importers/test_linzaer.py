@@ -10,7 +10,7 @@ from multibox.data.images import read_image, resize_image
 from multibox.errors import WeightsError
 from multibox.importers import import_file
 from multibox.importers.pytorch_ssds import read_linzaer
-from multibox.inference.detector import load
+from multibox.inference.detector import open_checkpoint
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.weights import read_state
 from multibox.ops.coding import decode
@@ -31,7 +31,7 @@ def detector(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("linzaer") / "face.safetensors"
     said = import_file("linzaer", folder / "version-RFB-320.pth", out, [])
     assert "rfb320-face for face, from" in said
-    return load(out)
+    return open_checkpoint(out)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import torch
 from multibox import api
 from multibox.errors import MissingExtraError, WeightsError
 from multibox.importers import import_file, tflite
-from multibox.inference.detector import load
+from multibox.inference.detector import open_checkpoint
 from multibox.models.anchor_layout import make_anchors
 from multibox.ops import decode, nms
 from multibox.structures import Size
@@ -41,7 +41,7 @@ def detector(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("tflite") / "coco.safetensors"
     said = import_file("tflite", folder / FILE, out, [])
     assert "ssd300-mobilenetv1 for person, bicycle, car, motorcycle, airplane, bus, train, truck ... (90 cl" in said
-    return load(out)
+    return open_checkpoint(out)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from multibox.data.images import read_image, resize_image
 from multibox.errors import WeightsError
 from multibox.importers import import_file
 from multibox.importers.pytorch_ssds import read_torchvision
-from multibox.inference.detector import load
+from multibox.inference.detector import open_checkpoint
 from multibox.models.anchor_layout import anchors_for, make_anchors
 from multibox.postprocess import detect
 from multibox.structures import Size
@@ -109,7 +109,7 @@ def trained(made, tmp_path_factory, seeded_weights):
             theirs = train_quickly(case, make(case, len(NAMES) + 1), seeded_weights)
             torch.save(theirs.state_dict(), folder / "net.pth")
             import_file("torchvision", folder / "net.pth", folder / "net.safetensors", list(NAMES))
-            made[case] = theirs, load(folder / "net.safetensors")
+            made[case] = theirs, open_checkpoint(folder / "net.safetensors")
         return made[case]
 
     return get

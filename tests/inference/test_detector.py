@@ -101,9 +101,9 @@ def test_a_quickened_detector_finds_the_same(preset):
                 module.running_mean.uniform_(-0.2, 0.2)
                 module.running_var.uniform_(0.8, 1.2)
                 module.bias.uniform_(-0.2, 0.2)
-        plain = made.answer(images)
-        quick = made.quicken().answer(images)
-        coarse = made.quicken("bfloat16").answer(images)
+        plain = made.outputs(images)
+        quick = made.quicken().outputs(images)
+        coarse = made.quicken("bfloat16").outputs(images)
     for name in ("logits", "offsets"):
         wanted = getattr(plain, name)
         torch.testing.assert_close(getattr(quick, name), wanted, atol=1e-4, rtol=1e-4)
@@ -114,9 +114,9 @@ def test_a_quickened_detector_finds_the_same(preset):
         for parameter in made.model.parameters():
             parameter.add_(0.01)
         changed = made.model(images)
-        torch.testing.assert_close(made.quicken().answer(images).logits, changed.logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(made.quicken().outputs(images).logits, changed.logits, atol=1e-4, rtol=1e-4)
         made.model.load_state_dict({key: value * 1.01 for key, value in made.model.state_dict().items()})
-        torch.testing.assert_close(made.answer(images).logits, made.model(images).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(made.outputs(images).logits, made.model(images).logits, atol=1e-4, rtol=1e-4)
     with pytest.raises(ConfigError, match="precision='half': expected float32 or bfloat16"):
         made.quicken("half")
 
@@ -148,4 +148,14 @@ def test_export_takes_all_that_its_options_hold():
     from multibox.exporting import ExportOptions
 
     options = {field.name for field in dataclasses.fields(ExportOptions)}
-    assert set(inspect.signature(multibox.export).parameters) == {"detector", "out"} | options
+    assert set(inspect.signature(multibox.export).parameters) == {"detector", "out", "overwrite"} | options
+
+
+def test_export_replaces_no_file_unless_told_to(detector, tmp_path):
+    for taken, out in (("model.onnx", "model.onnx"), ("model.bin", "model.xml")):
+        (tmp_path / taken).write_bytes(b"mine")
+        with pytest.raises(ConfigError, match=rf"{taken} exists already; .*overwrite=True to replace it"):
+            multibox.export(detector, tmp_path / out)
+        assert (tmp_path / taken).read_bytes() == b"mine"
+    multibox.export(detector, tmp_path / "model.onnx", overwrite=True)
+    assert (tmp_path / "model.onnx").stat().st_size > 1000

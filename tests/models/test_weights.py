@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from multibox.api import create
 from multibox.errors import WeightsError
-from multibox.inference.detector import load
+from multibox.inference.detector import open_checkpoint
 from multibox.models.checkpoint import Checkpoint, load_checkpoint, load_config, read_metadata, save_checkpoint
 from multibox.models.weights import CAFFE_CONVS, VGG_CONVS, choose_network, load_weights, plain_name
 
@@ -217,7 +217,7 @@ def test_class_names_are_compared_without_case_blanks_and_signs(name, plain):
 def test_the_default_preset_keeps_all_that_coco_knows():
     names = ["Person", "unicorn", "sofa"]
     fresh, started = (create("multibox-fine", names, weights=weights) for weights in ("none", "coco"))
-    coco = load("coco")
+    coco = open_checkpoint("coco")
     mine, theirs = started.model.state_dict(), coco.model.state_dict()
     shared = [key for key in theirs if not key.startswith("heads.classification")]
     assert all(torch.equal(mine[key], theirs[key]) for key in shared)

@@ -16,7 +16,7 @@ from multibox.evaluation.report import evaluate
 from multibox.experiments import seeds
 from multibox.experiments.ablation import AXES, CellRuns, ablate, ablation_markdown, make_grid, parse_axes, ranked
 from multibox.experiments.seeds import Run, repeat, spread, student_t
-from multibox.inference.detector import find_all, load
+from multibox.inference.detector import find_all, open_checkpoint
 from multibox.models.checkpoint import load_config
 from multibox.presets import resolve
 from multibox.training.reporter import Reporter
@@ -79,7 +79,7 @@ def test_seeds_are_trained_scored_and_not_repeated(squares, tmp_path):
     runs = repeat(squares, options(out), 2, train=recorder, reporter=Reporter(lines.append))
     assert [Config.from_toml((out / f"seed-{k}" / "config.toml").read_text()).train.seed for k in (0, 1)] == [0, 1]
     assert lines == [f"run 1 of 2: {out / 'seed-0'}", f"run 2 of 2: {out / 'seed-1'}"]
-    detector = load(out / "seed-1" / "last.safetensors")
+    detector = open_checkpoint(out / "seed-1" / "last.safetensors")
     dataset = open_for(detector, squares, split="val")
     figures = evaluate(find_all(detector, dataset), dataset, detector.names)
     assert runs[1].metrics == {

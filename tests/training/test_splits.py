@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from multibox.errors import DataError, ImageError
-from multibox.inference.detector import load
+from multibox.inference.detector import open_checkpoint
 from multibox.structures import Sample, pack
 from multibox.training.adapting import drop_difficult
 from multibox.training.reporter import Reporter
@@ -76,7 +76,7 @@ def test_val_split_none_trains_without_validation(squares, tmp_path):
     )
     trainer.fit()
     assert not (tmp_path / "run" / "best.safetensors").exists()
-    assert load(tmp_path / "run").names == ("blue", "red")
+    assert open_checkpoint(tmp_path / "run").names == ("blue", "red")
 
 
 def labelled_images(images, names):

@@ -16,7 +16,7 @@ from multibox.config import Config
 from multibox.errors import ConfigError, MultiboxError
 from multibox.evaluation.report import best_threshold
 from multibox.evaluation.voc_metrics import precision_recall
-from multibox.inference.detector import find_all, load
+from multibox.inference.detector import find_all, open_checkpoint
 from multibox.models.checkpoint import Checkpoint, load_checkpoint, load_config, save_checkpoint
 from multibox.training.optimizer import learning_rate
 from multibox.training.pacing import out_of_patience
@@ -52,7 +52,7 @@ def test_a_run_leaves_everything_it_promises(squares, tmp_path):
     wanted = ["cross_entropy_loss", "location_loss", "l2_loss", "total_loss", "cls_accuracy", "learning_rate"]
     for name in [*wanted, "class_error", "box_mae", "positive_class_error", "val_loss", "val_map50"]:
         assert float(rows[-1][name]) >= 0, name
-    assert load(tmp_path / "run").names == ("blue", "red")
+    assert open_checkpoint(tmp_path / "run").names == ("blue", "red")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,9 @@ def test_weights_that_know_the_classes_are_kept_unless_training_is_better(square
         {"epoch": 0, "step": 0, "val_map50": score, "val_loss": first.records.rows[-1]["val_loss"]}
     )
     assert second.best == score > max(row["val_map50"] for row in second.records.rows[1:])
-    kept, start = (load(path).model.state_dict() for path in (tmp_path / "ruin" / "best.safetensors", weights))
+    kept, start = (
+        open_checkpoint(path).model.state_dict() for path in (tmp_path / "ruin" / "best.safetensors", weights)
+    )
     assert all(torch.equal(kept[name], start[name]) for name in start)
     assert f"before the first step: mAP@0.5 {score:.3f}" in " ".join(told)
     assert "a lower rate may improve on them, such as --set train.lr=3e-5" in told[-1]
@@ -271,7 +273,7 @@ def test_a_run_writes_the_thresholds_of_its_weights(squares, tmp_path, precision
     trainer = run(squares, tmp_path / "run", changes={"train.validate_every": 6, "train.precision": precision})
     trainer.fit()
     for name in ("best", "last"):
-        detector = load(tmp_path / "run" / f"{name}.safetensors")
+        detector = open_checkpoint(tmp_path / "run" / f"{name}.safetensors")
         dataset = trainer.validation.dataset
         curves = precision_recall(find_all(detector, dataset, 200), dataset, dataset.class_names)
         best = [best_threshold(curve) for curve in curves.values()]

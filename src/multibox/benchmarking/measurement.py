@@ -105,10 +105,10 @@ def open_subject(path: str | Path, threads: int | None, precision: str | None) -
     if path.suffix in SUFFIXES:
         return exported_subject(path, threads, precision)
     from multibox.benchmarking.torchvision_peer import eager_subject
-    from multibox.inference.detector import load
+    from multibox.inference.detector import open_checkpoint
 
     _use_threads(threads)
-    return eager_subject(load(path, device="cpu"), precision or "float32")
+    return eager_subject(open_checkpoint(path, device="cpu"), precision or "float32")
 
 
 def _use_threads(threads: int | None) -> None:
@@ -129,10 +129,10 @@ def _sides(
     if path.suffix in SUFFIXES:
         raise ConfigError(f"{path}: --against needs the checkpoint, whose weights torchvision's network takes as well")
     from multibox.benchmarking.torchvision_peer import compare, torchvision_sides
-    from multibox.inference.detector import load
+    from multibox.inference.detector import open_checkpoint
 
     _use_threads(threads)
-    detector = load(path, device="cpu")
+    detector = open_checkpoint(path, device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         subjects = torchvision_sides(detector, Path(folder) / "model.onnx", threads, precision)
     tick("opened")

@@ -123,9 +123,9 @@ class _Watched(Detector):
 
     span = (0.0, 0.0)
 
-    def answer(self, images: Tensor) -> HeadOutputs:
+    def outputs(self, images: Tensor) -> HeadOutputs:
         started = time.perf_counter()
-        outputs = super().answer(images)
+        outputs = super().outputs(images)
         self.span = (started, time.perf_counter())
         return outputs
 

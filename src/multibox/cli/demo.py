@@ -33,7 +33,7 @@ def demo(
     from multibox.errors import ConfigError
     from multibox.evaluation.report import evaluate
     from multibox.files import free_path
-    from multibox.inference.detector import find_all, load
+    from multibox.inference.detector import find_all, open_checkpoint
     from multibox.plots.detections import contact_sheet, draw_detections
     from multibox.thresholds import class_thresholds
     from multibox.training.run import RunOptions
@@ -51,7 +51,7 @@ def demo(
     options = RunOptions(preset="tinyssd", epochs=epochs, out=out / "run", changes=changes)
     trainer = train_with_progress(out / "sprites", options)
     typer.echo("3. score it on the 100 held-out images")
-    detector = load(trainer.folder / "last.safetensors")
+    detector = open_checkpoint(trainer.folder / "last.safetensors")
     dataset = open_for(detector, out / "sprites", split="val")
     detections = find_all(detector, dataset)
     metrics = evaluate(detections, dataset, detector.names)

@@ -50,7 +50,7 @@ def export(
     from multibox.exporting import ExportOptions, VerificationError
     from multibox.exporting import export as write
     from multibox.files import check_outputs
-    from multibox.inference.detector import load
+    from multibox.inference.detector import open_checkpoint
     from multibox.models.checkpoint import read_metadata
 
     if raw and dialect is not Layout.plain:
@@ -62,7 +62,7 @@ def export(
         raise ConfigError(f"--out {out}: expected a name that ends in {suffix} for --to {to.value}")
     files = [out] if suffix == ".onnx" else [out, out.with_suffix(".bin")]
     check_outputs(files, overwrite=overwrite, inputs=[path for path in (weights, data, calibrate) if path is not None])
-    detector = load(weights, device="cpu")
+    detector = open_checkpoint(weights, device="cpu")
     about = read_metadata(weights) or {}
     options = ExportOptions(
         dialect="raw" if raw else dialect.value,

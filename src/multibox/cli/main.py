@@ -15,6 +15,7 @@ from multibox import __version__
 from multibox.cli import bench, data, demo, evaluate, export, imports, lists, plot, predict, train
 from multibox.errors import MissingExtraError, MultiboxError
 from multibox.limits import KEEP_MEMORY
+from multibox.privacy import LIGHT_OPENVINO
 
 STARTED = time.monotonic()
 """When the command began; the minutes of a run count from here."""
@@ -130,7 +131,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     # This process is ours alone, unlike that of a script
-    os.environ.setdefault(KEEP_MEMORY, "1")
+    for name in (KEEP_MEMORY, LIGHT_OPENVINO):
+        os.environ.setdefault(name, "1")
     try:
         app()
     except BrokenPipeError:

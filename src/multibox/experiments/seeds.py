@@ -13,7 +13,7 @@ import numpy as np
 from multibox.errors import ConfigError, MultiboxError
 from multibox.evaluation.report import evaluate
 from multibox.files import write_text_whole
-from multibox.inference.detector import find_all, load
+from multibox.inference.detector import find_all, open_checkpoint
 from multibox.training.folder import STATE
 from multibox.training.reporter import Reporter, csv_text
 from multibox.training.run import RunOptions, resolve_options
@@ -179,7 +179,7 @@ def _run(data: Path, options: RunOptions, folder: Path, seed: int, train: Train)
 def _score(trainer: Trainer) -> dict[str, float | None]:
     if trainer.validation is None:
         raise ConfigError("several runs are compared by their validation metrics, and this data set gives none")
-    detector = load(trainer.folder / "last.safetensors", device=trainer.device)
+    detector = open_checkpoint(trainer.folder / "last.safetensors", device=trainer.device)
     dataset = trainer.validation.dataset
     metrics = evaluate(find_all(detector, dataset), dataset, detector.names)
     coco = metrics["coco"]

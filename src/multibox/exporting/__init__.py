@@ -1,12 +1,11 @@
-"""Detectors as files that run without PyTorch, each proven to be the same detector before it is written."""
+"""Detectors as files that run without PyTorch, each verified before it is written."""
+
+from importlib.util import find_spec
 
 from multibox.errors import MissingExtraError
 
-try:
-    import onnx_ir as _onnx_ir  # noqa: F401
-    import onnxscript as _onnxscript  # noqa: F401
-except ModuleNotFoundError:
-    raise MissingExtraError("Export", "export") from None
+if not (find_spec("onnx_ir") and find_spec("onnxscript")):
+    raise MissingExtraError("Export", "export")
 
 from multibox.exporting.export import ExportOptions, export
 from multibox.exporting.verify import VerificationError

@@ -1,11 +1,12 @@
-"""Images to verify and to calibrate on: of a data set, or of a folder without labels."""
+"""Write a detector as one file that runs without PyTorch, after verification."""
+# pyright: reportUnknownMemberType=false
 
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,63 +24,16 @@ from multibox.exporting.openvino_ir import (
     save_openvino,
     to_openvino,
 )
-from multibox.exporting.runtimes import run_onnx, run_openvino
-from multibox.exporting.verify import Pixels, Report, VerificationError, sample_images, verify
+from multibox.exporting.verify import Pixels, Report, VerificationError, run_onnx, run_openvino, sample_images, verify
 from multibox.files import write_bytes_whole
 from multibox.inference.detector import Detector
 from multibox.inference.engines import KEY
 from multibox.structures import Dataset, Sample
 
-
-def spread_images(data: Path, split: str | None, most: int) -> Iterator[Image.Image]:
-    """Return up to `most` images of a split or folder, evenly spread over it, each decoded when its turn comes.
-
-    Raises:
-        DataError: there are none, or several splits and none was named.
-    """
-    found = _find(data, split)
-    entries = (found[index] for index in range(0, len(found), -(-len(found) // most)))
-    return (load_image(entry) if isinstance(entry, Sample) else read_image(entry) for entry in entries)
-
-
-def labelled(data: Path, split: str | None, names: tuple[str, ...]) -> Dataset | None:
-    """Return a split with its classes in the detector's order, or None for images without labels."""
-    return open_dataset(data, split, class_names=names) if _is_dataset(data) else None
-
-
-def training_split(data: Path) -> str | None:
-    """Return the split to train on where a data set has one of that name."""
-    return split_for(find_splits(data), "train") if _is_dataset(data) else None
-
-
-def _find(data: Path, split: str | None) -> Dataset | Sequence[Path]:
-    return open_dataset(data, split) if _is_dataset(data) else list_images(data)
-
-
-def _is_dataset(data: Path) -> bool:
-    try:
-        find_splits(data)
-    except DataError:
-        # A folder of images will do; anything else is worth the data set's own sentence
-        if data.is_dir() and any(_images_in(data)):
-            return False
-        raise
-    return True
-
-
-def _images_in(folder: Path) -> Sequence[Path]:
-    try:
-        return list_images(folder)
-    except DataError:
-        return ()
-
-
-Target = Literal["onnx", "openvino"]
-SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml"}
 IMAGES, CALIBRATION_IMAGES, AGREEMENT_IMAGES = 8, 300, 64
-"""Taken of the data given, evenly spread: to verify on, to calibrate INT8 on, and to verify it on."""
+"""Images taken of the data given, evenly spread: to verify on, to calibrate INT8 on, and to verify INT8 on."""
 LOW_SCORE = 1e-5
-"""Below which a file of fixed thresholds is verified."""
+"""Score threshold at which a file with fixed thresholds is verified."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,21 +41,21 @@ class ExportOptions:
     """What to write."""
 
     dialect: Dialect = "plain"
-    """Which inputs and outputs; see `graph.build_onnx`."""
+    """Inputs and outputs of the file; see `graph.build_onnx`."""
     half: bool = False
     """OpenVINO: weights as float16; the file is half as large."""
     int8: bool = False
     """OpenVINO: the network in INT8, calibrated on `calibrate`."""
     calibrate: Path | None = None
-    """Data set or folder of images like those that the detector will see; the split train where there is one."""
+    """Data set or folder of images like those that the detector will see; of a data set, its split train if any."""
     data: Path | None = None
     """Data set or folder of images to verify on; None takes synthetic ones."""
     split: str | None = None
     """Split of `data`."""
     opset: int | None = None
-    """ONNX: the version of the operators; None takes an old one that most runtimes read, see `opset.DEFAULT`."""
+    """ONNX: the version of the operators; None takes an old one that most runtimes read, see `network.DEFAULT`."""
     license: str = ""
-    """Of the weights; kept in the metadata, as is the source."""
+    """Licence of the weights; kept in the metadata, as is the source."""
     source: str = ""
 
 
@@ -116,25 +70,41 @@ def export(detector: Detector, out: Path, options: ExportOptions | None = None) 
         VerificationError: the file computes something else.
     """
     options = options or ExportOptions()
-    target = _check(detector, out, options)
-    images = _images(options)
+    _check(detector, out, options)
+    images = _images_to_verify(options)
     if options.int8 and options.calibrate is not None:
-        training_split(options.calibrate)  # before the long part: the images can be found
+        _training_split(options.calibrate)  # before the long part: the images can be found
     precision = "int8" if options.int8 else "fp16" if options.half else "fp32"
     about = describe(detector, options.dialect, license=options.license, source=options.source, precision=precision)
-    model = build_onnx(detector, options.dialect, opset=options.opset if target == "onnx" else OPSET)
-    if target == "onnx":
-        return _onnx(model, detector, out, options, images, about)
-    return _openvino(model, detector, out, options, images, about)
+    write = _onnx if out.suffix == ".onnx" else _openvino
+    return write(detector, out, options, images, about)
 
 
-def _onnx(model: Any, detector: Detector, out: Path, options: ExportOptions, images: list[Pixels],
-          about: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+def _check(detector: Detector, out: Path, options: ExportOptions) -> None:
+    onnx = out.suffix == ".onnx"
+    if detector.config.post.flip:
+        raise ConfigError("a detector that averages over mirror images (post.flip) is not exported; load it without")
+    if out.suffix not in (".onnx", ".xml"):
+        raise ConfigError(f"{out}: expected a file name that ends in .onnx or .xml (OpenVINO)")
+    if onnx and (options.int8 or options.half):
+        raise ConfigError(f"{out}: FP16 and INT8 are written for OpenVINO; give a name that ends in .xml")
+    if options.int8 and options.calibrate is None:
+        raise ConfigError("INT8 needs images to measure the network's numbers on: give --calibrate DATA")
+    if not onnx and options.opset is not None:
+        raise ConfigError(f"{out}: an opset is ONNX's; leave it out, or give a name that ends in .onnx")
+    if options.int8 and options.dialect != "plain":
+        raise ConfigError(f"INT8 is written in the dialect plain, got {options.dialect}")
+
+
+def _onnx(
+    detector: Detector, out: Path, options: ExportOptions, images: list[Pixels], about: dict[str, Any]
+) -> dict[str, Any]:
     import onnx_ir as ir
 
+    model = build_onnx(detector, options.dialect, options.opset)
     data = _checked(ir.to_proto(model))
     if options.dialect == "ultralytics":
-        _verify_below_threshold(data, detector, images)
+        _verify_at_low_score(data, detector, images)
     report = verify(run_onnx(data, options.dialect != "jetson"), detector, options.dialect, images)
     about["verification"] = _written(report, "onnxruntime", options)
     model.metadata_props[KEY] = as_text(about)
@@ -142,20 +112,8 @@ def _onnx(model: Any, detector: Detector, out: Path, options: ExportOptions, ima
     return about["verification"]
 
 
-def _verify_below_threshold(data: bytes, detector: Detector, images: list[Pixels]) -> None:
-    """Verify a file of fixed thresholds with a score threshold near 0, above which there is something to compare."""
-    import onnx
-
-    proto = onnx.load_from_string(data)
-    constant = next(node for node in proto.graph.node if "score_threshold" in node.output)
-    constant.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(np.array(LOW_SCORE, np.float32)))
-    config = detector.config.updated({"post.score_threshold": LOW_SCORE})
-    lowered = Detector(copy.deepcopy(detector.model), config, detector.names)
-    verify(run_onnx(proto.SerializeToString(), stages=True), lowered, "ultralytics", images)
-
-
 def _checked(proto: Any) -> bytes:
-    """Return the bytes of a model that keeps ONNX's own rules for its opset.
+    """Return the bytes of a model that obeys ONNX's own rules for its opset.
 
     Raises:
         VerificationError: it does not.
@@ -169,41 +127,38 @@ def _checked(proto: Any) -> bytes:
     return proto.SerializeToString()
 
 
-def _openvino(model: Any, detector: Detector, out: Path, options: ExportOptions, images: list[Pixels],
-              about: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
-    converted = to_openvino(model)
+def _verify_at_low_score(data: bytes, detector: Detector, images: list[Pixels]) -> None:
+    """Verify a file with fixed thresholds at a score threshold near 0, above which there is something to compare."""
+    import onnx
+
+    proto = onnx.load_from_string(data)
+    constant = next(node for node in proto.graph.node if "score_threshold" in node.output)
+    constant.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(np.array(LOW_SCORE, np.float32)))
+    config = detector.config.updated({"post.score_threshold": LOW_SCORE})
+    lowered = Detector(copy.deepcopy(detector.model), config, detector.names)
+    verify(run_onnx(proto.SerializeToString(), stages=True), lowered, "ultralytics", images)
+
+
+def _openvino(
+    detector: Detector, out: Path, options: ExportOptions, images: list[Pixels], about: dict[str, Any]
+) -> dict[str, Any]:
+    converted = to_openvino(build_onnx(detector, options.dialect, OPSET))
     half = options.half and not options.int8
     run = run_openvino(as_stored(converted, half), options.dialect != "jetson")
     report = verify(run, detector, options.dialect, images, half)
     about["verification"] = _written(report, "openvino", options)
     if options.calibrate is not None and options.int8:
-        seen = _calibration(options.calibrate, CALIBRATION_IMAGES)
+        split = _training_split(options.calibrate)
+        seen = _spread(options.calibrate, split, CALIBRATION_IMAGES)
         converted = quantize(converted, seen, detector.config.model.input_size)
         small = run_openvino(as_stored(converted, True))
-        again = _calibration(options.calibrate, AGREEMENT_IMAGES)
+        again = _spread(options.calibrate, split, AGREEMENT_IMAGES)
         about["verification"]["int8"] = measure_agreement(small, run, detector, again)
-        data = labelled(options.data, options.split, detector.names) if options.data is not None else None
-        if data is not None:
+        if options.data is not None and _is_labelled(options.data):
+            data = open_dataset(options.data, options.split, class_names=detector.names)
             about["verification"]["int8"] |= measure_loss(small, detector, data)
     save_openvino(converted, out, as_text(about), options.half or options.int8)
     return about["verification"]
-
-
-def _check(detector: Detector, out: Path, options: ExportOptions) -> Target:
-    if detector.config.post.flip:
-        raise ConfigError("a detector that averages over mirror images (post.flip) is not exported; load it without")
-    target = next((name for name, suffix in SUFFIXES.items() if out.suffix == suffix), None)
-    if target is None:
-        raise ConfigError(f"{out}: expected a file name that ends in .onnx or .xml (OpenVINO)")
-    if target == "onnx" and (options.int8 or options.half):
-        raise ConfigError(f"{out}: FP16 and INT8 are written for OpenVINO; give a name that ends in .xml")
-    if options.int8 and options.calibrate is None:
-        raise ConfigError("INT8 needs images to measure the network's numbers on: give --calibrate DATA")
-    if target == "openvino" and options.opset is not None:
-        raise ConfigError(f"{out}: an opset is ONNX's; leave it out, or give a name that ends in .onnx")
-    if options.int8 and options.dialect != "plain":
-        raise ConfigError(f"INT8 is written in the dialect plain, got {options.dialect}")
-    return "onnx" if target == "onnx" else "openvino"
 
 
 def _written(report: Report, runtime: str, options: ExportOptions) -> dict[str, Any]:
@@ -212,11 +167,45 @@ def _written(report: Report, runtime: str, options: ExportOptions) -> dict[str, 
     return {"runtime": f"{runtime} {version(runtime)}", "data": where, **report._asdict()}
 
 
-def _calibration(data: Path, most: int) -> Iterator[Image.Image]:
-    return spread_images(data, training_split(data), most)
-
-
-def _images(options: ExportOptions) -> list[Pixels]:
+def _images_to_verify(options: ExportOptions) -> list[Pixels]:
     if options.data is None:
         return sample_images()
-    return [np.asarray(image) for image in spread_images(options.data, options.split, IMAGES)]
+    return [np.asarray(image) for image in _spread(options.data, options.split, IMAGES)]
+
+
+def _spread(data: Path, split: str | None, most: int) -> Iterator[Image.Image]:
+    """Return up to `most` images, evenly spread over a split or a folder, each decoded when it is needed.
+
+    Raises:
+        DataError: there are none, or several splits and none was named.
+    """
+    all_of_it: Dataset | Sequence[Path] = open_dataset(data, split) if _is_labelled(data) else list_images(data)
+    entries = (all_of_it[index] for index in range(0, len(all_of_it), -(-len(all_of_it) // most)))
+    return (load_image(entry) if isinstance(entry, Sample) else read_image(entry) for entry in entries)
+
+
+def _training_split(data: Path) -> str | None:
+    """Return the split to train on if a data set has one of that name."""
+    return split_for(find_splits(data), "train") if _is_labelled(data) else None
+
+
+def _is_labelled(data: Path) -> bool:
+    """Return True for a data set, False for a folder of images without labels.
+
+    Raises:
+        DataError: it is neither; the message is that of the data set's reader.
+    """
+    try:
+        find_splits(data)
+    except DataError:
+        if data.is_dir() and _holds_images(data):
+            return False
+        raise
+    return True
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        return bool(list_images(folder))
+    except DataError:
+        return False

@@ -1,4 +1,4 @@
-"""The whole exported graph: resize, network and post-processing in one ONNX model, in the dialect asked for."""
+"""The whole exported graph: resize, network and post-processing in one ONNX model, in one of four dialects."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from onnxscript import GraphBuilder
 from torch import Tensor
 
@@ -20,63 +21,19 @@ from multibox.inference.engines import FORMAT_VERSION
 from multibox.models.anchor_layout import make_anchors
 
 Dialect = Literal["plain", "raw", "ultralytics", "jetson"]
-
+DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
+ULTRALYTICS_ROWS = 300
+_LIMITS = {"score_threshold": FLOAT, "nms_threshold": FLOAT, "max_detections": INT}
 _PATH = re.compile(r"(?<![\w/:])(?:[A-Za-z]:|~|\.{1,2})?(?:[\\/][^\s\\/,;:()\"']+){2,}")
 """A path with folders that is absolute, or begins with ~, . or ..; not the end of a URL."""
 
 
-def describe(
-    detector: Detector, dialect: Dialect, *, license: str = "", source: str = "", precision: str = "fp32"
-) -> dict[str, Any]:
-    """Return the metadata, but for the report of the verification."""
-    config = detector.config
-    return {
-        "format_version": FORMAT_VERSION,
-        "dialect": dialect,
-        "precision": precision,
-        "names": list(detector.names),
-        "preset": config.preset,
-        "input_size": list(config.model.input_size),
-        "score": config.model.score,
-        "post": config.to_dict()["post"],
-        "license": license,
-        "source": without_folders(source),
-        "weights_sha256": weights_hash(detector.model.state_dict()),
-    }
-
-
-def without_folders(text: str) -> str:
-    """Return a text in which every path with folders is its last name: files go to others, and need no home folders."""
-    return _PATH.sub(lambda path: re.split(r"[\\/]", path[0])[-1], text)
-
-
-def as_text(values: Mapping[str, Any]) -> str:
-    """Return the metadata as it stands in the file."""
-    return json.dumps(values, ensure_ascii=False, sort_keys=True)
-
-
-def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names, shapes and values of all weights, sorted by name; however they are stored."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        values = tensor.detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
-        digest.update(values.tobytes())
-    return digest.hexdigest()
-
-
-DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
-
-ULTRALYTICS_ROWS = 300
-_LIMITS = {"score_threshold": FLOAT, "nms_threshold": FLOAT, "max_detections": INT}
-
-
 class _Parts(NamedTuple):
-    """What the dialects are made of."""
+    """Parts of which the dialects are made."""
 
-    builder: GraphBuilder
+    builder: Any
     network: ir.Graph
-    table: np.ndarray
+    table: NDArray[np.float32]
     config: Config
     classes: int
 
@@ -84,25 +41,25 @@ class _Parts(NamedTuple):
 def build_onnx(
     detector: Detector,
     dialect: Dialect = "plain",
-    metadata: Mapping[str, str] | None = None,
     opset: int | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> ir.Model:
     """Return the detector as one ONNX model of an opset; None takes the dialect's own.
 
     Inputs and outputs:
 
     * plain: `images` uint8 [batch, height, width, 3] RGB of any size, one or more; the scalars `score_threshold` float,
-      `nms_threshold` float and `max_detections` int64, whose usual values stand in the metadata under `post` ->
+      `nms_threshold` float and `max_detections` int64, whose defaults stand in the metadata under `post` ->
       `boxes` [batch, n, 4] xyxy in pixels of the images, `scores` [batch, n], `labels` int64 [batch, n] (-1 pads),
       `counts` int64 [batch].
     * raw: `images` as above -> `logits` [batch, anchors, k], `offsets` [batch, anchors, 4].
-    * ultralytics: `images` alone, for the usual thresholds -> `output0` [batch, 300, 6]: x1, y1, x2, y2, score, label;
+    * ultralytics: `images` alone, with fixed thresholds -> `output0` [batch, 300, 6]: x1, y1, x2, y2, score, label;
       zeros pad.
     * jetson (jetson-inference's detectNet): `input_0` [batch, 3, height, width] of the network's size, RGB scaled to
       -1 .. 1 -> `scores` [batch, anchors, 1 + classes] with background first, `boxes` [batch, anchors, 4] xyxy as
       fractions of the image.
 
-    In all but jetson the values `resized`, `logits` and `offsets` can be looked at inside the graph.
+    All but jetson have the values `resized`, `logits` and `offsets` inside the graph.
 
     Raises:
         ConfigError: an opset outside the range that is written.
@@ -122,7 +79,7 @@ def build_onnx(
     return model
 
 
-def _table(detector: Detector) -> np.ndarray:
+def _table(detector: Detector) -> NDArray[np.float32]:
     model = detector.config.model
     with torch.inference_mode():
         blank = torch.zeros(1, 3, *model.input_size, device=detector.device)
@@ -132,8 +89,7 @@ def _table(detector: Detector) -> np.ndarray:
 
 
 def _plain(parts: _Parts) -> dict[str, ir.Value]:
-    # Not initialisers that a caller may replace: onnxruntime warns of each at every load, and others take them for
-    # constants without a word
+    # Inputs, not replaceable initialisers: onnxruntime warns of each at every load, others silently read constants
     return _found(parts, Limits(*(parts.builder.input(name, kind, []) for name, kind in _LIMITS.items())))._asdict()
 
 
@@ -183,7 +139,7 @@ def _found(parts: _Parts, limits: Limits) -> Found:
 
 
 def _outputs(parts: _Parts) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Add images, resize and network; return images, logits and offsets."""
+    """Add resize and network; return images, logits and offsets."""
     images = parts.builder.input("images", ir.DataType.UINT8, ["batch", "height", "width", 3])
     resized = resize(parts.builder.op, images, parts.config.model.input_size)
     resized.name = "resized"
@@ -191,7 +147,7 @@ def _outputs(parts: _Parts) -> tuple[ir.Value, ir.Value, ir.Value]:
 
 
 def _splice(parts: _Parts, resized: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Move the network's nodes behind `resized`; return logits and offsets."""
+    """Move the network's nodes into the graph, behind `resized`; return logits and offsets."""
     network, graph = parts.network, parts.builder.graph
     ir.convenience.replace_all_uses_with(network.inputs[0], resized)
     logits, offsets = network.outputs
@@ -223,3 +179,43 @@ def _output(parts: _Parts, value: ir.Value, name: str, dialect: Dialect) -> None
     value.dtype = INT if name in ("labels", "counts") else FLOAT
     value.shape = ir.Shape(shapes[name])
     parts.builder.add_output(value, name)
+
+
+def describe(
+    detector: Detector, dialect: Dialect, *, license: str = "", source: str = "", precision: str = "fp32"
+) -> dict[str, Any]:
+    """Return the metadata, except the report of the verification."""
+    config = detector.config
+    return {
+        "format_version": FORMAT_VERSION,
+        "dialect": dialect,
+        "precision": precision,
+        "names": list(detector.names),
+        "preset": config.preset,
+        "input_size": list(config.model.input_size),
+        "score": config.model.score,
+        "post": config.to_dict()["post"],
+        "license": license,
+        "source": without_folders(source),
+        "weights_sha256": weights_hash(detector.model.state_dict()),
+    }
+
+
+def without_folders(text: str) -> str:
+    """Replace every path with folders by its last name: exported files go to others, who need no home folders."""
+    return _PATH.sub(lambda path: re.split(r"[\\/]", path[0])[-1], text)
+
+
+def as_text(values: Mapping[str, Any]) -> str:
+    """Return the metadata as text for the file."""
+    return json.dumps(values, ensure_ascii=False, sort_keys=True)
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, shapes and values of all weights, sorted by name, whatever their memory layout."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        values = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()

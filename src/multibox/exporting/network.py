@@ -1,4 +1,4 @@
-"""The network as an ONNX graph, by way of torch.export."""
+"""The network as an ONNX graph, traced by torch.export, and graphs rewritten for older opsets."""
 
 import copy
 import logging
@@ -16,6 +16,8 @@ from multibox.models.prediction import fold_norms
 from multibox.models.ssd import SSD
 from multibox.structures import Size
 
+OPSET = 20
+"""Opset that graphs are built at."""
 OLDEST = 13
 """Axes of Squeeze and ReduceSum became inputs there; onnxruntime 1.6 (2020) and TensorRT 8.0 read it."""
 DEFAULT = 15
@@ -26,11 +28,52 @@ onnx-tensorrt, 8.4)."""
 REDUCTIONS = ("ReduceMax", "ReduceMin", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceSumSquare")
 
 
+def trace(model: SSD, size: Size) -> ir.Graph:
+    """Return the graph `resized` float [b, 3, *size] (grey levels) -> `logits`, `offsets`, batch norms folded."""
+    export: Callable[..., Any] = torch.onnx.export  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    with warnings.catch_warnings(), torch.no_grad():
+        # The exporter's notes about itself
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = export(
+            _Traceable(model).eval(),
+            (torch.zeros(2, 3, *size),),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=["resized"],
+            output_names=["logits", "offsets"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        )
+    return program.model.graph
+
+
+class _Traceable(nn.Module):
+    """A copy of a network that returns plain tensors and traces to few nodes.
+
+    Its weights are contiguous and on the CPU, batch norms folded, nothing in place: channels_last weights leave strides
+    in the trace, and every module in place or norm costs seconds of tracing.
+    """
+
+    def __init__(self, model: SSD) -> None:
+        super().__init__()
+        copied = copy.deepcopy(model).cpu().float()
+        self.model = copied.to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
+        fold_norms(self.model)
+        for module in self.model.modules():
+            if getattr(module, "inplace", False) is True:
+                module.inplace = False  # pyright: ignore[reportArgumentType]
+
+    def forward(self, resized: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self.model(resized)
+        return outputs.logits, outputs.offsets
+
+
 def checked_opset(opset: int | None, dialect: str) -> int:
-    """Return the opset to write: the one asked for, or the dialect's own.
+    """Return the opset to write; None takes the dialect's own.
 
     Raises:
-        ConfigError: it is outside the range that is written.
+        ConfigError: it is outside the range that can be written.
     """
     if opset is None:
         return JETSON if dialect == "jetson" else DEFAULT
@@ -58,7 +101,7 @@ def lower(model: ir.Model, opset: int) -> None:
     for node in model.graph:
         _drop_defaults(node, opset)
     for name, value in list(model.graph.initializers.items()):
-        # Axes that became attributes; onnxruntime warns of what nobody uses
+        # Axes that became attributes; onnxruntime warns of unused initialisers
         if not value.uses() and not value.is_graph_output():
             model.graph.initializers.pop(name)
     model.graph.opset_imports[""] = opset
@@ -66,7 +109,7 @@ def lower(model: ir.Model, opset: int) -> None:
 
 
 def _drop_defaults(node: ir.Node, opset: int) -> None:
-    """Drop attributes that came after the opset and say what the operator did before; the checker finds others."""
+    """Drop attributes newer than the opset if they hold the operator's older behaviour; the checker reports others."""
     from onnx import defs, helper
 
     known = defs.get_schema(node.op_type, opset).attributes
@@ -75,26 +118,24 @@ def _drop_defaults(node: ir.Node, opset: int) -> None:
         if name in known:
             continue
         default = built[name].default_value
-        if default.type and attribute.value == _plain(helper.get_attribute_value(default)):
+        value = helper.get_attribute_value(default) if default.type else None
+        if default.type and attribute.value == (value.decode() if isinstance(value, bytes) else value):
             node.attributes.pop(name)
 
 
-def _plain(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
-
-
 def _allow_no_zero(node: ir.Node) -> None:
-    """Whether a 0 in a shape is a length of 0 makes no difference: there is no such length, a batch holds an image."""
+    """Drop what a 0 in a shape means: no length is 0, for a batch holds at least one image."""
     node.attributes.pop("allowzero", None)
 
 
 def _split_equally(node: ir.Node) -> None:
-    """Split without lengths gives equal parts, as many as there are outputs."""
+    """Drop the number of parts: without lengths, Split gives equal parts, one per output."""
     if len(node.inputs) < 2 or node.inputs[1] is None:
         node.attributes.pop("num_outputs", None)
 
 
 def _axes_as_attribute(node: ir.Node) -> None:
+    """Turn the input `axes` into an attribute."""
     if len(node.inputs) < 2 or node.inputs[1] is None:
         return
     axes = ir.convenience.get_const_tensor(node.inputs[1])
@@ -104,7 +145,7 @@ def _axes_as_attribute(node: ir.Node) -> None:
 
 
 def _slice_shape(node: ir.Node) -> None:
-    """Cut the shape behind the node rather than in it."""
+    """Slice the shape behind the node, not in it."""
     start, end = (node.attributes.pop(name, None) for name in ("start", "end"))
     if start is None and end is None:
         return
@@ -117,62 +158,11 @@ def _slice_shape(node: ir.Node) -> None:
 
 
 def _spell_out(node: ir.Node) -> None:
-    """HardSwish(x) is x times HardSigmoid(x) of a slope of 1/6."""
+    """Write HardSwish(x) as x times HardSigmoid(x) with a slope of 1/6."""
     gate = ir.node("HardSigmoid", list(node.inputs), attributes={"alpha": 1 / 6, "beta": 0.5})
     _replace(node, [gate, ir.node("Mul", [node.inputs[0], gate.outputs[0]])])
 
 
 def _replace(node: ir.Node, by: list[ir.Node]) -> None:
-    """Put nodes in the place of one; the last one's output takes over from the node's."""
+    """Replace a node by others; the output of the last one replaces the node's."""
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], by, node.outputs, by[-1].outputs)  # pyright: ignore[reportArgumentType]
-
-
-OPSET = 20
-
-
-class _Outputs(nn.Module):
-    """Images in, plain tensors out."""
-
-    def __init__(self, model: SSD) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, resized: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self.model(resized)
-        return outputs.logits, outputs.offsets
-
-
-def trace(model: SSD, size: Size) -> ir.Graph:
-    """Return the graph `resized` float [b, 3, *size] (grey levels) -> `logits`, `offsets`, batch norms folded."""
-    plain = _Outputs(_plain_outputs(model)).eval()
-    images = torch.zeros(2, 3, *size)
-    batch = torch.export.Dim("batch", min=1)
-    with warnings.catch_warnings(), torch.no_grad():
-        # Notes of the exporter about itself
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            plain,
-            (images,),
-            dynamo=True,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=["resized"],
-            output_names=["logits", "offsets"],
-            dynamic_shapes=({0: batch},),
-        )
-    assert program is not None
-    return program.model.graph
-
-
-def _plain_outputs(model: SSD) -> SSD:
-    """Return a copy that traces to few nodes: weights contiguous, on the CPU, batch norms folded, nothing in place.
-
-    channels_last weights leave strides in the trace, and every module in place or norm costs seconds of tracing.
-    """
-    model = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
-    fold_norms(model)
-    for module in model.modules():
-        if getattr(module, "inplace", False) is True:
-            module.inplace = False  # pyright: ignore[reportArgumentType]
-    return model

@@ -1,9 +1,10 @@
-"""A trained detector: load it, show it images, get `Detections`."""
+"""Detectors in PyTorch: images in, `Detections` out."""
+# pyright: reportUnknownMemberType=false
 
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
@@ -21,19 +22,22 @@ from multibox.models.checkpoint import load_checkpoint
 from multibox.models.prediction import computing_in, gains, mean_with_mirrored, quick_copy, single_threaded_forks
 from multibox.models.ssd import SSD
 from multibox.postprocess import detect
-from multibox.structures import Dataset, Detections, Sample, Size
+from multibox.structures import Dataset, Detections, Size
 from multibox.tensors import HeadOutputs
 from multibox.thresholds import lowest_scores
+
+Resized = tuple[NDArray[np.uint8], Size]
+"""Pixels at the network's size, and the size of the original image."""
 
 
 class Detector:
     """A network with its config and class names.
 
-    Can be pickled, and so sent to a process pool. A process forked after the first `predict` computes with one CPU
-    thread; start processes by `spawn` or `forkserver` to use more.
+    Can be pickled, so it can be sent to a process pool. A process forked after the first `predict` computes with one
+    CPU thread; start processes by `spawn` or `forkserver` to use more.
     """
 
-    # Whoever loads within `torch.inference_mode` may train later, and inference tensors do not count their versions
+    # A detector made within `torch.inference_mode` may be trained later, and inference tensors do not count versions
     @torch.inference_mode(False)
     def __init__(
         self, model: SSD, config: Config, names: tuple[str, ...], device: str = "cpu", threads: int | None = None
@@ -58,7 +62,9 @@ class Detector:
         return self.config.post.thresholds
 
     @overload
-    def predict(self, image: AnyImage, threshold: float | None = None) -> Detections: ...
+    def predict(  # pyright: ignore[reportOverlappingOverload] - a file object is an iterator, too
+        self, image: AnyImage, threshold: float | None = None
+    ) -> Detections: ...
     @overload
     def predict(self, image: Iterator[AnyImage], threshold: float | None = None) -> Iterator[Detections]: ...
     @overload
@@ -85,11 +91,32 @@ class Detector:
         """
         lowest = lowest_scores(threshold, self.thresholds, self.names)
         if is_one(image):
-            return self._predict([self._opened(image)], lowest)[0]
-        return several(image, self._opened, partial(self._predict, lowest=lowest))
+            return self.detect([self.prepare(image)], lowest)[0]
+        return several(image, self.prepare, partial(self.detect, lowest=lowest))
 
-    def answer(self, images: Tensor) -> HeadOutputs:
-        """Return the network's answer for images of its input size, on its device; both ways with `post.flip`."""
+    def prepare(self, image: Any) -> Resized:
+        """Open an image for `detect`."""
+        opened = open_image(image)
+        return np.asarray(resize_image(opened, self.config.model.input_size)), size_of(opened)
+
+    @torch.inference_mode()
+    def detect(self, images: list[Resized], lowest: NDArray[np.float32] | None = None) -> list[Detections]:
+        """Return the detections in a batch of prepared images.
+
+        Args:
+            images: from `prepare`.
+            lowest: lowest score of each class to report [C]; None takes what scores above the config's threshold.
+        """
+        pixels, sizes = zip(*images, strict=True)
+        batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
+        outputs = self.outputs(batch)
+        return detect(outputs, anchors_for(outputs, self.config), sizes, self.config, self.names, lowest)
+
+    def outputs(self, images: Tensor) -> HeadOutputs:
+        """Return the network's outputs for images of its input size, on its device; with `post.flip` the mean of both.
+
+        Both are those of the images and of their mirror images.
+        """
         single_threaded_forks()
         with computing_in(self.precision, self.device, self.threads):
             network = self._network()
@@ -97,7 +124,7 @@ class Detector:
 
     @torch.inference_mode(False)
     def quicken(self, precision: str = "float32") -> "Detector":
-        """Answer from a faster copy of the network from now on, and return itself; `model` stays as it is.
+        """Compute with a faster copy of the network from now on, and return itself; `model` stays as it is.
 
         Args:
             precision: "float32", or "bfloat16", which is several times as fast where the hardware multiplies it.
@@ -111,24 +138,12 @@ class Detector:
         return self
 
     def _network(self) -> SSD:
-        """Return the network that answers; a copy is made anew if the weights changed since, as by training."""
+        """Return the network that computes; a copy is made anew if the weights changed since, as by training."""
         if self._quick is None:
             return self.model
         if self._copied != _versions(self.model):
             self.quicken(self.precision)
         return self._quick or self.model
-
-    def _opened(self, image: Any) -> "Resized":
-        """Return the pixels of the network's size and the size of the original."""
-        opened = open_image(image)
-        return np.asarray(resize_image(opened, self.config.model.input_size)), size_of(opened)
-
-    @torch.inference_mode()
-    def _predict(self, opened: list["Resized"], lowest: NDArray[np.float32]) -> list[Detections]:
-        pixels, sizes = zip(*opened, strict=True)
-        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
-        outputs = self.answer(images)
-        return detect(outputs, anchors_for(outputs, self.config), sizes, self.config, self.names, lowest)
 
 
 def _versions(model: SSD) -> tuple[int, ...]:
@@ -137,20 +152,10 @@ def _versions(model: SSD) -> tuple[int, ...]:
 
 
 @torch.inference_mode(False)
-def load(path: str | Path, *, device: str = "auto", threads: int | None = None, flip: bool = False) -> Detector:
-    """Open a checkpoint or a run folder (its `best.safetensors`, or `last` where there is no best) in PyTorch.
-
-    Args:
-        path: a `.safetensors` file, a run folder, or the name of a built-in model.
-        device: "cpu", "cuda" or "mps"; "auto" takes CUDA where it is present, else the CPU.
-        threads: CPU threads of its forward passes; None leaves PyTorch's setting. Outside of them PyTorch's setting of
-            this process stays as it is.
-        flip: average over every image and its mirror image, at twice the time.
-
-    Raises:
-        WeightsError: the file is missing, broken, foreign or of a newer version.
-        ConfigError: this machine has no such device, or threads is not at least 1.
-    """
+def open_checkpoint(
+    path: str | Path, *, device: str = "auto", threads: int | None = None, flip: bool = False
+) -> Detector:
+    """Open a checkpoint, a run folder or a built-in model in PyTorch; arguments and errors are those of `load`."""
     device, threads = choose_device(device), checked_threads(threads)
     checkpoint = load_checkpoint(find_model(path))
     model = build_model(checkpoint.config, len(checkpoint.names))
@@ -159,37 +164,10 @@ def load(path: str | Path, *, device: str = "auto", threads: int | None = None, 
     return Detector(model, config, checkpoint.names, device, threads)
 
 
-Resized = tuple[NDArray[np.uint8], Size]
-
-
 def find_all(detector: Detector | ExportedDetector, dataset: Dataset, max_detections: int = 100) -> list[Detections]:
     """Return the detections in every image of `dataset`, in order, down to the config's lowest score.
 
     Images are decoded ahead in threads, not in processes: a script that calls this needs no `__main__` guard.
     """
-    found = _exported(detector, dataset) if isinstance(detector, ExportedDetector) else _eager(detector, dataset)
-    return [each[:max_detections] for each in found]
-
-
-def _exported(detector: ExportedDetector, dataset: Dataset) -> Iterator[Detections]:
-    above = detector.about["post"]["score_threshold"]
-    for images in in_batches(dataset, lambda sample: np.asarray(load_image(sample))):
-        yield from detector.detect(images, above)
-
-
-def _eager(detector: Detector, dataset: Dataset) -> Iterator[Detections]:
-    for resized in in_batches(dataset, partial(_resized, detector.config.model.input_size)):
-        pixels, sizes = zip(*resized, strict=True)
-        # Entered for each batch: a generator would leave its caller within it
-        with torch.inference_mode():
-            images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(detector.device)
-            outputs = detector.answer(images)
-            anchors = anchors_for(outputs, detector.config)
-            found = detect(outputs, anchors, sizes, detector.config, detector.names)
-        yield from found
-
-
-def _resized(size: Size, sample: Sample) -> Resized:
-    """Return the pixels of a sample at the network's size, and the size of the original."""
-    image = load_image(sample)
-    return np.asarray(resize_image(image, size)), size_of(image)
+    batches = in_batches(dataset, lambda sample: cast("Any", detector.prepare(load_image(sample))))
+    return [found[:max_detections] for batch in batches for found in detector.detect(batch)]

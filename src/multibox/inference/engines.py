@@ -1,10 +1,9 @@
-"""Exported files opened by what runs them: onnxruntime or OpenVINO. No torch here."""
+"""Exported files opened in onnxruntime or OpenVINO. No torch here."""
 
 import json
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -14,20 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox.errors import ConfigError, MissingExtraError, WeightsError
-from multibox.privacy import import_onnxruntime
+from multibox.privacy import import_onnxruntime, import_openvino
 
 KEY = "multibox"
-"""Under which an exported file says of itself, as JSON, what it is."""
+"""Name of the metadata entry that describes an exported file, as JSON."""
 FORMAT_VERSION = 1
 LIMITS = ("score_threshold", "nms_threshold", "max_detections")
 """Inputs beside the images; every call gives them. In files of version 0.1 they have defaults."""
 OUTPUTS = ("boxes", "scores", "labels", "counts")
 SUFFIXES = (".onnx", ".xml")
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
-"""Ours by OpenVINO's names."""
+"""Names of precisions here and in OpenVINO."""
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 Feeds = Mapping[str, NDArray[Any]]
+
+
+def limits(score_threshold: float, nms_threshold: float, max_detections: int) -> dict[str, NDArray[Any]]:
+    """Return the inputs `LIMITS` of a call."""
+    values = (np.float32(score_threshold), np.float32(nms_threshold), np.int64(max_detections))
+    return {name: np.array(value) for name, value in zip(LIMITS, values, strict=True)}
 
 
 class Engine(NamedTuple):
@@ -36,24 +41,24 @@ class Engine(NamedTuple):
     run: Callable[[Feeds], dict[str, NDArray[Any]]]
     """`images` uint8 [b, h, w, 3] and `LIMITS` -> `boxes`, `scores`, `labels`, `counts`."""
     about: dict[str, Any]
-    """What the file says of itself."""
+    """The file's description of itself."""
     name: str
-    """Of the runtime."""
+    """Name of the runtime."""
     opened: tuple[Path, int | None, str | None, str]
-    """The arguments of `open_engine`, with an absolute path: another process opens the same file by them."""
+    """The arguments of `open_engine`, with an absolute path, for another process to open the same file."""
 
 
 def open_engine(path: Path, threads: int | None = None, precision: str | None = None, device: str = "auto") -> Engine:
-    """Open a .onnx or .xml file: on CUDA where onnxruntime has it, else in OpenVINO where it is installed.
+    """Open a .onnx or .xml file: on CUDA if onnxruntime has it, else in OpenVINO if it is installed.
 
     Args:
         path: the file.
-        threads: of the processor to use; None leaves it to the runtime.
+        threads: CPU threads; None leaves it to the runtime.
         precision: "float32" or "bfloat16"; None takes bfloat16 in OpenVINO on processors that multiply it in hardware.
-        device: "cpu", "cuda" (.onnx, with onnxruntime-gpu) or "auto": CUDA where it can be had, else the CPU.
+        device: "cpu", "cuda" (.onnx, with onnxruntime-gpu) or "auto": CUDA if it can be had, else the CPU.
 
     Raises:
-        WeightsError: the file is missing, broken, no model of ours, or of a newer version.
+        WeightsError: the file is missing, broken, foreign, or of a newer version.
         MissingExtraError: .xml, and OpenVINO is not installed.
         ConfigError: an unknown precision, bfloat16 without OpenVINO, or a device that cannot run this file.
     """
@@ -78,7 +83,7 @@ def _on_cuda(path: Path, precision: str | None, device: str) -> bool:
     """Return whether a file runs on CUDA.
 
     Raises:
-        ConfigError: it is asked to and cannot.
+        ConfigError: `device` names a device that cannot run the file.
     """
     kind, _, number = str(device).partition(":")
     if device not in ("auto", "cpu") and not (kind == "cuda" and number in ("", "0")):
@@ -89,7 +94,7 @@ def _on_cuda(path: Path, precision: str | None, device: str) -> bool:
     if not possible:
         raise ConfigError(f"{path}: on cuda only .onnx files run, in float32; give cpu or auto")
     onnxruntime = import_onnxruntime()
-    # A build with CUDA lists it on machines without a GPU, too
+    # A build with CUDA also lists it on machines without a GPU
     usable = _CUDA in onnxruntime.get_available_providers() and onnxruntime.get_device() == "GPU" and _cuda_driver()
     if device != "auto" and not usable:
         raise ConfigError(
@@ -115,77 +120,51 @@ def _onnxruntime(path: Path, opened: tuple[Path, int | None, str | None, str], o
     onnxruntime = import_onnxruntime()
     _, threads, _, device = opened
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # of files of version 0.1 it warns: their limits have defaults
+    options.log_severity_level = 3  # it warns of inputs that have defaults, as in files of version 0.1
     if threads is not None:
         options.intra_op_num_threads = threads
     providers = [_CUDA, _CPU] if on_gpu else [_CPU]
     try:
         session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
-    # Its exceptions have no common base but this
+    # onnxruntime's exceptions have no other common base
     except Exception as error:
         raise _unreadable(path, error) from None
-    # It goes on without what it cannot load, such as cuDNN
+    # onnxruntime falls back to the CPU when it cannot load a library such as cuDNN
     if on_gpu and device != "auto" and _CUDA not in session.get_providers():
         raise ConfigError(f"{path}: onnxruntime cannot start CUDA here (its log says why); give cpu or auto")
     names = [output.name for output in session.get_outputs()]
     about = _about(path, session.get_modelmeta().custom_metadata_map.get(KEY))
-    return Engine(
-        lambda feeds: dict(zip(names, session.run(None, dict(feeds)), strict=True)), about, "onnxruntime", opened
-    )
+
+    def run(feeds: Feeds) -> dict[str, NDArray[Any]]:
+        return dict(zip(names, session.run(None, dict(feeds)), strict=True))
+
+    return Engine(run, about, "onnxruntime", opened)
 
 
 @cache
 def openvino_core() -> Any:
     """Return OpenVINO's one core of this process.
 
-    On AMX machines each core lays an alternate signal stack and, when it goes, puts back the one that it found. Of two
-    that go in the order of their coming, the second puts back the first one's, which is unmapped by then: the next
-    signal that Python handles, such as that of a child's end, kills the process without a word (OpenVINO 2026.4).
+    On AMX machines each core installs an alternate signal stack and, when deleted, restores the one before it. If two
+    are deleted in the order of their creation, the second restores the first one's, which is unmapped by then. The next
+    signal that Python handles, such as that of a child's end, then kills the process silently (OpenVINO 2026.4).
     """
-    _import_openvino()
-    import openvino
-
-    return openvino.Core()
-
-
-def _import_openvino() -> None:
-    """Import OpenVINO without its converter of other formats, which brings a package that reports to its makers.
-
-    That also takes two thirds of the import, 0.15 s. Whoever asks for `openvino.convert_model` later gets it.
-    """
-    converter = "openvino.tools.ovc"
-    if "openvino" in sys.modules or converter in sys.modules:
-        return
-    # What stands there as None is missing to an import, and OpenVINO does without
-    sys.modules[converter] = None  # pyright: ignore[reportArgumentType]
-    try:
-        import openvino
-    finally:
-        sys.modules.pop(converter, None)
-
-    def late(name: str) -> Any:
-        if name != "convert_model":
-            raise AttributeError(f"module 'openvino' has no attribute {name!r}")
-        return import_module(converter).convert_model
-
-    openvino.__getattr__ = late
+    return import_openvino().Core()
 
 
 def _openvino(path: Path, opened: tuple[Path, int | None, str | None, str]) -> Engine:
     _, threads, precision, _ = opened
-    core = openvino_core()
-    import openvino
-
-    model = core.read_model(path)
+    openvino = import_openvino()
+    model = openvino_core().read_model(path)
     about = _about(path, _rt_info(model))
     adapt(model)
     turn = Lock()
 
     @cache
     def request_for(alone: bool) -> tuple[Any, dict[str, NDArray[Any]]]:
-        """Compile for one image, for which fixing the batch saves some 8 % of a small network's time, or for any.
+        """Return a request for one image, or for any number, and the arrays from which it reads `LIMITS`.
 
-        Returns the request, and the arrays from which it reads `LIMITS`.
+        A fixed batch of one saves some 8 % of a small network's time.
         """
         request = compile_openvino(for_one(model) if alone else model, threads, precision).create_infer_request()
         limits = {name: np.zeros((), request.get_tensor(name).data.dtype) for name in LIMITS}
@@ -195,7 +174,7 @@ def _openvino(path: Path, opened: tuple[Path, int | None, str | None, str]) -> E
 
     def run(feeds: Feeds) -> dict[str, NDArray[Any]]:
         images = unlocked(np.ascontiguousarray(feeds["images"]))
-        # A request holds one caller's tensors, and callers may be threads
+        # A request holds the tensors of one caller, and callers may be threads
         with turn:
             request, limits = request_for(len(images) == 1)
             for name, value in limits.items():
@@ -208,34 +187,34 @@ def _openvino(path: Path, opened: tuple[Path, int | None, str | None, str]) -> E
 
 
 class _Unlocked:
-    """Says of an array's memory that it may be written to."""
+    """Memory of an array, declared writable."""
 
     def __init__(self, array: NDArray[Any]) -> None:
         self.array = array
-        theirs = array.__array_interface__
-        self.__array_interface__ = {**theirs, "data": (theirs["data"][0], False)}
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
 
 def unlocked(array: NDArray[Any]) -> NDArray[Any]:
-    """Return the same memory as writable, for OpenVINO takes nothing else, though it only reads. Pillow's is not."""
+    """Return the same memory as a writable array: OpenVINO refuses Pillow's read-only one, though it only reads."""
     return array if array.flags.writeable else np.asarray(_Unlocked(array))
 
 
 def for_one(model: Any) -> Any:
-    """Return a copy of an openvino.Model whose inputs, scalars apart, hold one image."""
+    """Return a copy of an openvino.Model whose inputs, except scalars, hold one image."""
     one = model.clone()
     for port in one.inputs:
         shape = port.partial_shape
         if len(shape) > 0:
             shape[0] = 1
-            # Not `reshape`, which takes a tenth of a second more
+            # `reshape` would take 0.1 s more
             port.get_node().set_partial_shape(shape)
     one.validate_nodes_and_infer_types()
     return one
 
 
 def compile_openvino(model: Any, threads: int | None, precision: str | None) -> Any:
-    """Compile an openvino.Model for one caller who waits; arguments are those of `open_engine`."""
+    """Compile an openvino.Model for the least latency; arguments are those of `open_engine`."""
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
@@ -245,9 +224,8 @@ def compile_openvino(model: Any, threads: int | None, precision: str | None) -> 
 
 
 def adapt(model: Any) -> None:
-    """Make inputs of what OpenVINO took for constants, in place: ONNX inputs that have a default."""
-    import openvino
-
+    """Turn constants named in `LIMITS` into inputs, in place: OpenVINO reads inputs with a default as constants."""
+    openvino = import_openvino()
     for operation in model.get_ordered_ops():
         name = operation.get_friendly_name()
         if operation.get_type_name() == "Constant" and name in LIMITS:
@@ -269,7 +247,7 @@ def _rt_info(model: Any) -> str | None:
 def _about(path: Path, text: str | None) -> dict[str, Any]:
     if text is None:
         raise WeightsError(
-            f"{path} says nothing of multibox, so it is someone else's model; `multibox export` makes ours"
+            f"{path} says nothing of multibox, so it is a foreign model; expected a file that `multibox export` wrote"
         )
     about: dict[str, Any] = json.loads(text)
     if about.get("format_version") != FORMAT_VERSION:

@@ -1,13 +1,14 @@
-"""The forms in which a detector takes images, and their decoding ahead of the network."""
+"""Forms in which a detector takes images, and decoding ahead of the network."""
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from io import BufferedIOBase
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Any, TypeVar, Union, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,27 +27,28 @@ bytes or as a file opened in binary mode."""
 Images = Iterable[AnyImage]
 BATCH = 16
 """Images of a list that go through the network together."""
+AHEAD = 2 * BATCH
+"""Images decoded ahead of the network, at most."""
 
 _FORMS = (
     "expected a path, a PIL image, a uint8 RGB array [H, W, 3], a uint8 RGB tensor [3, H, W] or [H, W, 3], the bytes "
     "of an image file, or a list or generator of those"
 )
-_SLOW_TO_OPEN = (str, os.PathLike, bytes, BufferedIOBase)
 
-Asked = TypeVar("Asked")
+Item = TypeVar("Item")
 Opened = TypeVar("Opened")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def is_one(image: Any) -> bool:
-    """Return whether this is one image; False means several.
+    """Return True for one image, False for several.
 
     Raises:
         ImageError: it is neither an image nor a list or generator.
     """
-    if _tensor(image) is not None or isinstance(image, Image.Image | np.ndarray | bytearray | memoryview):
+    if _has_pixels(image) or isinstance(image, str | os.PathLike | bytes | bytearray | memoryview):
         return True
-    if isinstance(image, _SLOW_TO_OPEN) or hasattr(image, "read"):
+    if hasattr(image, "read"):
         return True
     if not isinstance(image, Iterable) or isinstance(image, dict):
         raise _no_image(image)
@@ -62,12 +64,12 @@ def open_image(image: Any) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return upright_rgb(image)
-    if isinstance(image, np.ndarray) or _tensor(image) is not None:
+    if _has_pixels(image):
         return Image.fromarray(_array(image))
     if isinstance(image, str | os.PathLike):
-        return read_image(Path(image))
+        return read_image(Path(cast("str", image)))
     if isinstance(image, bytes | bytearray | memoryview):
-        return decode_image(bytes(image), "the image given as bytes")
+        return decode_image(bytes(cast("bytes", image)), "the image given as bytes")
     if hasattr(image, "read"):
         data = image.read()
         if not isinstance(data, bytes):
@@ -82,41 +84,62 @@ def pixels_of(image: Any) -> NDArray[np.uint8]:
     Raises:
         ImageError: as `open_image` does.
     """
-    is_array = isinstance(image, np.ndarray) or _tensor(image) is not None
-    return _array(image) if is_array else np.asarray(open_image(image))
+    in_memory = _has_pixels(image) and not isinstance(image, Image.Image)
+    return _array(image) if in_memory else np.asarray(open_image(image))
 
 
 def several(
-    images: Any, open_one: Callable[[Any], Opened], work: Callable[[list[Opened]], list[Found]]
-) -> list[Found] | Iterator[Found]:
+    images: Any, open_one: Callable[[Any], Opened], work: Callable[[list[Opened]], list[Result]]
+) -> list[Result] | Iterator[Result]:
     """Apply `work` to batches of opened images; an iterator gives a generator, a list or another collection a list."""
-    found = (one for batch in in_batches(images, open_one) for one in work(batch))
-    return found if isinstance(images, Iterator) else list(found)
+    results = (one for batch in in_batches(images, open_one) for one in work(batch))
+    return results if isinstance(images, Iterator) else list(results)
 
 
-def in_batches(items: Iterable[Asked], open_one: Callable[[Asked], Opened]) -> Iterator[list[Opened]]:
-    """Yield up to BATCH items at a time, opened by `open_one`.
+def in_batches(items: Iterable[Item], open_one: Callable[[Item], Opened]) -> Iterator[list[Opened]]:
+    """Yield up to BATCH items at a time, opened by `open_one`; files are opened ahead in threads.
 
-    Items that come as files are opened in threads while the caller works on the batch before. Reads at most two batches
-    ahead, so a generator of any length needs little memory.
+    Memory does not grow with the number of items.
     """
     source = iter(items)
     first = list(islice(source, BATCH))
-    # Threads cost more than they save where the pixels are there already
-    if not any(not isinstance(item, Image.Image | np.ndarray) and _tensor(item) is None for item in first):
+    if all(_has_pixels(item) for item in first):
+        # Nothing to decode: threads would cost more than they save
         while first:
             yield [open_one(item) for item in first]
             first = list(islice(source, BATCH))
         return
-    pool = ThreadPoolExecutor(decoding_threads())
+    opened = ahead(open_one, chain(first, source))
+    while batch := list(islice(opened, BATCH)):
+        yield batch
+
+
+def ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], room: Callable[[Result], int] = lambda _: AHEAD
+) -> Iterator[Result]:
+    """Yield `work(item)` for each item, in order, computed ahead in threads.
+
+    Args:
+        work: what the threads do.
+        items: may be endless.
+        room: how many items to work on ahead, given the last result; a result's size is not known before.
+    """
+    source = iter(items)
+    pool = ThreadPoolExecutor(decoding_threads(), "multibox-decode")
     try:
-        ahead: list[Future[Opened]] = [pool.submit(open_one, item) for item in first]
-        while ahead:
-            ready, ahead = ahead, [pool.submit(open_one, item) for item in islice(source, BATCH)]
-            yield [future.result() for future in ready]
+        waiting = deque(pool.submit(work, item) for item in islice(source, decoding_threads()))
+        while waiting:
+            done = waiting.popleft().result()
+            more = max(0, room(done) - len(waiting))
+            waiting.extend(pool.submit(work, item) for item in islice(source, more))
+            yield done
     finally:
         # The caller may stop half-way
         pool.shutdown(cancel_futures=True)
+
+
+def _has_pixels(image: Any) -> bool:
+    return isinstance(image, Image.Image | np.ndarray) or _tensor(image) is not None
 
 
 def _array(image: Any) -> NDArray[np.uint8]:
@@ -125,31 +148,29 @@ def _array(image: Any) -> NDArray[np.uint8]:
     Raises:
         ImageError: it has another shape or type.
     """
-    kind, shape, dtype = "array", tuple(image.shape), str(image.dtype).removeprefix("torch.")
+    kind, expected, shape = "an array", "uint8 RGB [H, W, 3]", tuple(image.shape)
+    dtype = str(image.dtype).removeprefix("torch.")
     tensor = _tensor(image)
     if tensor is not None:
-        kind = "tensor"
+        kind, expected = "a tensor", "uint8 RGB [3, H, W] or [H, W, 3]"
         if dtype == "uint8" and len(shape) == 3 and shape[0] == shape[2] == 3:
             raise ImageError(
                 f"a tensor of shape {list(shape)} may be [3, H, W] or [H, W, 3]; give tensor.permute(1, 2, 0).numpy() "
                 "if channels come first, else tensor.numpy()"
             )
-        image = tensor.detach().cpu()
-        image = (image.permute(1, 2, 0) if len(shape) == 3 and shape[0] == 3 else image).numpy()
+        tensor = tensor.detach().cpu()
+        image = (tensor.permute(1, 2, 0) if len(shape) == 3 and shape[0] == 3 else tensor).numpy()
     if dtype == "uint8" and image.ndim == 3 and image.shape[2] == 3 and image.size:
         return image
-    expected = "uint8 RGB [H, W, 3]" if kind == "array" else "uint8 RGB [3, H, W] or [H, W, 3]"
-    raise ImageError(
-        f"an image given as {'an array' if kind == 'array' else 'a tensor'} must be {expected}, got {dtype} "
-        f"{list(shape)}{_advice(kind, dtype, shape)}"
-    )
+    advice = _advice(tensor is None, dtype, shape)
+    raise ImageError(f"an image given as {kind} must be {expected}, got {dtype} {list(shape)}{advice}")
 
 
-def _advice(kind: str, dtype: str, shape: Sequence[int]) -> str:
-    """Return how to make an image of an array that is none, where that can be guessed."""
+def _advice(is_array: bool, dtype: str, shape: Sequence[int]) -> str:
+    """Return how to make an image of this shape and type, if that can be guessed."""
     if dtype.startswith(("float", "bfloat")) and len(shape) == 3:
         return "; values from 0 to 1 become uint8 as (image * 255).round()" + (
-            ".astype('uint8')" if kind == "array" else ".to(torch.uint8)"
+            ".astype('uint8')" if is_array else ".to(torch.uint8)"
         )
     if dtype != "uint8" or 0 in shape:
         return ""
@@ -157,7 +178,7 @@ def _advice(kind: str, dtype: str, shape: Sequence[int]) -> str:
         return "; give a batch as list(images)"
     if len(shape) == 2 or shape[-1] == 1:
         return "; a grey image becomes RGB by repeating it three times along the last axis"
-    if kind == "array" and len(shape) == 3 and shape[0] == 3:
+    if is_array and len(shape) == 3 and shape[0] == 3:
         return "; give image.transpose(1, 2, 0)"
     if len(shape) == 3 and shape[-1] == 4:
         return "; leave out the fourth channel: image[..., :3]"

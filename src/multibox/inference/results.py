@@ -3,12 +3,12 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 
@@ -17,20 +17,24 @@ from multibox.files import same_name, whole_file, write_text_whole
 from multibox.structures import Detections
 
 VOC_LINES = 10_000
-"""Lines of VOC's files that are held in memory."""
+"""Lines of VOC's files held in memory."""
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What was found in one image file."""
+    """Detections in one image file."""
 
     file: str
     """The image's path, as it was given."""
     width: int
-    """Of the image as shown, in pixels."""
+    """Width in pixels, after EXIF orientation, as is the height."""
     height: int
     detections: Detections
     """Boxes in pixels of that image."""
+
+
+Add: TypeAlias = Callable[[int, ImageResult], None]
+"""Adds the detections of one image, given the index of its file."""
 
 
 def write_results(
@@ -64,12 +68,12 @@ def result_files(
     coco: str | Path | None = None,
     yolo: str | Path | None = None,
     voc: str | Path | None = None,
-) -> Iterator[Callable[[int, ImageResult], None]]:
-    """Yield a function that adds one image's detections, given the index of its file, to every format asked for.
+) -> Generator[Add, None, None]:
+    """Yield a function that adds one image's detections, given the index of its file, to every format named.
 
     Results are written as they come, so memory does not grow with their number. Each file is written whole: it appears,
-    in the place of one of that name, when the block ends well, and YOLO's with each image. Scores have 5 digits, pixels
-    2, YOLO's shares 6. COCO, YOLO and VOC know an image by the name that `distinct_names` gives its file.
+    replacing one of that name, when the block ends well; YOLO's appear with each image. Scores have 5 digits, pixels 2,
+    YOLO's shares 6. COCO, YOLO and VOC know an image by the name that `distinct_names` gives its file.
 
     Args:
         files: The image files that may come, in the order in which they will be added; some may be left out.
@@ -80,10 +84,10 @@ def result_files(
             `image_id` is the image's name as a number if all names are different numbers (000000000139 is 139), else
             the name. `category_id` is the label + 1, as in the COCO files that `multibox data convert` writes; COCO's
             own ids have gaps.
-        yolo: Folder for one text file per image, empty where nothing was found: `label cx cy width height score`, the
+        yolo: Folder for one text file per image, empty without detections: `label cx cy width height score`, the
             box as shares of the image's width and height, clipped to the image.
-        voc: Folder for one `comp4_det_test_CLASS.txt` for each class, empty where nothing was found: `name score x1 y1
-            x2 y2`. Pixels count as in the labels the detector learned from, so from 1 if they were VOC's.
+        voc: Folder for one `comp4_det_test_CLASS.txt` for each class, empty without detections: `name score x1 y1 x2
+            y2`. Pixels are numbered as in the training labels, so from 1 if those were VOC's.
 
     Raises:
         DataError: An image's or class's name cannot stand in VOC's files.
@@ -91,7 +95,7 @@ def result_files(
     """
     stems = distinct_names(Path(file).stem for file in files)
     with ExitStack() as stack:
-        sinks: list[Callable[[int, ImageResult], None]] = []
+        sinks: list[Add] = []
         if json_file is not None:
             sinks.append(stack.enter_context(_own_sink(json_file)))
         if coco is not None:
@@ -116,7 +120,7 @@ def voc_file(kind: str) -> str:
 def read_predictions(path: str | Path) -> list[ImageResult]:
     """Read what `write_results` wrote as `json_file`.
 
-    The file names only the classes that were found: others below the highest label found are called `class_K`.
+    The file names only classes with detections: others below the highest label are called `class_K`.
 
     Raises:
         DataError: The file is missing, no JSON, or not of that form.
@@ -124,7 +128,7 @@ def read_predictions(path: str | Path) -> list[ImageResult]:
     path = Path(path)
     form = 'a list of {"file", "width", "height", "detections"} as `multibox predict --json` writes'
     try:
-        rows = json.loads(path.read_bytes())
+        rows: Any = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file, expected {form}") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -132,16 +136,17 @@ def read_predictions(path: str | Path) -> list[ImageResult]:
     try:
         if not isinstance(rows, list):
             raise TypeError(type(rows).__name__)
-        names = _class_names(path, [found for row in rows for found in row["detections"]])
+        rows = cast("list[dict[str, Any]]", rows)
+        names = _class_names(path, [entry for row in rows for entry in row["detections"]])
         return [_read_row(row, names) for row in rows]
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise DataError(f"{path} has another form ({error!r}), expected {form}") from error
 
 
 def distinct_names(names: Iterable[str]) -> list[str]:
-    """Return the names with `-2`, `-3` and so on after those that came before; no number makes a name that is given.
+    """Return the names, with `-2`, `-3` ... appended to repeated ones; no number makes a name that is given.
 
-    Names that differ only in capitals count as one, for some file systems do not tell them apart.
+    Names that differ only in capitals count as one: some file systems do not tell them apart.
     """
     given = list(names)
     taken, seen = {same_name(name) for name in given}, set[str]()
@@ -159,7 +164,9 @@ def distinct_names(names: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def _list_of_objects(target: str | Path | BinaryIO) -> Iterator[Callable[[Iterable[dict[str, Any]]], None]]:
+def _list_of_objects(
+    target: str | Path | BinaryIO,
+) -> Generator[Callable[[Iterable[dict[str, Any]]], None], None, None]:
     """Yield a function that adds objects to a JSON list, one on each line."""
     with whole_file(target) if isinstance(target, str | Path) else nullcontext(target) as file:
         written = 0
@@ -167,7 +174,7 @@ def _list_of_objects(target: str | Path | BinaryIO) -> Iterator[Callable[[Iterab
         def add(entries: Iterable[dict[str, Any]]) -> None:
             nonlocal written
             for entry in entries:
-                # Escaped, not UTF-8: a file name that is no valid text would not survive otherwise.
+                # Escaped, not UTF-8: a file name that is no valid text would not survive otherwise
                 file.write((",\n" if written else "[\n").encode() + json.dumps(entry, allow_nan=False).encode())
                 written += 1
 
@@ -176,28 +183,26 @@ def _list_of_objects(target: str | Path | BinaryIO) -> Iterator[Callable[[Iterab
 
 
 def _values(found: Detections) -> Iterable[tuple[int, float, list[float]]]:
-    # The type comes first: rounded in float32, 0.87 would be written as 0.8700000047683716.
+    # float64 first: rounded in float32, 0.87 would be written as 0.8700000047683716
     scores = np.round(found.scores.astype(np.float64), 5).tolist()
     return zip(found.labels.tolist(), scores, found.boxes.astype(np.float64).tolist(), strict=True)
 
 
-def _own_row(row: ImageResult) -> dict[str, Any]:
-    names = row.detections.names
-    found = [
-        {"label": label, "name": names[label], "score": score, "box": [round(edge, 2) for edge in box]}
-        for label, score, box in _values(row.detections)
-    ]
-    return {"file": row.file, "width": row.width, "height": row.height, "detections": found}
-
-
 @contextmanager
-def _own_sink(target: str | Path | BinaryIO) -> Iterator[Callable[[int, ImageResult], None]]:
+def _own_sink(target: str | Path | BinaryIO) -> Generator[Add, None, None]:
+    def entry(row: ImageResult) -> dict[str, Any]:
+        found = [
+            {"label": label, "name": row.detections.names[label], "score": score, "box": [round(x, 2) for x in box]}
+            for label, score, box in _values(row.detections)
+        ]
+        return {"file": row.file, "width": row.width, "height": row.height, "detections": found}
+
     with _list_of_objects(target) as add:
-        yield lambda _, row: add([_own_row(row)])
+        yield lambda _, row: add([entry(row)])
 
 
 @contextmanager
-def _coco_sink(target: str | Path, stems: Sequence[str]) -> Iterator[Callable[[int, ImageResult], None]]:
+def _coco_sink(target: str | Path, stems: Sequence[str]) -> Generator[Add, None, None]:
     numbers = {int(stem) for stem in stems if stem.isascii() and stem.isdigit()}
     ids = [int(stem) for stem in stems] if len(numbers) == len(stems) else stems
     with _list_of_objects(target) as add:
@@ -223,16 +228,16 @@ def _write_yolo(folder: Path, stems: Sequence[str], index: int, row: ImageResult
 @contextmanager
 def _voc_sink(
     folder: Path, files: Sequence[str], stems: Sequence[str], classes: Sequence[str]
-) -> Iterator[Callable[[int, ImageResult], None]]:
-    """Collect the lines of each class in a temporary file; a thousand classes are more files than may be open."""
+) -> Generator[Add, None, None]:
+    """Collect the lines of each class in a temporary file: a process may not open a thousand files at once."""
     for kind in classes:
         if not kind.isprintable() or set(kind) & set('/\\:*?"<>|'):
-            raise DataError(f"class {kind!r} cannot be part of a file name: rename it, or do not ask for VOC's files")
+            raise DataError(f"class {kind!r} cannot be part of a file name: rename it, or leave out VOC's files")
     for file, stem in zip(files, stems, strict=True):
         if not stem.isprintable() or " " in stem:
             raise DataError(
                 f"{file}: VOC's files separate by blanks, so an image's name must not hold one: rename it, "
-                "or ask for another format"
+                "or choose another format"
             )
     with tempfile.TemporaryDirectory() as scratch:
         waiting: dict[int, list[str]] = {}
@@ -260,9 +265,9 @@ def _voc_sink(
                         shutil.copyfileobj(lines, target)
 
 
-def _class_names(path: Path, found: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+def _class_names(path: Path, entries: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     names: dict[int, str] = {}
-    for entry in found:
+    for entry in entries:
         label, name = int(entry["label"]), str(entry["name"])
         if label < 0:
             raise DataError(f"{path}: label {label} of class {name!r}, expected 0 or more")

@@ -5,9 +5,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from PIL import Image
 from multibox.data.images import read_image
 from multibox.errors import ImageError
 from multibox.files import write_bytes_whole
-from multibox.inference.inputs import BATCH
+from multibox.inference.inputs import AHEAD, BATCH, ahead
 from multibox.limits import decoding_threads
 from multibox.plots.detections import draw_detections
 from multibox.structures import Detections
@@ -25,27 +25,22 @@ if TYPE_CHECKING:
     from multibox.inference.detector import Detector
     from multibox.inference.load import ExportedDetector
 
-
-AHEAD = 2 * BATCH
-"""Images decoded, and images waiting to be drawn, at most."""
 PIXELS_AHEAD = 40_000_000
-"""Their pixels, at most; Pillow takes 4 bytes for each. Fewer large images are decoded ahead."""
+"""Pixels decoded ahead, and pixels waiting to be drawn, at most; Pillow takes 4 bytes for each."""
 COPIES = 4
 """Detectors that share the work, at most: each holds the weights and a batch's feature maps."""
 SMALL_BATCH = 4
-"""Images that one of several detectors takes together: with one thread, more leave the processor's cache."""
+"""Images per batch of several detectors: with one thread, the data of more leaves the processor's cache."""
 QUALITY = 90
-"""Of drawn JPEG files."""
+"""Quality of drawn JPEG files."""
 _LONGEST_JPEG = 65_500
 """Largest width and height that libjpeg writes."""
 
 AnyDetector: TypeAlias = Union["Detector", "ExportedDetector"]
-Asked = TypeVar("Asked")
-Answer = TypeVar("Answer")
 
 
 class Seen(NamedTuple):
-    """One image file after the detector looked at it, or the error that it gave instead."""
+    """One image file with its detections, or with the error that reading it gave."""
 
     path: Path
     image: Image.Image | None
@@ -73,14 +68,14 @@ def predict_stream(
         threshold: lowest score to report; None takes the model's.
 
     Yields:
-        An image that cannot be read comes as its error; the rest goes on.
+        An image that cannot be read comes with its error; the stream goes on.
     """
     shared = list(detectors) if isinstance(detectors, Sequence) else [detectors]
-    # A thread each, for a detector may hold one caller's images only
+    # One thread per detector, which may hold the images of one caller only
     networks = [ThreadPoolExecutor(1, "multibox-network") for _ in shared]
     try:
         running: deque[Future[list[Seen]]] = deque()
-        batches = _in_batches(_ahead(_decode, map(Path, paths), _pixels), BATCH if len(shared) == 1 else SMALL_BATCH)
+        batches = _in_batches(ahead(_decode, map(Path, paths), _room), BATCH if len(shared) == 1 else SMALL_BATCH)
         for batch, network, detector in zip(batches, cycle(networks), cycle(shared), strict=False):
             running.append(network.submit(_look, detector, batch, threshold))
             if len(running) > len(shared):
@@ -95,11 +90,11 @@ def predict_stream(
 def open_copies(open_one: Callable[[int], AnyDetector]) -> list[AnyDetector]:
     """Return detectors of one exported file that share the processor's cores, for `predict_stream`.
 
-    On 2 cores, two copies of the COCO detector with a thread each took 6.4 ms of processor time per image, one with two
-    threads 8.2 (OpenVINO 2026.4, 2026-11-28): its threads wait for each other after every layer.
+    On 2 cores, two copies of the COCO detector with one thread each took 6.4 ms of processor time per image, one with
+    two threads 8.2 (OpenVINO 2026.4, 2026-11-28): threads of one copy wait for each other after every layer.
 
     Args:
-        open_one: opens the file with so many threads.
+        open_one: opens the file with the given number of threads.
     """
     cores = decoding_threads()
     copies = min(COPIES, cores)
@@ -108,10 +103,10 @@ def open_copies(open_one: Callable[[int], AnyDetector]) -> list[AnyDetector]:
 
 
 @contextmanager
-def drawing(quality: int = QUALITY) -> Iterator[Callable[[Path, Image.Image, Detections], None]]:
+def drawing(quality: int = QUALITY) -> Generator[Callable[[Path, Image.Image, Detections], None], None, None]:
     """Yield a function that draws detections on an image and writes it as a JPEG file, in threads.
 
-    The function returns at once unless too much is waiting. When the block ends, all files are written.
+    The function returns at once unless too many images are waiting. When the block ends, all files are written.
 
     Raises:
         OSError: a file cannot be written; raised by a later call or at the end of the block.
@@ -123,7 +118,7 @@ def drawing(quality: int = QUALITY) -> Iterator[Callable[[Path, Image.Image, Det
         def draw(target: Path, image: Image.Image, found: Detections) -> None:
             pixels = image.width * image.height
             waiting.append((pixels, pool.submit(_draw, target, image, found, quality)))
-            while len(waiting) > 1 and _too_many(size for size, _ in waiting):
+            while len(waiting) > 1 and (len(waiting) > AHEAD or sum(size for size, _ in waiting) > PIXELS_AHEAD):
                 waiting.popleft()[1].result()
 
         yield draw
@@ -134,7 +129,7 @@ def drawing(quality: int = QUALITY) -> Iterator[Callable[[Path, Image.Image, Det
 
 
 def _look(detector: AnyDetector, batch: list[_Decoded | Seen], threshold: float | None) -> list[Seen]:
-    """Run the network on a batch; images of one size go through together, whatever lies between them."""
+    """Run the network on a batch, sorted so that images of one size go through together."""
     decoded = sorted((each for each in batch if isinstance(each, _Decoded)), key=lambda each: each.pixels.shape)
     found = detector.predict([each.pixels for each in decoded], threshold)
     of = {id(each): detections for each, detections in zip(decoded, found, strict=True)}
@@ -153,27 +148,9 @@ def _pixels(decoded: _Decoded | Seen) -> int:
     return decoded.image.width * decoded.image.height if decoded.image is not None else 0
 
 
-def _too_many(pixels: Iterable[int]) -> bool:
-    held = list(pixels)
-    return len(held) > AHEAD or sum(held) > PIXELS_AHEAD
-
-
-def _ahead(work: Callable[[Asked], Answer], items: Iterable[Asked], size: Callable[[Answer], int]) -> Iterator[Answer]:
-    """Yield `work(item)` for each item, in order, computed ahead in threads.
-
-    How far ahead depends on the pixels of the last one: they are not known before an image is decoded.
-    """
-    source = iter(items)
-    pool = ThreadPoolExecutor(decoding_threads(), "multibox-decode")
-    try:
-        ahead = deque(pool.submit(work, item) for item in islice(source, decoding_threads()))
-        while ahead:
-            done = ahead.popleft().result()
-            room = min(AHEAD, max(1, PIXELS_AHEAD // max(1, size(done))))
-            ahead.extend(pool.submit(work, item) for item in islice(source, max(0, room - len(ahead))))
-            yield done
-    finally:
-        pool.shutdown(cancel_futures=True)
+def _room(decoded: _Decoded | Seen) -> int:
+    """Return how many images of this size to decode ahead."""
+    return min(AHEAD, max(1, PIXELS_AHEAD // max(1, _pixels(decoded))))
 
 
 def _in_batches(decoded: Iterator[_Decoded | Seen], most: int) -> Iterator[list[_Decoded | Seen]]:
