@@ -80,9 +80,9 @@ def published_file(name: str) -> Path:
 
 def open_detector(checkpoint: Checkpoint) -> Detector:
     """Return the detector of an imported checkpoint."""
-    model = build_model(checkpoint.config, len(checkpoint.names))
+    model = build_model(checkpoint.config, len(checkpoint.class_names))
     model.load_state_dict(dict(checkpoint.state))
-    return Detector(model, checkpoint.config, checkpoint.names)
+    return Detector(model, checkpoint.config, checkpoint.class_names)
 
 
 def read_coco(file: Path) -> tuple[Checkpoint, dict[str, Tensor]]:

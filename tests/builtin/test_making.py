@@ -61,7 +61,7 @@ def test_the_package_holds_what_the_script_makes(name, scripts, shared, tmp_path
     make_builtin, _ = scripts
     make_builtin.make(name, tmp_path)
     made, held = (load_checkpoint(folder / f"{name}.safetensors") for folder in (tmp_path, FOLDER))
-    assert made.names == held.names
+    assert made.class_names == held.class_names
     assert (made.license, made.source) == (held.license, held.source)
     np.testing.assert_allclose(made.config.post.thresholds, held.config.post.thresholds, atol=0.002)
     assert made.config.updated({"post.thresholds": ()}) == held.config.updated({"post.thresholds": ()})
@@ -91,4 +91,4 @@ def test_graph_and_checkpoint_say_the_same(engine):
         assert graph["names"] == said["names"]
         assert graph["post"] == said["config"]["post"]
         assert (graph["license"], graph["source"]) == (said["license"], said["source"])
-        assert said["names"] == list(load_checkpoint(find_model(name)).names)
+        assert said["names"] == list(load_checkpoint(find_model(name)).class_names)

@@ -144,7 +144,7 @@ def test_training_starts_from_a_name():
     assert note.startswith("coco: ")
     assert not known
     original = load_checkpoint(find_model("coco"))
-    row = original.state["heads.classification.0.bias"].view(3, 90)[:, original.names.index("cat")]
+    row = original.state["heads.classification.0.bias"].view(3, 90)[:, original.class_names.index("cat")]
     found = detector.model.heads.state_dict()["classification.0.bias"].view(3, 2)[:, 0]
     np.testing.assert_array_equal(found, row)
 

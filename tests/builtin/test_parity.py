@@ -48,7 +48,7 @@ def read_original(name, shared):
 @pytest.mark.parametrize("name", ["coco", "face"])
 def test_weights_and_classes_are_those_of_the_imported_file_to_the_bit(name, shared):
     original, found = read_original(name, shared), load_checkpoint(find_model(name))
-    assert found.names == original.names
+    assert found.class_names == original.class_names
     assert found.config == original.config.updated({"post.thresholds": found.config.post.thresholds})
     assert found.state.keys() == original.state.keys()
     for key, value in original.state.items():

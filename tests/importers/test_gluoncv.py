@@ -64,7 +64,7 @@ def test_outputs_equal_gluoncv(golden, side, seeded_weights):
         return seeded_weights(name, shape)
 
     checkpoint = gluoncv.convert(FILE, parameters(golden, side, fill), ["a", "b", "c"])
-    assert checkpoint.names == ("a", "b", "c")
+    assert checkpoint.class_names == ("a", "b", "c")
     model = build_model(checkpoint.config, 3).eval()
     model.load_state_dict(dict(checkpoint.state))
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -133,7 +133,7 @@ def test_sizes_come_from_the_file(golden):
 
 def test_names_of_the_classes(golden):
     def names(classes, given=()):
-        return gluoncv.convert(FILE, parameters(golden, 300, blank, classes), list(given)).names
+        return gluoncv.convert(FILE, parameters(golden, 300, blank, classes), list(given)).class_names
 
     assert names(3) == ("class0", "class1", "class2")
     assert names(20)[::19] == ("aeroplane", "tvmonitor")

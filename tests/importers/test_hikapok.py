@@ -47,7 +47,7 @@ def seeded(seeded_weights):
 
 def test_outputs_and_boxes_are_those_of_its_own_code(golden, seeded):
     found = convert(FILE, seeded, [])
-    assert found.names == tuple(VOC)
+    assert found.class_names == tuple(VOC)
     model = build_model(found.config, len(VOC)).eval()
     model.load_state_dict(found.state)
     image = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)

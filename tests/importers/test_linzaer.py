@@ -95,7 +95,7 @@ def test_the_same_faces_are_found(detector, folder, name):
 
 def test_names_and_licence(folder):
     found = read_linzaer(folder / "version-RFB-320.pth", ["visage"])
-    assert found.names == ("visage",)
+    assert found.class_names == ("visage",)
     assert found.license == "MIT"
     assert found.source.endswith("version-RFB-320.pth")
     with pytest.raises(WeightsError, match=r"was trained for 1 classes, but --names gives 2: eye, nose$"):

@@ -143,7 +143,7 @@ def test_both_namings_give_the_same_weights(classes):
     structural, numbered = fresh(classes)
     found = convert(FILE, structural, [])
     assert_same_state(found, convert(FILE, numbered, []))
-    assert found.names == tuple(f"class{index}" for index in range(classes))
+    assert found.class_names == tuple(f"class{index}" for index in range(classes))
     state = {name: value.numpy() for name, value in found.state.items()}
     np.testing.assert_array_equal(state["backbone.stages.0.2.norm2.running_var"], structural["blk_0.2.4.running_var"])
     np.testing.assert_array_equal(state["backbone.stages.3.0.conv2.weight"], structural["blk_3.3.weight"])
@@ -188,7 +188,7 @@ def test_a_file_of_mxnet_itself():
     params = read_params(GOLDEN / "ssd.params")
     assert next(iter(params)) == "conv0_weight"
     found = read(GOLDEN / "ssd.params", ["cat", "dog"])
-    assert found.names == ("cat", "dog")
+    assert found.class_names == ("cat", "dog")
     learned = [value.numel() for name, value in found.state.items() if "running" not in name and "tracked" not in name]
     assert sum(learned) == 1_031_132
 

@@ -92,7 +92,7 @@ def test_outputs_and_anchors_equal_the_originals(golden, case, tmp_path, seeded_
     else:
         torch.save({"model": state, "iteration": 7} if case.startswith("lufficc") else state, file)
     found = READERS[case](file, [])
-    assert found.names == tuple(VOC)
+    assert found.class_names == tuple(VOC)
     assert found.source.endswith("net.pth")
 
     model = build_model(found.config, len(VOC)).eval()
@@ -128,18 +128,18 @@ def test_the_number_of_classes_tells_the_anchors(golden, read, blank, case, logi
     found = read(case, blank(case, logits))
     per_cell = [2 + 2 * len(ratios) for ratios in found.config.anchors.ratios]
     check_anchors(golden, fitting, found.config, maps(golden[fitting]["levels"], per_cell))
-    assert len(found.names) == logits - 1
+    assert len(found.class_names) == logits - 1
     if fitting.endswith("coco") and logits > 80:
-        assert (found.names[0], found.names[79]) == ("person", "toothbrush")
-        assert set(found.names[80:]) == {f"unused {index}" for index in range(81, logits)}
+        assert (found.class_names[0], found.class_names[79]) == ("person", "toothbrush")
+        assert set(found.class_names[80:]) == {f"unused {index}" for index in range(81, logits)}
     else:
-        assert found.names[0] == "class0"
+        assert found.class_names[0] == "class0"
 
 
 @EVERY
 def test_names_that_are_given_count(read, blank, case):
     names = ("cat", "dog", "owl")
-    assert read(case, blank(case, 4), names).names == names
+    assert read(case, blank(case, 4), names).class_names == names
     with pytest.raises(WeightsError, match=r"net\.pth was trained for 20 classes, but --names gives 3: cat, dog, owl"):
         read(case, blank(case), names)
 

@@ -173,7 +173,7 @@ def check(trained, case, images):
 
 @pytest.mark.parametrize("case", [pytest.param("ssd300", marks=pytest.mark.slow), "ssdlite"])
 def test_outputs_and_detections_on_photographs(trained, shared, case):
-    size = (SIZES[case], SIZES[case])
+    size = Size(SIZES[case], SIZES[case])
     photos = [resize_image(read_image(shared / f"data/photos/{name}.jpg"), size) for name in PHOTOS]
     check(trained, case, [np.asarray(photo) for photo in photos])
 
@@ -199,17 +199,17 @@ def blank(tmp_path):
 def test_91_logits_are_coco(blank, case):
     found = read_torchvision(blank(case), [])
     listed = SSD300_VGG16_Weights.COCO_V1.meta["categories"]
-    assert len(found.names) == len(set(found.names)) == 90
-    for index, name in enumerate(found.names, 1):
+    assert len(found.class_names) == len(set(found.class_names)) == 90
+    for index, name in enumerate(found.class_names, 1):
         assert name == (listed[index] if listed[index] != "N/A" else f"unused {index}")
-    assert [found.names[index] for index in (0, 16, 89)] == ["person", "cat", "toothbrush"]
+    assert [found.class_names[index] for index in (0, 16, 89)] == ["person", "cat", "toothbrush"]
 
 
 @EVERY
 def test_names_that_are_given_count(blank, case):
     file = blank(case, 4)
-    assert read_torchvision(file, []).names == ("class0", "class1", "class2")
-    assert read_torchvision(file, ["cat", "dog", "owl"]).names == ("cat", "dog", "owl")
+    assert read_torchvision(file, []).class_names == ("class0", "class1", "class2")
+    assert read_torchvision(file, ["cat", "dog", "owl"]).class_names == ("cat", "dog", "owl")
     with pytest.raises(WeightsError, match=r"net\.pth was trained for 3 classes, but --names gives 1: cat$"):
         read_torchvision(file, ["cat"])
 

@@ -82,7 +82,7 @@ def test_a_class_that_is_not_learnt_does_not_join_the_model(train, squares, tmp_
         rename_class(squares, "blue", "green", *held_out(names))
     code, out, err = train(*(["--val-split", "none"] if where == "a split that is not used" else []))
     assert code == 0, err
-    assert load_checkpoint(tmp_path / "run" / "last.safetensors").names == ("blue", "red")
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").class_names == ("blue", "red")
     assert "left out: green" in out
     if where == "validation":
         assert "1 class has no object in training (train) and is left out: green (4 in validation)" in out
@@ -93,7 +93,7 @@ def test_classes_are_chosen_and_merged(train, squares, tmp_path):
     rename_class(squares, "red", "green", 12, 13, 14, 15)
     code, out, err = train("--set", 'data.merge=["warm=red,green"]', "--set", 'data.classes=["warm"]')
     assert code == 0, err
-    assert load_checkpoint(tmp_path / "run" / "last.safetensors").names == ("warm",)
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").class_names == ("warm",)
     assert "classes warm" in out
 
 

@@ -70,7 +70,7 @@ def save(path, names, seed=0):
 def test_checkpoint_round_trip(tmp_path):
     model = save(tmp_path / "a.safetensors", ("cat", "dog"))
     loaded = load_checkpoint(tmp_path / "a.safetensors")
-    assert loaded.names == ("cat", "dog")
+    assert loaded.class_names == ("cat", "dog")
     assert (loaded.metrics, loaded.source, loaded.license) == ({"mAP": 0.5}, "a test", "CC0")
     assert loaded.config == resolve("tinyssd", "d2l")
     assert all(torch.equal(loaded.state[name], tensor) for name, tensor in model.state_dict().items())

@@ -51,7 +51,7 @@ def weights() -> Checkpoint:
 
 def fresh(weights, recipe):
     config = resolve("tinyssd", recipe)
-    model = build_model(config, len(weights.names))
+    model = build_model(config, len(weights.class_names))
     model.load_state_dict(weights.state)
     return model, config
 

@@ -39,7 +39,7 @@ IMPORTERS: dict[str, Importer] = {
 """To add one: a file with a reader, and a line here."""
 
 
-def import_file(kind: str, file: Path, out: Path, names: list[str], license: str = "") -> str:
+def import_file(kind: str, file: Path, out: Path, class_names: list[str], license: str = "") -> str:
     """Convert `file` and write the checkpoint `out`; return a sentence about what was written.
 
     Raises:
@@ -52,8 +52,8 @@ def import_file(kind: str, file: Path, out: Path, names: list[str], license: str
         raise ConfigError(f"--out {out}: a checkpoint's name ends in .safetensors")
     if not file.exists() and not file.with_name(file.name + ".index").exists():
         raise WeightsError(f"{file} does not exist; give the {kind} weights file")
-    checkpoint = IMPORTERS[kind].read(file, names)
+    checkpoint = IMPORTERS[kind].read(file, class_names)
     save_checkpoint(out, dataclasses.replace(checkpoint, license=license or checkpoint.license))
-    count = len(checkpoint.names)
-    classes = ", ".join(checkpoint.names[:8]) + (f" ... ({count} classes)" if count > 8 else "")
+    count = len(checkpoint.class_names)
+    classes = ", ".join(checkpoint.class_names[:8]) + (f" ... ({count} classes)" if count > 8 else "")
     return f"{out}: {checkpoint.config.preset} for {classes}, from {file}"

@@ -46,18 +46,18 @@ def coco_names(gaps: bool = False) -> list[str]:
     return [f"unused {index}" if name == "N/A" else name for index, name in enumerate(listed, 1)]
 
 
-def class_names(file: Path, count: int, names: Sequence[str], known: Sequence[Sequence[str]] = ()) -> tuple[str, ...]:
+def name_classes(file: Path, count: int, given: Sequence[str], known: Sequence[Sequence[str]] = ()) -> tuple[str, ...]:
     """Return the names given, or the list among `known` that has `count` entries, or class0, class1 ...
 
     Raises:
         WeightsError: names were given, but not as many as the weights have classes.
     """
-    if names and len(names) != count:
+    if given and len(given) != count:
         raise WeightsError(
-            f"{file} was trained for {count} classes, but --names gives {len(names)}: {', '.join(names)}"
+            f"{file} was trained for {count} classes, but --names gives {len(given)}: {', '.join(given)}"
         )
     fitting = next((listed for listed in known if len(listed) == count), None)
-    return tuple(names or fitting or (f"class{index}" for index in range(count)))
+    return tuple(given or fitting or (f"class{index}" for index in range(count)))
 
 
 def rename(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ def require(state: Mapping[str, Tensor], name: str, file: Path, what: str) -> Te
 
 
 def finish(
-    file: Path, config: Config, names: Sequence[str], state: Mapping[str, Tensor], source: str, license: str = ""
+    file: Path, config: Config, class_names: Sequence[str], state: Mapping[str, Tensor], source: str, license: str = ""
 ) -> Checkpoint:
     """Check the renamed tensors against the network that `config` describes and return the checkpoint.
 
@@ -92,7 +92,7 @@ def finish(
         WeightsError: tensors are missing, superfluous or of another shape.
     """
     with torch.device("meta"):
-        wanted = build_model(config, len(names)).state_dict()
+        wanted = build_model(config, len(class_names)).state_dict()
     filled = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     # Most frameworks do not count the batches of a batch norm
     filled |= {
@@ -109,6 +109,8 @@ def finish(
         if filled[name].shape != value.shape:
             raise WeightsError(
                 f"{file}: {name} has shape {list(filled[name].shape)}, expected {list(value.shape)} for "
-                f"{config.preset} with {len(names)} classes"
+                f"{config.preset} with {len(class_names)} classes"
             )
-    return Checkpoint({name: filled[name].contiguous() for name in wanted}, config, tuple(names), {}, source, license)
+    return Checkpoint(
+        {name: filled[name].contiguous() for name in wanted}, config, tuple(class_names), {}, source, license
+    )

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from multibox.config import Config
 from multibox.errors import WeightsError
-from multibox.importers.common import VOC, Rules, class_names, coco_names, finish, rename, require
+from multibox.importers.common import VOC, Rules, coco_names, finish, name_classes, rename, require
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.backbones.vgg import CONVS
 from multibox.models.checkpoint import Checkpoint
@@ -73,7 +73,7 @@ def is_ssd(params: Mapping[str, Any]) -> bool:
     return any(re.match(r"class_predictors\.|(?:.*_)?convpredictor\d+_", name) for name in params)
 
 
-def convert(file: Path, params: Mapping[str, NDArray[Any]], names: list[str]) -> Checkpoint:
+def convert(file: Path, params: Mapping[str, NDArray[Any]], class_names: list[str]) -> Checkpoint:
     """Return the checkpoint that the parameters of `file`, under either kind of names, make.
 
     Raises:
@@ -101,7 +101,7 @@ def convert(file: Path, params: Mapping[str, NDArray[Any]], names: list[str]) ->
     config = resolve(f"ssd{SIDES[levels]}-vgg16", changes=changes)
     _check_anchors(file, maps, config)
     logits = len(require(state, "class_predictors.0.predictor.bias", file, WHAT)) // FIRST_PER_CELL
-    classes = class_names(file, logits - 1, names, (VOC, coco_names()))
+    classes = name_classes(file, logits - 1, class_names, (VOC, coco_names()))
     kept = {name: value for name, value in state.items() if not name.startswith("anchor_generators.")}
     del kept["features.init_scale"]
     trained = rename(kept, RULES)

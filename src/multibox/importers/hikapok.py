@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from multibox.errors import WeightsError
-from multibox.importers.common import VOC, Rules, class_names, finish, rename
+from multibox.importers.common import VOC, Rules, finish, name_classes, rename
 from multibox.models.backbones.vgg import CONVS
 from multibox.models.checkpoint import Checkpoint
 from multibox.presets import resolve
@@ -48,13 +48,13 @@ PARTS = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
 """Ends of the files of one checkpoint."""
 
 
-def read(file: Path, names: list[str]) -> Checkpoint:
+def read(file: Path, class_names: list[str]) -> Checkpoint:
     """Read a checkpoint: its prefix (model.ckpt-120000), one of its files, or a folder, whose latest is taken.
 
     Raises:
         WeightsError: TensorFlow is not installed, or the checkpoint is broken or of another network.
     """
-    return convert(file, read_variables(file), names)
+    return convert(file, read_variables(file), class_names)
 
 
 def read_variables(file: Path) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def read_variables(file: Path) -> dict[str, Any]:
         ) from None
 
 
-def convert(file: Path, variables: Mapping[str, Any], names: list[str]) -> Checkpoint:
+def convert(file: Path, variables: Mapping[str, Any], class_names: list[str]) -> Checkpoint:
     """Return the checkpoint that the variables of `file` make.
 
     Raises:
@@ -94,7 +94,7 @@ def convert(file: Path, variables: Mapping[str, Any], names: list[str]) -> Check
                 f"{file} is no checkpoint of HiKapok's SSD300: expected variables such as {scope}{name}, found {found}"
             )
     logits, coordinates = (len(variables[scope + name]) for name in NEEDED[1:])
-    known = class_names(file, 4 * logits // coordinates - 1, names, (VOC,))
+    known = name_classes(file, 4 * logits // coordinates - 1, class_names, (VOC,))
     config = resolve("ssd300-vgg16", "hikapok")
     return finish(file, config, known, state_dict(variables), f"HiKapok's SSD.TensorFlow, {file.name}")
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from multibox.errors import WeightsError
 from multibox.importers import gluoncv
-from multibox.importers.common import class_names, finish, require
+from multibox.importers.common import finish, name_classes, require
 from multibox.models.checkpoint import Checkpoint
 from multibox.presets import resolve
 
@@ -35,24 +35,24 @@ MOST_AXES = 32
 Array = NDArray[np.generic]
 
 
-def read(file: Path, names: list[str]) -> Checkpoint:
+def read(file: Path, class_names: list[str]) -> Checkpoint:
     """Read GluonCV's SSD over VGG16 or a TinySSD.
 
     Raises:
         WeightsError: the file is broken or of another network.
     """
-    return convert(file, read_params(file), names)
+    return convert(file, read_params(file), class_names)
 
 
-def convert(file: Path, params: Mapping[str, Array], names: list[str]) -> Checkpoint:
+def convert(file: Path, params: Mapping[str, Array], class_names: list[str]) -> Checkpoint:
     """Return the checkpoint that the parameters of `file` make; their names tell the network."""
     if gluoncv.is_ssd(params):
-        return gluoncv.convert(file, params, names)
+        return gluoncv.convert(file, params, class_names)
     state = {name: torch.from_numpy(array) for name, array in _tinyssd(params, file).items()}
     logits, coordinates = (
         len(require(state, f"heads.{kind}.0.bias", file, "a TinySSD")) for kind in ("classification", "localization")
     )
-    classes = class_names(file, logits * 4 // max(1, coordinates) - 1, names)
+    classes = name_classes(file, logits * 4 // max(1, coordinates) - 1, class_names)
     return finish(file, resolve("tinyssd", "d2l"), classes, state, f"MXNet parameters {file.name}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from multibox.errors import WeightsError
-from multibox.importers.common import VOC, Rules, class_names, coco_names, finish, rename, require
+from multibox.importers.common import VOC, Rules, coco_names, finish, name_classes, rename, require
 from multibox.models.checkpoint import Checkpoint
 from multibox.models.weights import read_state
 from multibox.presets import resolve
@@ -56,7 +56,7 @@ TORCHVISION_SSDLITE: Rules = (
 )
 
 
-def read_torchvision(file: Path, names: list[str]) -> Checkpoint:
+def read_torchvision(file: Path, class_names: list[str]) -> Checkpoint:
     """Read torchvision's ssd300_vgg16 or ssdlite320_mobilenet_v3_large; its layers tell which one."""
     state = read_state(file)
     if "backbone.scale_weight" in state:
@@ -72,7 +72,7 @@ def read_torchvision(file: Path, names: list[str]) -> Checkpoint:
         last = state.get("backbone.features.1.3.0.weight")
         full = {"model.backbone": "mobilenetv3-full"} if last is not None and len(last) == _FULL_TAIL else {}
         config = resolve("ssdlite320-mobilenetv3", "torchvision-ssdlite", full)
-    classes = class_names(file, logits - 1, names, (coco_names(gaps=True),))
+    classes = name_classes(file, logits - 1, class_names, (coco_names(gaps=True),))
     return finish(file, config, classes, rename(state, rules), f"{source}, {file.name}")
 
 
@@ -94,7 +94,7 @@ _MOST = 201
 """Logits of ssd.pytorch's config for COCO; those from the 82nd on mean nothing. Older versions said 81."""
 
 
-def read_ssd_pytorch(file: Path, names: list[str]) -> Checkpoint:
+def read_ssd_pytorch(file: Path, class_names: list[str]) -> Checkpoint:
     """Read SSD300 of amdegroot's ssd.pytorch. As there, every number of classes but VOC's gets the anchors of COCO.
 
     The network sees RGB: the original subtracts Caffe's means in BGR order and swaps the channels afterwards.
@@ -104,7 +104,7 @@ def read_ssd_pytorch(file: Path, names: list[str]) -> Checkpoint:
     logits = _logits(state, file, what, 4, "vgg.33.weight", "L2Norm.weight", "conf.0.bias")
     coco = coco_names()
     spare = [f"unused {index}" for index in range(len(coco) + 1, _MOST)]
-    classes = class_names(file, logits - 1, names, (VOC, coco, coco + spare))
+    classes = name_classes(file, logits - 1, class_names, (VOC, coco, coco + spare))
     sizes = {} if logits == VOC_LOGITS else {"anchors.sizes": COCO300_SIZES}
     config = resolve("ssd300-vgg16", changes={**CLIPPED, "post.pre_nms_topk": 200, **sizes})
     return finish(file, config, classes, rename(state, _SSD_PYTORCH), f"ssd.pytorch, {file.name}")
@@ -121,13 +121,13 @@ _EDGES_512_VOC = (35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.65)
 _EDGES_512_COCO = (20.48, 51.2, 133.12, 215.04, 296.96, 378.88, 460.8, 542.72)
 
 
-def read_lufficc(file: Path, names: list[str]) -> Checkpoint:
+def read_lufficc(file: Path, class_names: list[str]) -> Checkpoint:
     """Read SSD300 or SSD512 of lufficc's SSD: the larger one has more extra layers, and COCO's 81 logits tell it."""
     state = read_state(file)
     what = "SSD300 or SSD512 over VGG16 of lufficc's SSD (of its backbones only vgg is read)"
     bias = "box_head.predictor.cls_headers.0.bias"
     logits = _logits(state, file, what, 4, "backbone.vgg.33.weight", bias)
-    classes = class_names(file, logits - 1, names, (VOC, coco_names()))
+    classes = name_classes(file, logits - 1, class_names, (VOC, coco_names()))
     coco, changes = logits == COCO_LOGITS, {**CLIPPED, "post.max_detections": 100}
     if "backbone.extras.9.weight" in state:
         preset = "ssd512-vgg16"
@@ -176,7 +176,7 @@ _RELATIVES = {
 """Tensors that tell the networks of pytorch-ssd that are not read."""
 
 
-def read_qfgaohao(file: Path, names: list[str]) -> Checkpoint:
+def read_qfgaohao(file: Path, class_names: list[str]) -> Checkpoint:
     """Read mb1-ssd of pytorch-ssd at 300x300. dusty-nv's fork can train at other sizes; the weights do not tell."""
     state = read_state(file)
     for tensor, name in _RELATIVES.items():
@@ -189,7 +189,7 @@ def read_qfgaohao(file: Path, names: list[str]) -> Checkpoint:
         "mb1-ssd of pytorch-ssd (qfgaohao, dusty-nv)",
         ("base_net.13.3.weight", "classification_headers.0.bias"),
     )
-    classes = class_names(file, _logits(state, file, what, 6, *needed) - 1, names, (VOC,))
+    classes = name_classes(file, _logits(state, file, what, 6, *needed) - 1, class_names, (VOC,))
     config = resolve("ssd300-mobilenetv1", changes=_QFGAOHAO_SETTINGS)
     return finish(file, config, classes, rename(state, _QFGAOHAO), f"pytorch-ssd mb1-ssd, {file.name}")
 
@@ -205,11 +205,11 @@ _LINZAER: Rules = (
 )
 
 
-def read_linzaer(file: Path, names: list[str]) -> Checkpoint:
+def read_linzaer(file: Path, class_names: list[str]) -> Checkpoint:
     """Read Linzaer's RFB-320 face detector; class 0 of its two logits is the background, as ours is."""
     state = read_state(file)
     what = "an RFB face detector (the slim one has other layers)"
     needed = ("base_net.7.ConvLinear.conv.weight", "classification_headers.0.2.bias")
-    classes = class_names(file, _logits(state, file, what, 3, *needed) - 1, names, (["face"],))
+    classes = name_classes(file, _logits(state, file, what, 3, *needed) - 1, class_names, (["face"],))
     config = resolve("rfb320-face")
     return finish(file, config, classes, rename(state, _LINZAER), f"Linzaer's face detector, {file.name}", "MIT")

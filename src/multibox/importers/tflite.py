@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from multibox.errors import MissingExtraError, WeightsError
-from multibox.importers.common import class_names, coco_names, finish
+from multibox.importers.common import coco_names, finish, name_classes
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.backbones.mobilenetv1 import BLOCKS
 from multibox.models.checkpoint import Checkpoint
@@ -70,7 +70,7 @@ class Graph:
     """Of the post-processing operator, or TensorFlow's own."""
 
 
-def read(file: Path, names: list[str]) -> Checkpoint:
+def read(file: Path, class_names: list[str]) -> Checkpoint:
     """Read the weights as float32, compare the file's anchors with ours and keep its post-processing.
 
     Raises:
@@ -87,9 +87,8 @@ def read(file: Path, names: list[str]) -> Checkpoint:
         )
     state = arrange(graph.layers, file)
     # TensorFlow's heads have a background column that a sigmoid does not need
-    classes = class_names(
-        file, len(state["heads.classification.1.bias"]) // ANCHORS[1], names, (coco_names(gaps=True),)
-    )
+    count = len(state["heads.classification.1.bias"]) // ANCHORS[1]
+    classes = name_classes(file, count, class_names, (coco_names(gaps=True),))
     changes = {
         "model.width": stem.weights.shape[0] / 32,
         "model.input_size": graph.input_size,

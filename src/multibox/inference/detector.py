@@ -158,10 +158,10 @@ def open_checkpoint(
     """Open a checkpoint, a run folder or a built-in model in PyTorch; arguments and errors are those of `load`."""
     device, threads = choose_device(device), checked_threads(threads)
     checkpoint = load_checkpoint(find_model(path))
-    model = build_model(checkpoint.config, len(checkpoint.names))
+    model = build_model(checkpoint.config, len(checkpoint.class_names))
     model.load_state_dict(dict(checkpoint.state))
     config = checkpoint.config.updated({"post.flip": True}) if flip else checkpoint.config
-    return Detector(model, config, checkpoint.names, device, threads)
+    return Detector(model, config, checkpoint.class_names, device, threads)
 
 
 def find_all(detector: Detector | ExportedDetector, dataset: Dataset, max_detections: int = 100) -> list[Detections]:

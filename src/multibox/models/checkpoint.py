@@ -28,8 +28,8 @@ class Checkpoint:
 
     state: Mapping[str, Tensor]
     config: Config
-    names: tuple[str, ...]
-    """Class names, without background."""
+    class_names: tuple[str, ...]
+    """Without background."""
     metrics: dict[str, Any] = field(default_factory=dict[str, Any])
     """With the command that measured them."""
     source: str = ""
@@ -42,7 +42,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     metadata = {
         "format_version": FORMAT_VERSION,
         "config": checkpoint.config.to_dict(),
-        "names": list(checkpoint.names),
+        "names": list(checkpoint.class_names),
         "anchors_hash": anchors_hash(checkpoint.config),
         "metrics": checkpoint.metrics,
         "source": checkpoint.source,

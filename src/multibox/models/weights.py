@@ -106,11 +106,11 @@ def _load_detector(model: SSD, where: str, checkpoint: Checkpoint, class_names: 
     logits = model.heads.logits
     background, their_background = logits - len(class_names), int(checkpoint.config.model.score == "softmax")
     own_rows = {plain_name(name): row for row, name in enumerate(class_names)}
-    their_rows = [(plain_name(name), row) for row, name in enumerate(checkpoint.names)]
+    their_rows = [(plain_name(name), row) for row, name in enumerate(checkpoint.class_names)]
     shared = [(own_rows[name], row) for name, row in their_rows if name in own_rows]
     rows = [(0, 0)] if background and their_background else []
     rows += [(ours + background, theirs + their_background) for ours, theirs in shared]
-    their_logits = len(checkpoint.names) + their_background
+    their_logits = len(checkpoint.class_names) + their_background
     ends = {f"heads.{layer}.{kind}" for layer, _ in model.heads.class_layers() for kind in ("weight", "bias")}
     kept: State = {}
     heads = 0
