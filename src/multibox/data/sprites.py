@@ -1,4 +1,4 @@
-"""Synthetic images of little creatures: the stand-in for post B's Pikachu set, labelled to the pixel."""
+"""Synthetic images of creatures, labelled to the pixel: like the Pikachu set of d2l-zh, but drawn by the code here."""
 
 import math
 import tempfile
@@ -17,10 +17,16 @@ from multibox.errors import ConfigError
 from multibox.structures import Boxes, Labels, Sample, Size, pack
 
 Rng = np.random.Generator
+Box = tuple[float, float, float, float]
+
+TRAINING_SHARE = 0.9
+_TRIES = 40
+_LARGEST_SHARED = 0.2
+"""The share of the smaller of two boxes that the other may cover."""
 
 
 def lamp(rng: Rng) -> Lamp:
-    """Draw a light from above, from warm to cold, with its share of light from everywhere."""
+    """Draw a light from above, warm to cold, and the light that the surroundings reflect."""
     around, height = rng.uniform(0, 2 * math.pi), rng.uniform(0.35, 0.9)
     flat = math.sqrt(1 - height * height)
     direction = np.array([flat * math.cos(around), abs(flat * math.sin(around)), height], np.float32)
@@ -30,7 +36,7 @@ def lamp(rng: Rng) -> Lamp:
 
 
 def background(rng: Rng, size: int) -> Floats:
-    """Return a backdrop [size, size, 3], 0 to 1: noise, stripes, tiles or a horizon, over two or three colours."""
+    """Draw a background [size, size, 3], 0 to 1: noise, stripes, tiles, a horizon or a ramp, in three colours."""
     colours = rng.uniform(0.08, 0.92, (3, 3)).astype(np.float32)
     colours = 0.6 * colours + 0.4 * colours.mean(axis=1, keepdims=True)
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
@@ -54,39 +60,35 @@ def background(rng: Rng, size: int) -> Floats:
 
 
 def clutter(rng: Rng, canvas: Floats, classes: int, light: Lamp) -> None:
-    """Lay lumps and flat shapes in the figures' own colours over the canvas: what a detector must not fall for."""
+    """Paste distractors on the canvas: lumps and flat shapes, often in the figures' own colours."""
     size = len(canvas)
     for _ in range(rng.integers(0, 5)):
         longest = size * rng.uniform(0.08, 0.45)
         coat = palette(int(rng.integers(classes))) if rng.random() < 0.7 else rng.uniform(0.1, 0.9, (3, 3))
         if rng.random() < 0.6:
-            colour, cover = cast(_lump(rng, coat), turn(*rng.uniform(-3, 3, 3)), longest, light)
+            colour, cover = cast(_lump(rng, coat), turn(*rng.uniform(-3, 3, 3).tolist()), longest, light)
         else:
             colour, cover = _flat_shape(rng, int(longest), coat)
-        height, width = cover.shape
+        height, width = map(int, cover.shape)
         x, y = (int(rng.integers(-side // 3, size - side + side // 3 + 1)) for side in (width, height))
         paste(canvas, colour, cover, x, y)
 
 
 def paste(canvas: Floats, colour: Floats, cover: Floats, x: int, y: int) -> None:
-    """Lay premultiplied `colour` over the canvas with its left upper corner at (x, y), cut at the border."""
-    size = len(canvas)
-    height, width = cover.shape
-    rows, columns = slice(max(y, 0), min(y + height, size)), slice(max(x, 0), min(x + width, size))
-    if rows.start >= rows.stop or columns.start >= columns.stop:
-        return
-    own = (slice(rows.start - y, rows.stop - y), slice(columns.start - x, columns.stop - x))
-    canvas[rows, columns] *= 1 - cover[own][..., None]
-    canvas[rows, columns] += colour[own]
+    """Paste premultiplied `colour` with its left upper corner at (x, y), cut at the border of the canvas."""
+    own = (slice(max(-y, 0), max(len(canvas) - y, 0)), slice(max(-x, 0), max(len(canvas) - x, 0)))
+    height, width = cover[own].shape
+    under = canvas[max(y, 0) :, max(x, 0) :][:height, :width]
+    under *= 1 - cover[own][..., None]
+    under += colour[own]
 
 
 def shadow(canvas: Floats, cover: Floats, x: int, y: int, light: Lamp) -> None:
     """Darken what lies behind a figure, on the side away from the light."""
     height, width = cover.shape
     reach = max(2, round(0.12 * max(height, width)))
-    room = ((2 * reach, 2 * reach), (2 * reach, 2 * reach))
-    soft = Image.fromarray((np.pad(cover, room) * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(reach * 0.6))
-    dark = np.asarray(soft, np.float32) / 255 * 0.45
+    padded = Image.fromarray((np.pad(cover, 2 * reach) * 255).astype(np.uint8))
+    dark = np.asarray(padded.filter(ImageFilter.GaussianBlur(reach * 0.6)), np.float32) / 255 * 0.45
     left = x - 2 * reach - round(float(light.direction[0]) * reach)
     top = y - 2 * reach + round(float(light.direction[1]) * reach)
     paste(canvas, np.zeros((*dark.shape, 3), np.float32), dark, left, top)
@@ -118,7 +120,8 @@ def _soft(wave: Floats, steepness: float) -> Floats:
 def _lump(rng: Rng, coat: Floats) -> Solid:
     """Return a heap of one to five ellipsoids without a face."""
     parts = int(rng.integers(1, 6))
-    axes = np.stack([turn(*rng.uniform(-3, 3, 3)) * rng.uniform(0.2, 1.0, 3).astype(np.float32) for _ in range(parts)])
+    turns = (turn(*rng.uniform(-3, 3, 3).tolist()) for _ in range(parts))
+    axes = np.stack([rotation * rng.uniform(0.2, 1.0, 3).astype(np.float32) for rotation in turns])
     colours = np.asarray(coat, np.float32)[rng.integers(0, 3, parts)]
     centres = rng.uniform(-0.8, 0.8, (parts, 3)).astype(np.float32)
     return Solid(centres, axes, colours, np.full(parts, 0.25, np.float32))
@@ -131,20 +134,12 @@ def _flat_shape(rng: Rng, longest: int, coat: Floats) -> tuple[Floats, Floats]:
     inner = rng.uniform(0.3, 1.0)
     angles = np.arange(2 * points) * math.pi / points + rng.uniform(0, math.pi)
     radii = np.where(np.arange(2 * points) % 2, inner, 1.0) * longest * 2
-    outline = [
-        (2 * longest + r * math.cos(a), 2 * longest + r * math.sin(a)) for a, r in zip(angles, radii, strict=True)
-    ]
+    outline = 2 * longest + radii[:, None] * np.column_stack([np.cos(angles), np.sin(angles)])
     fine = Image.new("L", (4 * longest, 4 * longest))
-    ImageDraw.Draw(fine).polygon(outline, fill=255)
+    ImageDraw.Draw(fine).polygon(outline.ravel().tolist(), fill=255)
     cover = np.asarray(fine.resize((longest, longest), Image.Resampling.BOX), np.float32) / 255
     colour = np.asarray(coat, np.float32)[rng.integers(3)] * np.float32(rng.uniform(0.5, 1.0))
     return cover[..., None] * colour, cover
-
-
-TRAINING_SHARE = 0.9
-_TRIES = 40
-_LARGEST_SHARED = 0.2
-"""Of two figures, the part of the smaller one's box that the other's may cover."""
 
 
 def render(
@@ -152,19 +147,19 @@ def render(
 ) -> tuple[NDArray[np.uint8], Boxes, Labels]:
     """Draw image `index`: pixels [size, size, 3], boxes [N, 4] around what is visible, labels [N].
 
-    It depends on its arguments alone, so images can be drawn in any order. Fewer figures than drawn for may fit.
+    It depends on the arguments alone, so images can be drawn in any order. Figures that find no room are left out.
     """
     rng = np.random.default_rng((seed, index))
     light = lamp(rng)
     canvas = background(rng, size)
     clutter(rng, canvas, classes, light)
     wanted = int(rng.integers(objects[0], objects[1] + 1))
-    largest = 0.6 if wanted <= 1 else max(0.2, 0.6 / wanted**0.4)
-    boxes: list[tuple[float, float, float, float]] = []
+    largest: float = 0.6 if wanted <= 1 else max(0.2, 0.6 / wanted**0.4)
+    boxes: list[Box] = []
     labels: list[int] = []
     for _ in range(wanted):
         label = int(rng.integers(classes))
-        longest = size * np.exp(rng.uniform(np.log(0.15), np.log(largest)))
+        longest = size * np.exp(rng.uniform(float(np.log(0.15)), float(np.log(largest))))
         rotation = turn(rng.uniform(-0.9, 0.9), rng.uniform(-0.5, 0.5), rng.uniform(-np.pi, np.pi))
         colour, cover = cast(figure(label), rotation, float(longest), light)
         place = _place(rng, cover, boxes, size)
@@ -189,21 +184,21 @@ def make_sprites(
     format: str = "voc",
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Write a data set of sprites, nine tenths for training and one for validation; the same bytes every time.
+    """Write a data set of sprites, nine tenths for training and one for validation, byte for byte reproducible.
 
     Args:
-        destination: a folder that is not there yet, or is empty.
-        images: images in all, at least 2.
-        classes: kinds of creature; every number makes different ones.
+        destination: a folder that does not exist yet, or is empty.
+        images: images in both splits together, at least 2.
+        classes: kinds of creature.
         objects: fewest and most creatures in an image.
-        size: width and height in pixels.
-        seed: another seed, other images.
+        size: width and height in pixels, at least 32.
+        seed: of all random draws.
         format: voc, coco, yolo, csv or recordio.
-        progress: told the number of images drawn so far.
+        progress: called with the number of images drawn so far.
 
     Raises:
-        ConfigError: a number out of its range or an unknown format.
-        DataError: the destination holds something.
+        ConfigError: a number is out of its range, or the format is unknown.
+        DataError: the destination is not empty.
     """
     if images < 2 or classes < 1 or size < 32 or not 0 <= objects[0] <= objects[1]:
         raise ConfigError(
@@ -212,20 +207,20 @@ def make_sprites(
         )
     destination = Path(destination)
     check_destination(destination)
-    destination.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.absolute().parent, prefix=".sprites-") as scratch:
-        draw = partial(_draw, Path(scratch), seed=seed, classes=classes, objects=objects, size=size)
+    parent = destination.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=".sprites-") as scratch, ThreadPoolExecutor() as pool:
+        root = Path(scratch)
+        draw = partial(_draw, root, seed=seed, classes=classes, objects=objects, size=size)
         samples: list[Sample] = []
-        with ThreadPoolExecutor() as pool:
-            for sample in pool.map(draw, range(images)):
-                samples.append(sample)
-                progress(len(samples))
+        for sample in pool.map(draw, range(images)):
+            samples.append(sample)
+            progress(len(samples))
         cut = min(images - 1, max(1, round(images * TRAINING_SHARE)))
         names = [class_name(label) for label in range(classes)]
-        parts: dict[str, Sequence[Sample]] = {"train": samples[:cut], "val": samples[cut:]}
         splits = {
-            split: pack(some, root=Path(scratch), format=format, split=split, class_names=names)
-            for split, some in parts.items()
+            split: pack(samples[part], root=root, format=format, split=split, class_names=names)
+            for split, part in (("train", slice(cut)), ("val", slice(cut, None)))
         }
         write_dataset(splits, destination, format, link=True)
 
@@ -233,18 +228,16 @@ def make_sprites(
 def _draw(folder: Path, index: int, *, seed: int, classes: int, objects: tuple[int, int], size: int) -> Sample:
     pixels, boxes, labels = render(index, seed=seed, classes=classes, objects=objects, size=size)
     path = folder / f"{index:05}.png"
-    # Fast and lossless: noise hardly packs, and JPEG's bytes depend on the library that wrote them
+    # Noise hardly compresses, and JPEG's bytes depend on the version of its library
     Image.fromarray(pixels).save(path, compress_level=1)
     none = np.zeros(len(labels), np.bool_)
     return Sample(path.name, path, boxes, labels, none, none, Size(size, size))
 
 
-def _place(
-    rng: np.random.Generator, cover: Floats, boxes: Sequence[tuple[float, float, float, float]], size: int
-) -> tuple[int, int, tuple[float, float, float, float]] | None:
-    """Find a place inside the image that hides no other figure: left, top and the box of what is visible."""
-    rows, columns = np.nonzero((cover > 0.5).any(axis=1))[0], np.nonzero((cover > 0.5).any(axis=0))[0]
-    height, width = cover.shape
+def _place(rng: Rng, cover: Floats, boxes: Sequence[Box], size: int) -> tuple[int, int, Box] | None:
+    """Return left, top and visible box of a place in the image that hides no other figure; None if none is found."""
+    rows, columns = (np.flatnonzero((cover > 0.5).any(axis=axis)) for axis in (1, 0))
+    height, width = map(int, cover.shape)
     if not len(rows) or width > size or height > size:
         return None
     for _ in range(_TRIES):
@@ -255,7 +248,8 @@ def _place(
     return None
 
 
-def _shared(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+def _shared(a: Box, b: Box) -> float:
+    """Return the share of the smaller box that both cover."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
     return max(width, 0) * max(height, 0) / smaller

@@ -1,7 +1,7 @@
-"""The figures: little creatures built from ellipsoids, one species for every class number.
+"""Creatures built from ellipsoids, one species per class index, and the ray caster that draws them.
 
-Species differ in their parts (trunk, head dress, tail), not merely in colour. Trunks, head dresses and tails come in 8,
-7 and 5 kinds, so 280 classes are all different; the first ones share no trunk.
+Species differ in trunk, head dress and tail, not only in colour. There are 8, 7 and 5 kinds of these, so 280 classes
+all differ, and the first 8 share no trunk.
 """
 
 from collections.abc import Callable
@@ -20,28 +20,21 @@ _EYE = np.array([0.0, 0.0, 1.0], np.float32)
 
 @dataclass(frozen=True, eq=False)
 class Solid:
-    """A body made of P ellipsoids; x points right, y up and z to the viewer, in units of its own."""
+    """A body of P ellipsoids; x points right, y up and z to the viewer, in units of its own."""
 
-    centres: Floats
-    """[P, 3]"""
-    axes: Floats
-    """[P, 3, 3]; each ellipsoid is the unit ball times this matrix, so its columns are the half axes."""
-    colours: Floats
-    """[P, 3]; linear in 0 to 1."""
-    gloss: Floats
-    """[P]; 0 is chalk, 1 a wet eye."""
+    centres: Floats  # [P, 3]
+    axes: Floats  # [P, 3, 3]: each ellipsoid is the unit ball times this matrix, whose columns are the half axes
+    colours: Floats  # [P, 3], linear, 0 to 1
+    gloss: Floats  # [P]: 0 is chalk, 1 a wet eye
 
 
 @dataclass(frozen=True, eq=False)
 class Lamp:
-    """One far light and what the surroundings give back."""
+    """One distant light and the light that the surroundings reflect."""
 
-    direction: Floats
-    """[3], towards the light, length 1."""
-    key: Floats
-    """[3], the colour and strength of the light."""
-    fill: Floats
-    """[3], the colour and strength of everything else."""
+    direction: Floats  # [3], towards the light, length 1
+    key: Floats  # [3], colour and strength of the light
+    fill: Floats  # [3], colour and strength of the reflected light
 
 
 def turn(yaw: float, pitch: float, roll: float) -> Floats:
@@ -66,7 +59,7 @@ def cast(solid: Solid, rotation: Floats, longest: float, lamp: Lamp) -> tuple[Fl
     scale = longest / float(max(high[0] - low[0], high[1] - low[1])) * _FINE
     width, height = (max(1, int(np.ceil((high[i] - low[i]) * scale / _FINE))) for i in (0, 1))
 
-    # From here on one unit is one fine pixel and y points down the image.
+    # From here on one unit is one fine pixel and y points down
     flip = np.array([1, -1, 1], np.float32) * scale
     origin = np.array([low[0], high[1], 0], np.float32)
     owner, normals = _nearest(
@@ -82,7 +75,7 @@ def cast(solid: Solid, rotation: Floats, longest: float, lamp: Lamp) -> tuple[Fl
 
 
 def _nearest(centres: Floats, axes: Floats, reach: Floats, shape: tuple[int, int]) -> tuple[NDArray[np.int16], Floats]:
-    """Find for every ray the ellipsoid it meets first ([h, w], -1 for none) and, for the rays that hit, the normal."""
+    """Return the ellipsoid that each ray meets first, [h, w] (-1: none), and the normals where rays hit."""
     depth = np.full(shape, -np.inf, np.float32)
     owner = np.full(shape, -1, np.int16)
     normal = np.zeros((*shape, 3), np.float32)
@@ -94,7 +87,7 @@ def _nearest(centres: Floats, axes: Floats, reach: Floats, shape: tuple[int, int
             continue
         x = np.arange(x1, x2, dtype=np.float32) + np.float32(0.5) - centre[0]
         y = (np.arange(y1, y2, dtype=np.float32) + np.float32(0.5) - centre[1])[:, None]
-        # p' form p = 1 with p = (x, y, z): a quadratic in z, of which the viewer sees the larger root.
+        # p' form p = 1 with p = (x, y, z): a quadratic in z, of which the viewer sees the larger root
         slope = (form[0, 2] * x + form[1, 2] * y) / form[2, 2]
         rest = (form[0, 0] * x * x + 2 * form[0, 1] * x * y + form[1, 1] * y * y - 1) / form[2, 2]
         inside = slope * slope - rest
@@ -129,7 +122,7 @@ _NAMES = (
     "bibi", "doba", "fizzo", "gogu", "humi", "juno", "koki", "lulo", "mimbo", "nubi", "oki", "pip",
     "quib", "rumi", "sisu", "tuti",
 )  # fmt: skip
-"""In alphabetical order, so that a format that sorts its classes keeps their numbers."""
+"""In alphabetical order, so that a format that sorts its classes keeps their indices."""
 
 _BASE, _LIGHT, _ACCENT, _WHITE, _DARK, _BLUSH = range(6)
 _PALETTES = (
@@ -147,7 +140,7 @@ _FIXED = ((0.97, 0.97, 0.95), (0.06, 0.05, 0.07), (0.95, 0.45, 0.42))
 
 
 def class_name(label: int) -> str:
-    """Return the name of class `label`: sixteen names, then the same ones numbered from 2."""
+    """Return the name of class `label`; after sixteen classes the names repeat, numbered from 2."""
     again, place = divmod(label, len(_NAMES))
     return _NAMES[place] + (str(again + 1) if again else "")
 
@@ -155,18 +148,13 @@ def class_name(label: int) -> str:
 @cache
 def figure(label: int) -> Solid:
     """Build the species of class `label`, looking towards the viewer."""
-    trunk = _TRUNKS[label % len(_TRUNKS)]
-    dress = _DRESSES[(label + label // len(_TRUNKS)) % len(_DRESSES)]
-    tail = _TAILS[(label + label // len(_TRUNKS)) % len(_TAILS)]
-    parts, head, back = trunk()
+    again = label // len(_TRUNKS)
+    parts, head, back = _TRUNKS[label % len(_TRUNKS)]()
+    dress, tail = _DRESSES[(label + again) % len(_DRESSES)], _TAILS[(label + again) % len(_TAILS)]
     parts = [*parts, *_face(*head, beak=label % 3), *dress(*head), *tail(*back)]
-    colours = np.array([*palette(label), *_FIXED], np.float32)
-    return Solid(
-        centres=np.array([part[0] for part in parts], np.float32),
-        axes=np.stack([part[1] for part in parts]),
-        colours=colours[[part[2] for part in parts]],
-        gloss=np.array([part[3] for part in parts], np.float32),
-    )
+    centres, axes, colours, gloss = zip(*parts, strict=True)
+    coats = np.array([*palette(label), *_FIXED], np.float32)
+    return Solid(np.array(centres, np.float32), np.stack(axes), coats[list(colours)], np.array(gloss, np.float32))
 
 
 def palette(label: int) -> Floats:
@@ -200,10 +188,7 @@ def _on(centre: Point, radii: Point, right: float, up: float, *, lift: float = 1
 
 def _mirrored(parts: list[Part], across: float = 0.0) -> list[Part]:
     flip = np.diag(np.array([-1, 1, 1], np.float32))
-    return [
-        *parts,
-        *(((2 * across - c[0], c[1], c[2]), flip @ axes, colour, gloss) for c, axes, colour, gloss in parts),
-    ]
+    return [*parts, *(((2 * across - x, y, z), flip @ axes, colour, gloss) for (x, y, z), axes, colour, gloss in parts)]
 
 
 def _face(centre: Point, radii: Point, *, beak: int) -> list[Part]:
@@ -226,22 +211,17 @@ def _face(centre: Point, radii: Point, *, beak: int) -> list[Part]:
 
 
 Ellipsoid = tuple[Point, Point]
+"""Centre and radii."""
 Trunk = tuple[list[Part], Ellipsoid, Ellipsoid]
-"""The parts, the head (centre, radii) and what the tail hangs on."""
-
-
-def _whole(parts: list[Part], head: Ellipsoid, back: Ellipsoid | None = None) -> Trunk:
-    return parts, head, back or head
+"""The parts, the head and what the tail hangs on."""
 
 
 def _egg() -> Trunk:
     body = ((0.0, 0.0, 0.0), (0.92, 1.0, 0.85))
-    limbs = [
-        _ball((0.42, -0.98, 0.22), (0.3, 0.16, 0.42), _ACCENT),
-        _rod((0.8, -0.05, 0.2), (1.25, -0.35, 0.45), 0.17, _BASE),
-    ]
     belly = _ball((0, -0.32, 0.3), (0.62, 0.58, 0.6), _LIGHT)
-    return _whole([_ball(*body, _BASE), belly, *_mirrored(limbs)], body)
+    foot = _ball((0.42, -0.98, 0.22), (0.3, 0.16, 0.42), _ACCENT)
+    arm = _rod((0.8, -0.05, 0.2), (1.25, -0.35, 0.45), 0.17, _BASE)
+    return [_ball(*body, _BASE), belly, *_mirrored([foot, arm])], body, body
 
 
 def _snowman() -> Trunk:
@@ -252,7 +232,7 @@ def _snowman() -> Trunk:
         _ball((0.4, -1.08, 0.2), (0.3, 0.18, 0.4), _BASE),
     ]
     belly = _ball((0, -0.45, 0.3), (0.55, 0.5, 0.55), _LIGHT)
-    return _whole([_ball(*head, _BASE), _ball(*trunk, _BASE), belly, *_mirrored(limbs)], head, trunk)
+    return [_ball(*head, _BASE), _ball(*trunk, _BASE), belly, *_mirrored(limbs)], head, trunk
 
 
 def _walker() -> Trunk:
@@ -260,16 +240,15 @@ def _walker() -> Trunk:
     legs = [_rod((x, -0.15, z), (x + 0.05, -1.05, z), 0.19, _BASE) for x in (-0.8, 0.6) for z in (-0.28, 0.3)]
     feet = [_ball((x + 0.1, -1.0, z), (0.24, 0.13, 0.2), _ACCENT) for x in (-0.8, 0.6) for z in (-0.28, 0.3)]
     spots = [_ball((x, 0.3, 0.25), (0.2, 0.16, 0.2), _LIGHT) for x in (-0.75, -0.2, 0.35)]
-    return _whole(
-        [_ball(*trunk, _BASE), _ball(*head, _BASE), *legs, *feet, *spots], head, ((-0.5, 0.0, 0.0), (0.6, 0.5, 0.5))
-    )
+    back = ((-0.5, 0.0, 0.0), (0.6, 0.5, 0.5))
+    return [_ball(*trunk, _BASE), _ball(*head, _BASE), *legs, *feet, *spots], head, back
 
 
 def _pillar() -> Trunk:
     head, trunk = ((0.0, 0.75, 0.0), (0.52, 0.62, 0.5)), ((0.0, -0.45, 0.0), (0.6, 0.95, 0.55))
     rings = [_ball((0, y, 0.0), (r, 0.1, r * 0.93), _LIGHT) for y, r in ((-0.15, 0.62), (-0.55, 0.66), (-0.95, 0.58))]
     arms = [_rod((0.45, 0.0, 0.1), (0.75, -0.75, 0.3), 0.15, _BASE, flat=0.7)]
-    return _whole([_ball(*head, _BASE), _ball(*trunk, _BASE), *rings, *_mirrored(arms)], head, trunk)
+    return [_ball(*head, _BASE), _ball(*trunk, _BASE), *rings, *_mirrored(arms)], head, trunk
 
 
 def _crab() -> Trunk:
@@ -279,7 +258,8 @@ def _crab() -> Trunk:
         _ball((1.62, 0.72, 0.4), (0.26, 0.34, 0.2), _ACCENT),
         *(_rod((x, -0.3, 0.1), (x * 1.5, -0.95, 0.25), 0.1, _BASE) for x in (0.35, 0.65, 0.95)),
     ]
-    return _whole([_ball(*body, _BASE), _ball((0, -0.2, 0.12), (0.9, 0.42, 0.68), _LIGHT), *_mirrored(limbs)], body)
+    belly = _ball((0, -0.2, 0.12), (0.9, 0.42, 0.68), _LIGHT)
+    return [_ball(*body, _BASE), belly, *_mirrored(limbs)], body, body
 
 
 def _star() -> Trunk:
@@ -289,7 +269,7 @@ def _star() -> Trunk:
         x, y = float(np.cos(angle)), float(np.sin(angle))
         parts += [_rod((0.2 * x, 0.2 * y, 0), (1.35 * x, 1.35 * y, 0), 0.32, _BASE, flat=0.8)]
         parts += [_ball((1.22 * x, 1.22 * y, 0.06), 0.17, _ACCENT), _ball((0.8 * x, 0.8 * y, 0.2), 0.12, _LIGHT)]
-    return _whole(parts, body)
+    return parts, body, body
 
 
 def _caterpillar() -> Trunk:
@@ -297,7 +277,7 @@ def _caterpillar() -> Trunk:
     balls = [_ball(centre, radius, (_BASE, _LIGHT)[i % 2]) for i, (centre, radius) in enumerate(chain)]
     feet = [_ball((c[0], c[1] - r, z), (0.12, 0.13, 0.12), _ACCENT) for c, r in chain for z in (-0.18, 0.2)]
     head = ((1.15, 0.3, 0.12), (0.56, 0.54, 0.52))
-    return _whole([*balls, *feet, _ball(*head, _BASE)], head, (chain[0][0], (0.36, 0.36, 0.36)))
+    return [*balls, *feet, _ball(*head, _BASE)], head, (chain[0][0], (0.36, 0.36, 0.36))
 
 
 def _squid() -> Trunk:
@@ -308,7 +288,7 @@ def _squid() -> Trunk:
         knee = (0.75 * x, -0.55, 0.7 * z)
         parts += [_rod((0.45 * x, -0.1, 0.45 * z), knee, 0.17, _BASE)]
         parts += [_rod(knee, (1.1 * x, -1.0 + 0.15 * (i % 2), z), 0.13, _LIGHT)]
-    return _whole(parts, body)
+    return parts, body, body
 
 
 def _antennae(centre: Point, radii: Point) -> list[Part]:
