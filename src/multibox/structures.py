@@ -160,6 +160,25 @@ def checked_class_names(names: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
+def iou(a_xyxy: Boxes, b_xyxy: Boxes, extra: float = 0.0) -> NDArray[np.float64]:
+    """Return the intersection over union of boxes, [...]; 0 for boxes without area.
+
+    Args:
+        a_xyxy: [..., 4]
+        b_xyxy: [..., 4], broadcast against the first: `iou(a[:, None], b)` compares each with each.
+        extra: Added to every width and height; 1 where corners are indices of pixels inside the box.
+    """
+
+    def area(low: Boxes, high: Boxes) -> NDArray[np.float64]:
+        sides = np.maximum(high - low + extra, 0)
+        return sides[..., 0] * sides[..., 1]
+
+    a_low, a_high, b_low, b_high = a_xyxy[..., :2], a_xyxy[..., 2:], b_xyxy[..., :2], b_xyxy[..., 2:]
+    shared = area(np.maximum(a_low, b_low), np.minimum(a_high, b_high))
+    union = area(a_low, a_high) + area(b_low, b_high) - shared
+    return np.divide(shared, union, out=np.zeros(shared.shape), where=union > 0)
+
+
 class Detection(NamedTuple):
     """One detection: unpacks as `box, score, label, name`."""
 

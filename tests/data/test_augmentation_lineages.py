@@ -19,11 +19,10 @@ from multibox.data.augmentation_ops import (
     TorchvisionIoUCrop,
     centres_inside,
     clamped_size,
-    intersection_over_union,
 )
 from multibox.data.formats import open_dataset
 from multibox.data.loading import AugmentedImages
-from multibox.structures import Size
+from multibox.structures import Size, iou
 
 FILL = (124, 116, 104)
 LINEAGES = ["caffe", "hikapok", "torchvision-ssd", "torchvision-ssdlite", "nvidia"]
@@ -54,7 +53,7 @@ def inside(view):
 
 
 def overlap(view):
-    return intersection_over_union(np.array([view.window]), view.boxes_xyxy)[0]
+    return iou(np.array(view.window), view.boxes_xyxy)
 
 
 def noise():
@@ -79,7 +78,7 @@ def test_the_sampler_clamps_the_aspect_so_that_the_patch_fits():
 def test_overlap_and_centres_of_two_windows_and_two_boxes():
     windows = np.array([[0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 15.0, 15.0]])
     boxes = np.array([[0.0, 0.0, 10.0, 5.0], [5.0, 5.0, 15.0, 15.0]])
-    assert np.allclose(intersection_over_union(windows, boxes), [[0.5, 25 / 175], [0, 1]])
+    assert np.allclose(iou(windows[:, None], boxes), [[0.5, 25 / 175], [0, 1]])
     # The second box's centre is the corner of the first window
     assert centres_inside(windows, boxes).tolist() == [[True, False], [False, True]]
     assert centres_inside(windows, boxes, border=True).tolist() == [[True, True], [False, True]]

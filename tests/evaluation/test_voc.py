@@ -189,7 +189,7 @@ def test_review_case_1(build, shared):
     table = columns(found, samples, ["thing"])
     published = {0.3: (0.2683982683, 0.2456866804), 0.5: (0.0303030303, 0.0222222222), 0.75: (0.0, 0.0)}
     for threshold, (eleven, area) in published.items():
-        curve = voc_curves(table, overlaps(table), iou=threshold)["thing"]
+        curve = voc_curves(table, overlaps(table), threshold=threshold)["thing"]
         assert curve.ap07 == pytest.approx(eleven, abs=1e-9)
         assert curve.ap12 == pytest.approx(area, abs=1e-9)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from multibox.structures import Boxes, Flags
+from multibox.structures import Boxes, Flags, iou
 
 Fractions = NDArray[np.float64]
 Distortion = Callable[[Image.Image], Image.Image]
@@ -265,7 +265,7 @@ class CaffePatch:
         scale, aspect = rng.uniform(*self.scale, samplers * tries), rng.uniform(*self.aspect, samplers * tries)
         patches = _place(view, clamped_size(scale, aspect), rng.random((samplers * tries, 2)))
         # Without objects no sampler is content, the one that takes any patch neither
-        overlap = intersection_over_union(patches, view.boxes_xyxy).max(axis=1, initial=-1.0)
+        overlap = iou(patches[:, None], view.boxes_xyxy).max(axis=1, initial=-1.0)
         good = overlap.reshape(samplers, tries) >= np.array(self.overlaps)[:, None]
         first = good.argmax(axis=1) + tries * np.arange(samplers)
         windows = np.vstack([np.array([view.window]), patches[first[good.any(axis=1)]]])
@@ -311,7 +311,7 @@ class HikapokPatch:
         candidates = np.flatnonzero(inside.any(axis=1))[: self.tries]
         if least >= 1 or not len(candidates):
             return np.ones(len(boxes), bool)
-        overlap = intersection_over_union(patches[candidates], boxes)
+        overlap = iou(patches[candidates][:, None], boxes)
         good = (~inside[candidates] | (overlap >= least)).all(axis=1)
         chosen = candidates[good.argmax() if good.any() else -1]
         view.look_at(patches[chosen])
@@ -352,7 +352,7 @@ class TorchvisionIoUCrop:
             patches = np.hstack([corner, corner + chosen])
             aspect = chosen[:, 0] / chosen[:, 1]
             inside = centres_inside(patches, boxes)
-            overlap = np.where(inside, intersection_over_union(patches, boxes), -1.0).max(axis=1)
+            overlap = np.where(inside, iou(patches[:, None], boxes), -1.0).max(axis=1)
             good = (overlap >= least) & (self.aspect[0] <= aspect) & (aspect <= self.aspect[1])
             if good.any():
                 view.look_at(patches[good.argmax()])
@@ -382,7 +382,7 @@ class NvidiaCrop:
             patch = _place(view, size, rng.random((1, 2)))
             inside = centres_inside(patch, boxes)[0]
             shaped = self.aspect[0] <= size[0, 0] / size[0, 1] <= self.aspect[1]
-            if shaped and inside.any() and (intersection_over_union(patch, boxes) > least).all():
+            if shaped and inside.any() and (iou(patch[:, None], boxes) > least).all():
                 view.look_at(patch[0])
                 view.keep = inside
                 return
@@ -392,15 +392,6 @@ def clamped_size(scale: Fractions, aspect: Fractions) -> Fractions:
     """Return width and height [T, 2] as shares of the window, of area scale² and of an aspect at which both fit."""
     aspect = np.clip(aspect, scale**2, 1 / scale**2)
     return np.minimum(np.column_stack([scale * np.sqrt(aspect), scale / np.sqrt(aspect)]), 1.0)
-
-
-def intersection_over_union(windows_xyxy: Boxes, boxes_xyxy: Boxes) -> Fractions:
-    """Return the IoU of each window [T, 4] with each box [N, 4], [T, N]."""
-    low = np.maximum(windows_xyxy[:, None, :2], boxes_xyxy[:, :2])
-    high = np.minimum(windows_xyxy[:, None, 2:], boxes_xyxy[:, 2:])
-    shared = np.prod(np.maximum(high - low, 0), axis=2)
-    areas = [np.prod(each[:, 2:] - each[:, :2], axis=1) for each in (windows_xyxy, boxes_xyxy)]
-    return shared / np.maximum(areas[0][:, None] + areas[1] - shared, 1e-12)
 
 
 def centres_inside(windows_xyxy: Boxes, boxes_xyxy: Boxes, *, border: bool = False) -> Flags:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox.evaluation.table import Columns, Outcomes, columns
-from multibox.structures import Boxes, Dataset, Detections, Labels, Sample
+from multibox.structures import Dataset, Detections, Labels, Sample, iou
 
 PAIRS_AT_ONCE = 200_000
 """Overlaps held in memory together; about 20 MB with the temporaries."""
@@ -121,19 +121,19 @@ def overlaps(table: Columns, *, plus_one: bool = True) -> Overlaps:
         many = (last - first)[rows]
         starts = np.cumsum(many) - many
         gt = order[np.arange(many.sum()) + np.repeat(first[rows] - starts, many)]
-        iou = _iou(np.repeat(table.boxes_xyxy[rows], many, axis=0), table.gt_xyxy[gt], 1.0 if plus_one else 0.0)
-        best.iou[rows] = np.maximum.reduceat(iou, starts)
-        place = np.where(iou == np.repeat(best.iou[rows], many), np.arange(len(iou)), len(iou))
+        ious = iou(np.repeat(table.boxes_xyxy[rows], many, axis=0), table.gt_xyxy[gt], 1.0 if plus_one else 0.0)
+        best.iou[rows] = np.maximum.reduceat(ious, starts)
+        place = np.where(ious == np.repeat(best.iou[rows], many), np.arange(len(ious)), len(ious))
         best.gt[rows] = gt[np.minimum.reduceat(place, starts)]
     return best
 
 
-def voc_curves(table: Columns, pairs: Overlaps, *, iou: float = 0.5, inclusive: bool = False) -> dict[str, Curve]:
+def voc_curves(table: Columns, pairs: Overlaps, *, threshold: float = 0.5, inclusive: bool = False) -> dict[str, Curve]:
     """Return each class's curve; the arguments are those of `voc_outcomes`.
 
     Detections stand in falling order of score, those of equal score in the order given.
     """
-    outcomes = voc_outcomes(table, pairs, iou=iou, inclusive=inclusive)
+    outcomes = voc_outcomes(table, pairs, threshold=threshold, inclusive=inclusive)
     matched, ignored = outcomes.matched[:, 0], outcomes.ignored[:, 0]
     order = np.lexsort((-table.scores, table.labels))
     order = order[~ignored[order]]
@@ -152,7 +152,7 @@ def voc_curves(table: Columns, pairs: Overlaps, *, iou: float = 0.5, inclusive: 
     return curves
 
 
-def voc_outcomes(table: Columns, pairs: Overlaps, *, iou: float = 0.5, inclusive: bool = False) -> Outcomes:
+def voc_outcomes(table: Columns, pairs: Overlaps, *, threshold: float = 0.5, inclusive: bool = False) -> Outcomes:
     """Return what became of each detection, [N, 1].
 
     Of all detections on an object the one of highest score matches it, and the others are false. A detection on a
@@ -161,10 +161,10 @@ def voc_outcomes(table: Columns, pairs: Overlaps, *, iou: float = 0.5, inclusive
     Args:
         table: Detections and objects.
         pairs: Each detection's best object.
-        iou: Overlap above which a detection is right.
-        inclusive: Whether exactly `iou` is enough, as in Caffe's evaluation.
+        threshold: IoU above which a detection is right.
+        inclusive: Whether exactly `threshold` is enough, as in Caffe's evaluation.
     """
-    close = (pairs.gt >= 0) & ((pairs.iou >= iou) if inclusive else (pairs.iou > iou))
+    close = (pairs.gt >= 0) & ((pairs.iou >= threshold) if inclusive else (pairs.iou > threshold))
     scored = close & np.append(table.gt_scored, False)[pairs.gt]
     order = np.lexsort((-table.scores, table.labels))
     right = order[scored[order]]
@@ -187,19 +187,3 @@ def _with_mean(per_class: dict[str, float | None]) -> VocMetrics:
 def _envelope(precision: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the best precision at each recall or above."""
     return np.maximum.accumulate(precision[::-1])[::-1]
-
-
-def _iou(a_xyxy: Boxes, b_xyxy: Boxes, extra: float) -> NDArray[np.float64]:
-    """Return the IoU of row i with row i, `extra` added to every width and height; 0 for boxes without area."""
-    ax1, ay1, ax2, ay2 = a_xyxy.T
-    bx1, by1, bx2, by2 = b_xyxy.T
-    intersection = _length(np.maximum(ax1, bx1), np.minimum(ax2, bx2), extra)
-    intersection *= _length(np.maximum(ay1, by1), np.minimum(ay2, by2), extra)
-    union = _length(ax1, ax2, extra) * _length(ay1, ay2, extra)
-    union += _length(bx1, bx2, extra) * _length(by1, by2, extra)
-    union -= intersection
-    return np.divide(intersection, union, out=np.zeros(len(union)), where=union > 0)
-
-
-def _length(start: NDArray[np.float64], end: NDArray[np.float64], extra: float) -> NDArray[np.float64]:
-    return np.maximum(end - start + extra, 0)
