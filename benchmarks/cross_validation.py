@@ -14,7 +14,8 @@ import numpy as np
 from peers import machine
 
 from multibox import api
-from multibox.data.formats import open_dataset, write_dataset
+from multibox.data.convert import write_dataset
+from multibox.data.formats import open_dataset
 from multibox.data.images import load_image
 from multibox.evaluation.report import evaluate
 from multibox.inference.detector import open_checkpoint

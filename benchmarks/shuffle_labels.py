@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from multibox.data.convert import write_dataset
 from multibox.data.formats import open_dataset
-from multibox.data.formats.writing import write_dataset
 from multibox.structures import Dataset, Sample, pack
 
 

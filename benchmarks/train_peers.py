@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from peers import machine
 
-from multibox.data.formats import open_dataset, write_dataset
+from multibox.data.convert import write_dataset
+from multibox.data.formats import open_dataset
 from multibox.data.images import load_image
 from multibox.evaluation.report import evaluate
 from multibox.structures import Dataset, Detections

@@ -1,7 +1,7 @@
 """What flows between the parts, as numpy: labelled images in, detections out. Importable without torch."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -74,6 +74,8 @@ class Dataset:
     crowd: Flags
     notes: tuple[str, ...] = field(default=())
     """What the reader had to say: dropped boxes, skipped images."""
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
+    """How many images and boxes were left out or changed, by the reasons of `multibox.data.left_out`."""
 
     def __len__(self) -> int:
         return len(self.image_names)
@@ -105,6 +107,19 @@ class Dataset:
             split=self.split,
             class_names=self.class_names,
             notes=self.notes,
+            left_out=self.left_out,
+        )
+
+    def keep_boxes(self, keep: Flags, **changes: Any) -> "Dataset":
+        """Return a data set of all images with those boxes that `keep` [boxes] marks, and with `changes` of fields."""
+        return replace(
+            self,
+            starts=np.concatenate([[0], np.cumsum(keep)])[self.starts].astype(np.int64),
+            boxes_xyxy=self.boxes_xyxy[keep],
+            labels=self.labels[keep],
+            difficult=self.difficult[keep],
+            crowd=self.crowd[keep],
+            **changes,
         )
 
 
@@ -116,6 +131,7 @@ def pack(
     split: str,
     class_names: Iterable[str],
     notes: Iterable[str] = (),
+    left_out: Mapping[str, int] | None = None,
 ) -> Dataset:
     """Pack samples into one columnar `Dataset`, in the order given."""
     held = list(samples)
@@ -135,6 +151,7 @@ def pack(
         difficult=np.concatenate([s.difficult for s in held]) if held else np.zeros(0, np.bool_),
         crowd=np.concatenate([s.crowd for s in held]) if held else np.zeros(0, np.bool_),
         notes=tuple(notes),
+        left_out=dict(left_out or {}),
     )
 
 

@@ -67,7 +67,7 @@ def test_reads_gaps_in_ids_crowds_and_negatives(tree: Path) -> None:
         (box(bbox=[1, 2, 3]), "annotation id 5: expected"),
         (box(bbox=None), "annotation id 5: expected"),
         (box(bbox=[20, 1, -5, 5]), "image b.jpg, object 1: xmin is above xmax"),
-        (box(bbox=[float("nan"), 1, 5, 5]), "object 1: a coordinate is no number"),
+        (box(bbox=[float("nan"), 1, 5, 5]), "object 1: a coordinate is not a finite number"),
         (content(images=[*content()["images"], {"id": 8}], annotations=[]), "image entry 3: expected"),
         (
             content(images=[*content()["images"], {"id": 8, "file_name": "a.jpg"}], annotations=[]),
@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_used(tree: Path, what: Any, expected: str) -> Non
 def test_a_missing_image(tree: Path) -> None:
     (tree / "train2017" / "b.jpg").unlink()
     (tree / "val2017" / "b.jpg").unlink()
-    with pytest.raises(ImageError, match=r"instances_train2017\.json: its image 'b\.jpg' is missing; looked in"):
+    with pytest.raises(ImageError, match=r"instances_train2017\.json: image 'b\.jpg' is missing; looked in"):
         open_dataset(tree, "train")
     held = open_dataset(tree, "train", on_bad="skip")
     assert held.image_names == ["a.jpg"] and held.notes == ("1 image without a file was skipped: b.jpg",)

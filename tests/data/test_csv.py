@@ -78,7 +78,7 @@ def test_a_split_column(table: Callable[[str], Path]) -> None:
         ("a.jpg,cat,9,1,1,9", "image a.jpg, object 2: xmin is above xmax"),
         ("a.jpg,cat,one,1,1,9", "line 4: xmin, ymin, xmax, ymax should be numbers"),
         ("a.jpg,cat,1,1,9", "line 4: xmin, ymin, xmax, ymax should be numbers"),
-        ("a.jpg,cat,1,1,9,nan", "object 2: a coordinate is no number"),
+        ("a.jpg,cat,1,1,9,nan", "object 2: a coordinate is not a finite number"),
         (",cat,1,1,9,9", "line 4: no file name"),
     ],
 )

@@ -98,7 +98,7 @@ def test_class_names_map_by_name_and_a_strange_class_names_its_file(tree: Path) 
         ("<svg/>", "expected <annotation>"),
         (annotation("b.jpg", thing(box=(60, 5, 10, 45))), "object 1: xmin is above xmax"),
         (annotation("b.jpg", thing(), thing(box=(1, 50, 9, 45))), "object 2: ymin is above ymax"),
-        (annotation("b.jpg", thing(box=("nan", 5, 10, 45))), "object 1: a coordinate is no number"),
+        (annotation("b.jpg", thing(box=("nan", 5, 10, 45))), "object 1: a coordinate is not a finite number"),
         (annotation("b.jpg", thing(box=("", 5, 10, 45))), "<xmin> should be a number"),
         (annotation("b.jpg", "<object><name>cat</name></object>"), "object 1: no <bndbox>"),
         (annotation("b.jpg", thing(name=" ")), "object 1: no <name>"),

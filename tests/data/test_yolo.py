@@ -46,7 +46,7 @@ def test_reads_fractions_into_pixels(tree: Path) -> None:
         ("2 0.5 0.5 0.2 0.4", "object 1: class 2 is not among the 2 classes"),
         ("0 0.5 0.5 0.1 0.1\n-1 0.5 0.5 0.2 0.4", "object 2: class -1 is not among"),
         ("0 0.5 0.5 -0.2 0.4", "object 1: xmin is above xmax"),
-        ("0 nan 0.5 0.2 0.4", "object 1: a coordinate is no number"),
+        ("0 nan 0.5 0.2 0.4", "object 1: a coordinate is not a finite number"),
         ("0 320 240 20 40", "line 1: expected fractions of the image from 0 to 1, got 320"),
         ("\n0 0.5 0.5 0.2", "line 2: expected class cx cy w h, got 4 values"),
         ("0 0.5 0.5 0.2 0.1 0.9", "line 1: expected class cx cy w h, got 6 values"),
@@ -124,7 +124,7 @@ def test_list_files(tree: Path) -> None:
     assert held.image_names == ["a.png", "c.png"] and len(held.labels) == 3
     assert held.notes == ("1 image is listed twice and was taken once: a.png",)
     (tree / "train.txt").write_text("images/train/a.png\nimages/train/q.png\n")
-    with pytest.raises(ImageError, match=r"train\.txt lists 'images/train/q\.png', but the image is missing"):
+    with pytest.raises(ImageError, match=r"train\.txt: image 'images/train/q\.png' is missing"):
         open_dataset(tree)
     assert len(open_dataset(tree, on_bad="skip")) == 1
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox.config import Config
-from multibox.data.formats.text import counted
 from multibox.data.images import image_size, sample_size
+from multibox.data.left_out import counted
 from multibox.errors import ImageError
 from multibox.models.anchor_layout import cell_shapes
 from multibox.structures import Boxes, Dataset, Size

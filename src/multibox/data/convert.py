@@ -1,11 +1,17 @@
-"""One label format into another: all splits, images byte for byte, and a count of what could not come along."""
+"""Writing a data set in any label format, whole or not at all, and converting one format into another."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from multibox.data.formats import find_splits, locate, open_dataset, write_dataset
+import numpy as np
+
+from multibox.data.formats import FORMATS, Format, check_format, find_splits, locate, open_dataset
 from multibox.data.formats.text import OnBad
-from multibox.data.formats.writing import check_destination
+from multibox.data.left_out import CROWD, counted, drop_boxes
+from multibox.errors import DataError
+from multibox.files import whole_folder
+from multibox.structures import Dataset
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ def convert(
 ) -> Conversion:
     """Write every split of a data set in another format.
 
-    Coordinates are written as they were read. Nothing is left behind when it fails.
+    Coordinates are written as they were read, images byte for byte. Nothing is left behind when it fails.
 
     Args:
         source: the folder or file of a data set.
@@ -48,7 +54,7 @@ def convert(
         link: make hard links to the images where possible, instead of copies.
 
     Raises:
-        DataError: when the source cannot be read or the destination is in use.
+        DataError: the source cannot be read or the destination is in use.
         ConfigError: for an unknown format.
     """
     check_destination(destination)
@@ -67,3 +73,72 @@ def convert(
         class_names=tuple(dict.fromkeys(name for one in splits.values() for name in one.class_names)),
         notes=tuple(notes),
     )
+
+
+def write_dataset(
+    splits: Mapping[str, Dataset], destination: str | Path, format: str, *, link: bool = False
+) -> list[str]:
+    """Write splits as one data set; the folder appears when it is complete.
+
+    Args:
+        splits: name of each split to its labels; classes are joined by name where the splits differ.
+        destination: a folder that is not there yet, or is empty.
+        format: voc, coco, yolo, csv or recordio.
+        link: make hard links to the images where possible, instead of copies.
+
+    Returns:
+        Sentences on what the format could not hold.
+
+    Raises:
+        ConfigError: for an unknown format.
+        DataError: the destination is in use, there is nothing to write, or an image cannot be read.
+    """
+    check_format(format)
+    check_destination(destination)
+    if not splits:
+        raise DataError(f"nothing to write to {destination}: no splits were given; give at least one")
+    splits, notes = _without_what_it_cannot_hold(_with_same_classes(splits), FORMATS[format])
+    try:
+        with whole_folder(destination) as folder:
+            notes += FORMATS[format].write(splits, folder, link=link)
+    except OSError as error:
+        raise DataError(f"{destination} cannot be written ({error.strerror}); choose another place") from None
+    return notes
+
+
+def check_destination(destination: str | Path) -> None:
+    """Refuse a destination that holds something.
+
+    Raises:
+        DataError: it is a file, or a folder that is not empty.
+    """
+    target = Path(destination)
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() or target.is_symlink():
+        raise DataError(f"{destination} exists already; give a folder that is not there yet, or empty it")
+
+
+def _with_same_classes(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    names = tuple(dict.fromkeys(name for dataset in splits.values() for name in dataset.class_names))
+    joined: dict[str, Dataset] = {}
+    for split, dataset in splits.items():
+        table = np.array([names.index(name) for name in dataset.class_names], dtype=np.int64)
+        joined[split] = replace(dataset, class_names=names, labels=table[dataset.labels])
+    return joined
+
+
+def _without_what_it_cannot_hold(splits: Mapping[str, Dataset], format: Format) -> tuple[dict[str, Dataset], list[str]]:
+    notes: list[str] = []
+    difficult = sum(int(dataset.difficult.sum()) for dataset in splits.values())
+    crowd = sum(int(dataset.crowd.sum()) for dataset in splits.values())
+    held = dict(splits)
+    if difficult and not format.holds_difficult:
+        flags = counted(difficult, "difficult flag has", "difficult flags have")
+        notes.append(f"{flags} no place in {format.title} and {'was' if difficult == 1 else 'were'} dropped")
+    if crowd and not format.holds_crowd:
+        # Without its flag a crowd would be trained as one object.
+        boxes = counted(crowd, "crowd box has", "crowd boxes have")
+        notes.append(f"{boxes} no place in {format.title} and {'was' if crowd == 1 else 'were'} left out")
+        held = {split: drop_boxes(dataset, dataset.crowd, CROWD) for split, dataset in splits.items()}
+    return held, notes

@@ -9,15 +9,16 @@ import io
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from multibox.data.records import read_record
 from multibox.errors import ImageError
 from multibox.structures import Sample, Size
 
@@ -111,16 +112,25 @@ def image_size(path: str | Path) -> Size:
     path = Path(path)
     try:
         with path.open("rb") as file, _open(file, str(path)) as image:
-            width, height = image.size
-            if image.format == "TIFF":
-                # Pillow versions differ in whether they turn a TIFF's size before loading it.
-                width, height = int(image.tag_v2[256]), int(image.tag_v2[257])  # pyright: ignore[reportAttributeAccessIssue]
-            if image.format == "PNG" and not _png_may_be_turned(path):
-                return Size(height, width)
-            sideways = _orientation(image) in _SIDEWAYS
-            return Size(width, height) if sideways else Size(height, width)
+            return _size_as_shown(image, lambda: path.open("rb"))
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def encoded_size(data: bytes, where: str) -> Size:
+    """Return the size as shown of the bytes of an image file, as `image_size` does; `where` names them in errors."""
+    with _open(data, where) as image:
+        return _size_as_shown(image, lambda: io.BytesIO(data))
+
+
+def _size_as_shown(image: Image.Image, reopen: Callable[[], IO[bytes]]) -> Size:
+    size = size_of(image)
+    if image.format == "TIFF":
+        # Pillow versions differ in whether they turn a TIFF's size before loading it.
+        size = Size(int(image.tag_v2[257]), int(image.tag_v2[256]))  # pyright: ignore[reportAttributeAccessIssue]
+    if image.format == "PNG" and not _png_may_be_turned(reopen):
+        return size
+    return Size(size.width, size.height) if _orientation(image) in _SIDEWAYS else size
 
 
 def size_of(image: Image.Image) -> Size:
@@ -343,9 +353,9 @@ def _bare(image: Image.Image) -> Image.Image:
     return bare
 
 
-def _png_may_be_turned(path: Path) -> bool:
+def _png_may_be_turned(reopen: Callable[[], IO[bytes]]) -> bool:
     """Look for chunks that can hold an orientation; Pillow would decode the whole image to find none."""
-    with path.open("rb") as file:
+    with reopen() as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)
@@ -365,13 +375,27 @@ def load_image(sample: Sample) -> Image.Image:
     """
     if sample.offset is None:
         return read_image(sample.path)
-    from multibox.data.formats.recordio import read_record_image
+    return decode_image(image_bytes(sample), f"{sample.path}, record {sample.name}")
 
-    return decode_image(read_record_image(sample.path, sample.offset), f"{sample.path}, record {sample.name}")
+
+def image_bytes(sample: Sample) -> bytes:
+    """Return the sample's image as it is encoded in its file or its record.
+
+    Raises:
+        DataError: there is no such record. ImageError if the file cannot be read.
+    """
+    if sample.offset is not None:
+        return read_record(sample.path, sample.offset).image
+    return _read_bytes(sample.path)
 
 
 def sample_size(sample: Sample) -> Size:
     """Return the size of the sample's image: from its label, else from the image's header."""
-    if sample.size is not None:
-        return sample.size
-    return image_size(sample.path) if sample.offset is None else size_of(load_image(sample))
+    return sample.size or shown_size(sample)
+
+
+def shown_size(sample: Sample) -> Size:
+    """Return the size that the image itself has, whatever its label file says."""
+    if sample.offset is None:
+        return image_size(sample.path)
+    return encoded_size(image_bytes(sample), f"{sample.path}, record {sample.name}")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from multibox.data.formats.writing import check_destination, write_dataset
+from multibox.data.convert import check_destination, write_dataset
 from multibox.data.sprites_figures import Floats, Lamp, Solid, cast, class_name, figure, palette, turn
 from multibox.errors import ConfigError
 from multibox.structures import Boxes, Labels, Sample, Size, pack

@@ -9,7 +9,7 @@ from multibox.config import Config, DataConfig
 from multibox.data.augmentation import find_augmentation
 from multibox.data.checking import check_images, with_classes
 from multibox.data.formats import find_splits, open_dataset, split_for
-from multibox.data.formats.text import counted
+from multibox.data.left_out import counted
 from multibox.data.loading import AugmentedImages, choose_workers, load_batches, use_processes
 from multibox.data.sampling import EpochBatches, repeat_factors
 from multibox.errors import ConfigError, DataError, did_you_mean

@@ -1,17 +1,17 @@
-"""COCO JSON: one file a split, boxes as x, y, width, height; laid out as COCO, Roboflow, MediaPipe and others do."""
+"""COCO JSON: one file per split, boxes as x, y, width, height; laid out as COCO, Roboflow, MediaPipe and others do."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder
-from multibox.data.formats.index import Columns
+from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, place_image, target_names
+from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
     ADVICE,
-    SKIP,
     ReadOptions,
     child,
     files_in,
@@ -22,8 +22,10 @@ from multibox.data.formats.text import (
     safe_name,
     split_in,
 )
+from multibox.data.images import shown_size
+from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE
 from multibox.errors import DataError
-from multibox.structures import Dataset, Size
+from multibox.structures import Dataset, Sample, Size
 
 _COCO_KEY = re.compile(rb'^\s*\{.*?"(images|annotations|categories)"\s*:', re.DOTALL)
 _NOT_BOXES = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
@@ -40,11 +42,10 @@ class _Categories:
 
 
 def recognise(path: Path) -> str | None:
-    """Say what makes this file or folder COCO, or None."""
+    """Return what makes this file or folder COCO, or None."""
     if path.is_file():
         return path.name if path.suffix.lower() == ".json" else None
-    files = _split_files(path)
-    return next((file.relative_to(path).as_posix() for file in files.values()), None)
+    return next((file.relative_to(path).as_posix() for file in _split_files(path).values()), None)
 
 
 def find_splits(path: Path) -> dict[str, Path]:
@@ -63,82 +64,76 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     if path.is_file():
         root = path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
     content = _load(file)
-    columns = Columns(root, "coco", split, options, shared=True)
+    index = IndexBuilder(root, "coco", split, options, shared=True)
     categories = _read_categories(content, file)
-    for sentence in categories.notes:
-        columns.note(sentence)
-    rows = _add_images(columns, content["images"], _finder(root, file), file)
-    _add_boxes(columns, content.get("annotations") or [], rows, categories, file)
-    return columns.finish(categories.names, order=categories.order)
+    index.notes += categories.notes
+    rows = _add_images(index, content["images"], _finder(root, file), file)
+    for number, thing in enumerate(content.get("annotations") or [], start=1):
+        _add_box(index, thing, number, rows, categories, file)
+    return index.finish(categories.names, order=categories.order)
 
 
-def _add_images(columns: Columns, images: list[Any], finder: ImageFinder, file: Path) -> dict[Any, int | None]:
+def _add_images(index: IndexBuilder, images: list[Any], finder: ImageFinder, file: Path) -> dict[Any, int | None]:
+    """Add the images that are there, and return the row of each id; None where it is skipped."""
     rows: dict[Any, int | None] = {}
     for number, image in enumerate(images, start=1):
-        try:
-            key, listed = image["id"], str(image["file_name"])
-            hash(key)
-        except (KeyError, TypeError):
-            columns.bad(f"{file}, image entry {number}: expected an id and a file_name; {ADVICE}", f"image {number}")
+        entry = None
+        with index.skipping(BROKEN_FILE, f"image {number}"):
+            entry = _image_entry(image, f"{file}, image entry {number}")
+        if entry is None:
             continue
+        key, listed = entry
         if key in rows:
             raise DataError(
                 f"{file}, image entry {number} ({listed}): id {key} is used twice; give every image its own"
             )
-        found = finder.find(listed)
-        if found is None:
-            columns.bad(
-                f"{file}: its image {listed!r} is missing; looked in {finder.places()}; put it there, or {SKIP}",
-                listed,
-                "missing",
-            )
-            rows[key] = None
-            continue
-        rows[key] = columns.add_image(safe_name(listed), found, file, _size(image))
+        found = index.find_image(finder, listed, str(file))
+        rows[key] = None if found is None else index.add_image(safe_name(listed), found, file, _size(image))
     return rows
 
 
-def _add_boxes(
-    columns: Columns, annotations: list[Any], rows: Mapping[Any, int | None], categories: _Categories, file: Path
+def _image_entry(image: Any, where: str) -> tuple[Any, str]:
+    try:
+        key, listed = image["id"], str(image["file_name"])
+        hash(key)
+    except (KeyError, TypeError):
+        raise DataError(f"{where}: expected an id and a file_name; {ADVICE}") from None
+    return key, listed
+
+
+def _add_box(
+    index: IndexBuilder, thing: Any, number: int, rows: Mapping[Any, int | None], categories: _Categories, file: Path
 ) -> None:
-    for number, thing in enumerate(annotations, start=1):
+    name = f"id {thing['id']}" if isinstance(thing, dict) and "id" in thing else f"number {number}"
+    with index.skipping(BROKEN_BOX, f"annotation {name}"):
         try:
             image, category = thing["image_id"], thing["category_id"]
             hash((image, category))
             x, y, width, height = map(float, thing["bbox"])
         except (KeyError, TypeError, ValueError, OverflowError):
-            columns.bad(
-                f"{file}, annotation {_name(thing, number)}: expected image_id, category_id and bbox of four numbers; "
-                f"{ADVICE}",
-                f"annotation {_name(thing, number)}",
-                "box",
-            )
-            continue
+            raise DataError(
+                f"{file}, annotation {name}: expected image_id, category_id and bbox of four numbers; {ADVICE}"
+            ) from None
         if image not in rows:
-            wrong = f"image_id {image!r} is the id of no image"
-        elif category not in categories.index:
-            wrong = f"category_id {category!r} is not among the categories"
-        else:
-            row = rows[image]
-            if row is not None:
-                crowd = bool(thing.get("iscrowd"))
-                difficult = bool(thing.get("difficult") or (thing.get("ignore") and not crowd))
-                box = (x, y, x + width, y + height)
-                columns.add_box(row, box, categories.index[category], difficult=difficult, crowd=crowd)
-            continue
-        columns.bad(f"{file}, annotation {_name(thing, number)}: {wrong}; {ADVICE}", f"annotation {number}", "box")
-
-
-def _name(thing: Any, number: int) -> str:
-    return f"id {thing['id']}" if isinstance(thing, dict) and "id" in thing else f"number {number}"
+            raise DataError(f"{file}, annotation {name}: image_id {image!r} is the id of no image; {ADVICE}")
+        if category not in categories.index:
+            raise DataError(
+                f"{file}, annotation {name}: category_id {category!r} is not among the categories; {ADVICE}"
+            )
+        row = rows[image]
+        if row is not None:
+            crowd = bool(thing.get("iscrowd"))
+            difficult = bool(thing.get("difficult") or (thing.get("ignore") and not crowd))
+            box = (x, y, x + width, y + height)
+            index.add_box(row, box, categories.index[category], difficult=difficult, crowd=crowd)
 
 
 def _size(image: Mapping[str, Any]) -> Size | None:
     try:
-        width, height = int(image["width"]), int(image["height"])
+        size = Size(int(image["height"]), int(image["width"]))
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    return Size(height, width) if width > 0 and height > 0 else None
+    return size if min(size) > 0 else None
 
 
 def _read_categories(content: Mapping[str, Any], file: Path) -> _Categories:
@@ -227,3 +222,46 @@ def _looks_like_coco(file: Path) -> bool:
             return b'"images"' in start or b'"images"' in stream.read()
     except OSError:
         return False
+
+
+def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[str]:
+    """Write annotations/instances_SPLIT.json, and the images in a folder for each split."""
+    (folder / "annotations").mkdir()
+    for split, dataset in splits.items():
+        categories = [{"id": number, "name": name} for number, name in enumerate(dataset.class_names, start=1)]
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for number, (name, sample) in enumerate(zip(target_names(dataset), dataset, strict=True), start=1):
+            place_image(sample, folder / split / name, link=link)
+            size = sample.size or shown_size(sample)
+            images.append({"id": number, "file_name": name, "width": size.width, "height": size.height})
+            for row in range(len(sample.labels)):
+                annotations.append({"id": len(annotations) + 1, "image_id": number, **_annotation(sample, row)})
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        text = json.dumps(content, ensure_ascii=False)
+        (folder / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")
+    return []
+
+
+def _annotation(sample: Sample, row: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = sample.boxes_xyxy[row].tolist()
+    width, height = _extent(x1, x2), _extent(y1, y2)
+    flags = {"difficult": 1} if sample.difficult[row] else {}
+    return {
+        "category_id": int(sample.labels[row]) + 1,
+        "bbox": [_plain(value) for value in (x1, y1, width, height)],
+        "area": _plain(width * height),
+        "iscrowd": int(sample.crowd[row]),
+        **flags,
+    }
+
+
+def _extent(low: float, high: float) -> float:
+    """Return the width that leads back from `low` to `high` exactly, where floats have one."""
+    width = high - low
+    near = (width, math.nextafter(width, math.inf), math.nextafter(width, 0.0))
+    return next((one for one in near if low + one == high), width)
+
+
+def _plain(value: float) -> int | float:
+    return int(value) if value.is_integer() else value

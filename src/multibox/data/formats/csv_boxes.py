@@ -1,4 +1,4 @@
-"""CSV: one box a line under a header that names the columns, such as Dive into Deep Learning's bananas."""
+"""CSV: one box per line under a header that names the columns, such as Dive into Deep Learning's bananas."""
 
 import csv
 import itertools
@@ -7,24 +7,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder
-from multibox.data.formats.index import Columns
+from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, place_image, target_names
+from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
     ADVICE,
-    SKIP,
     ReadOptions,
     files_in,
     folders_in,
     in_order,
     is_split_name,
+    is_yes,
     name_splits,
+    number_text,
     read_lines,
     read_text,
     safe_name,
     split_in,
+    write_lines,
 )
 from multibox.data.images import image_size
-from multibox.errors import DataError, ImageError
+from multibox.data.left_out import BROKEN_BOX, UNREADABLE_IMAGE
+from multibox.errors import DataError
 from multibox.structures import Dataset, Size
 
 _SUFFIXES = (".csv", ".tsv")
@@ -59,6 +62,8 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Row:
+    where: str
+    """File and line."""
     line: int
     filename: str
     label: str
@@ -85,11 +90,11 @@ class _Table:
                 if role not in _NEEDED and at < len(padded)
             }
             name, label, *corners = (padded[self.columns[role]].strip() for role in _NEEDED)
-            yield _Row(line, name, label, tuple(corners), rest)
+            yield _Row(f"{self.file}, line {line}", line, name, label, tuple(corners), rest)
 
 
 def recognise(path: Path) -> str | None:
-    """Say what makes this file or folder a CSV data set, or None."""
+    """Return what makes this file or folder a CSV data set, or None."""
     if path.is_file():
         return path.name if path.suffix.lower() in _SUFFIXES else None
     files = _split_files(path)
@@ -97,7 +102,7 @@ def recognise(path: Path) -> str | None:
 
 
 def explain(path: Path) -> str | None:
-    """Say why a CSV file is not read as a data set; None where it is."""
+    """Return why a CSV file is not read as a data set; None if it is."""
     try:
         _header(path, _cells(path, only_header=True))
     except DataError as error:
@@ -131,58 +136,55 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     source = splits[split]
     root = path.parent if path.is_file() else path
     table = _table(source.file)
-    columns = Columns(root, "csv", split, options, shared=True)
+    index = IndexBuilder(root, "csv", split, options, shared=True)
     others = {one.file for one in splits.values()} - {source.file}
     used = {row.label for one in (table, *map(_table, others)) for row in one if row.label and any(row.corners)}
     classes, meaning = _classes(used, root, source.file)
-    _add_rows(columns, table, source, _finder(root, source.file), meaning)
-    return columns.finish(classes)
-
-
-def _add_rows(
-    columns: Columns, table: _Table, source: _Source, images: ImageFinder, meaning: Mapping[str, int]
-) -> None:
-    rows: dict[str, int | None] = {}
+    finder = _finder(root, source.file)
+    images: dict[str, int | None] = {}
     for row in table:
-        if source.split is not None and row.rest.get("split") != source.split:
-            continue
-        if not row.filename:
-            columns.bad(f"{table.file}, line {row.line}: no file name; {ADVICE}", f"line {row.line}", "box")
-            continue
-        if row.filename not in rows:
-            rows[row.filename] = _add_image(columns, row, table, images)
-        image = rows[row.filename]
-        if image is None or not any(row.corners):
-            continue
-        try:
-            if row.label not in meaning:
-                raise DataError(f"{table.file}, line {row.line}: class {row.label!r} is not in classes.txt; {ADVICE}")
-            box = _box(row, table, columns.sizes[image])
-        except DataError as error:
-            columns.bad(str(error), f"line {row.line}", "box")
-            continue
-        flags = {name: row.rest.get(name, "").lower() in ("1", "true", "yes") for name in ("difficult", "crowd")}
-        columns.add_box(image, box, meaning[row.label], **flags)
+        if source.split is None or row.rest.get("split") == source.split:
+            with index.skipping(BROKEN_BOX, f"line {row.line}"):
+                _add_row(index, row, table, images, finder, meaning)
+    return index.finish(classes)
 
 
-def _add_image(columns: Columns, row: _Row, table: _Table, images: ImageFinder) -> int | None:
-    found = images.find(row.filename)
+def _add_row(
+    index: IndexBuilder,
+    row: _Row,
+    table: _Table,
+    images: dict[str, int | None],
+    finder: ImageFinder,
+    meaning: Mapping[str, int],
+) -> None:
+    if not row.filename:
+        raise DataError(f"{row.where}: no file name; {ADVICE}")
+    if row.filename not in images:
+        images[row.filename] = None
+        images[row.filename] = _add_image(index, row, table, finder)
+    image = images[row.filename]
+    if image is None or not any(row.corners):
+        return
+    if row.label not in meaning:
+        raise DataError(f"{row.where}: class {row.label!r} is not in classes.txt; {ADVICE}")
+    box = _box(row, table, index.sizes[image])
+    difficult, crowd = (is_yes(row.rest.get(name)) for name in ("difficult", "crowd"))
+    index.add_box(image, box, meaning[row.label], difficult=difficult, crowd=crowd)
+
+
+def _add_image(index: IndexBuilder, row: _Row, table: _Table, finder: ImageFinder) -> int | None:
+    found = index.find_image(finder, row.filename, row.where)
     if found is None:
-        columns.bad(
-            f"{table.file}, line {row.line}: image {row.filename!r} is missing; looked in {images.places()}; "
-            f"put it there, or {SKIP}",
-            row.filename,
-            "missing",
-        )
-        return None
-    try:
-        # Columns called width and height may be the box's, so they are not trusted.
-        size = image_size(found) if table.fractions else None
-    except ImageError as error:
-        columns.bad(str(error), row.filename, "image")
         return None
     name = safe_name(row.filename)
-    return columns.add_image(name if Path(name).suffix else found.name, found, table.file, size)
+    name = name if Path(name).suffix else found.name
+    if not table.fractions:
+        # Columns called width and height may be the box's, so they are not trusted.
+        return index.add_image(name, found, table.file)
+    size: Size | None = None
+    with index.skipping(UNREADABLE_IMAGE, row.filename):
+        size = image_size(found)
+    return None if size is None else index.add_image(name, found, table.file, size)
 
 
 def _box(row: _Row, table: _Table, size: Size | None) -> list[float]:
@@ -190,8 +192,7 @@ def _box(row: _Row, table: _Table, size: Size | None) -> list[float]:
         corners = [float(text.replace(",", ".")) for text in row.corners]
     except ValueError:
         raise DataError(
-            f"{table.file}, line {row.line}: xmin, ymin, xmax, ymax should be numbers, "
-            f"got {', '.join(row.corners)!r}; {ADVICE}"
+            f"{row.where}: xmin, ymin, xmax, ymax should be numbers, got {', '.join(row.corners)!r}; {ADVICE}"
         ) from None
     if table.fractions and size is not None:
         edges = (size.width, size.height) * 2
@@ -287,3 +288,25 @@ def _number(text: str) -> float:
         return float(text.replace(",", "."))
     except ValueError:
         return 0.0
+
+
+def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[str]:
+    """Write SPLIT/label.csv and SPLIT/images, as the d2l bananas are, and classes.txt for the order of the classes."""
+    flags = [
+        name for name in ("difficult", "crowd") if any(getattr(dataset, name).any() for dataset in splits.values())
+    ]
+    for split, dataset in splits.items():
+        (folder / split).mkdir()
+        with (folder / split / "label.csv").open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["img_name", "label", *_CORNERS, *flags])
+            for name, sample in zip(target_names(dataset), dataset, strict=True):
+                place_image(sample, folder / split / "images" / name, link=link)
+                if not len(sample.labels):
+                    table.writerow([name, *[""] * (5 + len(flags))])
+                for row, label in enumerate(sample.labels):
+                    corners = [number_text(value) for value in sample.boxes_xyxy[row]]
+                    marks = [int(getattr(sample, flag)[row]) for flag in flags]
+                    table.writerow([name, dataset.class_names[label], *corners, *marks])
+    write_lines(folder / "classes.txt", next(iter(splits.values())).class_names)
+    return []

@@ -1,27 +1,29 @@
-"""Finding an image's file from what a label file calls it, without asking the disk once per image."""
+"""Image files of a data set: finding those that a label file names, placing them where a data set is written."""
 
-import io
 import os
-import unicodedata
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
 
-from multibox.data.formats.records import read_record
 from multibox.data.formats.text import IMAGE_SUFFIXES, files_below, safe_name, stem_of, tails
-from multibox.data.images import image_size
-from multibox.errors import ImageError
-from multibox.structures import Sample, Size
+from multibox.data.images import image_bytes, shown_size
+from multibox.data.left_out import counted
+from multibox.errors import DataError, ImageError
+from multibox.files import same_name
+from multibox.structures import Boxes, Dataset, Flags, Sample
 
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "img", "imgs", "")
+_SIGNATURES = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"RIFF", ".webp"))
 
 
 class ImageFinder:
-    """Looks an image up in a row of folders, each listed once.
+    """Looks images up in a row of folders, each of which is listed once: the disk is not asked per image.
 
-    Exact path first, then its last parts, then other capitals or another suffix, and last its full name anywhere below
-    the root, if it is there once.
+    The exact path comes first, then its last parts, then other capitals or another suffix. Last comes its name anywhere
+    below the root, if it is there once.
     """
 
     def __init__(self, root: Path, folders: Iterable[Path] = ()) -> None:
@@ -51,20 +53,19 @@ class ImageFinder:
     def find_stem(self, stem: str, prefer: str = "") -> Path | None:
         """Return the image with this path less its suffix, one that ends in `prefer` first, or None."""
         head, _, tail = stem.rpartition("/")
-        for folder in self.folders:
-            place = os.path.join(folder, head) if head else folder  # noqa: PTH118
-            if prefer and self._holds(place, tail + prefer):
+        places = [os.path.join(folder, head) if head else folder for folder in self.folders]  # noqa: PTH118
+        for place in places:
+            if prefer and tail + prefer in self._listing(place):
                 return Path(place, tail + prefer)
-        for folder in self.folders:
-            place = os.path.join(folder, head) if head else folder  # noqa: PTH118
-            hits = self._alike(place).get(_key(tail), [])
+        for place in places:
+            hits = self._alike(place).get(same_name(tail), [])
             exact = [hit for hit in hits if stem_of(hit) == tail]
             if exact or len(hits) == 1:
                 return Path(place, (exact or hits)[0])
         return None
 
     def places(self) -> str:
-        """Return the existing folders that were looked through, for an error message."""
+        """Return the existing folders that were searched, for an error message."""
         return ", ".join(folder for folder in self.folders if os.path.isdir(folder))  # noqa: PTH112
 
     def _holds(self, folder: str, name: str) -> bool:
@@ -80,81 +81,101 @@ class ImageFinder:
         return self._listings[folder]
 
     def _alike(self, folder: str) -> dict[str, list[str]]:
+        """Return the images of a folder by their stems, without regard to capitals."""
         if folder not in self._loose:
-            self._loose[folder] = _by_key(self._listing(folder))
+            images = (name for name in sorted(self._listing(folder)) if name.lower().endswith(IMAGE_SUFFIXES))
+            self._loose[folder] = _grouped((same_name(stem_of(name)), name) for name in images)
         return self._loose[folder]
 
     def _find_below(self, base: str) -> Path | None:
         if self._below is None:
-            self._below = {}
-            for name in files_below(self.root, *IMAGE_SUFFIXES):
-                self._below.setdefault(_key(name.rpartition("/")[2]), []).append(name)
+            names = files_below(self.root, *IMAGE_SUFFIXES)
+            self._below = _grouped((same_name(name.rpartition("/")[2]), name) for name in names)
         # With its suffix: VOC's SegmentationClass holds a .png of the same stem, which is no photograph.
-        hits = self._below.get(_key(base), [])
+        hits = self._below.get(same_name(base), [])
         return self.root / hits[0] if len(hits) == 1 else None
 
 
-def _by_key(names: Iterable[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name in sorted(names):
-        if name.lower().endswith(IMAGE_SUFFIXES):
-            found.setdefault(_key(stem_of(name.rpartition("/")[2])), []).append(name)
-    return found
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for key, name in pairs:
+        groups.setdefault(key, []).append(name)
+    return groups
 
 
-def _key(name: str) -> str:
-    # macOS writes accents decomposed, everything else composed; Windows forgets capitals.
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)
-_SIGNATURES = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"RIFF", ".webp"))
-
-
-def encoded_size(data: bytes, where: str) -> Size:
-    """Return the size as shown (after EXIF orientation) of an image file's bytes, from its header.
+def place_image(sample: Sample, target: Path, *, link: bool) -> None:
+    """Put a sample's image at `target`: a copy, or a hard link if `link` is set and the file system can.
 
     Raises:
-        ImageError: when the bytes are no image.
+        ImageError: it cannot be read.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            # Asking a PNG without EXIF for it would decode all of it.
-            has_exif = image.format != "PNG" or b"eXIf" in data
-            sideways = has_exif and image.getexif().get(_ORIENTATION) in _SIDEWAYS
-    except Exception as error:  # Pillow raises whatever its plugins do
-        raise ImageError(f"{where}: its bytes are no image ({type(error).__name__}); make the record anew") from None
-    return Size(width, height) if sideways else Size(height, width)
-
-
-def bytes_of(sample: Sample) -> bytes:
-    """Return a sample's image as it is encoded.
-
-    Raises:
-        ImageError: when its file cannot be read.
-    """
+    target.parent.mkdir(parents=True, exist_ok=True)
     if sample.offset is not None:
-        return read_record(sample.path, sample.offset).image
+        target.write_bytes(image_bytes(sample))
+        return
+    if link:
+        try:
+            os.link(sample.path.resolve(), target)
+            return
+        except OSError:
+            pass  # another disk, or a file system without links: copy
     try:
-        return sample.path.read_bytes()
+        shutil.copyfile(sample.path, target)
     except OSError as error:
-        raise ImageError(f"{sample.path} cannot be read ({error.strerror}); check that it exists") from None
+        raise ImageError(f"{sample.path} cannot be copied to {target} ({error.strerror})") from None
 
 
-def shown_size(sample: Sample) -> Size:
-    """Return the size that the image itself has, whatever its label file says."""
-    if sample.offset is None:
-        return image_size(sample.path)
-    return encoded_size(bytes_of(sample), f"{sample.path}, record at byte {sample.offset}")
+def target_names(dataset: Dataset) -> list[str]:
+    """Return the file name of each image in a written data set.
+
+    Raises:
+        DataError: two would share a label file, as a.jpg and a.png do.
+    """
+    names = [_file_name(sample) for sample in dataset]
+    stems: dict[str, str] = {}
+    for name in names:
+        stem = str(Path(name).with_suffix(""))
+        if stem in stems:
+            raise DataError(
+                f"{dataset.root}: images {stems[stem]} and {name} of split {dataset.split!r} would share "
+                "one label file; rename one of them"
+            )
+        stems[stem] = name
+    return names
 
 
-def file_name(sample: Sample) -> str:
+def _file_name(sample: Sample) -> str:
     """Return the sample's name as a relative file name with the suffix of an image."""
     name = safe_name(sample.name)
     if Path(name).suffix.lower() in IMAGE_SUFFIXES:
         return name
     if sample.offset is None:
         return name + sample.path.suffix
-    start = bytes_of(sample)[:8]
+    start = image_bytes(sample)[:8]
     return name + next((suffix for signature, suffix in _SIGNATURES if start.startswith(signature)), ".jpg")
+
+
+class Fractions:
+    """Turns boxes into fractions of their images, and counts those that do not fit between 0 and 1."""
+
+    def __init__(self) -> None:
+        self.clipped, self.outside = 0, 0
+
+    def of(self, sample: Sample) -> tuple[Boxes, Flags]:
+        """Return the boxes xyxy as fractions, and which of them still have an area."""
+        if not len(sample.labels):
+            return np.zeros((0, 4)), np.zeros(0, np.bool_)
+        height, width = shown_size(sample)
+        edges = np.array([width, height, width, height], dtype=np.float64)
+        inside: NDArray[np.float64] = np.clip(sample.boxes_xyxy, 0.0, edges)
+        keep = np.asarray((inside[:, 2:] > inside[:, :2]).all(axis=1))
+        self.clipped += int(((inside != sample.boxes_xyxy).any(axis=1) & keep).sum())
+        self.outside += int((~keep).sum())
+        return inside / edges, keep
+
+    def sentences(self, format: str) -> list[str]:
+        """Return what has to be said about it."""
+        because = f", as {format} holds fractions of the image"
+        cut = f"{counted(self.clipped, 'box was', 'boxes were')} clipped at the image's edge{because}"
+        out = f"{counted(self.outside, 'box', 'boxes')} outside the image left out{because}"
+        return [cut] * bool(self.clipped) + [out] * bool(self.outside)

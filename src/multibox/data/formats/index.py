@@ -1,23 +1,53 @@
-"""Gathering what a reader finds into columns, and checking all boxes at once."""
+"""The index of a split while a reader builds it: images and boxes in columns, checked all at once at the end."""
 
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.data.formats.text import ADVICE, SKIP, ReadOptions, counted
+from multibox.data.formats.finder import ImageFinder
+from multibox.data.formats.text import ADVICE, SKIP, ReadOptions
+from multibox.data.left_out import (
+    BROKEN_BOX,
+    CLIPPED,
+    LABELLED_TWICE,
+    MISSING_IMAGE,
+    NO_AREA,
+    OTHER_CLASS,
+    OUTSIDE_IMAGE,
+    OVER_EDGE,
+    REASONS,
+    counted,
+)
 from multibox.errors import DataError, ImageError, did_you_mean
 from multibox.structures import Boxes, Dataset, Flags, Labels, Size
 
-_OUTSIDE_PX = 0.01  # less than this over the edge is rounding in the label file, not worth a note
+_ROUNDING_PX = 0.01  # less than this over the edge is rounding in the label file, not worth a note
 
 
-class Columns:
+class Skipping:
+    """A block whose `DataError` is counted under a reason if `on_bad` is "skip", and raised if it is "stop"."""
+
+    def __init__(self, index: "IndexBuilder", reason: str, subject: str) -> None:
+        self.index, self.reason, self.subject = index, reason, subject
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        if not isinstance(error, DataError) or self.index.options.on_bad != "skip":
+            return False
+        self.index.count(self.reason, self.subject)
+        return True
+
+
+class IndexBuilder:
     """Images and boxes of one split on their way into a `Dataset`.
 
-    `shared` says that one label file speaks of all images, so that messages name the image too.
+    `shared` says that one label file describes all images, so that messages name the image too.
     """
 
     def __init__(self, root: Path, format: str, split: str, options: ReadOptions, *, shared: bool) -> None:
@@ -26,87 +56,96 @@ class Columns:
         self.paths: list[Path] = []
         self.sizes: list[Size | None] = []
         self.offsets: list[int | None] = []
-        self.sources: list[Path] = []
-        self._seen: dict[str, Path] = {}
-        self._files: dict[str, Path] = {}
+        self.notes: list[str] = []
+        self._sources: list[Path] = []
+        self._labelled: dict[str, Path] = {}
         self._boxes, self._owners, self._labels = array("d"), array("q"), array("q")
         self._difficult, self._crowd = bytearray(), bytearray()
-        self._counts: dict[tuple[str, str], list[str]] = {}
-        self._notes: list[str] = []
+        self._subjects: dict[str, list[str]] = {}
+
+    def skipping(self, reason: str, subject: str) -> Skipping:
+        """Return a block that turns a `DataError` into a count under `reason`, if the options say so."""
+        return Skipping(self, reason, subject)
+
+    def count(self, reason: str, subject: str) -> None:
+        """Count something under a reason of `left_out`, with the file or image that it concerns."""
+        self._subjects.setdefault(reason, []).append(subject)
+
+    def find_image(self, finder: ImageFinder, listed: str, where: str) -> Path | None:
+        """Return the file of the image that `where` lists, or None if it is missing and skipped.
+
+        Raises:
+            ImageError: it is missing, and `on_bad` is "stop".
+        """
+        path = finder.find(listed)
+        return self.check_found(path, finder, listed, where, listed)
+
+    def check_found(self, path: Path | None, finder: ImageFinder, listed: str, where: str, subject: str) -> Path | None:
+        """Return `path`, an image's file as found; None counts the image as missing under `subject`, or raises."""
+        if path is None:
+            with self.skipping(MISSING_IMAGE, subject):
+                raise ImageError(
+                    f"{where}: image {listed!r} is missing; looked in {finder.places()}; put it there, or {SKIP}"
+                )
+        return path
 
     def add_image(
         self, name: str, path: Path, source: Path, size: Size | None = None, offset: int | None = None
     ) -> int | None:
-        """Add an image and return its row, or None where the name was there already and is skipped."""
-        key = f"{path}@{offset}"
-        first = self._seen.get(name) or self._files.get(key)
+        """Add an image and return its row, or None if it was there already and is skipped.
+
+        Raises:
+            DataError: it was there already, and `on_bad` is "stop".
+        """
+        keys = (f"name {name}", f"file {path}@{offset}")
+        first = next((self._labelled[key] for key in keys if key in self._labelled), None)
         if first is not None:
             other = f"{first} and {source}" if source != first else f"{source}, twice"
-            self.bad(f"image {name} is labelled by {other}; leave one of them, or {SKIP}", name, "duplicate")
+            with self.skipping(LABELLED_TWICE, name):
+                raise DataError(f"image {name} is labelled by {other}; leave one of them, or {SKIP}")
             return None
-        self._seen[name] = self._files[key] = source
+        self._labelled |= dict.fromkeys(keys, source)
         self.image_names.append(name)
         self.paths.append(path)
         self.sizes.append(size)
         self.offsets.append(offset)
-        self.sources.append(source)
+        self._sources.append(source)
         return len(self.image_names) - 1
 
     def add_box(
         self, image: int, box_xyxy: Sequence[float], label: int, *, difficult: bool = False, crowd: bool = False
     ) -> None:
-        """Add a box of an image; `label` counts in the names that `finish` is told."""
+        """Add a box of an image; `label` is a place in the names that `finish` gets."""
         self._boxes.extend(box_xyxy)
         self._owners.append(image)
         self._labels.append(label)
         self._difficult.append(difficult)
         self._crowd.append(crowd)
 
-    def bad(self, sentence: str, file: str, kind: str = "broken") -> None:
-        """Raise the sentence, or count the image or box as skipped.
-
-        Kinds: broken, missing, image and duplicate for images, box for a box.
-        """
-        if self.options.on_bad != "skip":
-            raise (ImageError if kind in ("missing", "image") else DataError)(sentence)
-        one, many = _SKIPPED[kind]
-        self.count(file, one, many)
-
-    def count(self, file: str, one: str, many: str) -> None:
-        """Count something worth a note, with the file it was found in."""
-        self._counts.setdefault((one, many), []).append(file)
-
-    def note(self, sentence: str) -> None:
-        """Add a sentence to the data set's notes."""
-        self._notes.append(sentence)
-
     def finish(self, declared: Sequence[str], *, order: Sequence[str] | None = None, clip: bool = True) -> Dataset:
-        """Check every box and make the data set.
+        """Check every box and return the data set.
 
         Args:
-            declared: the name of each label that `add_box` was told.
+            declared: the name of each label given to `add_box`.
             order: the data set's own order of classes where that differs from `declared`.
-            clip: cut boxes at the image's edge where its size is known.
+            clip: cut boxes at the image's edge where its size is known, instead of keeping them as written.
 
         Raises:
             DataError: for a box that is no box (under on_bad "stop"), a class that the model lacks, an empty split.
         """
         if not self.image_names:
-            skipped = f" ({'; '.join(self._sentences())})" if self._counts else ""
+            skipped = f" ({'; '.join(self._sentences())})" if self._subjects else ""
             raise DataError(f"{self.root}: split {self.split!r} holds no images{skipped}; check its list or folder")
         boxes = np.array(self._boxes, dtype=np.float64).reshape(-1, 4)
         owners = np.array(self._owners, dtype=np.int64)
         rows = np.argsort(owners, kind="stable")
         boxes, owners = boxes[rows], owners[rows]
-        numbers = np.arange(len(owners)) - np.searchsorted(owners, owners) + 1
-        boxes, keep = self._checked(boxes, owners, numbers, clip)
+        keep = self._with_area(boxes, owners)
+        boxes = self._at_the_edge(boxes, owners, keep, clip)
         owners = owners[keep]
-        labels = np.array(self._labels, dtype=np.int64)[rows][keep]
-        labels, class_names = self._mapped(labels, owners, declared, order)
-        # Of a class that was dropped
+        labels, class_names = self._mapped(np.array(self._labels, np.int64)[rows][keep], owners, declared, order)
         keep[keep] = labels >= 0
-        labels, owners = labels[labels >= 0], owners[labels >= 0]
-        starts = np.searchsorted(owners, np.arange(len(self.image_names) + 1)).astype(np.int64)
+        owners = owners[labels >= 0]
         return Dataset(
             root=self.root,
             format=self.format,
@@ -116,91 +155,89 @@ class Columns:
             paths=self.paths,
             sizes=self.sizes,
             offsets=self.offsets,
-            starts=starts,
+            starts=np.searchsorted(owners, np.arange(len(self.image_names) + 1)).astype(np.int64),
             boxes_xyxy=boxes[keep],
-            labels=labels,
+            labels=labels[labels >= 0],
             difficult=np.frombuffer(bytes(self._difficult), np.bool_)[rows][keep],
             crowd=np.frombuffer(bytes(self._crowd), np.bool_)[rows][keep],
-            notes=(*self._notes, *self._sentences()),
+            notes=(*self.notes, *self._sentences()),
+            left_out=self._left_out(int((labels < 0).sum())),
         )
-
-    def where(self, image: int) -> str:
-        """Name the label file, and the image where the file speaks of many."""
-        source = str(self.sources[image])
-        return f"{source}: image {self.image_names[image]}" if self.shared else source
-
-    def _short(self, image: int) -> str:
-        return self.image_names[image] if self.shared else self.sources[image].name
 
     def _sentences(self) -> list[str]:
-        return [counted(len(files), one, many, files) for (one, many), files in self._counts.items()]
+        return [
+            counted(len(subjects), REASONS[reason].one, REASONS[reason].many, subjects)
+            for reason, subjects in self._subjects.items()
+        ]
 
-    def _checked(self, boxes: Boxes, owners: Labels, numbers: Labels, clip: bool) -> tuple[Boxes, Flags]:
+    def _left_out(self, other_classes: int) -> dict[str, int]:
+        counts = {reason: len(subjects) for reason, subjects in self._subjects.items()}
+        return counts | ({OTHER_CLASS: other_classes} if other_classes else {})
+
+    def _where(self, image: int) -> str:
+        """Return the label file, and the image where the file describes many."""
+        source = str(self._sources[image])
+        return f"{source}: image {self.image_names[image]}" if self.shared else source
+
+    def _count_rows(self, reason: str, rows: Flags, owners: Labels) -> None:
+        for image in owners[rows].tolist():
+            self.count(reason, self._subject(image))
+
+    def _subject(self, image: int) -> str:
+        return self.image_names[image] if self.shared else self._sources[image].name
+
+    def _with_area(self, boxes: Boxes, owners: Labels) -> Flags:
+        """Return which boxes have finite corners in order and an area."""
         x1, y1, x2, y2 = boxes.T
-        no_number = ~np.isfinite(boxes).all(axis=1)
-        faults = (
-            (no_number, "a coordinate is no number"),
+        keep = np.ones(len(boxes), dtype=np.bool_)
+        for faulty, what in (
+            (~np.isfinite(boxes).all(axis=1), "a coordinate is not a finite number"),
             (x1 > x2, "xmin is above xmax"),
             (y1 > y2, "ymin is above ymax"),
-        )
-        keep = np.ones(len(boxes), dtype=np.bool_)
-        for faulty, what in faults:
-            for row in np.flatnonzero(faulty & keep):
+        ):
+            for row in np.flatnonzero(faulty & keep).tolist():
                 image = int(owners[row])
+                number = row - int(np.searchsorted(owners, image)) + 1
                 corners = ", ".join(f"{value:g}" for value in boxes[row])
-                self.bad(
-                    f"{self.where(image)}, object {numbers[row]}: {what} in ({corners}); {ADVICE}",
-                    self._short(image),
-                    "box",
-                )
+                with self.skipping(BROKEN_BOX, self._subject(image)):
+                    raise DataError(f"{self._where(image)}, object {number}: {what} in ({corners}); {ADVICE}")
             keep &= ~faulty
         flat = keep & ((x1 == x2) | (y1 == y2))
-        self._count_rows(flat, owners, "box without area was dropped", "boxes without area were dropped")
-        keep &= ~flat
-        return self._at_the_edge(boxes, owners, keep, clip), keep
+        self._count_rows(NO_AREA, flat, owners)
+        return keep & ~flat
 
     def _at_the_edge(self, boxes: Boxes, owners: Labels, keep: Flags, clip: bool) -> Boxes:
-        """Clip boxes to their images, or only count those that run out."""
-        edges = np.array([(s.width, s.height) if s else (np.inf, np.inf) for s in self.sizes], dtype=np.float64)[owners]
+        """Return the boxes cut at their images' edges, or as written; clear `keep` of those outside, in place."""
+        edges = np.array([(size.width, size.height) if size else (np.inf, np.inf) for size in self.sizes])[owners]
         sound = np.where(keep[:, None], boxes, 0.0)
-        clipped: NDArray[np.float64] = np.clip(sound, 0.0, edges[:, [0, 1, 0, 1]])
-        over = keep & (np.abs(clipped - sound) > _OUTSIDE_PX).any(axis=1)
-        gone = keep & ~((clipped[:, 2:] > clipped[:, :2]).all(axis=1))
-        if clip:
-            self._count_rows(
-                gone, owners, "box outside its image was dropped", "boxes outside their images were dropped"
-            )
-            keep &= ~gone
-            over &= keep
-        done = "clipped" if clip else "kept as written"
-        one, many = f"box ran out of its image and was {done}", f"boxes ran out of their images and were {done}"
-        self._count_rows(over, owners, one, many)
-        return clipped if clip else boxes
-
-    def _count_rows(self, rows: Flags, owners: Labels, one: str, many: str) -> None:
-        for row in np.flatnonzero(rows):
-            self.count(self._short(int(owners[row])), one, many)
+        inside: NDArray[np.float64] = np.clip(sound, 0.0, edges[:, [0, 1, 0, 1]])
+        over = keep & (np.abs(inside - sound) > _ROUNDING_PX).any(axis=1)
+        if not clip:
+            self._count_rows(OVER_EDGE, over, owners)
+            return boxes
+        outside = keep & ~(inside[:, 2:] > inside[:, :2]).all(axis=1)
+        self._count_rows(OUTSIDE_IMAGE, outside, owners)
+        self._count_rows(CLIPPED, over & ~outside, owners)
+        keep &= ~outside
+        return inside
 
     def _mapped(
         self, labels: Labels, owners: Labels, declared: Sequence[str], order: Sequence[str] | None
     ) -> tuple[Labels, tuple[str, ...]]:
-        """Return each object's class index among the data set's or the model's classes, -1 for what is dropped."""
+        """Return each object's index among the classes, -1 if it is dropped, and the classes."""
         rename = self.options.rename or {}
         for old in (name for name in rename if name not in (*declared, *(order or ()))):
-            self.note(f"the data has no class {old!r} to rename{did_you_mean(old, declared)}")
+            self.notes.append(f"the data has no class {old!r} to rename{did_you_mean(old, declared)}")
         names = [rename.get(name, name) for name in declared]
         own = tuple(dict.fromkeys(new for name in (order or declared) if (new := rename.get(name, name))))
         class_names = own if self.options.class_names is None else tuple(self.options.class_names)
         index = {name: number for number, name in enumerate(class_names)}
-        table = np.array([index.get(name, -1) for name in names], dtype=np.int64)
-        mapped = table[labels] if len(labels) else labels
-        asked_to_drop = np.array([not name for name in names], dtype=np.bool_)
-        strange = np.flatnonzero((mapped < 0) & ~asked_to_drop[labels]) if len(labels) else labels
-        if len(strange) and self.options.unknown == "refuse":
-            row = int(strange[0])
-            name = names[int(labels[row])]
+        mapped = np.array([index.get(name, -1) for name in names], dtype=np.int64)[labels]
+        unknown = np.flatnonzero((mapped < 0) & np.array([name != "" for name in names], dtype=np.bool_)[labels])
+        if len(unknown) and self.options.unknown == "refuse":
+            name = names[int(labels[unknown[0]])]
             raise DataError(
-                f"{self.where(int(owners[row]))}: class {name!r} is not among the model's classes "
+                f"{self._where(int(owners[unknown[0]]))}: class {name!r} is not among the model's classes "
                 f"({_listing(class_names)}){did_you_mean(name, class_names)}; rename it with --rename {name}=NAME, or "
                 f"leave it out with --rename {name}="
             )
@@ -220,16 +257,7 @@ class Columns:
         shown = ", ".join(f"{declared[label]} ({counts[label]})" for label in most[:5])
         more = f" and {len(most) - 5} more classes" if len(most) > 5 else ""
         objects = "object was" if counts.sum() == 1 else "objects were"
-        self.note(f"{counts.sum()} {objects} left out, of other classes than asked for: {shown}{more}")
-
-
-_SKIPPED = {
-    "broken": ("broken label file was skipped", "broken label files were skipped"),
-    "missing": ("image without a file was skipped", "images without a file were skipped"),
-    "image": ("unreadable image was skipped", "unreadable images were skipped"),
-    "duplicate": ("second labelling of an image was skipped", "second labellings of images were skipped"),
-    "box": ("broken box was skipped", "broken boxes were skipped"),
-}
+        self.notes.append(f"{counts.sum()} {objects} left out, of other classes than asked for: {shown}{more}")
 
 
 def _listing(names: Sequence[str]) -> str:

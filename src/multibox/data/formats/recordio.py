@@ -1,30 +1,38 @@
 """MXNet RecordIO detection sets (.rec with .idx, such as the Pikachu files), and im2rec's .lst with images beside."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.data.formats.finder import ImageFinder, encoded_size
-from multibox.data.formats.index import Columns
-from multibox.data.formats.records import ImageRecord, read_record, scan
+from multibox.data.formats.finder import Fractions, ImageFinder, target_names
+from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
     ADVICE,
-    SKIP,
     ReadOptions,
     files_in,
     name_splits,
     read_lines,
     safe_name,
+    write_lines,
 )
-from multibox.data.images import image_size
-from multibox.errors import DataError, ImageError
+from multibox.data.images import encoded_size, image_bytes, image_size
+from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, UNREADABLE_IMAGE
+from multibox.data.records import ImageRecord, read_record, scan, write_record
+from multibox.errors import DataError
 from multibox.structures import Dataset, Size
 
 _CLASS_FILES = ("classes.txt", "labels.txt", "names.txt")
 _SLACK = 0.01
+
+
+_Objects = NDArray[np.float32]
+"""[objects, width]: class, corners as fractions, and what else the file holds."""
+_NONE: _Objects = np.zeros((0, 5), np.float32)
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class _Listed:
 
 
 def recognise(path: Path) -> str | None:
-    """Say what makes this file or folder a RecordIO data set, or None."""
+    """Return what makes this file or folder a RecordIO data set, or None."""
     if path.is_file():
         return path.name if path.suffix.lower() in (".rec", ".lst") else None
     return next((file.name for file in _split_files(path).values()), None)
@@ -57,91 +65,87 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     splits = find_splits(path)
     file = splits[split]
     root = path.parent if path.is_file() else path
-    columns = Columns(root, "recordio", split, options, shared=True)
+    index = IndexBuilder(root, "recordio", split, options, shared=True)
     names, names_file = _class_names(root)
-    add = _add_records if file.suffix.lower() == ".rec" else _add_listed
-    highest = add(columns, file, names, names_file)
+    images = _from_records(index, file) if file.suffix.lower() == ".rec" else _from_list(index, file)
+    highest = -1
+    for image, objects, where in images:
+        _add_boxes(index, image, objects, None if names is None else len(names), names_file, where)
+        highest = max(highest, _highest(objects))
     if names is None:
         others = [one for one in splits.values() if one != file]
         highest = max([highest, *(_highest_class(one) for one in others)])
         names = [str(number) for number in range(highest + 1)]
-    return columns.finish(names)
+    return index.finish(names)
 
 
-def read_record_image(path: str | Path, offset: int) -> bytes:
-    """Return the encoded image (JPEG or PNG) of the record at a byte position of a .rec file.
-
-    Raises:
-        DataError: when there is no record.
-    """
-    return read_record(Path(path), offset).image
-
-
-def _add_records(columns: Columns, file: Path, names: list[str] | None, names_file: Path | None) -> int:
+def _from_records(index: IndexBuilder, file: Path) -> Iterator[tuple[int, _Objects, str]]:
+    """Add the images of a .rec file; yield each one's row, its objects and where it is."""
     called = _names_in_list(file.with_suffix(".lst"))
-    highest, seen = -1, set[str]()
+    seen: set[str] = set()
     for number, (offset, record) in enumerate(_records(file)):
         name = safe_name(called.get(record.key, "")) or str(record.key)
         # Some writers give every record the key 0.
         name = name if name not in seen else f"record{number}"
         seen.add(name)
         where = f"{file}, record {name} at byte {offset}"
-        try:
-            rows = _objects(record.label, where)
-            size = encoded_size(record.image, where)
-        except DataError as error:
-            columns.bad(str(error), name, "image" if isinstance(error, ImageError) else "broken")
-            continue
-        image = columns.add_image(name, file, file, size, offset)
-        highest = max(highest, _add_objects(columns, image, rows, size, names, names_file, where))
-    return highest
+        size_of = partial(encoded_size, record.image, where)
+        image, objects = _add_image(index, record.label, name, (name, file, file), offset, size_of, where)
+        if image is not None:
+            yield image, objects, where
 
 
-def _add_listed(columns: Columns, file: Path, names: list[str] | None, names_file: Path | None) -> int:
-    images = ImageFinder(columns.root, [file.parent])
-    highest = -1
-    for row in _read_list(file):
-        where = f"{file}: image {row.image}"
-        found = images.find(row.image)
+def _from_list(index: IndexBuilder, file: Path) -> Iterator[tuple[int, _Objects, str]]:
+    """Add the images of a .lst file, as `_from_records` does."""
+    finder = ImageFinder(index.root, [file.parent])
+    for listed in _read_list(file):
+        found = index.find_image(finder, listed.image, str(file))
         if found is None:
-            looked = f"looked in {images.places()}; put it there, or {SKIP}"
-            columns.bad(f"{where} is missing; {looked}", row.image, "missing")
             continue
-        try:
-            rows, size = _objects(row.label, where), image_size(found)
-        except DataError as error:
-            columns.bad(str(error), row.image, "image" if isinstance(error, ImageError) else "broken")
-            continue
-        image = columns.add_image(safe_name(row.image), found, file, size)
-        highest = max(highest, _add_objects(columns, image, rows, size, names, names_file, where))
-    return highest
+        where, name = f"{file}: image {listed.image}", safe_name(listed.image)
+        size_of = partial(image_size, found)
+        image, objects = _add_image(index, listed.label, listed.image, (name, found, file), None, size_of, where)
+        if image is not None:
+            yield image, objects, where
 
 
-def _add_objects(
-    columns: Columns,
-    image: int | None,
-    rows: NDArray[np.float32],
-    size: Size,
-    names: list[str] | None,
-    names_file: Path | None,
+def _add_image(
+    index: IndexBuilder,
+    label: NDArray[np.float32],
+    subject: str,
+    name_path_source: tuple[str, Path, Path],
+    offset: int | None,
+    size_of: Callable[[], Size],
     where: str,
-) -> int:
-    if image is None or not len(rows):
-        return -1
-    difficult = rows[:, 5] > 0 if rows.shape[1] > 5 else np.zeros(len(rows), np.bool_)
-    boxes = _in_pixels(rows[:, 1:5], size)
-    for number, (label, box, flag) in enumerate(
-        zip(rows[:, 0].tolist(), boxes.tolist(), difficult, strict=True), start=1
-    ):
-        if label != int(label) or (names is not None and label >= len(names)):
-            known = f"among the {len(names)} classes of {names_file}" if names is not None else "a whole number"
-            columns.bad(f"{where}, object {number}: class {label:g} is not {known}; {ADVICE}", where, "box")
-            continue
-        columns.add_box(image, box, int(label), difficult=bool(flag))
-    return int(rows[:, 0].max())
+) -> tuple[int | None, _Objects]:
+    """Return the row of an image, None if it is skipped, and its objects."""
+    objects, size = None, None
+    with index.skipping(BROKEN_FILE, subject):
+        objects = _objects(label, where)
+    if objects is None:
+        return None, _NONE
+    with index.skipping(UNREADABLE_IMAGE, subject):
+        size = size_of()
+    return (None, _NONE) if size is None else (index.add_image(*name_path_source, size, offset), objects)
 
 
-def _objects(label: NDArray[np.float32], where: str) -> NDArray[np.float32]:
+def _add_boxes(
+    index: IndexBuilder, image: int, objects: _Objects, classes: int | None, names_file: Path | None, where: str
+) -> None:
+    size = index.sizes[image]
+    assert size is not None
+    boxes = _in_pixels(objects[:, 1:5], size)
+    difficult = objects[:, 5] > 0 if objects.shape[1] > 5 else np.zeros(len(objects), np.bool_)
+    rows = zip(objects[:, 0].tolist(), boxes.tolist(), difficult.tolist(), strict=True)
+    for number, (label, box, flag) in enumerate(rows, start=1):
+        with index.skipping(BROKEN_BOX, where):
+            if label != int(label) or (classes is not None and label >= classes):
+                known = f"among the {classes} classes of {names_file}" if classes is not None else "a whole number"
+                raise DataError(f"{where}, object {number}: class {label:g} is not {known}; {ADVICE}")
+            index.add_box(image, box, int(label), difficult=flag)
+
+
+def _objects(label: NDArray[np.float32], where: str) -> _Objects:
     """Return [objects, width] of a label [header width, object width, more header ..., class, x1, y1, x2, y2, ...]."""
     header, width = (int(label[0]), int(label[1])) if len(label) >= 2 and np.isfinite(label[:2]).all() else (0, 0)
     if header < 2 or width < 5 or len(label) < header or (len(label) - header) % width:
@@ -153,7 +157,7 @@ def _objects(label: NDArray[np.float32], where: str) -> NDArray[np.float32]:
     rows = rows[~(rows[:, 0] < 0)]  # -1 fills up
     corners = rows[:, 1:5][np.isfinite(rows[:, 1:5])]
     if not np.isfinite(rows[:, 0]).all():
-        raise DataError(f"{where}: a class is no number; {ADVICE}")
+        raise DataError(f"{where}: a class is not a number; {ADVICE}")
     if len(corners) and (np.abs(corners) > 1 + _SLACK).any():
         worst = float(np.abs(corners).max())
         raise DataError(f"{where}: expected corners as fractions of the image from 0 to 1, got {worst:g}; {ADVICE}")
@@ -210,19 +214,20 @@ def _names_in_list(file: Path) -> dict[int, str]:
 
 
 def _highest_class(file: Path) -> int:
-    labels = (
-        (one.label for _, one in _records(file))
-        if file.suffix.lower() == ".rec"
-        else (r.label for r in _read_list(file))
-    )
+    if file.suffix.lower() == ".rec":
+        labels = (record.label for _, record in _records(file))
+    else:
+        labels = (listed.label for listed in _read_list(file))
     highest = -1
     for label in labels:
-        try:
-            rows = _objects(label, str(file))
-        except DataError:
-            continue  # opening that split says what is wrong with it
-        highest = max(highest, int(rows[:, 0].max()) if len(rows) else -1)
+        # Opening that split says what is wrong with it
+        with contextlib.suppress(DataError):
+            highest = max(highest, _highest(_objects(label, str(file))))
     return highest
+
+
+def _highest(objects: _Objects) -> int:
+    return int(objects[:, 0].max(initial=-1))
 
 
 def _class_names(root: Path) -> tuple[list[str] | None, Path | None]:
@@ -233,3 +238,24 @@ def _class_names(root: Path) -> tuple[list[str] | None, Path | None]:
 def _split_files(folder: Path) -> dict[str, Path]:
     files = files_in(folder, ".rec") or files_in(folder, ".lst")
     return name_splits({file.stem: file for file in files})
+
+
+def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[str]:
+    """Write SPLIT.rec with .idx and .lst, labels as the Pikachu files have them, and classes.txt; `link` is unused."""
+    fractions = Fractions()
+    for split, dataset in splits.items():
+        flags = bool(dataset.difficult.any())
+        positions: list[str] = []
+        listed: list[str] = []
+        with (folder / f"{split}.rec").open("wb") as file:
+            for key, (name, sample) in enumerate(zip(target_names(dataset), dataset, strict=True)):
+                boxes, keep = fractions.of(sample)
+                columns = [sample.labels[:, None], boxes, *([sample.difficult[:, None]] if flags else [])]
+                rows = np.concatenate(columns, axis=1)[keep].astype(np.float32)
+                label = np.concatenate([np.array([2, 5 + flags], np.float32), rows.ravel()])
+                positions.append(f"{key}\t{write_record(file, ImageRecord(key, label, image_bytes(sample)))}")
+                listed.append("\t".join([str(key), *(f"{value:.9g}" for value in label.tolist()), name]))
+        write_lines(folder / f"{split}.idx", positions)
+        write_lines(folder / f"{split}.lst", listed)
+    write_lines(folder / "classes.txt", next(iter(splits.values())).class_names)
+    return fractions.sentences("RecordIO")

@@ -1,4 +1,4 @@
-"""Small things every label format needs: names of splits, text of unknown origin, folders, counted sentences."""
+"""Text and numbers of label files, and the names of splits, files and folders around them."""
 
 import os
 import re
@@ -15,13 +15,7 @@ ADVICE = f"correct it, or {SKIP}"
 OnBad = Literal["stop", "skip"]
 Unknown = Literal["refuse", "drop"]
 
-_CANONICAL = {
-    "training": "train",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "testing": "test",
-}
+_CANONICAL = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 _SPLIT_WORDS = ("train", "val", "trainval", "test", "minival", "default", "all", *_CANONICAL)
 _SPLIT_PATTERN = re.compile(rf"({'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})((19|20)\d\d)?")
 _ORDER = ("train", "val", "trainval", "test")
@@ -29,33 +23,28 @@ _ORDER = ("train", "val", "trainval", "test")
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How a reader treats what it finds."""
+    """How a reader treats what the label files say; see `open_dataset`."""
 
     on_bad: OnBad = "stop"
-    """Stop at a broken file or box, or skip it and count it in the notes."""
     class_names: tuple[str, ...] | None = None
-    """A trained model's classes: labels are mapped to this order by name. None keeps the data set's own."""
     rename: Mapping[str, str] | None = None
-    """The data set's class names to other names, before anything is compared; "" drops the class's objects."""
     unknown: Unknown = "refuse"
-    """Refuse an object whose class is not among `class_names`, or drop it and count it in the notes."""
     one_based: bool = False
-    """VOC only: corners are 1-based and inclusive, so a box spans xmin - 1 .. xmax."""
 
 
 def is_split_name(text: str) -> bool:
-    """Say whether a folder or file of this name usually holds a split, such as `train2017` or `valid`."""
+    """Return whether a folder or file of this name usually holds a split, such as `train2017` or `valid`."""
     return _SPLIT_PATTERN.fullmatch(text.lower()) is not None
 
 
 def split_in(text: str) -> str:
-    """Return the split a name speaks of (`bananas_train` -> `train`), or the name itself."""
+    """Return the split in a name (`bananas_train` -> `train`), or the name itself."""
     hits = [token for token in re.split(r"[_\-. ]+", text.lower()) if is_split_name(token)]
     return hits[0] if len(hits) == 1 else text
 
 
 def name_splits(sources: Mapping[str, Path]) -> dict[str, Path]:
-    """Shorten names to the splits they speak of, where that leaves them different; in the order of splits."""
+    """Shorten names to the splits in them, where that leaves them different; in the order of splits."""
     short = {split_in(name): path for name, path in sources.items()}
     chosen = short if len(short) == len(sources) else dict(sources)
     return {name: chosen[name] for name in in_order(chosen)}
@@ -78,7 +67,7 @@ def canonical(split: str) -> str:
 
 
 def split_for(splits: Iterable[str], purpose: str) -> str | None:
-    """Return the first of the splits that is called by its purpose ("train", "val"), `train2017` too; None without."""
+    """Return the first split named by its purpose ("train", "val"), `train2017` too; None without one."""
     return next((split for split in splits if canonical(split) == purpose), None)
 
 
@@ -86,7 +75,7 @@ def pick_split(available: Sequence[str], wanted: str | None, where: Path) -> str
     """Return the one of the `available` splits that is meant.
 
     Raises:
-        DataError: when there is no such split, or several and none was named.
+        DataError: there is no such split, or several and none was named.
     """
     listing = ", ".join(available)
     if wanted is None:
@@ -105,7 +94,7 @@ def read_text(path: Path) -> str:
     """Read a text file as people's tools write it: UTF-8 with or without a byte order mark, or UTF-16 with one.
 
     Raises:
-        DataError: when the file is missing or is no such text.
+        DataError: the file is missing or is no such text.
     """
     try:
         data = path.read_bytes()
@@ -119,17 +108,31 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a list file: one entry a line, without blanks around, without empty lines."""
+    """Read a list file: one entry per line, stripped, without empty lines."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def child(folder: Path, *names: str) -> Path | None:
-    """Return the sub-folder with one of these names, whatever its capitals, exact spelling first."""
-    for name in names:
-        if (folder / name).is_dir():
-            return folder / name
-    wanted = {name.lower() for name in names}
-    return next((path for path in folders_in(folder) if path.name.lower() in wanted), None)
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines as UTF-8, each with a line feed after it."""
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def number_text(value: float) -> str:
+    """Write 78.0 as "78" and every other number in the fewest digits that read back as the same."""
+    value = float(value)
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def is_yes(text: str | None) -> bool:
+    """Return whether a flag in a label file is set."""
+    return (text or "").strip().lower() in ("1", "true", "yes")
+
+
+def child(folder: Path, name: str) -> Path | None:
+    """Return the sub-folder of this name, exact spelling first, then with other capitals."""
+    if (folder / name).is_dir():
+        return folder / name
+    return next((path for path in folders_in(folder) if path.name.lower() == name.lower()), None)
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -157,10 +160,11 @@ def files_below(folder: Path, *suffixes: str) -> list[str]:
     seen: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = [name for name in folders if name[0] != "." and real not in seen]  # a link may lead in a circle
-        if real in seen:
+        if real in seen:  # a link may lead in a circle
+            folders.clear()
             continue
         seen.add(real)
+        folders[:] = [name for name in folders if name[0] != "."]
         prefix = Path(place).relative_to(folder).as_posix()
         prefix = "" if prefix == "." else prefix + "/"
         found += [prefix + name for name in names if name[0] != "." and name.lower().endswith(suffixes)]
@@ -168,7 +172,7 @@ def files_below(folder: Path, *suffixes: str) -> list[str]:
 
 
 def safe_name(listed: str) -> str:
-    """Turn an image's path as some label file wrote it into a relative name that stays below its root."""
+    """Turn an image's path as a label file wrote it into a relative name that stays below its root."""
     text = re.sub(r"^[A-Za-z]:", "", listed.strip().replace("\\", "/"))
     return "/".join(part for part in text.split("/") if part not in ("", ".", ".."))
 
@@ -183,10 +187,3 @@ def stem_of(name: str) -> str:
     """Return an image's name without its image suffix; a name without one is returned whole."""
     base, suffix = os.path.splitext(name)  # noqa: PTH122 (a million names: no Path objects)
     return base if suffix.lower() in IMAGE_SUFFIXES else name
-
-
-def counted(count: int, one: str, many: str, files: Sequence[str] = ()) -> str:
-    """Make "2 boxes were dropped: a.xml, b.xml" of a count, a phrase for one and for many, and the files."""
-    shown = list(dict.fromkeys(files))
-    tail = ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
-    return f"{count} {one if count == 1 else many}" + (f": {tail}" if shown else "")

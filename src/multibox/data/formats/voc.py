@@ -1,15 +1,17 @@
-"""PASCAL VOC: one XML file an image, lists of images in ImageSets/Main; also the trees people make of it."""
+"""PASCAL VOC: one XML file per image, lists of images in ImageSets/Main; also the trees that people make of it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder
-from multibox.data.formats.index import Columns
+import numpy as np
+
+from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, place_image, target_names
+from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
     ADVICE,
     SKIP,
@@ -20,135 +22,21 @@ from multibox.data.formats.text import (
     folders_in,
     in_order,
     is_split_name,
+    is_yes,
     name_splits,
+    number_text,
     read_lines,
     stem_of,
+    write_lines,
 )
+from multibox.data.images import image_bytes, shown_size
+from multibox.data.left_out import BROKEN_FILE, LISTED_TWICE
 from multibox.errors import DataError, MissingExtraError
-from multibox.structures import Dataset, Size
-
-
-@dataclass(frozen=True)
-class AnnotatedObject:
-    """One object as its XML says it."""
-
-    name: str
-    box_xyxy: tuple[float, float, float, float]
-    difficult: bool = False
-    crowd: bool = False
-    """Not VOC's: our own element, so that COCO's crowds survive; such an object is also marked difficult."""
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """One XML file."""
-
-    filename: str
-    size: Size | None
-    objects: list[AnnotatedObject] = field(default_factory=list)
-
-
-def read_annotation(path: Path) -> Annotation:
-    """Read one VOC XML file.
-
-    Raises:
-        DataError: when it is no XML or no VOC annotation, naming the file and the object.
-        MissingExtraError: without defusedxml.
-    """
-    tree = _parsed(path)
-    if tree.tag != "annotation":
-        raise DataError(f"{path} is no VOC label file: expected <annotation> outermost, got <{tree.tag}>; {ADVICE}")
-    things = [_read_object(thing, number, path) for number, thing in enumerate(tree.findall("object"), start=1)]
-    return Annotation((tree.findtext("filename") or "").strip(), _read_size(tree.find("size")), things)
-
-
-def read_names(path: Path) -> set[str]:
-    """Return the class names in one VOC XML file; none where the file is broken."""
-    try:
-        return {name for thing in _parsed(path).iterfind("object") if (name := (thing.findtext("name") or "").strip())}
-    except DataError:
-        return set()
-
-
-def write_annotation(path: Path, name: str, size: Size, objects: list[AnnotatedObject]) -> None:
-    """Write one VOC XML file; a number is written so that reading gives it back exactly."""
-    lines = [
-        "<annotation>",
-        f"  <folder>{escape(path.parent.name)}</folder>",
-        f"  <filename>{escape(name)}</filename>",
-        f"  <size><width>{size.width}</width><height>{size.height}</height><depth>3</depth></size>",
-        "  <segmented>0</segmented>",
-    ]
-    for thing in objects:
-        corners = zip(("xmin", "ymin", "xmax", "ymax"), thing.box_xyxy, strict=True)
-        box = "".join(f"<{tag}>{number_text(value)}</{tag}>" for tag, value in corners)
-        lines += [
-            "  <object>",
-            f"    <name>{escape(thing.name)}</name>",
-            "    <pose>Unspecified</pose>",
-            "    <truncated>0</truncated>",
-            f"    <difficult>{int(thing.difficult or thing.crowd)}</difficult>",
-            *(["    <crowd>1</crowd>"] if thing.crowd else []),
-            f"    <bndbox>{box}</bndbox>",
-            "  </object>",
-        ]
-    path.write_text("\n".join([*lines, "</annotation>", ""]), encoding="utf-8")
-
-
-def number_text(value: float) -> str:
-    """Write 78.0 as "78" and every other number in the fewest digits that read back as the same."""
-    value = float(value)
-    return str(int(value)) if value.is_integer() else repr(value)
-
-
-def _parsed(path: Path) -> Any:
-    try:
-        from defusedxml.common import DefusedXmlException
-        from defusedxml.ElementTree import ParseError, fromstring
-    except ImportError:
-        raise MissingExtraError("Reading VOC XML", "train") from None
-    try:
-        data = path.read_bytes()
-        # defusedxml is ten times slower; without "<!" there is no DTD, so nothing for it to defuse.
-        plain = b"<!" not in data and b"\0" not in data
-        return ElementTree.fromstring(data) if plain else fromstring(data)
-    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-        raise DataError(f"{path} is no XML ({error}); {ADVICE}") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); {ADVICE}") from None
-
-
-def _read_object(thing: Any, number: int, path: Path) -> AnnotatedObject:
-    name = (thing.findtext("name") or "").strip()
-    box = thing.find("bndbox")
-    if not name or box is None:
-        raise DataError(f"{path}, object {number}: no <{'bndbox' if name else 'name'}>; {ADVICE}")
-    corners: list[float] = []
-    for tag in ("xmin", "ymin", "xmax", "ymax"):
-        text = box.findtext(tag)
-        try:
-            corners.append(float(text))
-        except (TypeError, ValueError):
-            raise DataError(f"{path}, object {number}: <{tag}> should be a number, got {text!r}; {ADVICE}") from None
-    crowd = _flag(thing, "crowd")
-    x1, y1, x2, y2 = corners
-    return AnnotatedObject(name, (x1, y1, x2, y2), _flag(thing, "difficult") and not crowd, crowd)
-
-
-def _flag(thing: Any, tag: str) -> bool:
-    return (thing.findtext(tag) or "0").strip().lower() in ("1", "true", "yes")
-
-
-def _read_size(size: Any) -> Size | None:
-    try:
-        width, height = (int(float(size.findtext(tag))) for tag in ("width", "height"))
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        return None
-    return Size(height, width) if width > 0 and height > 0 else None
-
+from multibox.structures import Dataset, Sample, Size
 
 _XML_FOLDERS = ("Annotations", "xmls", "xml", "labels")
 _CLASS_LIST_ENDS = ("_train", "_val", "_trainval", "_test")
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
@@ -158,8 +46,24 @@ class _Split:
     list_file: Path | None = None
 
 
+@dataclass(frozen=True)
+class _Object:
+    name: str
+    box_xyxy: tuple[float, ...]
+    difficult: bool = False
+    crowd: bool = False
+    """Our own element, so that COCO's crowds survive; such an object is also marked difficult."""
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    filename: str
+    size: Size | None
+    objects: list[_Object] = field(default_factory=list)
+
+
 def recognise(folder: Path) -> str | None:
-    """Say what makes this folder a VOC tree, or None."""
+    """Return what makes this folder a VOC tree, or None."""
     xml_folder = _xml_folder(folder)
     if xml_folder is not None:
         return f"{xml_folder.name}/*.xml" if xml_folder != folder else "*.xml"
@@ -190,59 +94,100 @@ def read(root: Path, split: str, options: ReadOptions) -> Dataset:
     Classes come in the order of the alphabet, over the XML files of all splits, unless the options name them.
 
     Raises:
-        DataError: for a listed name without XML or image, XML that is none or has no objects as VOC writes them.
+        DataError: for a listed name without XML or image, or XML that VOC does not write.
     """
     source = find_splits(root)[split]
-    columns = Columns(root, "voc", split, options, shared=False)
+    index = IndexBuilder(root, "voc", split, options, shared=False)
     labels: dict[str, int] = {}
     read_already: set[Path] = set()
-    images = _image_finder(source)
-    for path in _listed(source, columns):
-        try:
-            annotation = read_annotation(path)
-        except DataError as error:
-            columns.bad(str(error), path.name)
-            continue
-        read_already.add(path)
-        _add(columns, images, source, path, annotation, labels)
+    finder = _finder(source)
+    for path in _listed(source, index):
+        with index.skipping(BROKEN_FILE, path.name):
+            annotation = _read_annotation(path)
+            read_already.add(path)
+            _add(index, finder, path, path.relative_to(source.xml_folder), annotation, labels)
     declared = list(labels)
     if options.class_names is None:
         labels.update(dict.fromkeys(_other_classes(root, read_already), 0))
-    return columns.finish(declared, order=sorted(labels), clip=False)
+    return index.finish(declared, order=sorted(labels), clip=False)
 
 
 def _add(
-    columns: Columns,
-    images: ImageFinder,
-    source: _Split,
+    index: IndexBuilder,
+    finder: ImageFinder,
     path: Path,
-    annotation: Annotation,
+    inside: Path,
+    annotation: _Annotation,
     labels: dict[str, int],
 ) -> None:
-    stem = path.relative_to(source.xml_folder).as_posix()[: -len(path.suffix)]
+    stem = inside.with_suffix("").as_posix()
     suffix = Path(annotation.filename.replace("\\", "/")).suffix
     # The XML's own name comes first: <filename> goes stale when people rename files.
-    found = images.find_stem(stem, suffix) or (images.find(annotation.filename) if annotation.filename else None)
+    found = finder.find_stem(stem, suffix) or (finder.find(annotation.filename) if annotation.filename else None)
+    found = index.check_found(found, finder, annotation.filename or stem, str(path), path.name)
     if found is None:
-        wanted = annotation.filename or stem
-        columns.bad(
-            f"{path}: its image {wanted!r} is missing; looked in {images.places()}; put it there, or {SKIP}",
-            path.name,
-            "missing",
-        )
         return
     name = f"{stem}{found.suffix}" if found.name.startswith(Path(stem).name) else found.name
-    row = columns.add_image(name, found, path, annotation.size)
+    row = index.add_image(name, found, path, annotation.size)
     if row is None:
         return
-    less = 1.0 if columns.options.one_based else 0.0
+    less = 1.0 if index.options.one_based else 0.0
     for thing in annotation.objects:
         x1, y1, x2, y2 = thing.box_xyxy
         label = labels.setdefault(thing.name, len(labels))
-        columns.add_box(row, (x1 - less, y1 - less, x2, y2), label, difficult=thing.difficult, crowd=thing.crowd)
+        index.add_box(row, (x1 - less, y1 - less, x2, y2), label, difficult=thing.difficult, crowd=thing.crowd)
 
 
-def _listed(source: _Split, columns: Columns) -> Iterable[Path]:
+def _read_annotation(path: Path) -> _Annotation:
+    tree = _parsed(path)
+    if tree.tag != "annotation":
+        raise DataError(f"{path} is no VOC label file: expected <annotation> outermost, got <{tree.tag}>; {ADVICE}")
+    things = [_read_object(thing, f"{path}, object {number}") for number, thing in enumerate(tree.findall("object"), 1)]
+    return _Annotation((tree.findtext("filename") or "").strip(), _read_size(tree.find("size")), things)
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        from defusedxml.common import DefusedXmlException
+        from defusedxml.ElementTree import ParseError, fromstring
+    except ImportError:
+        raise MissingExtraError("Reading VOC XML", "train") from None
+    try:
+        data = path.read_bytes()
+        # defusedxml is ten times slower; without "<!" there is no DTD, so nothing for it to defuse.
+        plain = b"<!" not in data and b"\0" not in data
+        return ElementTree.fromstring(data) if plain else fromstring(data)
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+        raise DataError(f"{path} is no XML ({error}); {ADVICE}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); {ADVICE}") from None
+
+
+def _read_object(thing: Any, where: str) -> _Object:
+    name = (thing.findtext("name") or "").strip()
+    box = thing.find("bndbox")
+    if not name or box is None:
+        raise DataError(f"{where}: no <{'bndbox' if name else 'name'}>; {ADVICE}")
+    corners: list[float] = []
+    for tag in _CORNERS:
+        text = box.findtext(tag)
+        try:
+            corners.append(float(text))
+        except (TypeError, ValueError):
+            raise DataError(f"{where}: <{tag}> should be a number, got {text!r}; {ADVICE}") from None
+    crowd = is_yes(thing.findtext("crowd"))
+    return _Object(name, tuple(corners), is_yes(thing.findtext("difficult")) and not crowd, crowd)
+
+
+def _read_size(size: Any) -> Size | None:
+    try:
+        width, height = (int(float(size.findtext(tag))) for tag in ("width", "height"))
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return None
+    return Size(height, width) if width > 0 and height > 0 else None
+
+
+def _listed(source: _Split, index: IndexBuilder) -> Iterable[Path]:
     held = {name[:-4]: source.xml_folder / name for name in files_below(source.xml_folder, ".xml")}
     if source.list_file is None:
         return held.values()
@@ -254,28 +199,24 @@ def _listed(source: _Split, columns: Columns) -> Iterable[Path]:
             continue
         path = held.get(name) or held.get(name.rpartition("/")[2]) or loose.get(name.casefold())
         if name in chosen:
-            columns.count(
-                name, "image is listed twice and was taken once", "images are listed twice and were taken once"
-            )
-        elif path is None:
-            columns.bad(
-                f"{source.list_file} lists {name!r}, but {source.xml_folder / name}.xml is missing; "
-                f"add it, take the name off the list, or {SKIP}",
-                name,
-            )
-        else:
+            index.count(LISTED_TWICE, name)
+            continue
+        with index.skipping(BROKEN_FILE, name):
+            if path is None:
+                raise DataError(
+                    f"{source.list_file} lists {name!r}, but {source.xml_folder / name}.xml is missing; "
+                    f"add it, take the name off the list, or {SKIP}"
+                )
             chosen[name] = path
     return chosen.values()
 
 
-def _listed_name(line: str, held: dict[str, Path]) -> str | None:
-    """Return the stem a line of ImageSets names; None where its second column says -1 (not in this class)."""
+def _listed_name(line: str, held: Mapping[str, Path]) -> str | None:
+    """Return the stem that a line of ImageSets names; None if its second column says -1 (not in this class)."""
     line = line.replace("\\", "/")
     if line in held:
         return line
-    head, _, flag = line.rpartition(" ")
-    if "\t" in line:
-        head, _, flag = line.rpartition("\t")
+    head, _, flag = line.rpartition("\t" if "\t" in line else " ")
     if head and flag in ("-1", "0", "1"):
         if flag == "-1":
             return None
@@ -284,22 +225,24 @@ def _listed_name(line: str, held: dict[str, Path]) -> str | None:
 
 
 def _other_classes(root: Path, read_already: set[Path]) -> set[str]:
-    found: set[str] = set()
-    for place in {split.xml_folder for split in find_splits(root).values()}:
-        paths = (place / name for name in files_below(place, ".xml"))
-        found.update(*(read_names(path) for path in paths if path not in read_already))
-    return found
+    """Return the class names in the XML files of all splits that are not read yet; broken ones name none."""
+    names: set[str] = set()
+    for folder in {split.xml_folder for split in find_splits(root).values()}:
+        for path in (folder / name for name in files_below(folder, ".xml")):
+            if path not in read_already:
+                try:
+                    found = [(thing.findtext("name") or "").strip() for thing in _parsed(path).iterfind("object")]
+                except DataError:
+                    continue
+                names.update(name for name in found if name)
+    return names
 
 
-def _image_finder(source: _Split) -> ImageFinder:
-    inside = source.xml_folder.name
-    by_split = [source.root / name / inside for name in IMAGE_FOLDERS]
-    return ImageFinder(source.root, [*by_split, *_beside(source)])
-
-
-def _beside(source: _Split) -> list[Path]:
-    usual = [source.root / name for name in IMAGE_FOLDERS]
-    return [*usual, source.xml_folder, *(source.xml_folder.parent / name for name in IMAGE_FOLDERS)]
+def _finder(source: _Split) -> ImageFinder:
+    root, folder = source.root, source.xml_folder
+    by_split = [root / name / folder.name for name in IMAGE_FOLDERS]
+    usual = [root / name for name in IMAGE_FOLDERS]
+    return ImageFinder(root, [*by_split, *usual, folder, *(folder.parent / name for name in IMAGE_FOLDERS)])
 
 
 def _xml_folder(folder: Path) -> Path | None:
@@ -341,3 +284,77 @@ def _list_files(folder: Path) -> dict[str, Path]:
 
 def _split_folders(folder: Path) -> list[Path]:
     return [part for part in folders_in(folder) if is_split_name(part.name) and _xml_folder(part) is not None]
+
+
+def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[str]:
+    """Write JPEGImages, Annotations and ImageSets/Main; in folders by split if two splits share a name."""
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (folder / "Annotations").mkdir()
+    apart = _names_clash(splits)
+    for split, dataset in splits.items():
+        stems: list[str] = []
+        for name, sample in zip(target_names(dataset), dataset, strict=True):
+            name = f"{split}/{name}" if apart else name
+            stems.append(str(Path(name).with_suffix("")))
+            target = folder / "JPEGImages" / name
+            if target.exists():
+                continue  # in another split, the same image with the same boxes
+            place_image(sample, target, link=link)
+            path = folder / "Annotations" / f"{stems[-1]}.xml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_annotation(path, target.name, sample, dataset.class_names)
+        write_lines(lists / f"{split}.txt", stems)
+    notes = ["images of different splits share names, so each split has a folder of its own"] if apart else []
+    return notes + _order_notes(splits)
+
+
+def _write_annotation(path: Path, name: str, sample: Sample, class_names: tuple[str, ...]) -> None:
+    size = sample.size or shown_size(sample)
+    lines = [
+        "<annotation>",
+        f"  <folder>{escape(path.parent.name)}</folder>",
+        f"  <filename>{escape(name)}</filename>",
+        f"  <size><width>{size.width}</width><height>{size.height}</height><depth>3</depth></size>",
+        "  <segmented>0</segmented>",
+    ]
+    for row, label in enumerate(sample.labels.tolist()):
+        corners = zip(_CORNERS, sample.boxes_xyxy[row].tolist(), strict=True)
+        box = "".join(f"<{tag}>{number_text(value)}</{tag}>" for tag, value in corners)
+        lines += [
+            "  <object>",
+            f"    <name>{escape(class_names[label])}</name>",
+            "    <pose>Unspecified</pose>",
+            "    <truncated>0</truncated>",
+            f"    <difficult>{int(sample.difficult[row] or sample.crowd[row])}</difficult>",
+            *(["    <crowd>1</crowd>"] if sample.crowd[row] else []),
+            f"    <bndbox>{box}</bndbox>",
+            "  </object>",
+        ]
+    write_lines(path, [*lines, "</annotation>"])
+
+
+def _names_clash(splits: Mapping[str, Dataset]) -> bool:
+    seen: dict[str, Sample] = {}
+    for dataset in splits.values():
+        for name, sample in zip(target_names(dataset), dataset, strict=True):
+            other = seen.setdefault(str(Path(name).with_suffix("")), sample)
+            if other is not sample and not _same(other, sample):
+                return True
+    return False
+
+
+def _same(one: Sample, other: Sample) -> bool:
+    if not (np.array_equal(one.labels, other.labels) and np.array_equal(one.boxes_xyxy, other.boxes_xyxy)):
+        return False
+    return (one.path, one.offset) == (other.path, other.offset) or image_bytes(one) == image_bytes(other)
+
+
+def _order_notes(splits: Mapping[str, Dataset]) -> list[str]:
+    names = next(iter(splits.values())).class_names
+    used = {label for dataset in splits.values() for label in np.unique(dataset.labels).tolist()}
+    unused = [name for number, name in enumerate(names) if number not in used]
+    notes = [f"VOC has no list of classes: {', '.join(unused)} without boxes are lost"] if unused else []
+    if list(names) != sorted(names):
+        notes.append("VOC has no order of classes: they will be read in the order of the alphabet")
+    return notes

@@ -1,14 +1,17 @@
-"""YOLO: one text file an image, each line a class number and a box as fractions of the image."""
+"""YOLO: one text file per image, each line a class number and a box as fractions of the image."""
 
+import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multibox.data.formats.finder import ImageFinder
-from multibox.data.formats.index import Columns
+import numpy as np
+
+from multibox.data.formats.finder import Fractions, ImageFinder, place_image, target_names
+from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
     ADVICE,
     IMAGE_SUFFIXES,
@@ -26,227 +29,35 @@ from multibox.data.formats.text import (
     safe_name,
     stem_of,
     tails,
+    write_lines,
 )
 from multibox.data.images import image_size
+from multibox.data.left_out import (
+    BROKEN_BOX,
+    BROKEN_FILE,
+    LISTED_TWICE,
+    MISSING_IMAGE,
+    OUTLINE,
+    UNREADABLE_IMAGE,
+)
 from multibox.errors import DataError, ImageError, MissingExtraError
-from multibox.structures import Dataset
+from multibox.structures import Dataset, Size
 
 _CLASS_FILES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels", "labels.txt")
 _YAML = (".yaml", ".yml")
 _YAML_NAMES = ("data", "dataset")
 _LABEL_LINE = re.compile(r"\s*\d+(\.0*)?(\s+-?[\d.]+(e[-+]?\d+)?){4,}\s*", re.IGNORECASE)
+_SLACK = 0.01  # tools round a box at the edge to 1.001; pixels in place of fractions are far beyond
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A YOLO data set's parts."""
-
+class _Layout:
     root: Path
     classes: dict[int, str] | None
-    """Class number to name; None where no file tells them."""
+    """Class number to name; None if no file names them."""
     classes_file: Path | None
     sources: dict[str, list[Path]]
     """Each split's image folders and list files."""
-
-
-def find_layout(path: Path) -> Layout | None:
-    """Return the layout of a folder, data.yaml or obj.data, or None where it is no YOLO data set.
-
-    Raises:
-        DataError: for a file that says nothing usable.
-        MissingExtraError: for a data.yaml without pyyaml.
-    """
-    if path.is_file():
-        if path.suffix.lower() in _YAML:
-            return _from_yaml(path)
-        return _from_darknet(path) if path.suffix.lower() == ".data" else None
-    settings = [file for file in files_in(path, *_YAML) if _is_data_yaml(file)]
-    settings = [file for file in settings if file.stem.lower() in _YAML_NAMES] or settings
-    if len(settings) > 1:
-        raise DataError(f"{path} holds {' and '.join(file.name for file in settings)}; give the one that is meant")
-    if settings:
-        return _from_yaml(settings[0])
-    darknet = [file for file in files_in(path, ".data") if re.search(r"(?m)^\s*names\s*=", _text_of(file))]
-    return _from_darknet(darknet[0]) if darknet else _from_folders(path)
-
-
-def looks_like_labels(path: Path) -> bool:
-    """Say whether the first line of a text file is one of a YOLO label file."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            return _LABEL_LINE.fullmatch(file.readline(1000).rstrip("\r\n")) is not None
-    except (OSError, UnicodeError):
-        return False
-
-
-def is_class_file(name: str) -> bool:
-    """Say whether a text file lists classes rather than boxes."""
-    return name in _CLASS_FILES
-
-
-def _is_data_yaml(path: Path) -> bool:
-    text = _text_of(path)
-    if not re.search(r"(?m)^\s*(names|nc)\s*:", text):
-        return False
-    return path.stem.lower() in _YAML_NAMES or re.search(r"(?m)^\s*(train|val|test)\s*:", text) is not None
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return read_text(path)
-    except DataError:
-        return ""  # some other program's file
-
-
-def _from_yaml(path: Path) -> Layout:
-    content = _load_yaml(path)
-    classes = _yaml_classes(content, path)
-    base = _existing(path.parent, [str(content.get("path") or ".")]) or path.parent
-    sources: dict[str, list[Path]] = {}
-    for split, entry in content.items():
-        if not (is_split_name(split) or _is_folder_entry(entry, base)):
-            continue
-        entries = [str(one) for one in (entry if isinstance(entry, list) else [entry]) if one]
-        places = [_existing(base, [one]) or _existing(path.parent, _tails(one)) for one in entries]
-        if split == "test" and None in places:
-            continue  # exporters write a test line whether or not there is a test folder
-        for one, place in zip(entries, places, strict=True):
-            if place is None:
-                raise DataError(
-                    f"{path} says {split}: {one}, which does not exist below {base}; correct it or add the folder"
-                )
-        if entries:
-            sources[split] = [_inner(place) for place in places if place is not None]
-    if not sources:
-        plain = _from_folders(path.parent)
-        if plain is None:
-            raise DataError(f"{path} names no images; add train: and val: with their folders")
-        sources = plain.sources
-    return Layout(path.parent, classes, path, sources)
-
-
-def _is_folder_entry(entry: Any, base: Path) -> bool:
-    # A split of any name, such as "fold1: images/fold1", beside keys that are no splits.
-    return isinstance(entry, str) and entry.startswith("images/") and (base / entry).is_dir()
-
-
-def _load_yaml(path: Path) -> dict[str, Any]:
-    try:
-        import yaml
-    except ImportError:
-        raise MissingExtraError("Reading data.yaml", "train") from None
-    try:
-        # Plain strings: YAML would make the class "no" False and the class "007" 7.
-        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise DataError(f"{path} is no YAML ({' '.join(str(error).split())}); correct it") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} should hold lines like train: images/train and names: [...]; got something else")
-    return content
-
-
-def _yaml_classes(content: dict[str, Any], path: Path) -> dict[int, str] | None:
-    names, count = content.get("names"), content.get("nc")
-    try:
-        if isinstance(names, dict):
-            classes = {int(number): str(name).strip() for number, name in names.items()}
-        elif isinstance(names, list):
-            classes = {number: str(name).strip() for number, name in enumerate(names)}
-        elif count is not None and not names:
-            return {number: str(number) for number in range(int(count))}
-        else:
-            raise ValueError
-        declared = None if count is None else int(count)
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{path}: names should be a list, or numbers with a name each, and nc a number; correct it"
-        ) from None
-    if declared is not None and declared != len(classes):
-        raise DataError(f"{path} says nc: {declared} but names {len(classes)} classes; make them agree")
-    return dict(sorted(classes.items()))
-
-
-def _from_darknet(path: Path) -> Layout:
-    pairs = (line.partition("=") for line in read_lines(path) if "=" in line)
-    content = {key.strip(): value.strip() for key, _, value in pairs}
-    names = _existing(path.parent, _tails(content.get("names", "obj.names")))
-    sources: dict[str, list[Path]] = {}
-    for key, split in (("train", "train"), ("valid", "val"), ("test", "test")):
-        place = _existing(path.parent, _tails(content[key])) if key in content else None
-        if place is not None:
-            sources[split] = [place]
-    if names is None or not sources:
-        raise DataError(f"{path} names no existing class file or image list; expected names = ... and train = ...")
-    return Layout(path.parent, _read_classes(names), names, sources)
-
-
-def _from_folders(path: Path) -> Layout | None:
-    classes_file = next((path / name for name in _CLASS_FILES if (path / name).is_file()), None)
-    images, labels = child(path, "images"), child(path, "labels")
-    sources: dict[str, list[Path]] = {}
-    if images and labels and any(looks_like_labels(labels / name) for name in _some_texts(labels)):
-        sources = _twins(path, images)
-        classes_file = classes_file or next((labels / n for n in _CLASS_FILES if (labels / n).is_file()), None)
-    elif parts := [part for part in folders_in(path) if is_split_name(part.name) and _is_twin(part)]:
-        named = name_splits({part.name: part for part in parts})
-        sources = {name: [child(part, "images") or part] for name, part in named.items()}
-    elif any(looks_like_labels(file) for file in files_in(path, ".txt")[:20]):
-        sources = {"all": [path]}
-    if not sources:
-        return None
-    return Layout(path, None if classes_file is None else _read_classes(classes_file), classes_file, sources)
-
-
-def _twins(path: Path, images: Path) -> dict[str, list[Path]]:
-    lists = {file.stem: file for file in files_in(path, ".txt") if is_split_name(file.stem)}
-    if lists:
-        return {name: [file] for name, file in name_splits(lists).items()}
-    parts = {part.name: part for part in folders_in(images) if is_split_name(part.name)}
-    if parts and not files_in(images, *IMAGE_SUFFIXES):
-        return {name: [part] for name, part in name_splits(parts).items()}
-    return {"all": [images]}
-
-
-def _is_twin(folder: Path) -> bool:
-    labels = child(folder, "labels")
-    return bool(
-        child(folder, "images") and labels and any(looks_like_labels(labels / name) for name in _some_texts(labels))
-    )
-
-
-def _some_texts(folder: Path) -> list[str]:
-    return [name for name in files_below(folder, ".txt") if not is_class_file(name)][:20]
-
-
-def _read_classes(path: Path) -> dict[int, str]:
-    return dict(enumerate(read_lines(path)))
-
-
-def _tails(text: str) -> list[str]:
-    clean = "/".join(part for part in text.replace("\\", "/").split("/") if part not in ("", ".", ".."))
-    whole, *rest = tails(clean)
-    # The last part alone is too little for a folder: every data set has one called images.
-    return [whole, *(tail for tail in rest if "/" in tail or "." in tail)]
-
-
-def _existing(base: Path, texts: Iterable[str]) -> Path | None:
-    places = (base / text.replace("\\", "/") for text in texts if text)
-    return next((place for place in places if place.exists()), None)
-
-
-def _inner(place: Path) -> Path:
-    # "train: train" may mean the folder that holds images and labels.
-    if place.is_dir() and not files_in(place, *IMAGE_SUFFIXES):
-        return child(place, "images") or place
-    return place
-
-
-def split_order(layout: Layout) -> dict[str, list[Path]]:
-    """Return the layout's splits, train and val first."""
-    return {name: layout.sources[name] for name in in_order(layout.sources)}
-
-
-_SLACK = 0.01  # tools round a box at the edge to 1.001; pixels in place of fractions are far beyond
 
 
 @dataclass(frozen=True)
@@ -267,11 +78,11 @@ class _Box:
 
 
 def recognise(path: Path) -> str | None:
-    """Say what makes this file or folder a YOLO data set, or None."""
+    """Return what makes this file or folder a YOLO data set, or None."""
     if path.is_file():
-        return path.name if path.suffix.lower() in (".yaml", ".yml", ".data") else None
+        return path.name if path.suffix.lower() in (*_YAML, ".data") else None
     try:
-        layout = find_layout(path)
+        layout = _find_layout(path)
     except DataError:
         return "data.yaml"  # it is one, and reading it says what is wrong
     if layout is None:
@@ -285,7 +96,8 @@ def find_splits(path: Path) -> dict[str, list[Path]]:
     Raises:
         DataError: for a data.yaml that says nothing usable.
     """
-    return split_order(_layout(path))
+    layout = _layout(path)
+    return {name: layout.sources[name] for name in in_order(layout.sources)}
 
 
 def read(path: Path, split: str, options: ReadOptions) -> Dataset:
@@ -295,76 +107,53 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
         DataError: for a line that is no box, a class number without a name, a label file without an image.
     """
     layout = _layout(path)
-    columns = Columns(layout.root, "yolo", split, options, shared=False)
-    entries = _entries(layout, layout.sources[split], columns)
+    index = IndexBuilder(layout.root, "yolo", split, options, shared=False)
+    entries = _entries(layout, layout.sources[split], index)
     if entries and not any(entry.label.is_file() for entry in entries):
         raise DataError(
             f"{layout.root}: none of the {len(entries)} images of split {split!r} has a label file; "
             f"looked for {entries[0].label} and so on; put the labels there"
         )
     classes = layout.classes if layout.classes is not None else _numbers(layout, entries)
-    index = {number: place for place, number in enumerate(classes)}
+    places = {number: place for place, number in enumerate(classes)}
     for entry in entries:
-        _add(columns, entry, index, layout)
-    return columns.finish(list(classes.values()))
+        with index.skipping(BROKEN_FILE, entry.label.name):
+            _add(index, entry, _read_label(entry.label, index), places, layout)
+    return index.finish(list(classes.values()))
 
 
-def _layout(path: Path) -> Layout:
-    layout = find_layout(path)
-    if layout is None:
-        raise DataError(f"{path} is no YOLO data set; expected data.yaml, or images and labels side by side")
-    return layout
-
-
-def _add(columns: Columns, entry: _Entry, index: dict[int, int], layout: Layout) -> None:
-    try:
-        boxes = _read_label(entry.label, columns)
-        size = image_size(entry.path) if boxes else None
-    except ImageError as error:
-        columns.bad(str(error), entry.path.name, "image")
-        return
-    except DataError as error:
-        columns.bad(str(error), entry.label.name)
-        return
-    row = columns.add_image(entry.name, entry.path, entry.label, size)
+def _add(index: IndexBuilder, entry: _Entry, boxes: list[_Box], places: Mapping[int, int], layout: _Layout) -> None:
+    size: Size | None = None
+    if boxes:
+        with index.skipping(UNREADABLE_IMAGE, entry.path.name):
+            size = image_size(entry.path)
+        if size is None:
+            return
+    row = index.add_image(entry.name, entry.path, entry.label, size)
     if row is None or size is None:
         return
-    height, width = size
     for number, box in enumerate(boxes, start=1):
-        if box.label not in index:
-            columns.bad(
-                f"{entry.label}, object {number}: class {box.label} is not among the {len(index)} classes of "
-                f"{layout.classes_file}; {ADVICE}",
-                entry.label.name,
-                "box",
-            )
-            continue
-        x1, y1, x2, y2 = box.fractions
-        # A millionth of a pixel is below what fractions hold, and whole pixels come back whole.
-        corners = (x1 * width, y1 * height, x2 * width, y2 * height)
-        columns.add_box(row, [round(value, 6) for value in corners], index[box.label])
-        if box.outline:
-            columns.count(
-                entry.label.name,
-                "outline was replaced by the box around it",
-                "outlines were replaced by the boxes around them",
-            )
+        with index.skipping(BROKEN_BOX, entry.label.name):
+            if box.label not in places:
+                raise DataError(
+                    f"{entry.label}, object {number}: class {box.label} is not among the {len(places)} classes of "
+                    f"{layout.classes_file}; {ADVICE}"
+                )
+            corners = zip(box.fractions, (size.width, size.height) * 2, strict=True)
+            # A millionth of a pixel is below what fractions hold, and whole pixels come back whole.
+            index.add_box(row, [round(value * edge, 6) for value, edge in corners], places[box.label])
+            if box.outline:
+                index.count(OUTLINE, entry.label.name)
 
 
-def _read_label(path: Path, columns: Columns) -> list[_Box]:
-    """Return the boxes of a label file; none where there is no such file."""
-    if not path.is_file():
-        return []
+def _read_label(path: Path, index: IndexBuilder) -> list[_Box]:
+    """Return the boxes of a label file; none if there is no such file."""
     boxes: list[_Box] = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        tokens = line.split()
-        if not tokens:
-            continue
-        where = f"{path}, line {number}"
-        try:
-            boxes.append(_read_line(tokens, where))
-        except DataError as error:
-            columns.bad(str(error), path.name, "box")
+    lines = read_text(path).splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            with index.skipping(BROKEN_BOX, path.name):
+                boxes.append(_read_line(line.split(), f"{path}, line {number}"))
     return boxes
 
 
@@ -394,9 +183,9 @@ def _read_line(tokens: list[str], where: str) -> _Box:
     return _Box(label, (min(xs), min(ys), max(xs), max(ys)), True)
 
 
-def _numbers(layout: Layout, entries: list[_Entry]) -> dict[int, str]:
-    """Return "0", "1" ... up to the highest class number of all splits, where no file names the classes."""
-    quiet = Columns(layout.root, "yolo", "", ReadOptions(on_bad="skip"), shared=False)
+def _numbers(layout: _Layout, entries: list[_Entry]) -> dict[int, str]:
+    """Return "0", "1" ... up to the highest class number of all splits, if no file names the classes."""
+    quiet = IndexBuilder(layout.root, "yolo", "", ReadOptions(on_bad="skip"), shared=False)
     labels = {entry.label for entry in entries}
     for sources in layout.sources.values():
         labels |= {entry.label for entry in _entries(layout, sources, quiet)}
@@ -404,10 +193,10 @@ def _numbers(layout: Layout, entries: list[_Entry]) -> dict[int, str]:
     return {number: str(number) for number in range(highest + 1)}
 
 
-def _entries(layout: Layout, sources: list[Path], columns: Columns) -> list[_Entry]:
+def _entries(layout: _Layout, sources: list[Path], index: IndexBuilder) -> list[_Entry]:
     entries: list[_Entry] = []
     for source in sources:
-        entries += _listed(layout, source, columns) if source.is_file() else _in_folder(source, columns)
+        entries += _listed(layout, source, index) if source.is_file() else _in_folder(source, index)
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         whole = [_Entry(safe_name(str(_relative(one.path, layout.root))), one.path, one.label) for one in entries]
@@ -415,13 +204,12 @@ def _entries(layout: Layout, sources: list[Path], columns: Columns) -> list[_Ent
     return entries
 
 
-def _in_folder(folder: Path, columns: Columns) -> list[_Entry]:
+def _in_folder(folder: Path, index: IndexBuilder) -> list[_Entry]:
     labels = Path(_twin(str(folder) + "/")[:-1])
-    names = files_below(folder, *IMAGE_SUFFIXES)
-    texts = set(files_below(labels, ".txt")) if labels != folder else set()
+    texts = set(files_below(labels, ".txt")) if labels != folder else set[str]()
     beside = set(files_below(folder, ".txt"))
     entries: list[_Entry] = []
-    for name in names:
+    for name in files_below(folder, *IMAGE_SUFFIXES):
         text = stem_of(name) + ".txt"
         place = folder if text in beside and text not in texts else labels
         entries.append(_Entry(name, folder / name, place / text))
@@ -429,37 +217,31 @@ def _in_folder(folder: Path, columns: Columns) -> list[_Entry]:
     for place, held in ((labels, texts), (folder, beside)):
         for text in sorted(held):
             orphan = place / text
-            if orphan not in used and not is_class_file(orphan.name) and looks_like_labels(orphan):
-                columns.bad(f"{orphan}: its image is missing from {folder}; put it there, or {SKIP}", text, "missing")
+            if orphan not in used and orphan.name not in _CLASS_FILES and _looks_like_labels(orphan):
+                with index.skipping(MISSING_IMAGE, text):
+                    raise ImageError(f"{orphan}: its image is missing from {folder}; put it there, or {SKIP}")
     return entries
 
 
-def _listed(layout: Layout, source: Path, columns: Columns) -> list[_Entry]:
-    images = ImageFinder(layout.root, [source.parent, layout.root])
+def _listed(layout: _Layout, source: Path, index: IndexBuilder) -> list[_Entry]:
+    finder = ImageFinder(layout.root, [source.parent, layout.root])
     texts = {name.rpartition("/")[2]: name for name in files_below(layout.root, ".txt")}
     known = set(texts.values())
     entries: dict[str, _Entry] = {}
     for line in read_lines(source):
-        found = images.find(line)
         name = _short_name(safe_name(line))
+        found = index.check_found(finder.find(line), finder, line, str(source), name)
         if found is None:
-            columns.bad(
-                f"{source} lists {line!r}, but the image is missing; looked in {images.places()}; "
-                f"put it there, or {SKIP}",
-                name,
-                "missing",
-            )
-        elif name in entries and entries[name].path == found:
-            columns.count(
-                name, "image is listed twice and was taken once", "images are listed twice and were taken once"
-            )
-        else:
-            key = name if name not in entries else safe_name(line)
-            entries[key] = _Entry(key, found, layout.root / _listed_label(line, known, texts, found, layout.root))
+            continue
+        if name in entries and entries[name].path == found:
+            index.count(LISTED_TWICE, name)
+            continue
+        key = name if name not in entries else safe_name(line)
+        entries[key] = _Entry(key, found, layout.root / _listed_label(line, known, texts, found, layout.root))
     return list(entries.values())
 
 
-def _listed_label(line: str, known: set[str], texts: dict[str, str], found: Path, root: Path) -> str | Path:
+def _listed_label(line: str, known: set[str], texts: Mapping[str, str], found: Path, root: Path) -> str | Path:
     twin = Path(_twin(stem_of(str(found)) + ".txt"))
     if twin.is_file() or not known:
         return twin
@@ -488,3 +270,221 @@ def _short_name(name: str) -> str:
 
 def _relative(path: Path, root: Path) -> Path:
     return path.relative_to(root) if path.is_relative_to(root) else path
+
+
+def _layout(path: Path) -> _Layout:
+    layout = _find_layout(path)
+    if layout is None:
+        raise DataError(f"{path} is no YOLO data set; expected data.yaml, or images and labels side by side")
+    return layout
+
+
+def _find_layout(path: Path) -> _Layout | None:
+    """Return the layout of a folder, data.yaml or obj.data, or None if it is no YOLO data set.
+
+    Raises:
+        DataError: for a file that says nothing usable.
+        MissingExtraError: for a data.yaml without pyyaml.
+    """
+    if path.is_file():
+        if path.suffix.lower() in _YAML:
+            return _from_yaml(path)
+        return _from_darknet(path) if path.suffix.lower() == ".data" else None
+    settings = [file for file in files_in(path, *_YAML) if _is_data_yaml(file)]
+    settings = [file for file in settings if file.stem.lower() in _YAML_NAMES] or settings
+    if len(settings) > 1:
+        raise DataError(f"{path} holds {' and '.join(file.name for file in settings)}; give the one that is meant")
+    if settings:
+        return _from_yaml(settings[0])
+    darknet = [file for file in files_in(path, ".data") if re.search(r"(?m)^\s*names\s*=", _text_of(file))]
+    return _from_darknet(darknet[0]) if darknet else _from_folders(path)
+
+
+def _looks_like_labels(path: Path) -> bool:
+    """Return whether the first line of a text file is one of a YOLO label file."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return _LABEL_LINE.fullmatch(file.readline(1000).rstrip("\r\n")) is not None
+    except (OSError, UnicodeError):
+        return False
+
+
+def _is_data_yaml(path: Path) -> bool:
+    text = _text_of(path)
+    if not re.search(r"(?m)^\s*(names|nc)\s*:", text):
+        return False
+    return path.stem.lower() in _YAML_NAMES or re.search(r"(?m)^\s*(train|val|test)\s*:", text) is not None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return read_text(path)
+    except DataError:
+        return ""  # some other program's file
+
+
+def _from_yaml(path: Path) -> _Layout:
+    content = _load_yaml(path)
+    classes = _yaml_classes(content, path)
+    base = _existing(path.parent, [str(content.get("path") or ".")]) or path.parent
+    sources: dict[str, list[Path]] = {}
+    for split, entry in content.items():
+        if not (is_split_name(split) or _is_folder_entry(entry, base)):
+            continue
+        entries = [str(one) for one in (entry if isinstance(entry, list) else [entry]) if one]
+        places = [_existing(base, [one]) or _existing(path.parent, _tails(one)) for one in entries]
+        if split == "test" and None in places:
+            continue  # exporters write a test line whether or not there is a test folder
+        for one, place in zip(entries, places, strict=True):
+            if place is None:
+                raise DataError(
+                    f"{path} says {split}: {one}, which does not exist below {base}; correct it or add the folder"
+                )
+        if entries:
+            sources[split] = [_inner(place) for place in places if place is not None]
+    if not sources:
+        plain = _from_folders(path.parent)
+        if plain is None:
+            raise DataError(f"{path} names no images; add train: and val: with their folders")
+        sources = plain.sources
+    return _Layout(path.parent, classes, path, sources)
+
+
+def _is_folder_entry(entry: Any, base: Path) -> bool:
+    # A split of any name, such as "fold1: images/fold1", beside keys that are no splits.
+    return isinstance(entry, str) and entry.startswith("images/") and (base / entry).is_dir()
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError:
+        raise MissingExtraError("Reading data.yaml", "train") from None
+    try:
+        # Plain strings: YAML would make the class "no" False and the class "007" 7.
+        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise DataError(f"{path} is no YAML ({' '.join(str(error).split())}); correct it") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} should hold lines like train: images/train and names: [...]; got something else")
+    return content
+
+
+def _yaml_classes(content: Mapping[str, Any], path: Path) -> dict[int, str] | None:
+    names, count = content.get("names"), content.get("nc")
+    try:
+        if isinstance(names, dict):
+            classes = {int(number): str(name).strip() for number, name in names.items()}
+        elif isinstance(names, list):
+            classes = {number: str(name).strip() for number, name in enumerate(names)}
+        elif count is not None and not names:
+            return {number: str(number) for number in range(int(count))}
+        else:
+            raise ValueError
+        declared = None if count is None else int(count)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{path}: names should be a list, or numbers with a name each, and nc a number; correct it"
+        ) from None
+    if declared is not None and declared != len(classes):
+        raise DataError(f"{path} says nc: {declared} but names {len(classes)} classes; make them agree")
+    return dict(sorted(classes.items()))
+
+
+def _from_darknet(path: Path) -> _Layout:
+    pairs = (line.partition("=") for line in read_lines(path) if "=" in line)
+    content = {key.strip(): value.strip() for key, _, value in pairs}
+    names = _existing(path.parent, _tails(content.get("names", "obj.names")))
+    sources: dict[str, list[Path]] = {}
+    for key, split in (("train", "train"), ("valid", "val"), ("test", "test")):
+        place = _existing(path.parent, _tails(content[key])) if key in content else None
+        if place is not None:
+            sources[split] = [place]
+    if names is None or not sources:
+        raise DataError(f"{path} names no existing class file or image list; expected names = ... and train = ...")
+    return _Layout(path.parent, _read_classes(names), names, sources)
+
+
+def _from_folders(path: Path) -> _Layout | None:
+    classes_file = _class_file(path)
+    images, labels = child(path, "images"), child(path, "labels")
+    sources: dict[str, list[Path]] = {}
+    if images and labels and _holds_labels(labels):
+        sources = _twins(path, images)
+        classes_file = classes_file or _class_file(labels)
+    elif parts := [part for part in folders_in(path) if is_split_name(part.name) and _is_twin(part)]:
+        named = name_splits({part.name: part for part in parts})
+        sources = {name: [child(part, "images") or part] for name, part in named.items()}
+    elif any(_looks_like_labels(file) for file in files_in(path, ".txt")[:20]):
+        sources = {"all": [path]}
+    if not sources:
+        return None
+    return _Layout(path, None if classes_file is None else _read_classes(classes_file), classes_file, sources)
+
+
+def _class_file(folder: Path) -> Path | None:
+    return next((folder / name for name in _CLASS_FILES if (folder / name).is_file()), None)
+
+
+def _twins(path: Path, images: Path) -> dict[str, list[Path]]:
+    lists = {file.stem: file for file in files_in(path, ".txt") if is_split_name(file.stem)}
+    if lists:
+        return {name: [file] for name, file in name_splits(lists).items()}
+    parts = {part.name: part for part in folders_in(images) if is_split_name(part.name)}
+    if parts and not files_in(images, *IMAGE_SUFFIXES):
+        return {name: [part] for name, part in name_splits(parts).items()}
+    return {"all": [images]}
+
+
+def _is_twin(folder: Path) -> bool:
+    labels = child(folder, "labels")
+    return labels is not None and child(folder, "images") is not None and _holds_labels(labels)
+
+
+def _holds_labels(folder: Path) -> bool:
+    texts = [name for name in files_below(folder, ".txt") if name not in _CLASS_FILES][:20]
+    return any(_looks_like_labels(folder / name) for name in texts)
+
+
+def _read_classes(path: Path) -> dict[int, str]:
+    return dict(enumerate(read_lines(path)))
+
+
+def _tails(text: str) -> list[str]:
+    clean = "/".join(part for part in text.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+    whole, *rest = tails(clean)
+    # The last part alone is too little for a folder: every data set has one called images.
+    return [whole, *(tail for tail in rest if "/" in tail or "." in tail)]
+
+
+def _existing(base: Path, texts: Iterable[str]) -> Path | None:
+    places = (base / text.replace("\\", "/") for text in texts if text)
+    return next((place for place in places if place.exists()), None)
+
+
+def _inner(place: Path) -> Path:
+    # "train: train" may mean the folder that holds images and labels.
+    if place.is_dir() and not files_in(place, *IMAGE_SUFFIXES):
+        return child(place, "images") or place
+    return place
+
+
+def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[str]:
+    """Write data.yaml, and images and labels with a folder for each split."""
+    fractions = Fractions()
+    for split, dataset in splits.items():
+        for name, sample in zip(target_names(dataset), dataset, strict=True):
+            place_image(sample, folder / "images" / split / name, link=link)
+            boxes, keep = fractions.of(sample)
+            x1, y1, x2, y2 = boxes.T
+            rows = np.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], axis=1)[keep].tolist()
+            labels = sample.labels[keep].tolist()
+            path = (folder / "labels" / split / name).with_suffix(".txt")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = zip(labels, rows, strict=True)
+            write_lines(path, (" ".join([str(label), *(f"{x:.12g}" for x in row)]) for label, row in lines))
+    # A list in JSON's spelling is YAML too, and quotes names like "no" and "007".
+    names = next(iter(splits.values())).class_names
+    listing = ", ".join(json.dumps(name, ensure_ascii=False) for name in names)
+    write_lines(folder / "data.yaml", [*(f"{split}: images/{split}" for split in splits), f"names: [{listing}]"])
+    return fractions.sentences("YOLO")
