@@ -39,7 +39,7 @@ def files(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "model.xml"])
-def test_a_detector_can_be_pickled_and_sent_to_a_process(files, name, monkeypatch):
+def test_a_detector_can_be_pickled(files, name, monkeypatch):
     monkeypatch.chdir(files)
     # A relative path, and options that another process must get, too
     detector = multibox.load(name, device="cpu", threads=1, precision="float32")
@@ -47,9 +47,13 @@ def test_a_detector_can_be_pickled_and_sent_to_a_process(files, name, monkeypatc
     wanted = predict(detector)
     for same in (pickle.loads(pickle.dumps(detector)), copy.deepcopy(detector)):
         assert predict(same) == wanted
-    if name == "model.onnx":  # starting an interpreter that imports torch takes seconds
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            assert pool.submit(predict, detector).result(timeout=120) == wanted
+
+
+@pytest.mark.slow
+def test_a_detector_can_be_sent_to_a_process(files):
+    detector = multibox.load(files / "model.onnx", device="cpu", threads=1, precision="float32")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert pool.submit(predict, detector).result(timeout=120) == predict(detector)
 
 
 def test_a_file_that_is_gone_is_named(files, tmp_path):
