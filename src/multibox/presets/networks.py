@@ -23,6 +23,12 @@ COCO300_SIZES = ((21, 45), (45, 99), (99, 153), (153, 207), (207, 261), (261, 31
 _IMAGENET: Settings = {"model.mean": (123.675, 116.28, 103.53), "model.std": (58.395, 57.12, 57.375)}
 _MINUS_1_TO_1: Settings = {"model.mean": (127.5,) * 3, "model.std": (127.5,) * 3}
 
+_CAFFE300: Settings = {
+    "anchors.style": "caffe",
+    "anchors.ratios": ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
+    "anchors.design_size": 300,
+    "anchors.steps": (8, 16, 32, 64, 100, 300),
+}
 _VGG: Settings = {
     # Caffe's means of blue, green and red, here in RGB order; its pixels are not divided
     "model.mean": (123.0, 117.0, 104.0),
@@ -142,10 +148,8 @@ PRESETS: dict[str, Preset] = {
             **_VGG,
             "model.backbone": "vgg16-300",
             "model.input_size": (300, 300),
+            **_CAFFE300,
             "anchors.sizes": ((30, 60), (60, 111), (111, 162), (162, 213), (213, 264), (264, 315)),
-            "anchors.ratios": ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
-            "anchors.design_size": 300,
-            "anchors.steps": (8, 16, 32, 64, 100, 300),
         },
     ),
     "ssd512-vgg16": Preset(
@@ -167,11 +171,8 @@ PRESETS: dict[str, Preset] = {
             "model.input_size": (300, 300),
             **_IMAGENET,
             "model.init": "torch",
-            "anchors.style": "caffe",
+            **_CAFFE300,
             "anchors.sizes": COCO300_SIZES,
-            "anchors.ratios": ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
-            "anchors.design_size": 300,
-            "anchors.steps": (8, 16, 32, 64, 100, 300),
             "train.lr": 1e-3,
         },
     ),

@@ -58,11 +58,14 @@ _FROM_COCO: dict[str, Any] = {
 
 _VGG = ("ssd300-vgg16", "ssd512-vgg16")
 
-_STEPS: dict[str, Any] = {
-    "model.init": "xavier",
+_PAPERS_LOSS: dict[str, Any] = {
     "loss.localization": "smooth_l1",
     "loss.normalizer": "positives",
     "loss.negative_ratio": 3.0,
+}
+_STEPS: dict[str, Any] = {
+    **_PAPERS_LOSS,
+    "model.init": "xavier",
     "train.steps": 120_000,
     "train.batch_size": 32,
     "train.lr": 1e-3,
@@ -80,12 +83,14 @@ _CAFFE: dict[str, Any] = {
     "train.augmentation": "caffe",
 }
 
+# HiKapok's, of each map
+_SCALES = (0.1, 0.2, 0.375, 0.55, 0.725, 0.9)
+_EXTRA_SCALES = (0.1414, 0.2739, 0.4541, 0.6315, 0.8078, 0.9836)
+
 _TORCHVISION: dict[str, Any] = {
     # Each object claims its best anchor, the other anchors the object they overlap most
     "matching.matcher": "dual_max",
-    "loss.localization": "smooth_l1",
-    "loss.normalizer": "positives",
-    "loss.negative_ratio": 3.0,
+    **_PAPERS_LOSS,
     "loss.negative_overlap": "any",
     "train.batch_size": 32,
     "train.momentum": 0.9,
@@ -99,9 +104,7 @@ RECIPES: dict[str, Recipe] = {
         (),
         {
             "model.prior": 0.01,
-            "loss.localization": "smooth_l1",
-            "loss.normalizer": "positives",
-            "loss.negative_ratio": 3.0,
+            **_PAPERS_LOSS,
             # An image without objects teaches what is background
             "loss.minimum_negatives": 3,
             "train.steps": 700,
@@ -128,17 +131,8 @@ RECIPES: dict[str, Recipe] = {
             "model.backbone": "vgg16-300-same",
             "model.mean": (123.68, 116.78, 103.94),
             "anchors.style": "hikapok",
-            "anchors.sizes": (
-                (0.1414, 0.1),
-                (0.2739, 0.2),
-                (0.4541, 0.375),
-                (0.6315, 0.55),
-                (0.8078, 0.725),
-                (0.9836, 0.9),
-            ),
-            "anchors.ratios": tuple(
-                (1, 2, 0.5) if level in (0, 4, 5) else (1, 2, 3, 0.5, 0.3333) for level in range(6)
-            ),
+            "anchors.sizes": tuple(zip(_EXTRA_SCALES, _SCALES, strict=True)),
+            "anchors.ratios": ((1, 2, 0.5), *((1, 2, 3, 0.5, 0.3333),) * 3, (1, 2, 0.5), (1, 2, 0.5)),
             "matching.matcher": "dual_max",
             "loss.normalizer": "selected",
             # Every unmatched anchor is a candidate
