@@ -138,8 +138,9 @@ def test_nonsense_is_refused_by_name(key, value, words):
         assert f"{key}=" in str(error.value) and words in str(error.value)
 
 
-def test_settings_that_contradict_each_other_are_refused():
-    for changes, words in (
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
         ({"loss.classification_weight": 0, "loss.localization_weight": 0}, "one of them above 0"),
         ({"matching.matcher": "dual_max", "matching.low": 0.7}, "matching.low=0.7: expected at most"),
         (dict.fromkeys(LENGTHS, "none"), "are all none"),
@@ -150,9 +151,11 @@ def test_settings_that_contradict_each_other_are_refused():
         ),
         ({"train.epochs": 3, "train.steps": 9}, "train.epochs=3 and train.steps=9 are two lengths"),
         ({"train.schedule": "steps", "train.boundaries": [0.5], "train.factors": [0, 0]}, "a factor above 0"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            resolve("tinyssd", changes=changes)
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        resolve("tinyssd", changes=changes)
 
 
 def test_a_file_has_types_and_the_command_line_has_not():

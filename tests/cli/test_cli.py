@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import typer
 from PIL import Image
 
+from multibox.cli import console
 from multibox.cli.main import app
 
 SMALL = [
@@ -30,7 +32,9 @@ def width(path):
 def once(tmp_path_factory, draw_squares, call):
     """A run on images like those of `squares`."""
     folder = tmp_path_factory.mktemp("trained")
-    assert call("train", draw_squares(folder / "squares", 16), "--out", folder / "run", "--epochs", 2, *SMALL) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORCE_COLOR", "1")  # as on a terminal, with a bar
+        assert call("train", draw_squares(folder / "squares", 16), "--out", folder / "run", "--epochs", 2, *SMALL) == 0
     return folder / "run"
 
 
@@ -181,6 +185,10 @@ def test_a_class_that_changed_its_name_is_named(run, squares, trained):
     code, _, err = run("eval", trained, squares, "--split", "val", "--rename", "blue=green")
     assert code == 2
     assert "shares no class with the model" in err
+    for text, words in (("{", "not a readable JSON file"), ('{"a": 1}', "expected an object such as")):
+        (squares.parent / "names.json").write_text(text)
+        code, _, err = run("eval", trained, squares, "--split", "val", "--rename", squares.parent / "names.json")
+        assert code == 2 and words in err
 
 
 def test_list_and_diff(run):
@@ -249,3 +257,17 @@ def test_version_and_help(run):
     assert run("--version")[1].strip() == "0.1.0"
     out = run("--help")[1]
     assert len(VERBS) == 12 and all(words[0] in out for words in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(40.4, "40 s"), (89.6, "90 s"), (180, "3 min"), (7800, "2 h 10 min"), (5399, "1 h 30 min")]
+)
+def test_times_are_told_as_a_person_would(seconds, text):
+    assert console.describe_seconds(seconds) == text
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with console.counting("drawing", 3) as done:
+        done(3)
+    assert "drawing" in capsys.readouterr().err

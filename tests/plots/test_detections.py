@@ -72,6 +72,8 @@ def test_contact_sheet_keeps_shapes_and_order():
     assert contact_sheet([]).width > 0
     with pytest.raises(ValueError, match="caption"):
         contact_sheet(tiles, captions=["a"])
+    with pytest.raises(ValueError, match="at least 1"):
+        contact_sheet(tiles, columns=0)
 
 
 def planned(monkeypatch, count, high, names, image=(640, 480)):
