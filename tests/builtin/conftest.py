@@ -6,7 +6,8 @@ import multibox
 from multibox.builtin import find_model, runnable
 from multibox.inference import detector
 
-ENGINES = ("onnxruntime", "OpenVINO", "PyTorch")
+ENGINES = ("onnxruntime", "OpenVINO", pytest.param("PyTorch", marks=pytest.mark.slow))
+"""PyTorch's are the weights of the importers to the bit, which tests/importers compare with the originals."""
 
 
 def without_openvino(monkeypatch):

@@ -6,6 +6,8 @@ import torch
 from torchvision.ops import box_convert
 
 from multibox.api import create
+from multibox.config import Config
+from multibox.errors import ConfigError
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model, measure
 from multibox.presets import PRESETS, resolve
@@ -103,3 +105,26 @@ def test_images_of_any_size_give_boxes_in_their_own_pixels():
         assert len(found.scores) > 0
         assert found.boxes[:, [0, 2]].max() <= width
         assert found.boxes[:, [1, 3]].max() <= height
+
+
+def test_same_seed_same_weights_and_global_generator_untouched():
+    before = torch.random.get_rng_state()
+    first, second = (build_model(resolve("tinyssd"), 2, seed=5).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    other = build_model(resolve("tinyssd"), 2, seed=6).state_dict()
+    assert not torch.equal(first["backbone.stages.0.0.conv1.weight"], other["backbone.stages.0.0.conv1.weight"])
+
+
+def test_prior_sets_the_first_probability_of_background():
+    config = resolve("tinyssd").updated({"model.prior": 0.02})
+    model = build_model(config, 3).eval()
+    for head in model.heads.classification:
+        torch.nn.init.zeros_(head.weight)
+    scores = model(torch.zeros(1, 3, 64, 64)).logits.softmax(-1)
+    assert torch.allclose(scores[..., 0], torch.tensor(0.98), atol=1e-5)
+
+
+def test_anchor_lists_of_the_wrong_length_are_refused():
+    with pytest.raises(ConfigError, match=r"2 feature maps but tinyssd has 5"):
+        build_model(Config().updated({"anchors.sizes": [[0.2], [0.3]], "anchors.ratios": [[1], [1]]}), 1)

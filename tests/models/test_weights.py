@@ -1,6 +1,5 @@
 """Starting from other weights: detectors by class name, backbones by layout, and what is refused."""
 
-import json
 import pickle
 
 import numpy as np
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 from multibox.api import create
 from multibox.errors import WeightsError
 from multibox.inference.detector import open_checkpoint
-from multibox.models.checkpoint import Checkpoint, load_checkpoint, load_config, read_metadata, save_checkpoint
+from multibox.models.checkpoint import Checkpoint, load_config, save_checkpoint
 from multibox.models.weights import CAFFE_CONVS, VGG_CONVS, choose_network, load_weights, plain_name
 
 
@@ -84,18 +83,6 @@ def test_thresholds_stay_with_their_weights(tmp_path):
     assert load_config(path).post.thresholds == (0.4, 0.6)
     new = create("tinyssd", ["bird"], weights=path)
     assert (new.config.post.thresholds, new.config.post.nms_threshold) == ((), 0.6)
-
-
-def test_a_checkpoint_from_before_a_setting_still_loads(tmp_path):
-    detector = create("tinyssd", ["cat"])
-    path = saved(detector, tmp_path / "a.safetensors")
-    values = read_metadata(path)
-    assert values["format_version"] == 3
-    del values["config"]["post"]["thresholds"]
-    save_file(load_checkpoint(path).state, tmp_path / "old.safetensors", {"multibox": json.dumps(values)})
-    old = load_checkpoint(tmp_path / "old.safetensors")
-    assert old.config == detector.config
-    assert old.config.post.thresholds == ()
 
 
 @pytest.mark.slow
