@@ -24,12 +24,12 @@ def main():
         inputs = held[request["file"]]
         mx.nd.waitall()
         started = time.perf_counter()
-        found = OPS[request["op"]](*inputs, **request["options"])
+        outputs = OPS[request["op"]](*inputs, **request["options"])
         mx.nd.waitall()
         seconds = time.perf_counter() - started
         if request.get("save"):
-            found = found if isinstance(found, list) else [found]
-            np.savez(request["save"], *[array.asnumpy() for array in found])
+            outputs = outputs if isinstance(outputs, list) else [outputs]
+            np.savez(request["save"], *[array.asnumpy() for array in outputs])
         print(json.dumps({"seconds": seconds}), flush=True)
 
 

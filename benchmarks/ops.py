@@ -82,22 +82,22 @@ def detection_load(name: str, share: float = 1.0, small: bool = False, skewed: b
 
 def loads() -> list[Load]:
     torch.manual_seed(0)
-    found = [target_load("target, 1 object", 1), target_load("target, 40 objects", 40)]
+    cases = [target_load("target, 1 object", 1), target_load("target, 40 objects", 40)]
     limits: tuple[dict[str, Any], ...] = ({}, {"nms_topk": 400})
     for topk in limits:
         tail = ", topk 400" if topk else ""
-        found += [
+        cases += [
             detection_load(f"detection, sparse{tail}", share=0.01, **topk),
             detection_load(f"detection, dense, crowded{tail}", **topk),
             detection_load(f"detection, dense, apart{tail}", small=True, **topk),
             detection_load(f"detection, one class, crowded{tail}", skewed=True, **topk),
             detection_load(f"detection, one class, apart{tail}", skewed=True, small=True, **topk),
         ]
-    found += [
+    cases += [
         detection_load("detection, class-agnostic, sparse", share=0.01, force_suppress=True),
         detection_load("detection, class-agnostic, crowded", force_suppress=True),
     ]
-    return found
+    return cases
 
 
 class Ours:
@@ -170,15 +170,15 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def equal(load: Load, ours: list[Tensor], theirs: list[Tensor], d2l: bool) -> bool:
+def equal(load: Load, ours: list[Tensor], other: list[Tensor], d2l: bool) -> bool:
     """Compare; d2l adds 1e-6 inside the logarithm of offsets, and puts suppressed rows after all others."""
     if load.op == "target":
-        exact = torch.equal(ours[1], theirs[1]) and torch.equal(ours[2].long(), theirs[2].long())
-        return exact and torch.allclose(ours[0], theirs[0], atol=1e-3 if d2l else 1e-5, rtol=1e-5)
+        exact = torch.equal(ours[1], other[1]) and torch.equal(ours[2].long(), other[2].long())
+        return exact and torch.allclose(ours[0], other[0], atol=1e-3 if d2l else 1e-5, rtol=1e-5)
     if not d2l:
-        exact = torch.equal(ours[0][..., 0], theirs[0][..., 0])
-        return exact and torch.allclose(ours[0], theirs[0], atol=1e-5, rtol=1e-5)
-    pairs = [(a[a[:, 0] >= 0], b[b[:, 0] >= 0]) for a, b in zip(ours[0], theirs[0], strict=True)]
+        exact = torch.equal(ours[0][..., 0], other[0][..., 0])
+        return exact and torch.allclose(ours[0], other[0], atol=1e-5, rtol=1e-5)
+    pairs = [(a[a[:, 0] >= 0], b[b[:, 0] >= 0]) for a, b in zip(ours[0], other[0], strict=True)]
     return all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5, rtol=1e-5) for a, b in pairs)
 
 

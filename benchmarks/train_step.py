@@ -66,10 +66,10 @@ class Peer:
         """Run one step and tell what it computed."""
         self.worker.ask(do="facts")
         with np.load(self.answer) as file:
-            found = {name: torch.from_numpy(array) for name, array in file.items()}
-        norms = {our_name(k[9:]): float(v.norm()) for k, v in found.items() if k.startswith("gradient/")}
-        after = {our_name(k[6:]): v for k, v in found.items() if k.startswith("after/")}
-        return Facts(found["labels"].long(), found["losses"], norms, after)
+            arrays = {name: torch.from_numpy(array) for name, array in file.items()}
+        norms = {our_name(k[9:]): float(v.norm()) for k, v in arrays.items() if k.startswith("gradient/")}
+        after = {our_name(k[6:]): v for k, v in arrays.items() if k.startswith("after/")}
+        return Facts(arrays["labels"].long(), arrays["losses"], norms, after)
 
     def seconds(self) -> float:
         """Time one step."""
@@ -136,23 +136,23 @@ def timed(step: Callable[[], None]) -> Callable[[], float]:
 
 def measure(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Time the sides in turn, after one round that does not count."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    times_of: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, seconds in sides.items():
             time.sleep(0.3)  # the threads of the last side spin for a while before they sleep
             if number > 0:
-                found[name].append(seconds())
+                times_of[name].append(seconds())
             else:
                 seconds()
-    return found
+    return times_of
 
 
-def print_times(found: dict[str, list[float]], peers: list[str], images: int) -> None:
-    medians = {name: statistics.median(times) for name, times in found.items()}
+def print_times(times_of: dict[str, list[float]], peers: list[str], images: int) -> None:
+    medians = {name: statistics.median(times) for name, times in times_of.items()}
     rows = [
         [name, f"{medians[name]:.3f}", f"{min(times):.3f} .. {max(times):.3f}", f"{images / medians[name]:.1f}"]
         + [f"{medians[name] / medians[peer]:.2f}" for peer in peers]
-        for name, times in found.items()
+        for name, times in times_of.items()
     ]
     print_table(["side", "seconds/step", "range", "images/s", *(f"x {peer.split()[0]}" for peer in peers)], rows)
 
@@ -214,9 +214,9 @@ def main() -> int:
         "ours, d2l (float32)": make_stepper(config, "cpu", "float32"),
     }
     sides = {name: timed(lambda s=stepper: s.step(batch)) for name, stepper in steppers.items()}
-    found = measure(sides | {peer.name: peer.seconds for peer in peers}, options.rounds)
+    times_of = measure(sides | {peer.name: peer.seconds for peer in peers}, options.rounds)
     print()
-    print_times(found, [peer.name for peer in peers], options.batch)
+    print_times(times_of, [peer.name for peer in peers], options.batch)
     print_parts(steppers, batch, options.rounds)
     return 0
 

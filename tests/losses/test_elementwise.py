@@ -59,8 +59,8 @@ def test_smooth_l1_by_hand(sigma, expected):
 
 
 def test_smooth_l1_as_the_post_prints_it():
-    found = plain_smooth_l1([-1, 0.1, 0.5, 1, 2, 3, 4])
-    assert torch.allclose(found, torch.tensor([0.5, 0.005, 0.125, 0.5, 1.5, 2.5, 3.5]))
+    actual = plain_smooth_l1([-1, 0.1, 0.5, 1, 2, 3, 4])
+    assert torch.allclose(actual, torch.tensor([0.5, 0.005, 0.125, 0.5, 1.5, 2.5, 3.5]))
 
 
 def test_negative_differences_are_not_all_squared():
@@ -70,14 +70,14 @@ def test_negative_differences_are_not_all_squared():
 
 def test_smooth_l1_with_inside_and_outside_weights():
     inside, outside = torch.tensor([1, 0.5, 1, 1]), torch.tensor([1, 1, 2, 0.25])
-    found = plain_smooth_l1([1, 2, -0.5, 0], inside_weights=inside, outside_weights=outside)
-    assert torch.allclose(found, torch.tensor([0.5, 0.5, 0.25, 0]))
+    actual = plain_smooth_l1([1, 2, -0.5, 0], inside_weights=inside, outside_weights=outside)
+    assert torch.allclose(actual, torch.tensor([0.5, 0.5, 0.25, 0]))
     assert plain_smooth_l1([1, 2], inside_weights=0.5, outside_weights=3).tolist() == [0.375, 1.5]
     # Weights of each row over its four offsets
-    found = smooth_l1(
+    actual = smooth_l1(
         torch.ones(2, 4), torch.zeros(2, 4), 1, torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0], [5.0]])
     )
-    assert found.tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
+    assert actual.tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
 
 
 @given(
@@ -87,11 +87,11 @@ def test_smooth_l1_with_inside_and_outside_weights():
 def test_smooth_l1_is_torchs_with_beta_and_its_gradient_is_clipped(values, sigma):
     prediction, target = torch.tensor(values, dtype=torch.float64).unbind(-1)
     prediction = prediction.clone().requires_grad_()
-    found = smooth_l1(prediction, target, sigma)
+    actual = smooth_l1(prediction, target, sigma)
     expected = functional.smooth_l1_loss(prediction, target, beta=1 / sigma**2, reduction="none")
     weighted = smooth_l1(prediction, target, sigma, inside_weights=torch.ones(len(target)))
-    assert torch.allclose(found, expected) and torch.allclose(weighted, expected)
-    (gradient,) = torch.autograd.grad(found.sum(), prediction)
+    assert torch.allclose(actual, expected) and torch.allclose(weighted, expected)
+    (gradient,) = torch.autograd.grad(actual.sum(), prediction)
     assert torch.allclose(gradient, ((prediction - target) * sigma**2).clamp(-1, 1))
 
 
@@ -120,18 +120,18 @@ def test_l1_and_l2_by_hand():
 def test_focal_by_hand(gamma, alpha, expected):
     logits, labels = binary(P)
     for precision, atol in ((torch.float64, 6e-7), (torch.float32, 1e-6)):
-        found = focal_loss(logits.to(precision), labels, alpha, gamma)
-        assert torch.allclose(found.double(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=atol)
-    assert torch.allclose(found[-1].double(), torch.tensor(expected[-1], dtype=torch.float64), rtol=0.02)
+        actual = focal_loss(logits.to(precision), labels, alpha, gamma)
+        assert torch.allclose(actual.double(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=atol)
+    assert torch.allclose(actual[-1].double(), torch.tensor(expected[-1], dtype=torch.float64), rtol=0.02)
 
 
 def test_focal_and_cross_entropy_of_three_classes():
     nll = cross_entropy(LOGITS, LABELS)
     assert torch.allclose((-nll).exp(), torch.tensor([0.785597, 0.333333, 0.936240]), atol=1e-6)
     assert torch.allclose(nll, torch.tensor([0.241311, 1.098612, 0.065884]), atol=1e-6)
-    found = focal_loss(LOGITS, LABELS)
-    assert torch.allclose(found, torch.tensor([0.002773, 0.122068, 0.000067]), atol=6e-7)
-    assert found.mean().item() == pytest.approx(0.041636, abs=1e-6)
+    actual = focal_loss(LOGITS, LABELS)
+    assert torch.allclose(actual, torch.tensor([0.002773, 0.122068, 0.000067]), atol=6e-7)
+    assert actual.mean().item() == pytest.approx(0.041636, abs=1e-6)
 
 
 @given(seed=st.integers(0, 10_000), classes=st.integers(2, 6), scale=st.sampled_from([0.1, 3.0, 30.0]))
@@ -139,20 +139,20 @@ def test_focal_without_gamma_and_alpha_is_cross_entropy(seed, classes, scale):
     random = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(2, 5, classes, generator=random)
     labels = torch.randint(-1, classes, (2, 5), generator=random)
-    found = focal_loss(logits, labels, 1, 0)
-    assert found.shape == (2, 5)
-    assert torch.allclose(found, cross_entropy(logits, labels))
+    actual = focal_loss(logits, labels, 1, 0)
+    assert actual.shape == (2, 5)
+    assert torch.allclose(actual, cross_entropy(logits, labels))
     expected = -logits.double().log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    assert torch.allclose(found.double(), expected.where(labels >= 0, 0), atol=1e-5)
-    assert (focal_loss(logits, labels, 1, 2) <= found).all()
+    assert torch.allclose(actual.double(), expected.where(labels >= 0, 0), atol=1e-5)
+    assert (focal_loss(logits, labels, 1, 2) <= actual).all()
 
 
 def test_ignored_anchors_cost_nothing_and_learn_nothing():
     logits = torch.tensor([[[5.0, -3.0], [0.5, 0.2]]], requires_grad=True)
     for loss in (cross_entropy, focal_loss, lambda x, y: focal_loss(x, y, (0.5, 2.0), 0.5)):
-        found = loss(logits, torch.tensor([[-1, 1]]))
-        assert found[0, 0] == 0 and found[0, 1] > 0
-        (gradient,) = torch.autograd.grad(found.sum(), logits)
+        actual = loss(logits, torch.tensor([[-1, 1]]))
+        assert actual[0, 0] == 0 and actual[0, 1] > 0
+        (gradient,) = torch.autograd.grad(actual.sum(), logits)
         assert (gradient[0, 0] == 0).all() and (gradient[0, 1] != 0).all()
 
 
@@ -161,13 +161,13 @@ def test_ignored_anchors_cost_nothing_and_learn_nothing():
 def test_extreme_logits_are_finite(gamma, size):
     logits = torch.tensor([[size, -size, 0], [-size, size, 0], [size, size, size]], requires_grad=True)
     labels = torch.tensor([0, 0, 0])
-    found = focal_loss(logits, labels, 1, gamma)
-    assert found.isfinite().all() and found[0] == 0 and found[1].item() == pytest.approx(2 * size)
-    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    actual = focal_loss(logits, labels, 1, gamma)
+    assert actual.isfinite().all() and actual[0] == 0 and actual[1].item() == pytest.approx(2 * size)
+    (gradient,) = torch.autograd.grad(actual.sum(), logits)
     assert gradient.isfinite().all()
-    found = sigmoid_focal(logits, (labels[:, None] == torch.arange(3)).float(), 0.25, gamma)
-    assert found.isfinite().all()
-    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    actual = sigmoid_focal(logits, (labels[:, None] == torch.arange(3)).float(), 0.25, gamma)
+    assert actual.isfinite().all()
+    (gradient,) = torch.autograd.grad(actual.sum(), logits)
     assert gradient.isfinite().all()
 
 
@@ -184,8 +184,8 @@ def test_gradient_for_gamma_below_one_is_finite_where_p_is_one():
 @pytest.mark.parametrize("alpha", [[0.5, 2.0, 3.0], (0.5, 2, 3.0), torch.tensor([0.5, 2.0, 3.0])])
 def test_alpha_by_class(alpha):
     one = focal_loss(LOGITS, torch.tensor([0, 1, 2]), 1)
-    found = focal_loss(LOGITS, torch.tensor([0, 1, 2]), alpha)
-    assert torch.allclose(found, one * torch.tensor([0.5, 2.0, 3.0]))
+    actual = focal_loss(LOGITS, torch.tensor([0, 1, 2]), alpha)
+    assert torch.allclose(actual, one * torch.tensor([0.5, 2.0, 3.0]))
 
 
 @given(
@@ -198,17 +198,20 @@ def test_sigmoid_focal_is_torchvisions(seed, alpha, gamma, scale):
     random = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(3, 4, generator=random, dtype=torch.float64)
     targets = torch.randint(0, 2, (3, 4), generator=random).double()
-    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    found, expected = sigmoid_focal(ours, targets, alpha, gamma), sigmoid_focal_loss(theirs, targets, alpha, gamma)
-    assert torch.allclose(found, expected)
-    found.sum().backward()
+    ours, torchvisions = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    actual, expected = (
+        sigmoid_focal(ours, targets, alpha, gamma),
+        sigmoid_focal_loss(torchvisions, targets, alpha, gamma),
+    )
+    assert torch.allclose(actual, expected)
+    actual.sum().backward()
     expected.sum().backward()
-    assert torch.allclose(ours.grad, theirs.grad)
+    assert torch.allclose(ours.grad, torchvisions.grad)
 
 
 def test_sigmoid_focal_by_hand():
-    found = sigmoid_focal(torch.zeros(2), torch.tensor([1.0, 0.0]))
-    assert torch.allclose(found, torch.tensor([0.043322, 0.129965]), atol=1e-6)
+    actual = sigmoid_focal(torch.zeros(2), torch.tensor([1.0, 0.0]))
+    assert torch.allclose(actual, torch.tensor([0.043322, 0.129965]), atol=1e-6)
 
 
 def test_half_precision_is_computed_and_returned_in_float32():
@@ -338,9 +341,9 @@ def test_large_logits_are_exact_in_float32_with_finite_gradients(power, size):
     logits = values[:, None].repeat(1, 5).requires_grad_()
     quality = torch.tensor([0, 1e-3, 0.5, 0.999, 1]).repeat(5, 1)
     for loss in (lambda x, q: quality_focal(x, q, power), lambda x, q: varifocal(x, q, 0.75, power)):
-        found, expected = loss(logits, quality), loss(logits.double(), quality.double())
-        assert torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-8)
-        (gradient,) = torch.autograd.grad(found.sum(), logits)
+        actual, expected = loss(logits, quality), loss(logits.double(), quality.double())
+        assert torch.allclose(actual.double(), expected, rtol=1e-5, atol=1e-8)
+        (gradient,) = torch.autograd.grad(actual.sum(), logits)
         assert gradient.isfinite().all()
 
 

@@ -203,7 +203,7 @@ def test_mining_takes_the_negatives_that_look_least_like_background(config):
 
 def plain(outputs, targets, original):
     """Return classification and localisation by loops over images and anchors."""
-    chosen, distances, found = [], 0.0, 0
+    chosen, distances, actual = [], 0.0, 0
     for image in range(len(targets.labels)):
         labels = targets.labels[image].tolist()
         log_p = outputs.logits[image].log_softmax(-1)
@@ -213,13 +213,13 @@ def plain(outputs, targets, original):
             rivals = [i for i in rivals if targets.overlap[image, i] < 0.5]
         rivals.sort(key=lambda i: log_p[i, 0].item())
         chosen += [-log_p[i, labels[i]].item() for i in positives + rivals[: 3 * len(positives)]]
-        found += len(positives)
+        actual += len(positives)
     for row, (image, anchor) in enumerate(zip(targets.image.tolist(), targets.anchor.tolist(), strict=True)):
         for d in (outputs.offsets[image, anchor] - targets.offsets[row]).abs().tolist():
             distances += 0.5 * d * d if d < 1 else d - 0.5
     if original == "caffe":
-        return sum(chosen) / found, distances / found
-    return 4 * sum(chosen) / len(chosen), distances / found
+        return sum(chosen) / actual, distances / actual
+    return 4 * sum(chosen) / len(chosen), distances / actual
 
 
 @pytest.mark.parametrize(("original", "config"), [("caffe", CAFFE), ("hikapok", HIKAPOK)])
@@ -278,8 +278,8 @@ def test_l2_penalty_by_hand():
 
 
 def test_a_fresh_scale_of_conv4_3_adds_five():
-    found = l2_penalty([("features.conv4_3_scale", torch.full((512,), 20.0))], 5e-4)
-    assert found.shape == () and found.item() == pytest.approx(5.12)
+    actual = l2_penalty([("features.conv4_3_scale", torch.full((512,), 20.0))], 5e-4)
+    assert actual.shape == () and actual.item() == pytest.approx(5.12)
 
 
 def test_the_first_rule_that_fits_counts():
@@ -310,5 +310,5 @@ def test_the_gradient_is_that_of_weight_decay():
 
 def test_the_penalty_of_half_precision_is_summed_in_float32():
     # 0.5 * 1024 * 1: bfloat16 would stop counting at 256
-    found = l2_penalty([("w", torch.ones(1024, dtype=torch.bfloat16))], 1)
-    assert found.dtype == torch.float32 and found.item() == 512
+    actual = l2_penalty([("w", torch.ones(1024, dtype=torch.bfloat16))], 1)
+    assert actual.dtype == torch.float32 and actual.item() == 512

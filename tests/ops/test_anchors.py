@@ -19,8 +19,8 @@ STEPS_512 = [(step / 512, step / 512) for step in (8, 16, 32, 64, 128, 256, 512)
 RATIOS_512 = [(2,), (2, 3), (2, 3), (2, 3), (2, 3), (2,), (2,)]
 
 
-def close(found, expected, atol=1e-6):
-    return torch.allclose(found, torch.tensor(expected, dtype=torch.float32), atol=atol, rtol=0)
+def close(actual, expected, atol=1e-6):
+    return torch.allclose(actual, torch.tensor(expected, dtype=torch.float32), atol=atol, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_tinyssd(tiny, start, expected):
 
 
 def test_a_map_that_is_wider_than_high_narrows_the_anchors():
-    found = grid_anchors(mxnet_shapes([(0.5, 0.25)], [(1, 2, 0.5)]), [(2, 3)], feature_aspect=True)
+    actual = grid_anchors(mxnet_shapes([(0.5, 0.25)], [(1, 2, 0.5)]), [(2, 3)], feature_aspect=True)
     first = [
         [0, 0, 0.333333, 0.5],
         [0.083333, 0.125, 0.25, 0.375],
@@ -104,20 +104,20 @@ def test_a_map_that_is_wider_than_high_narrows_the_anchors():
         [0.597631, 0.573223, 1.069036, 0.926777],
         [0.715482, 0.396447, 0.951184, 1.103553],
     ]
-    assert found.shape == (24, 4) and close(found[:4], first) and close(found[-4:], last)
+    assert actual.shape == (24, 4) and close(actual[:4], first) and close(actual[-4:], last)
     # Row by row: the second cell lies to the right of the first
-    assert close(found[4], [0.333333, 0, 0.666667, 0.5])
+    assert close(actual[4], [0.333333, 0, 0.666667, 0.5])
 
 
 def test_every_pixel_of_d2ls_cat_and_dog():
-    found = grid_anchors(mxnet_shapes([(0.75, 0.5, 0.25)], [(1, 2, 0.5)]), [(561, 728)], feature_aspect=True)
-    assert found.shape == (2_042_040, 4)
-    assert close(found.view(561, 728, 5, 4)[250, 250, 0], [0.055117, 0.071524, 0.633070, 0.821524])
+    actual = grid_anchors(mxnet_shapes([(0.75, 0.5, 0.25)], [(1, 2, 0.5)]), [(561, 728)], feature_aspect=True)
+    assert actual.shape == (2_042_040, 4)
+    assert close(actual.view(561, 728, 5, 4)[250, 250, 0], [0.055117, 0.071524, 0.633070, 0.821524])
 
 
 def test_mxnet_heeds_the_first_ratio_as_its_operator_does():
-    found = grid_anchors(mxnet_shapes([(0.3, 0.2)], [(3, 4)]), [(4, 6)], feature_aspect=True)
-    assert torch.allclose(found, multibox_prior((4, 6), (0.3, 0.2), (3, 4))[0], atol=1e-6)
+    actual = grid_anchors(mxnet_shapes([(0.3, 0.2)], [(3, 4)]), [(4, 6)], feature_aspect=True)
+    assert torch.allclose(actual, multibox_prior((4, 6), (0.3, 0.2), (3, 4))[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def test_ssd300_equals_torchvisions_generator(ssd300):
         clip=False,
     )
     image = ImageList(torch.zeros(1, 3, 300, 300), [(300, 300)])
-    theirs = generator(image, [torch.zeros(1, 1, *shape) for shape in MAPS_300])[0] / 300
-    assert torch.allclose(ssd300, theirs, atol=1e-6)
+    torchvisions = generator(image, [torch.zeros(1, 1, *shape) for shape in MAPS_300])[0] / 300
+    assert torch.allclose(ssd300, torchvisions, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -178,19 +178,19 @@ def test_ssd512_with_sizes_whole_and_broken(whole, square, bigger, wide):
     sizes = [35.84, 76.8, 153.6, 230.4, 307.2, 384.0, 460.8, 537.6]
     sizes = [int(size) for size in sizes] if whole else sizes
     shapes = caffe_shapes(sizes[:-1], sizes[1:], RATIOS_512, (512, 512))
-    found = grid_anchors(shapes, MAPS_512, STEPS_512)
-    assert found.shape == (24564, 4)
+    actual = grid_anchors(shapes, MAPS_512, STEPS_512)
+    assert actual.shape == (24564, 4)
     expected = [[low, low, high, high] for low, high in (square, bigger)]
-    assert close(found[:3], [*expected, wide])
+    assert close(actual[:3], [*expected, wide])
 
 
 def test_hikapok_puts_the_extra_square_first():
     extra = (0.1414, 0.2739, 0.4541, 0.6315, 0.8078, 0.9836)
     three, five = (1, 2, 0.5), (1, 2, 3, 0.5, 0.3333)
     shapes = hikapok_shapes((0.1, 0.2, 0.375, 0.55, 0.725, 0.9), extra, [three, five, five, five, three, three])
-    found = grid_anchors(shapes, MAPS_300, STEPS_300)
-    assert found.shape == (8732, 4)
-    y_first = found[:, [1, 0, 3, 2]]
+    actual = grid_anchors(shapes, MAPS_300, STEPS_300)
+    assert actual.shape == (8732, 4)
+    y_first = actual[:, [1, 0, 3, 2]]
     first = [
         [-0.057367, -0.057367, 0.084033, 0.084033],
         [-0.036667, -0.036667, 0.063333, 0.063333],

@@ -71,8 +71,8 @@ def test_overlaps_of_the_d2l_anchors():
     ],
 )
 def test_kinds_by_hand(a, b, giou, diou, ciou):
-    found = [paired_iou(torch.tensor(a), torch.tensor(b), kind).item() for kind in ("giou", "diou", "ciou")]
-    assert found == pytest.approx([giou, diou, ciou], abs=1e-6)
+    actual = [paired_iou(torch.tensor(a), torch.tensor(b), kind).item() for kind in ("giou", "diou", "ciou")]
+    assert actual == pytest.approx([giou, diou, ciou], abs=1e-6)
 
 
 @given(box_lists(), box_lists())
@@ -88,14 +88,14 @@ def test_iou_is_symmetric_and_a_share(a, b):
 @given(equal_lists())
 def test_paired_kinds_keep_their_order(pair):
     a, b = pair
-    found = {kind: paired_iou(a, b, kind) for kind in KINDS}
-    assert torch.allclose(found["iou"], pairwise_iou(a, b).diagonal(), atol=1e-9)
-    assert (found["giou"] <= found["iou"] + 1e-12).all() and (found["giou"] >= -1 - 1e-12).all()
-    assert (found["diou"] <= found["iou"] + 1e-12).all()
-    assert (found["ciou"] <= found["diou"] + 1e-12).all()
+    actual = {kind: paired_iou(a, b, kind) for kind in KINDS}
+    assert torch.allclose(actual["iou"], pairwise_iou(a, b).diagonal(), atol=1e-9)
+    assert (actual["giou"] <= actual["iou"] + 1e-12).all() and (actual["giou"] >= -1 - 1e-12).all()
+    assert (actual["diou"] <= actual["iou"] + 1e-12).all()
+    assert (actual["ciou"] <= actual["diou"] + 1e-12).all()
     for kind in KINDS:
         assert torch.allclose(paired_iou(a, a, kind), torch.ones(len(a), dtype=a.dtype), atol=1e-9)
-        assert torch.allclose(paired_iou(b, a, kind), found[kind], atol=1e-9)
+        assert torch.allclose(paired_iou(b, a, kind), actual[kind], atol=1e-9)
 
 
 def pairs(side, count=500, dtype=torch.float64):
@@ -115,19 +115,19 @@ def value_and_gradients(loss, predicted, gt):
 @pytest.mark.parametrize("kind", TORCHVISION_LOSSES)
 @pytest.mark.parametrize(("side", "values", "gradients"), [(50.0, 1e-8, 1e-8), (0.5, 1e-6, 1e-6), (0.1, 5e-6, 5e-5)])
 def test_torchvisions_losses_but_for_the_epsilon_they_add(kind, side, values, gradients):
-    found = value_and_gradients(loss_of(kind), *pairs(side))
+    actual = value_and_gradients(loss_of(kind), *pairs(side))
     expected = value_and_gradients(TORCHVISION_LOSSES[kind], *pairs(side))
-    assert (found[0] > 1).any() and (found[0] < 0.7).any()
-    for ours, torchvisions, atol in zip(found, expected, (values, gradients, gradients), strict=True):
+    assert (actual[0] > 1).any() and (actual[0] < 0.7).any()
+    for ours, torchvisions, atol in zip(actual, expected, (values, gradients, gradients), strict=True):
         assert torch.allclose(ours, torchvisions, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("kind", ["giou", "diou"])  # torchvision's CIoU does not hand its eps on
 @pytest.mark.parametrize("side", [0.01, 0.1])
 def test_torchvisions_losses_of_small_boxes_without_the_epsilon(kind, side):
-    found = value_and_gradients(loss_of(kind), *pairs(side))
+    actual = value_and_gradients(loss_of(kind), *pairs(side))
     expected = value_and_gradients(partial(TORCHVISION_LOSSES[kind], eps=0.0), *pairs(side))
-    for ours, torchvisions in zip(found, expected, strict=True):
+    for ours, torchvisions in zip(actual, expected, strict=True):
         assert torch.allclose(ours, torchvisions, rtol=1e-9, atol=1e-12)
 
 
@@ -184,10 +184,10 @@ def test_boxes_without_area_are_finite_with_finite_gradients(kind):
     count = len(DEGENERATE)
     a = DEGENERATE.repeat_interleave(count, 0).requires_grad_()
     b = DEGENERATE.repeat(count, 1).requires_grad_()
-    found = paired_iou(a, b, kind)
-    found.sum().backward()
-    assert found.isfinite().all() and a.grad.isfinite().all() and b.grad.isfinite().all()
-    assert (found <= 1).all()
+    actual = paired_iou(a, b, kind)
+    actual.sum().backward()
+    assert actual.isfinite().all() and a.grad.isfinite().all() and b.grad.isfinite().all()
+    assert (actual <= 1).all()
 
 
 def test_boxes_without_area_overlap_nothing_and_not_themselves():
@@ -233,9 +233,9 @@ def test_blocks_change_nothing_and_leading_axes_broadcast(monkeypatch, block):
 def test_the_table_can_be_differentiated(monkeypatch, block):
     monkeypatch.setattr(boxes_module, "_BLOCK", block)
     ours = _random(6).double().requires_grad_()
-    theirs = ours.detach().clone().requires_grad_()
+    torchvisions = ours.detach().clone().requires_grad_()
     other = _random(2, 9)[0].double()
     weights = torch.rand(6, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (pairwise_iou(ours, other) * weights).sum().backward()
-    (tv.box_iou(theirs, other) * weights).sum().backward()
-    assert torch.allclose(ours.grad, theirs.grad, atol=1e-9)
+    (tv.box_iou(torchvisions, other) * weights).sum().backward()
+    assert torch.allclose(ours.grad, torchvisions.grad, atol=1e-9)

@@ -24,14 +24,14 @@ def rows(*values):
     ],
 )
 def test_encode_by_hand_and_back(anchor, gt, expected):
-    found = encode(rows(gt), rows(anchor))
-    assert torch.allclose(found, rows(expected), atol=2e-6, rtol=1e-6)
-    assert torch.allclose(decode(found, rows(anchor)), rows(gt), atol=1e-6)
+    actual = encode(rows(gt), rows(anchor))
+    assert torch.allclose(actual, rows(expected), atol=2e-6, rtol=1e-6)
+    assert torch.allclose(decode(actual, rows(anchor)), rows(gt), atol=1e-6)
 
 
 def test_hikapoks_y_first_order_is_a_permutation():
-    found = encode(rows([0.1, 0.08, 0.52, 0.92]), rows([0.15, 0.2, 0.4, 0.4]))
-    assert torch.allclose(found[:, [1, 0, 3, 2]], rows([10.0, 1.4, 7.175423, 2.593969]), atol=2e-6, rtol=1e-6)
+    actual = encode(rows([0.1, 0.08, 0.52, 0.92]), rows([0.15, 0.2, 0.4, 0.4]))
+    assert torch.allclose(actual[:, [1, 0, 3, 2]], rows([10.0, 1.4, 7.175423, 2.593969]), atol=2e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_each_variance_scales_its_own_offset():
 
 
 def test_corner_size_divides_x_by_the_width_and_y_by_the_height():
-    found = encode(rows([0.1, 0.3, 0.7, 0.9]), rows([0.2, 0.2, 0.4, 1.0]), (1, 1, 1, 1), "corner_size")
-    assert torch.allclose(found, rows([-0.5, 0.125, 1.5, -0.125]), atol=1e-6)
+    actual = encode(rows([0.1, 0.3, 0.7, 0.9]), rows([0.2, 0.2, 0.4, 1.0]), (1, 1, 1, 1), "corner_size")
+    assert torch.allclose(actual, rows([-0.5, 0.125, 1.5, -0.125]), atol=1e-6)
 
 
 place, size = st.floats(-0.5, 1.2), st.floats(0.01, 1.5)
@@ -79,8 +79,8 @@ def test_decoding_undoes_encoding(pairs, variances, code):
     assert torch.allclose(encode(decode(offsets, anchors, variances, code), anchors, variances, code), offsets)
     # float32 with a leading axis of images
     gt, anchors = gt.float().expand(3, -1, -1), anchors.float()
-    found = decode(encode(gt, anchors, variances, code), anchors, variances, code)
-    assert found.shape == gt.shape and torch.allclose(found, gt, atol=1e-5)
+    actual = decode(encode(gt, anchors, variances, code), anchors, variances, code)
+    assert actual.shape == gt.shape and torch.allclose(actual, gt, atol=1e-5)
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -88,9 +88,9 @@ def test_boxes_without_area_give_finite_offsets_and_gradients(code):
     gt = rows([-1, -1, -1, -1], [0.3, 0.3, 0.3, 0.8], [0.8, 0.8, 0.2, 0.3], [0.1, 0.1, 0.9, 0.9]).requires_grad_()
     anchors = rows([0.2, 0.2, 0.6, 0.6], [0.2, 0.2, 0.6, 0.6], [0.2, 0.2, 0.6, 0.6], [0.5, 0.5, 0.5, 0.5])
     anchors.requires_grad_()
-    found = encode(gt, anchors, code=code)
-    found.sum().backward()
-    assert found.isfinite().all() and gt.grad.isfinite().all() and anchors.grad.isfinite().all()
+    actual = encode(gt, anchors, code=code)
+    actual.sum().backward()
+    assert actual.isfinite().all() and gt.grad.isfinite().all() and anchors.grad.isfinite().all()
     offsets = torch.full((4, 4), 3.0, requires_grad=True)
     back = decode(offsets, anchors, code=code)
     back.sum().backward()
@@ -106,6 +106,6 @@ def test_there_is_no_epsilon_inside_the_logarithm():
 def test_half_precision_is_computed_and_returned_in_float32(code):
     gt, anchors = rows([0.3, 0.25, 0.7, 0.65]).bfloat16(), rows([0.2, 0.2, 0.6, 0.6]).bfloat16()
     for function in (encode, decode):
-        found = function(gt, anchors, code=code)
-        assert found.dtype == torch.float32
-        assert torch.equal(found, function(gt.float(), anchors.float(), code=code))
+        actual = function(gt, anchors, code=code)
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, function(gt.float(), anchors.float(), code=code))

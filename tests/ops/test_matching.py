@@ -44,18 +44,18 @@ def reference_dual_max(overlaps, valid, low, high):
     anchors = len(overlaps[0])
     if not rows:
         return [NEGATIVE] * anchors
-    found = []
+    actual = []
     for a in range(anchors):
         best = max(overlaps[g][a] for g in rows)
         owner = next(g for g in rows if overlaps[g][a] == best)
-        found.append(owner if best >= high and best > 0 else NEGATIVE if best < low else IGNORED)
+        actual.append(owner if best >= high and best > 0 else NEGATIVE if best < low else IGNORED)
     claims = {}
     for g in rows:
         if max(overlaps[g]) > 1e-6:
             claims.setdefault(overlaps[g].index(max(overlaps[g])), []).append(g)
     for a, owners in claims.items():
-        found[a] = max(owners, key=lambda g: (overlaps[g][a], -g))
-    return found
+        actual[a] = max(owners, key=lambda g: (overlaps[g][a], -g))
+    return actual
 
 
 @st.composite
@@ -71,9 +71,9 @@ def overlap_tables(draw):
 @given(overlap_tables())
 def test_rounds_equal_one_pair_at_a_time(case):
     table, valid = case
-    found = greedy_bipartite(torch.tensor(table, dtype=torch.float32), torch.tensor(valid))
+    actual = greedy_bipartite(torch.tensor(table, dtype=torch.float32), torch.tensor(valid))
     expected = [reference_greedy(rows, flags, 1e-6) for rows, flags in zip(table, valid, strict=True)]
-    assert found.tolist() == expected
+    assert actual.tolist() == expected
 
 
 def test_a_chain_that_needs_as_many_rounds_as_objects():
@@ -85,8 +85,8 @@ def test_a_chain_that_needs_as_many_rounds_as_objects():
         table[0, g, 0 if g == 0 else g - 1] = value
         table[0, g, g] = value = value - 0.01 if g else 1.0
     table[0, :, count] = 0.01
-    found = greedy_bipartite(table, torch.ones((1, count), dtype=torch.bool))
-    assert found[0].tolist() == reference_greedy(table[0].tolist(), [True] * count, 1e-6)
+    actual = greedy_bipartite(table, torch.ones((1, count), dtype=torch.bool))
+    assert actual[0].tolist() == reference_greedy(table[0].tolist(), [True] * count, 1e-6)
 
 
 def test_all_equal_goes_by_number():
@@ -117,7 +117,7 @@ def scenes(draw):
 def test_bipartite_then_threshold(scene, threshold, inclusive):
     anchors, gt, valid = scene
     overlaps = anchor_overlaps(anchors, gt, valid).double()
-    found = match_bipartite(anchors, gt, valid, threshold=threshold, inclusive=inclusive)
+    actual = match_bipartite(anchors, gt, valid, threshold=threshold, inclusive=inclusive)
     for i, rows in enumerate(overlaps.tolist()):
         chosen = reference_greedy(rows, valid[i].tolist(), 1e-6)
         for a in range(len(anchors)):
@@ -126,24 +126,24 @@ def test_bipartite_then_threshold(scene, threshold, inclusive):
             limit = torch.tensor(threshold).item()
             enough = best > 0 and (best >= limit if inclusive else best > limit)
             expected = chosen.index(a) if a in chosen else owner if enough else NEGATIVE
-            assert found.gt_index[i, a] == expected
-            assert found.overlap[i, a] == best
+            assert actual.gt_index[i, a] == expected
+            assert actual.overlap[i, a] == best
 
 
 @given(scenes(), st.sampled_from([(0.5, 0.5), (0.1, 0.5), (0.25, 0.3)]))
 def test_dual_max(scene, zone):
     anchors, gt, valid = scene
-    found = match_dual_max(anchors, gt, valid, low=zone[0], high=zone[1])
+    actual = match_dual_max(anchors, gt, valid, low=zone[0], high=zone[1])
     overlaps = anchor_overlaps(anchors, gt, valid)
     limits = torch.tensor(zone).tolist()
     for i, rows in enumerate(overlaps.tolist()):
-        assert found.gt_index[i].tolist() == reference_dual_max(rows, valid[i].tolist(), *limits)
+        assert actual.gt_index[i].tolist() == reference_dual_max(rows, valid[i].tolist(), *limits)
 
 
 def test_overlaps_of_the_chapter():
-    found = anchor_overlaps(ANCHORS, OBJECTS, VALID)[0].T
+    actual = anchor_overlaps(ANCHORS, OBJECTS, VALID)[0].T
     expected = [[0.053648, 0], [0.141723, 0], [0, 0.565724], [0, 0.205882], [0, 0.745908]]
-    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=0)
+    torch.testing.assert_close(actual, torch.tensor(expected), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -158,10 +158,10 @@ def test_overlaps_of_the_chapter():
     ],
 )
 def test_the_chapter(matcher, options, expected):
-    found = matcher(ANCHORS, OBJECTS, VALID, **options)
-    assert found.gt_index.tolist() == [expected]
-    assert found.weights.shape == found.soft_scores.shape == (1, 5)
-    assert bool((found.weights == 1).all()) and bool((found.soft_scores == 1).all())
+    actual = matcher(ANCHORS, OBJECTS, VALID, **options)
+    assert actual.gt_index.tolist() == [expected]
+    assert actual.weights.shape == actual.soft_scores.shape == (1, 5)
+    assert bool((actual.weights == 1).all()) and bool((actual.soft_scores == 1).all())
 
 
 def test_only_bipartite_gives_the_loser_of_a_collision_an_anchor():
@@ -187,10 +187,10 @@ def test_inclusive_decides_at_the_threshold():
 @pytest.mark.parametrize("objects", [0, 3])
 def test_images_without_objects_are_background(matcher, objects):
     gt = torch.full((2, objects, 4), -1.0)
-    found = matcher(ANCHORS, gt, torch.zeros((2, objects), dtype=torch.bool))
-    assert bool((found.gt_index == NEGATIVE).all())
-    assert bool((found.overlap == 0).all())
-    assert found.gt_index.shape == found.overlap.shape == found.weights.shape == (2, 5)
+    actual = matcher(ANCHORS, gt, torch.zeros((2, objects), dtype=torch.bool))
+    assert bool((actual.gt_index == NEGATIVE).all())
+    assert bool((actual.overlap == 0).all())
+    assert actual.gt_index.shape == actual.overlap.shape == actual.weights.shape == (2, 5)
 
 
 @pytest.mark.parametrize("matcher", [match_bipartite, match_dual_max])
@@ -198,19 +198,19 @@ def test_what_padding_holds_does_not_matter(matcher):
     gt = torch.cat([torch.tensor([[[0.0, 0.0, 1.0, 1.0], [float("nan")] * 4]]), OBJECTS], dim=1)
     valid = torch.tensor([[False, False, True, True]])
     expected = matcher(ANCHORS, OBJECTS, VALID)
-    found = matcher(ANCHORS, gt, valid)
-    assert torch.equal(found.gt_index, torch.where(expected.gt_index >= 0, expected.gt_index + 2, expected.gt_index))
-    assert torch.equal(found.overlap, expected.overlap)
+    actual = matcher(ANCHORS, gt, valid)
+    assert torch.equal(actual.gt_index, torch.where(expected.gt_index >= 0, expected.gt_index + 2, expected.gt_index))
+    assert torch.equal(actual.overlap, expected.overlap)
 
 
 @pytest.mark.parametrize("matcher", [match_bipartite, match_dual_max])
 def test_an_object_without_area_or_out_of_the_image_is_left_alone(matcher):
     gt = torch.tensor([[[0.5, 0.5, 0.5, 0.5], [3.0, 3.0, 4.0, 4.0]]])
-    found = matcher(ANCHORS, gt, VALID)
-    assert bool((found.gt_index == NEGATIVE).all())
-    assert bool((found.overlap == 0).all())
+    actual = matcher(ANCHORS, gt, VALID)
+    assert bool((actual.gt_index == NEGATIVE).all())
+    assert bool((actual.overlap == 0).all())
 
 
 def test_half_precision_boxes_are_compared_in_float32():
-    found = match_bipartite(ANCHORS.bfloat16(), OBJECTS.bfloat16(), VALID)
-    assert found.overlap.dtype == torch.float32
+    actual = match_bipartite(ANCHORS.bfloat16(), OBJECTS.bfloat16(), VALID)
+    assert actual.overlap.dtype == torch.float32

@@ -35,7 +35,7 @@ def match(kind, anchors, gt, valid, outputs):
 
 @st.composite
 def scenes(draw, exact=True):
-    """Anchors, objects and answers on the grid, or anywhere; classes of an image's objects differ."""
+    """Anchors, objects and predictions on the grid, or anywhere; classes of an image's objects differ."""
     batch, objects, anchors = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 24))
     source = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
 
@@ -76,24 +76,24 @@ def is_inside(point, box):
     return box[0] < point[0] < box[2] and box[1] < point[1] < box[3]
 
 
-def settle(count, chosen, preference, overlaps):
+def resolve(count, chosen, preference, overlaps):
     """Resolve conflicts, then deal free anchors to objects without: pair after pair, the largest IoU first."""
-    found = [NEGATIVE] * count
+    actual = [NEGATIVE] * count
     for a in range(count):
         owners = [g for g in chosen if a in chosen[g]]
         if owners:
-            found[a] = max(owners, key=lambda g: (preference[g][a], -g))
+            actual[a] = max(owners, key=lambda g: (preference[g][a], -g))
     while True:
         pairs = [
             (-overlaps[g][a], a, g)
             for g in chosen
             for a in range(count)
-            if g not in found and found[a] == NEGATIVE and overlaps[g][a] > 1e-6
+            if g not in actual and actual[a] == NEGATIVE and overlaps[g][a] > 1e-6
         ]
         if not pairs:
-            return found
+            return actual
         _, a, g = min(pairs)
-        found[a] = g
+        actual[a] = g
 
 
 def reference_atss(anchors, objects, topk):
@@ -111,11 +111,11 @@ def reference_atss(anchors, objects, topk):
         # On the edge, the last digit of the deviation decides.
         assume(spread == 0 or all(abs(value - threshold) > 1e-9 for value in values))
         chosen[g] = [a for a in near if overlaps[g][a] >= threshold and is_inside(center(anchors[a]), box)]
-    return settle(len(anchors), chosen, overlaps, overlaps)
+    return resolve(len(anchors), chosen, overlaps, overlaps)
 
 
-def reference_simota(anchors, objects, answers, radius):
-    boxes, scores, labels = answers
+def reference_simota(anchors, objects, predictions, radius):
+    boxes, scores, labels = predictions
     overlaps = {g: [iou(a, box) for a in anchors] for g, box in objects.items()}
     chosen, costs, ious = {}, {}, {}
     for g, box in objects.items():
@@ -137,7 +137,7 @@ def reference_simota(anchors, objects, answers, radius):
     for a in range(len(anchors)):
         assume_apart([costs[g][a] for g in objects])
     preference = {g: [-cost for cost in costs[g]] for g in objects}
-    return settle(len(anchors), chosen, preference, overlaps), ious
+    return resolve(len(anchors), chosen, preference, overlaps), ious
 
 
 def assume_apart(values):
@@ -146,8 +146,8 @@ def assume_apart(values):
     assume(all(b - a > 1e-3 for a, b in itertools.pairwise(ordered)))
 
 
-def reference_tal(anchors, objects, answers, topk):
-    boxes, scores, labels = answers
+def reference_tal(anchors, objects, predictions, topk):
+    boxes, scores, labels = predictions
     overlaps = {g: [iou(a, box) for a in anchors] for g, box in objects.items()}
     chosen, aligned, ious = {}, {}, {}
     for g, box in objects.items():
@@ -157,14 +157,14 @@ def reference_tal(anchors, objects, answers, topk):
         ordered = sorted(inside, key=lambda a: -aligned[g][a])
         assume(all(aligned[g][b] < aligned[g][a] * 0.9999 for a, b in itertools.pairwise(ordered)))
         chosen[g] = ordered[:topk]
-    found = settle(len(anchors), chosen, ious, overlaps)
+    actual = resolve(len(anchors), chosen, ious, overlaps)
     soft = [0.0] * len(anchors)
     for g in objects:
-        own = [a for a in range(len(anchors)) if found[a] == g]
+        own = [a for a in range(len(anchors)) if actual[a] == g]
         most = max((aligned[g][a] for a in own), default=0.0)
         for a in own:
             soft[a] = (aligned[g][a] / most if most else 1.0) * max(ious[g][b] for b in own)
-    return found, soft
+    return actual, soft
 
 
 def images(scene):
@@ -177,44 +177,44 @@ def images(scene):
 
 @given(scenes())
 def test_atss_equals_the_plain_reference(scene):
-    found = match("atss", *scene)
+    actual = match("atss", *scene)
     for i, anchors, objects, _ in images(scene):
-        assert found.gt_index[i].tolist() == reference_atss(anchors, objects, topk=4)
-    assert bool((found.weights == 1).all()) and bool((found.soft_scores == 1).all())
+        assert actual.gt_index[i].tolist() == reference_atss(anchors, objects, topk=4)
+    assert bool((actual.weights == 1).all()) and bool((actual.soft_scores == 1).all())
 
 
 @given(scenes())
 def test_simota_equals_the_plain_reference(scene):
-    found = match("simota", *scene)
-    for i, anchors, objects, answers in images(scene):
-        expected, ious = reference_simota(anchors, objects, answers, radius=1.0)
-        assert found.gt_index[i].tolist() == expected
-        assert found.soft_scores[i].tolist() == [ious[g][a] if g >= 0 else 0.0 for a, g in enumerate(expected)]
-    assert bool((found.weights == 1).all())
+    actual = match("simota", *scene)
+    for i, anchors, objects, predictions in images(scene):
+        expected, ious = reference_simota(anchors, objects, predictions, radius=1.0)
+        assert actual.gt_index[i].tolist() == expected
+        assert actual.soft_scores[i].tolist() == [ious[g][a] if g >= 0 else 0.0 for a, g in enumerate(expected)]
+    assert bool((actual.weights == 1).all())
 
 
 @given(scenes())
 def test_task_aligned_equals_the_plain_reference(scene):
-    found = match("tal", *scene)
-    for i, anchors, objects, answers in images(scene):
-        expected, soft = reference_tal(anchors, objects, answers, topk=3)
-        assert found.gt_index[i].tolist() == expected
-        assert found.soft_scores[i].tolist() == pytest.approx(soft, rel=1e-4, abs=1e-7)
-    assert torch.equal(found.weights, found.soft_scores)
+    actual = match("tal", *scene)
+    for i, anchors, objects, predictions in images(scene):
+        expected, soft = reference_tal(anchors, objects, predictions, topk=3)
+        assert actual.gt_index[i].tolist() == expected
+        assert actual.soft_scores[i].tolist() == pytest.approx(soft, rel=1e-4, abs=1e-7)
+    assert torch.equal(actual.weights, actual.soft_scores)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(scene=scenes())
 def test_every_object_has_an_anchor_or_none_is_free(kind, scene):
     anchors, gt, valid, _ = scene
-    found = match(kind, *scene)
+    actual = match(kind, *scene)
     overlaps = anchor_overlaps(anchors, gt, valid)
-    assert torch.equal(found.overlap, overlaps.amax(dim=1))
-    for part in (found.weights, found.soft_scores):
-        assert part.shape == found.gt_index.shape and bool(((part >= 0) & (part <= 1)).all())
+    assert torch.equal(actual.overlap, overlaps.amax(dim=1))
+    for part in (actual.weights, actual.soft_scores):
+        assert part.shape == actual.gt_index.shape and bool(((part >= 0) & (part <= 1)).all())
     for i in range(len(gt)):
-        taken = found.gt_index[i] != NEGATIVE
-        owners = set(found.gt_index[i][taken].tolist())
+        taken = actual.gt_index[i] != NEGATIVE
+        owners = set(actual.gt_index[i][taken].tolist())
         rows = {g for g in range(gt.shape[1]) if valid[i, g]}
         assert owners <= rows
         for g in rows - owners:
@@ -227,10 +227,10 @@ def test_the_order_of_objects_does_not_matter(kind, scene, seed):
     anchors, gt, valid, outputs = scene
     order = torch.randperm(gt.shape[1], generator=torch.Generator().manual_seed(seed))
     moved = match(kind, anchors, gt[:, order], valid[:, order], outputs._replace(gt_labels=outputs.gt_labels[:, order]))
-    found = match(kind, *scene)
+    actual = match(kind, *scene)
     back = torch.where(moved.gt_index >= 0, order[moved.gt_index.clamp(min=0)], moved.gt_index)
-    assert torch.equal(back, found.gt_index)
-    assert torch.equal(moved.soft_scores, found.soft_scores)
+    assert torch.equal(back, actual.gt_index)
+    assert torch.equal(moved.soft_scores, actual.soft_scores)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -250,9 +250,9 @@ def test_padding_changes_nothing_whatever_it_holds(kind, scene, before, after, c
     labels, known = pad(outputs.gt_labels, -1), pad(valid, False)
     boxes = torch.where(known[..., None], pad(gt, 0), torch.tensor(content))
     padded = match(kind, anchors, boxes, known, outputs._replace(gt_labels=labels))
-    found = match(kind, *scene)
-    assert torch.equal(padded.gt_index, torch.where(found.gt_index >= 0, found.gt_index + before, found.gt_index))
-    for a, b in zip(padded[1:], found[1:], strict=True):
+    actual = match(kind, *scene)
+    assert torch.equal(padded.gt_index, torch.where(actual.gt_index >= 0, actual.gt_index + before, actual.gt_index))
+    for a, b in zip(padded[1:], actual[1:], strict=True):
         assert torch.equal(a, b)
 
 
@@ -260,14 +260,14 @@ def test_padding_changes_nothing_whatever_it_holds(kind, scene, before, after, c
 @given(scene=scenes())
 def test_a_batch_is_its_images_one_by_one(kind, scene):
     anchors, gt, valid, outputs = scene
-    found = match(kind, *scene)
+    actual = match(kind, *scene)
     for i in range(len(gt)):
         alone = match(kind, anchors, gt[i, None], valid[i, None], MatchInputs(*(part[i, None] for part in outputs)))
-        for a, b in zip(alone, found, strict=True):
+        for a, b in zip(alone, actual, strict=True):
             assert torch.equal(a[0], b[i])
 
 
-def answers(boxes, scores, labels):
+def predictions(boxes, scores, labels):
     return MatchInputs(torch.tensor([boxes]), torch.tensor([scores]), torch.tensor([labels]))
 
 
@@ -308,10 +308,10 @@ FAR = [90.0, 90.0, 94.0, 94.0]
     ],
 )
 def test_atss_by_hand(objects, anchors, options, expected):
-    found = match_atss(
+    actual = match_atss(
         torch.tensor(anchors, dtype=torch.float32), *yes(*objects), **{"level_sizes": [len(anchors)]} | options
     )
-    assert found.gt_index.tolist() == [expected]
+    assert actual.gt_index.tolist() == [expected]
 
 
 @pytest.mark.parametrize("count", range(3, 10))
@@ -327,48 +327,48 @@ def simota(anchors, objects, outputs, **options):
 
 
 FIT = [SQUARE, [0.0, 0.0, 4.0, 3.0], [0.0, 0.0, 4.0, 2.0], FAR]
-"""Answers of IoU 1, 0.75, 0.5 and 0 with SQUARE: two and a quarter boxes' worth."""
+"""Predictions of IoU 1, 0.75, 0.5 and 0 with SQUARE: two and a quarter boxes' worth."""
 
 
 def test_simota_takes_as_many_as_the_ious_add_up_to():
-    found = simota([SQUARE] * 4, [SQUARE], answers(FIT, [[0.5]] * 4, [0]))
-    assert found.gt_index.tolist() == [[0, 0, -1, -1]]
-    assert found.soft_scores.tolist() == [[1, 0.75, 0, 0]]
-    assert found.weights.tolist() == [[1, 1, 1, 1]]
+    actual = simota([SQUARE] * 4, [SQUARE], predictions(FIT, [[0.5]] * 4, [0]))
+    assert actual.gt_index.tolist() == [[0, 0, -1, -1]]
+    assert actual.soft_scores.tolist() == [[1, 0.75, 0, 0]]
+    assert actual.weights.tolist() == [[1, 1, 1, 1]]
 
 
 def test_simota_weighs_class_and_place():
     # Costs: 0.69; 4.61 + 0.86; 0.11 + 2.08.
-    found = simota([SQUARE] * 4, [SQUARE], answers(FIT, [[0.5], [0.01], [0.9], [0.9]], [0]))
-    assert found.gt_index.tolist() == [[0, -1, 0, -1]]
-    assert found.soft_scores.tolist() == [[1, 0, 0.5, 0]]
+    actual = simota([SQUARE] * 4, [SQUARE], predictions(FIT, [[0.5], [0.01], [0.9], [0.9]], [0]))
+    assert actual.gt_index.tolist() == [[0, -1, 0, -1]]
+    assert actual.soft_scores.tolist() == [[1, 0, 0.5, 0]]
 
 
 def test_simota_counts_wrong_classes():
-    # Equal scores of the right class; the first answer also believes in another one.
-    found = simota([SQUARE] * 2, [SQUARE], answers([SQUARE, [0.0, 0.0, 4.0, 3.0]], [[0.5, 0.9], [0.5, 0.1]], [0]))
-    assert found.gt_index.tolist() == [[-1, 0]]
+    # Equal scores of the right class; the first prediction also believes in another one.
+    actual = simota([SQUARE] * 2, [SQUARE], predictions([SQUARE, [0.0, 0.0, 4.0, 3.0]], [[0.5, 0.9], [0.5, 0.1]], [0]))
+    assert actual.gt_index.tolist() == [[-1, 0]]
 
 
 def test_simota_prefers_the_middle_whatever_it_costs():
     anchors = [[0.0, 0.0, 4.0, 4.0], [6.0, 6.0, 10.0, 10.0]]
     boxes = [[0.0, 0.0, 16.0, 12.0], [0.0, 0.0, 16.0, 4.0]]
-    outputs = answers(boxes, [[0.9], [0.1]], [0])
+    outputs = predictions(boxes, [[0.9], [0.1]], [0])
     assert simota(anchors, [[0.0, 0.0, 16.0, 16.0]], outputs, radius=0.5).gt_index.tolist() == [[-1, 0]]
     assert simota(anchors, [[0.0, 0.0, 16.0, 16.0]], outputs, radius=2.5).gt_index.tolist() == [[0, -1]]
 
 
-def test_simota_settles_by_cost_and_serves_the_loser():
-    outputs = answers([SQUARE, FAR], [[0.1, 0.9], [0.5, 0.5]], [0, 1])
+def test_simota_resolves_by_cost_and_serves_the_loser():
+    outputs = predictions([SQUARE, FAR], [[0.1, 0.9], [0.5, 0.5]], [0, 1])
     anchors = [SQUARE, [3.0, 3.0, 30.0, 30.0]]
     assert simota(anchors, [SQUARE, SQUARE], outputs).gt_index.tolist() == [[1, 0]]
 
 
 def test_ties_go_to_the_lowest_anchor_and_object():
-    same = answers([SQUARE] * 20, [[0.5]] * 20, [0])
+    same = predictions([SQUARE] * 20, [[0.5]] * 20, [0])
     assert simota([SQUARE] * 20, [SQUARE], same).gt_index.tolist() == [[0] * 10 + [-1] * 10]
-    found = match_task_aligned(torch.tensor([SQUARE] * 20), *yes(SQUARE), same)
-    assert found.gt_index.tolist() == [[0] * 13 + [-1] * 7]
+    actual = match_task_aligned(torch.tensor([SQUARE] * 20), *yes(SQUARE), same)
+    assert actual.gt_index.tolist() == [[0] * 13 + [-1] * 7]
     twins = same._replace(gt_labels=torch.tensor([[0, 0]]))
     assert simota([SQUARE] * 20, [SQUARE] * 2, twins).gt_index.tolist() == [[0] * 10 + [1] + [-1] * 9]
 
@@ -383,42 +383,42 @@ def test_ties_go_to_the_lowest_anchor_and_object():
 )
 def test_task_aligned_by_hand(beta, expected, soft):
     boxes = [SQUARE, [0.0, 0.0, 4.0, 2.0], SQUARE, [0.0, 0.0, 4.0, 1.0]]
-    outputs = answers(boxes, [[0.5, 1.0], [0.9, 1.0], [0.1, 1.0], [0.9, 1.0]], [0])
-    found = match_task_aligned(torch.tensor([SQUARE] * 4), *yes(SQUARE), outputs, topk=2, beta=beta)
-    assert found.gt_index.tolist() == [expected]
-    assert found.soft_scores[0].tolist() == pytest.approx(soft)
-    assert torch.equal(found.weights, found.soft_scores)
+    outputs = predictions(boxes, [[0.5, 1.0], [0.9, 1.0], [0.1, 1.0], [0.9, 1.0]], [0])
+    actual = match_task_aligned(torch.tensor([SQUARE] * 4), *yes(SQUARE), outputs, topk=2, beta=beta)
+    assert actual.gt_index.tolist() == [expected]
+    assert actual.soft_scores[0].tolist() == pytest.approx(soft)
+    assert torch.equal(actual.weights, actual.soft_scores)
 
 
 def test_task_aligned_scales_to_the_best_iou():
-    # The best aligned answer is not the best placed one; the anchor outside answers best and does not count.
+    # The best aligned prediction is not the best placed one; the anchor outside predictions best and does not count.
     boxes = [[0.0, 0.0, 4.0, 2.0], [0.0, 0.0, 4.0, 3.0], SQUARE]
-    outputs = answers(boxes, [[0.75], [0.1], [1.0]], [0])
-    found = match_task_aligned(torch.tensor([SQUARE, SQUARE, [4.0, 0.0, 8.0, 4.0]]), *yes(SQUARE), outputs, beta=1)
-    assert found.gt_index.tolist() == [[0, 0, -1]]
-    assert found.soft_scores[0].tolist() == pytest.approx([0.75, 0.075 / 0.375 * 0.75, 0])
+    outputs = predictions(boxes, [[0.75], [0.1], [1.0]], [0])
+    actual = match_task_aligned(torch.tensor([SQUARE, SQUARE, [4.0, 0.0, 8.0, 4.0]]), *yes(SQUARE), outputs, beta=1)
+    assert actual.gt_index.tolist() == [[0, 0, -1]]
+    assert actual.soft_scores[0].tolist() == pytest.approx([0.75, 0.075 / 0.375 * 0.75, 0])
 
 
-def test_task_aligned_takes_no_answer_without_merit():
-    # The second answer lies elsewhere, the third does not believe in the class at all.
-    outputs = answers([SQUARE, FAR, SQUARE], [[0.5], [0.5], [0.0]], [0])
-    found = match_task_aligned(torch.tensor([SQUARE] * 3), *yes(SQUARE), outputs)
-    assert found.gt_index.tolist() == [[0, -1, -1]]
+def test_task_aligned_takes_no_prediction_without_merit():
+    # The second prediction lies elsewhere, the third does not believe in the class at all.
+    outputs = predictions([SQUARE, FAR, SQUARE], [[0.5], [0.5], [0.0]], [0])
+    actual = match_task_aligned(torch.tensor([SQUARE] * 3), *yes(SQUARE), outputs)
+    assert actual.gt_index.tolist() == [[0, -1, -1]]
     # Where there is no better one, the anchor of largest overlap is served, for what its place is worth.
-    outputs = answers([FAR, [0.0, 0.0, 4.0, 3.0]], [[0.5], [0.0]], [0])
-    found = match_task_aligned(torch.tensor([[0.0, 0.0, 4.0, 2.0], SQUARE]), *yes(SQUARE), outputs)
-    assert found.gt_index.tolist() == [[-1, 0]]
-    assert found.soft_scores.tolist() == [[0, 0.75]]
+    outputs = predictions([FAR, [0.0, 0.0, 4.0, 3.0]], [[0.5], [0.0]], [0])
+    actual = match_task_aligned(torch.tensor([[0.0, 0.0, 4.0, 2.0], SQUARE]), *yes(SQUARE), outputs)
+    assert actual.gt_index.tolist() == [[-1, 0]]
+    assert actual.soft_scores.tolist() == [[0, 0.75]]
 
 
-def test_task_aligned_settles_by_iou_and_serves_the_loser():
+def test_task_aligned_resolves_by_iou_and_serves_the_loser():
     # The first object is the better aligned one by its score, the second the better placed.
     objects = [SQUARE, [0.0, 0.0, 4.0, 3.0]]
-    outputs = answers([[0.0, 0.0, 4.0, 3.0], FAR], [[1.0, 0.1], [0.5, 0.5]], [0, 1])
-    found = match_task_aligned(torch.tensor([SQUARE, [3.0, 3.0, 30.0, 30.0]]), *yes(*objects), outputs)
-    assert found.gt_index.tolist() == [[1, 0]]
+    outputs = predictions([[0.0, 0.0, 4.0, 3.0], FAR], [[1.0, 0.1], [0.5, 0.5]], [0, 1])
+    actual = match_task_aligned(torch.tensor([SQUARE, [3.0, 3.0, 30.0, 30.0]]), *yes(*objects), outputs)
+    assert actual.gt_index.tolist() == [[1, 0]]
     # What the loser was given is placed nowhere near it.
-    assert found.soft_scores.tolist() == [[1, 0]]
+    assert actual.soft_scores.tolist() == [[1, 0]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -428,39 +428,39 @@ def test_images_without_objects_are_background(kind, objects, anchors):
         torch.rand(2, anchors, 4), torch.rand(2, anchors, 3), torch.full((2, objects), -1, dtype=torch.long)
     )
     gt = torch.full((2, objects, 4), -1.0)
-    found = match(kind, torch.rand(anchors, 4), gt, torch.zeros((2, objects), dtype=torch.bool), outputs)
-    assert bool((found.gt_index == NEGATIVE).all()) and found.gt_index.dtype == torch.long
-    assert bool((found.overlap == 0).all())
-    assert all(part.shape == (2, anchors) for part in found)
+    actual = match(kind, torch.rand(anchors, 4), gt, torch.zeros((2, objects), dtype=torch.bool), outputs)
+    assert bool((actual.gt_index == NEGATIVE).all()) and actual.gt_index.dtype == torch.long
+    assert bool((actual.overlap == 0).all())
+    assert all(part.shape == (2, anchors) for part in actual)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_object_without_area_or_out_of_the_image_is_left_alone(kind):
     anchors = torch.tensor([[0.4, 0.4, 0.6, 0.6], [0.0, 0.0, 1.0, 1.0]])
     gt, valid = yes([0.5, 0.5, 0.5, 0.5], [3.0, 3.0, 4.0, 4.0])
-    found = match(kind, anchors, gt, valid, answers(anchors.tolist(), [[0.5], [0.5]], [0, 0]))
-    assert found.gt_index.tolist() == [[NEGATIVE, NEGATIVE]]
+    actual = match(kind, anchors, gt, valid, predictions(anchors.tolist(), [[0.5], [0.5]], [0, 0]))
+    assert actual.gt_index.tolist() == [[NEGATIVE, NEGATIVE]]
 
 
 @pytest.mark.parametrize("kind", ["simota", "tal"])
-def test_answers_that_are_not_numbers_are_poor_answers(kind):
+def test_nan_predictions_are_poor_predictions(kind):
     anchors = torch.tensor([[0.0, 0.0, 0.5, 0.5]] * 3)
     outputs = MatchInputs(anchors[None].clone(), torch.full((1, 3, 1), 0.9), torch.tensor([[0]]))
     outputs.boxes_xyxy[0, 0] = math.nan
     outputs.scores[0, 1] = math.nan
-    found = match(kind, anchors, *yes([0.0, 0.0, 0.5, 0.5]), outputs)
-    assert found.gt_index.tolist() == [[-1, 0, 0] if kind == "simota" else [-1, -1, 0]]
-    assert bool(found.soft_scores.isfinite().all()) and bool(found.weights.isfinite().all())
+    actual = match(kind, anchors, *yes([0.0, 0.0, 0.5, 0.5]), outputs)
+    assert actual.gt_index.tolist() == [[-1, 0, 0] if kind == "simota" else [-1, -1, 0]]
+    assert bool(actual.soft_scores.isfinite().all()) and bool(actual.weights.isfinite().all())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_is_computed_in_float32(kind):
     anchors = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.25, 0.25, 1.0, 1.0]])
     gt, valid = yes([0.0, 0.0, 0.5, 0.75])
-    outputs = answers(anchors.tolist(), [[0.5], [0.25]], [0])
+    outputs = predictions(anchors.tolist(), [[0.5], [0.25]], [0])
     half = outputs._replace(boxes_xyxy=outputs.boxes_xyxy.bfloat16(), scores=outputs.scores.bfloat16())
-    found = match(kind, anchors.bfloat16(), gt.bfloat16(), valid, half)
-    for a, b in zip(found, match(kind, anchors, gt, valid, outputs), strict=True):
+    actual = match(kind, anchors.bfloat16(), gt.bfloat16(), valid, half)
+    for a, b in zip(actual, match(kind, anchors, gt, valid, outputs), strict=True):
         assert torch.equal(a, b) and a.dtype in (torch.float32, torch.long)
 
 
@@ -469,4 +469,4 @@ def test_levels_must_add_up():
     with pytest.raises(ConfigError, match=r"level_sizes \[2, 2\] add up to 4, expected the number of anchors, 3"):
         match_atss(torch.rand(3, 4), gt, valid, level_sizes=[2, 2])
     with pytest.raises(ConfigError, match="add up to 1"):
-        simota([SQUARE] * 2, [SQUARE], answers([SQUARE] * 2, [[0.5]] * 2, [0]), level_sizes=[1])
+        simota([SQUARE] * 2, [SQUARE], predictions([SQUARE] * 2, [[0.5]] * 2, [0]), level_sizes=[1])

@@ -41,9 +41,9 @@ def test_an_image_without_objects_gives_none_or_the_minimum():
 def test_every_image_is_counted_on_its_own():
     loss = torch.tensor([[0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4], [5.0, 5.0, 5.0, 5.0]])
     positive = torch.tensor([[True, False, False, False], [True, True, False, False], [False] * 4])
-    found = mine_hard_negatives(loss, positive, ~positive, ratio=1)
+    actual = mine_hard_negatives(loss, positive, ~positive, ratio=1)
     expected = [[False, True, False, False], [False, False, True, True], [False] * 4]
-    assert found.tolist() == expected
+    assert actual.tolist() == expected
 
 
 def test_no_candidates_at_all():
@@ -82,10 +82,10 @@ def test_equal_to_sorting_by_hand(seed: int, images: int, anchors: int, levels: 
     loss = torch.randint(0, levels, (images, anchors), generator=random) / 3
     kind = torch.randint(0, 4, (images, anchors), generator=random)
     positive, candidate = kind == 0, kind >= 2
-    found = mine_hard_negatives(loss, positive, candidate, ratio, minimum)
-    assert torch.equal(found, _reference(loss, positive, candidate, ratio, minimum))
+    actual = mine_hard_negatives(loss, positive, candidate, ratio, minimum)
+    assert torch.equal(actual, _reference(loss, positive, candidate, ratio, minimum))
     asked = (positive.sum(1) * ratio).long().clamp(min=minimum)
-    assert torch.equal(found.sum(1), asked.minimum(candidate.sum(1)))
+    assert torch.equal(actual.sum(1), asked.minimum(candidate.sum(1)))
 
 
 @pytest.mark.gpu
@@ -95,8 +95,8 @@ def test_the_same_on_a_gpu():
     loss = torch.randint(0, 50, (8, 500), generator=random) / 7
     kind = torch.randint(0, 30, (8, 500), generator=random)
     expected = mine_hard_negatives(loss, kind == 0, kind > 1)
-    found = mine_hard_negatives(loss.cuda(), (kind == 0).cuda(), (kind > 1).cuda())
-    assert torch.equal(found.cpu(), expected)
+    actual = mine_hard_negatives(loss.cuda(), (kind == 0).cuda(), (kind > 1).cuda())
+    assert torch.equal(actual.cpu(), expected)
 
 
 INFINITY = float("inf")
@@ -170,10 +170,10 @@ def test_examples_equal_sorting_by_hand(seed, images, anchors, levels, keep, kin
     loss = (torch.randint(-levels // 3, levels, (images, anchors), generator=random) / 3).to(dtype)
     kind = torch.randint(0, kinds, (images, anchors), generator=random)
     positive, candidate = kind == 0, kind == 1
-    found = mine_ohem(loss, positive, candidate, keep)
-    assert torch.equal(found, _examples_by_hand(loss, positive, candidate, keep))
-    assert torch.equal(found.sum(1), (positive | candidate).sum(1).clamp(max=keep))
-    assert not (found & ~positive & ~candidate).any()
+    actual = mine_ohem(loss, positive, candidate, keep)
+    assert torch.equal(actual, _examples_by_hand(loss, positive, candidate, keep))
+    assert torch.equal(actual.sum(1), (positive | candidate).sum(1).clamp(max=keep))
+    assert not (actual & ~positive & ~candidate).any()
 
 
 def test_nothing_looks_at_a_value():
@@ -193,7 +193,7 @@ def test_the_same_examples_on_a_gpu():
     there = [part.cuda() for part in (loss, kind == 0, kind > 1)]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = mine_ohem(*there)
+        actual = mine_ohem(*there)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(found.cpu(), expected)
+    assert torch.equal(actual.cpu(), expected)

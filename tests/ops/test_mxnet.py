@@ -28,7 +28,7 @@ NO_OFFSETS = torch.zeros(1, 16)
 
 
 def test_prior_of_a_map_that_is_not_square():
-    found = multibox_prior((2, 3), sizes=(0.5, 0.25), ratios=(1, 2, 0.5))
+    actual = multibox_prior((2, 3), sizes=(0.5, 0.25), ratios=(1, 2, 0.5))
     expected = torch.tensor(
         [
             [0, 0, 0.333333, 0.5],
@@ -37,8 +37,8 @@ def test_prior_of_a_map_that_is_not_square():
             [0.048816, -0.103553, 0.284518, 0.603553],
         ]
     )
-    assert found.shape == (1, 24, 4)
-    torch.testing.assert_close(found[0, :4], expected, atol=1e-5, rtol=0)
+    assert actual.shape == (1, 24, 4)
+    torch.testing.assert_close(actual[0, :4], expected, atol=1e-5, rtol=0)
 
 
 def test_prior_of_tinyssd_first_and_last_map():
@@ -69,8 +69,8 @@ def test_target_of_the_book():
 def test_target_with_mining(ratio, expected):
     logits = LOGITS.clone()
     logits[0, 0, 3] = 2
-    found = multibox_target(ANCHORS, LABELS, logits, negative_mining_ratio=ratio)
-    assert found[2].tolist() == [expected]
+    actual = multibox_target(ANCHORS, LABELS, logits, negative_mining_ratio=ratio)
+    assert actual[2].tolist() == [expected]
 
 
 def test_target_ends_the_list_at_the_first_row_of_class_minus_one():
@@ -96,14 +96,14 @@ def test_target_ends_the_list_at_the_first_row_of_class_minus_one():
     ],
 )
 def test_detection_of_the_book(options, classes, boxes):
-    (found,) = multibox_detection(PROBABILITIES, NO_OFFSETS, BOXES, **options)
-    assert found[:, 0].tolist() == classes
-    for row, box in zip(found, boxes, strict=True):
+    (actual,) = multibox_detection(PROBABILITIES, NO_OFFSETS, BOXES, **options)
+    assert actual[:, 0].tolist() == classes
+    for row, box in zip(actual, boxes, strict=True):
         expected = torch.full((4,), -1.0) if box is None else BOXES[0, box]
         torch.testing.assert_close(row[2:], expected)
 
 
 def test_detection_reports_what_background_outweighs():
     probabilities = torch.tensor([[[0.9], [0.02], [0.08]]])
-    (found,) = multibox_detection(probabilities, torch.zeros(1, 4), BOXES[:, :1])
-    assert found[0, :2].tolist() == pytest.approx([1, 0.08])
+    (actual,) = multibox_detection(probabilities, torch.zeros(1, 4), BOXES[:, :1])
+    assert actual[0, :2].tolist() == pytest.approx([1, 0.08])

@@ -49,8 +49,8 @@ def test_against_the_reference(seed, count, size, threshold, group_count, inclus
     scores = torch.rand(count, generator=generator)
     scores = (scores * 5).round() if ties else scores
     groups = torch.randint(0, group_count, (count,), generator=generator)
-    found = nms(boxes, scores, threshold, groups, inclusive)
-    assert found.tolist() == reference(boxes, scores, threshold, groups.tolist(), inclusive)
+    actual = nms(boxes, scores, threshold, groups, inclusive)
+    assert actual.tolist() == reference(boxes, scores, threshold, groups.tolist(), inclusive)
 
 
 @pytest.mark.parametrize("size", [0.02, 0.1, 0.5])
@@ -59,10 +59,10 @@ def test_groups_of_any_size_equal_torchvision(size, counts):
     """Large groups are suppressed alone and in several rounds, small ones together; padding suppresses nothing."""
     boxes = random_boxes(sum(counts), size, torch.Generator().manual_seed(4))
     keep = suppress(boxes, torch.tensor(counts), 0.4)
-    for part, found in zip(boxes.split(counts), keep.split(counts), strict=True):
+    for part, actual in zip(boxes.split(counts), keep.split(counts), strict=True):
         alone = torch.zeros(len(part), dtype=torch.bool)
         alone[torchvision_nms(part, torch.arange(len(part), 0, -1).float(), 0.4)] = True
-        assert torch.equal(found, alone)
+        assert torch.equal(actual, alone)
 
 
 def test_a_group_far_away_in_number_changes_nothing():
@@ -100,8 +100,8 @@ def test_a_suppressed_box_suppresses_nothing():
 def test_a_long_chain_is_decided_one_after_another():
     steps = torch.arange(300) * 0.4
     boxes = torch.stack([steps, torch.zeros(300), steps + 1, torch.ones(300)], dim=1)
-    found = nms(boxes, torch.arange(300, 0, -1).float(), 0.4)
-    assert found.tolist() == list(range(0, 300, 2))
+    actual = nms(boxes, torch.arange(300, 0, -1).float(), 0.4)
+    assert actual.tolist() == list(range(0, 300, 2))
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
@@ -111,8 +111,8 @@ def test_a_box_that_is_no_box_harms_no_other(odd):
     scores = torch.arange(200, 0, -1).float()
     expected = (nms(boxes, scores, 0.45) + 1).tolist()
     strange = torch.tensor([[0.0, 0.0, odd, odd]])
-    found = nms(torch.cat([strange, boxes]), torch.cat([torch.tensor([999.0]), scores]), 0.45)
-    assert [i for i in found.tolist() if i > 0] == expected
+    actual = nms(torch.cat([strange, boxes]), torch.cat([torch.tensor([999.0]), scores]), 0.45)
+    assert [i for i in actual.tolist() if i > 0] == expected
 
 
 def test_boxes_without_area_stay():

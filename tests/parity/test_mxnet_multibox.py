@@ -18,8 +18,8 @@ def arrays(prefix, *names):
     return [torch.from_numpy(ARRAYS[f"{prefix}_{name}"]) for name in names]
 
 
-def close(found, expected):
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("index", range(len(META["prior"])))
@@ -49,7 +49,7 @@ def test_detection(entry):
     options = dict(entry)
     prefix = f"detection{options.pop('case')}"
     cls_prob, loc_pred, anchor = arrays(prefix, "cls_prob", "loc_pred", "anchors")
-    found = multibox_detection(cls_prob=cls_prob, loc_pred=loc_pred, anchor=anchor, **options)
+    actual = multibox_detection(cls_prob=cls_prob, loc_pred=loc_pred, anchor=anchor, **options)
     (expected,) = arrays(prefix, "out")
-    assert torch.equal(found[..., 0], expected[..., 0])
-    close(found, expected)
+    assert torch.equal(actual[..., 0], expected[..., 0])
+    close(actual, expected)

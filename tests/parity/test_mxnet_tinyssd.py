@@ -135,12 +135,12 @@ def test_gradients_and_one_step(golden, weights, name, recipe):
     assert {ours(key) for key in norms} == set(parameters)
     for key, norm in norms.items():
         # A bias before a batch norm has no gradient but rounding, hence the absolute part
-        found = 4 * float(parameters[ours(key)].grad.norm())
-        assert found == pytest.approx(norm, rel=5e-3, abs=2e-5), key
+        actual = 4 * float(parameters[ours(key)].grad.norm())
+        assert actual == pytest.approx(norm, rel=5e-3, abs=2e-5), key
     make_optimizer(model, config.train).step()
     state = model.state_dict()
-    for key, (mine, tolerance) in AFTER.items():
-        np.testing.assert_allclose(state[mine], golden[f"{name}/after/{key}"], rtol=0, atol=tolerance, err_msg=key)
+    for key, (our_name, tolerance) in AFTER.items():
+        np.testing.assert_allclose(state[our_name], golden[f"{name}/after/{key}"], rtol=0, atol=tolerance, err_msg=key)
 
 
 def test_detections(golden, weights):
@@ -151,8 +151,8 @@ def test_detections(golden, weights):
         probabilities = outputs.logits.softmax(-1).transpose(1, 2)
         anchors = torch.from_numpy(golden["anchors"])
         rows = multibox.ops.multibox_detection(probabilities, outputs.offsets.flatten(1), anchors)[:, :300]
-    for mine, theirs in zip(rows.numpy(), golden["eval_detection_first_300_rows"], strict=True):
-        mine, theirs = mine[mine[:, 0] >= 0], theirs[theirs[:, 0] >= 0]
-        assert len(mine) == pytest.approx(len(theirs), abs=2)
-        distance = np.abs(theirs[:, None] - mine).max(-1).min(1)
+    for our_rows, mxnet_rows in zip(rows.numpy(), golden["eval_detection_first_300_rows"], strict=True):
+        our_rows, mxnet_rows = our_rows[our_rows[:, 0] >= 0], mxnet_rows[mxnet_rows[:, 0] >= 0]
+        assert len(our_rows) == pytest.approx(len(mxnet_rows), abs=2)
+        distance = np.abs(mxnet_rows[:, None] - our_rows).max(-1).min(1)
         assert (distance < 1e-4).mean() >= 0.98
