@@ -287,8 +287,8 @@ PROBES: dict[Any, dict[str, Any]] = {
             ),
             Flip(0.5),
         ),
-        "d2l": (CoveringCrop(0.95, 0.3, (0.05, 3.0), (0.75, 1.33), 200),),
-        "d2l-focal": (CoveringCrop(0.95, 0.3, (0.05, 3.0), (0.75, 1.33), 200),),
+        "d2l": (CoveringCrop(0.95, (0.05, 3.0), (0.75, 1.33), 200),),
+        "d2l-focal": (CoveringCrop(0.95, (0.05, 3.0), (0.75, 1.33), 200),),
         "torchvision-ssd": (
             TorchvisionDistort((0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05), 0.5),
             Expand((1.0, 4.0), 0.5),

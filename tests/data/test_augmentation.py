@@ -9,7 +9,6 @@ from multibox.data.augmentation import (
     ColourJitter,
     CoveringCrop,
     Flip,
-    FlipVertical,
     ScaleJitter,
     View,
     find_augmentation,
@@ -37,7 +36,7 @@ def test_no_operation_is_a_plain_resize():
 
 
 def test_flips_move_boxes_with_pixels():
-    view = plan((Flip(1.0), FlipVertical(1.0)), Size(80, 100), BOXES, np.random.default_rng(0))
+    view = plan((Flip(1.0), Flip(1.0, vertical=True)), Size(80, 100), BOXES, np.random.default_rng(0))
     pixels = render(gradient(), view, (80, 100), FILL)
     assert np.array_equal(pixels, np.asarray(gradient())[::-1, ::-1])
     assert np.allclose(project(view, BOXES), [[0.7, 0.25, 0.9, 0.75]])

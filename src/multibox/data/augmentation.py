@@ -1,12 +1,12 @@
-"""Augmentation recipes as data: named operations with parameters, applied to one image with its own generator.
+"""Augmentation recipes: named sequences of operations, planned as one view and rendered once.
 
-Geometry and colour are gathered first and applied once: the operations move a window over the image and a colour
-matrix, and `render` does a single crop-and-resize and a single colour transform. So ten operations cost as much
-as one, and nothing is resampled twice. The recipes of the SSD lineages also leave colour changes that no matrix can do.
+The operations move a window over the image and multiply a colour matrix. `render` then crops and resizes once and
+transforms colours once, so ten operations cost as much as one. Only the recipes of original SSD implementations also
+leave distortions that no matrix can express.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from multibox.data.augmentation_ops import (
     TorchvisionDistort,
     TorchvisionIoUCrop,
     View,
+    log_uniform,
 )
 from multibox.data.images import resize_image
 from multibox.data.mixing import CopyPaste, Mixing, MixUp, Mosaic
@@ -38,32 +39,27 @@ _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror left to right."""
+    """Mirror left to right or, if `vertical`, top to bottom."""
 
     probability: float = 0.5
+    vertical: bool = False
+    """For images without an up: microscopes, satellites."""
 
     def __call__(self, view: View, rng: np.random.Generator) -> None:
-        """Toggle the mirror of the view."""
-        view.mirror ^= bool(rng.random() < self.probability)
-
-
-@dataclass(frozen=True)
-class FlipVertical:
-    """Mirror top to bottom, for images without an up: microscopes, satellites."""
-
-    probability: float = 0.5
-
-    def __call__(self, view: View, rng: np.random.Generator) -> None:
-        """Toggle the upside-down state of the view."""
-        view.upend ^= bool(rng.random() < self.probability)
+        """Toggle one mirror of the view."""
+        toggled = bool(rng.random() < self.probability)
+        if self.vertical:
+            view.upend ^= toggled
+        else:
+            view.mirror ^= toggled
 
 
 @dataclass(frozen=True)
 class ScaleJitter:
-    """Look at a window of the image's size times `scale`, of a slightly other aspect, anywhere that keeps an object.
+    """Show a window of `scale` times the image's size and of a slightly different aspect.
 
-    A scale above 1 reaches beyond the image (zoom out, small objects); below 1 it crops (zoom in). A window that
-    shows no object well is drawn again, up to `tries` times; then the whole image is taken.
+    A scale above 1 zooms out, beyond the image; below 1 it zooms in. A window that shows no object well is drawn
+    again, at most `tries` times; then the whole image is shown.
     """
 
     scale: tuple[float, float] = (0.5, 1.5)
@@ -75,27 +71,26 @@ class ScaleJitter:
         """Replace the view's window."""
         if rng.random() >= self.probability:
             return
+        whole = view.window
         for _ in range(self.tries):
-            scale = math.exp(rng.uniform(*np.log(self.scale)))
-            stretch = math.exp(rng.uniform(*np.log(self.aspect)) / 2)
+            scale, stretch = math.exp(log_uniform(self.scale, rng)), math.exp(log_uniform(self.aspect, rng) / 2)
             width, height = view.width * scale * stretch, view.height * scale / stretch
             x, y = (rng.uniform(min(0, a - b), max(0, a - b)) for a, b in ((view.width, width), (view.height, height)))
-            old, view.window = view.window, (x, y, x + width, y + height)
+            view.window = (x, y, x + width, y + height)
             if not len(view.boxes_xyxy) or view.visible().max() > 0.7:
                 return
-            view.window = old
+        view.window = whole
 
 
 @dataclass(frozen=True)
 class CoveringCrop:
-    """MXNet's DetRandomCrop as d2l and post B use it: a crop that covers each object it touches, or none.
+    """Crop so that each object it touches is covered by more than `covered` (MXNet: DetRandomCropAug).
 
-    The area and the aspect are drawn within ranges; a crop is taken when every object that it overlaps is covered by
-    more than `covered`, and objects left with `eject` or less of their area are dropped (facts 8.3).
+    Area, as a share of the image's, and aspect are drawn from ranges, as in d2l-zh. After `tries` crops that fail the
+    view stays. MXNet also drops objects of which .3 or less is left, but a crop that qualifies leaves none of these.
     """
 
     covered: float = 0.95
-    eject: float = 0.3
     area: tuple[float, float] = (0.05, 3.0)
     aspect: tuple[float, float] = (0.75, 1.33)
     tries: int = 200
@@ -121,7 +116,7 @@ class CoveringCrop:
 
 @dataclass(frozen=True)
 class ColourJitter:
-    """Brightness, contrast, saturation and hue, each within a range around the original; one matrix in the end."""
+    """Change brightness, contrast, saturation and hue by one matrix."""
 
     brightness: float = 0.125
     """Largest shift, as a share of 255."""
@@ -146,24 +141,8 @@ class ColourJitter:
         view.colour = np.column_stack([matrix @ view.colour[:, :3], matrix @ view.colour[:, 3] + shift])
 
 
-Operation = (
-    Flip
-    | FlipVertical
-    | ScaleJitter
-    | CoveringCrop
-    | ColourJitter
-    | CaffeDistort
-    | HikapokDistort
-    | TorchvisionDistort
-    | NvidiaJitter
-    | Expand
-    | CaffePatch
-    | HikapokPatch
-    | TorchvisionIoUCrop
-    | NvidiaCrop
-    | RandomInterpolation
-    | Mixing
-)
+Operation = Callable[[View, np.random.Generator], None] | Mixing
+"""Changes the view of one image, or mixes several images; all draw from the generator of the item."""
 
 _DEFAULT = (ScaleJitter(), Flip(), ColourJitter())
 
@@ -171,7 +150,7 @@ AUGMENTATIONS: dict[str, tuple[Operation, ...]] = {
     "none": (),
     "d2l": (CoveringCrop(),),
     "default": _DEFAULT,
-    "any-way-up": (ScaleJitter(), Flip(), FlipVertical(), ColourJitter()),
+    "any-way-up": (ScaleJitter(), Flip(), Flip(vertical=True), ColourJitter()),
     "caffe": (CaffeDistort(), Expand(), CaffePatch(), RandomInterpolation(), Flip()),
     "hikapok": (HikapokDistort(), HikapokPatch(), Flip()),
     "torchvision-ssd": (TorchvisionDistort(), Expand(), TorchvisionIoUCrop(), Flip()),
@@ -193,9 +172,9 @@ def find_augmentation(name: str) -> tuple[Operation, ...]:
 
 
 def plan(operations: Sequence[Operation], size: Size, boxes_xyxy: Boxes, rng: np.random.Generator) -> View:
-    """Draw all random numbers of one image of `size`; boxes are in its pixels.
+    """Return the view of an image of `size` after all operations but those that mix images.
 
-    Operations that mix images are passed over: they take what `render` returned.
+    Boxes are in pixels of the image. Mixing operations take what `render` returned.
     """
     view = View(size.width, size.height, boxes_xyxy)
     for operation in operations:
@@ -205,7 +184,7 @@ def plan(operations: Sequence[Operation], size: Size, boxes_xyxy: Boxes, rng: np
 
 
 def render(image: Image.Image, view: View, size: Size, fill: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Return the pixels the view shows, uint8 RGB [h, w, 3] of `size`; `fill` is beyond the image."""
+    """Return the pixels that the view shows, uint8 RGB [h, w, 3] of `size`, with `fill` beyond the image."""
     shown = _crop_and_resize(image, view, size, fill)
     if not np.array_equal(view.colour, np.eye(3, 4)):
         shown = shown.convert("RGB", tuple(view.colour.ravel().tolist()))
@@ -215,7 +194,7 @@ def render(image: Image.Image, view: View, size: Size, fill: tuple[int, int, int
 
 
 def project(view: View, boxes_xyxy: Boxes) -> Boxes:
-    """Return boxes as fractions 0 to 1 of what the view shows, cut at its border; some may have lost their area."""
+    """Return boxes as fractions 0 to 1 of the view, cut at its border; some may have lost their area."""
     x1, y1, x2, y2 = view.window
     size = np.array([x2 - x1, y2 - y1] * 2)
     inside = np.clip((boxes_xyxy - (x1, y1, x1, y1)) / size, 0.0, 1.0)
@@ -230,11 +209,11 @@ def _crop_and_resize(image: Image.Image, view: View, size: Size, fill: tuple[int
     x1, y1, x2, y2 = view.window
     inner = (max(x1, 0.0), max(y1, 0.0), min(x2, float(view.width)), min(y2, float(view.height)))
     height, width = size
-    # Patches of an expanded image may show next to nothing of it, which Pillow cannot resize
+    # Patches of an expanded image may show almost nothing of it, which Pillow cannot resize
     if min(inner[2] - inner[0], inner[3] - inner[1]) < 0.01:
         return Image.new("RGB", (width, height), fill)
     across, down = width / (x2 - x1), height / (y2 - y1)
-    # Whole pixels of the canvas for the part inside; the boxes are off by half a pixel at most
+    # The part inside is pasted at whole pixels, so boxes are off by half a pixel at most
     left, right = round((inner[0] - x1) * across), round((inner[2] - x1) * across)
     top, bottom = round((inner[1] - y1) * down), round((inner[3] - y1) * down)
     high, wide = max(1, bottom - top), max(1, right - left)
@@ -242,7 +221,7 @@ def _crop_and_resize(image: Image.Image, view: View, size: Size, fill: tuple[int
         shown = resize_image(image, Size(high, wide), inner)
     else:
         shown = image.resize((wide, high), view.resample, box=inner)
-    # Caffe and its followers distort before the resize, at full size; after it this costs a fraction
+    # Caffe SSD distorts before the resize, at full size; after it this costs a fraction
     for distort in view.distortions:
         shown = distort(shown)
     if shown.size == (width, height):

@@ -1,7 +1,7 @@
 """Operations that mix images: four in one, two blended, objects of one pasted into another.
 
-They stand in a recipe beside the others, which every image goes through before it is mixed. Partners are drawn by the
-item's own generator, with repetition and the image itself among them, so a data set of one image has partners too.
+Every image first goes through the other operations of the recipe. Partners are drawn by the generator of the item, with
+repetition and from all images, so a data set of one image has partners too.
 """
 
 import math
@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from multibox.data.augmentation_ops import MINIMUM_VISIBLE, Fractions, View
+from multibox.data.augmentation_ops import MINIMUM_VISIBLE, Fractions, View, log_uniform, visible_shares
 from multibox.data.images import resize_image
 from multibox.structures import Boxes, Labels, Size
 
 
 class Scene(NamedTuple):
-    """A rendered image and what is in it."""
+    """A rendered image and its objects."""
 
     pixels: NDArray[np.uint8]
     """[h, w, 3], RGB; may be read-only."""
@@ -30,42 +30,43 @@ class Scene(NamedTuple):
 
 
 Draw = Callable[[Size], Scene]
-"""Render an image at a size through the recipe's other operations; see `narrow` for other shapes."""
+"""Render an image at a size through the other operations of the recipe; see `narrow` for other shapes."""
+Rectangle = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in whole pixels."""
 
 
 @dataclass(frozen=True)
 class Mosaic:
-    """Four images around a random centre, the item's own at the top left (YOLOv4).
+    """Four images around a random centre, the item's own at the top left (YOLOv4, arXiv 2004.10934).
 
-    Each covers its quarter at one scale and is cut there, so no image is squeezed; it is rendered at that size, so
-    nothing is resampled twice. Objects come out at about half their size. Must be the first of the mixing operations.
+    Each is rendered at the size of its quarter and cut to its shape, so none is squeezed or resampled twice. Objects
+    come out at about half their size. Must be the first of the mixing operations.
     """
 
     probability: float = 0.5
     centre: tuple[float, float] = (0.3, 0.7)
-    """Range of the centre, as shares of the width and of the height."""
+    """Range of the centre, in shares of width and height."""
 
     def __call__(self, own: Draw, other: Draw, size: Size, rng: np.random.Generator) -> Scene:
         """Return the mosaic, of `size`."""
         height, width = size
         x, y = (round(side * rng.uniform(*self.centre)) for side in (width, height))
+        draws = (own, other, other, other)
         places = [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height)]
-        pixels = np.empty((height, width, 3), np.uint8)
-        boxes, labels = [], []
-        for draw, (x1, y1, x2, y2) in zip((own, other, other, other), places, strict=True):
-            quarter = draw(Size(y2 - y1, x2 - x1))
+        quarters = [draw(Size(y2 - y1, x2 - x1)) for draw, (x1, y1, x2, y2) in zip(draws, places, strict=True)]
+        pixels, boxes = np.empty((height, width, 3), np.uint8), list[Boxes]()
+        for quarter, (x1, y1, x2, y2) in zip(quarters, places, strict=True):
             pixels[y1:y2, x1:x2] = quarter.pixels
             boxes.append((quarter.boxes_xyxy * _sides(x2 - x1, y2 - y1) + (x1, y1, x1, y1)) / _sides(width, height))
-            labels.append(quarter.labels)
-        return Scene(pixels, np.concatenate(boxes), np.concatenate(labels))
+        return Scene(pixels, np.concatenate(boxes), np.concatenate([quarter.labels for quarter in quarters]))
 
 
 @dataclass(frozen=True)
 class MixUp:
-    """Two images blended, the objects of both asked for in full (Zhang et al. 2019; YOLOX).
+    """Two images blended, with all objects of both (Zhang et al. 2018, arXiv 1710.09412).
 
-    No weights are kept on labels, as YOLOX keeps none. So the ratio stays near one half (Beta distributed, with a
-    concentration as in YOLOv5): an object that can hardly be seen would be a wrong label.
+    Labels get no weights, as in YOLOX. So the ratio stays near one half, Beta distributed as in YOLOv5: an object that
+    can hardly be seen would be a wrong label.
     """
 
     probability: float = 0.5
@@ -85,25 +86,24 @@ class MixUp:
 
 @dataclass(frozen=True)
 class CopyPaste:
-    """Rectangles around objects of another image, pasted where they hide little (after Ghiasi et al. 2021).
+    """Rectangles around objects of another image, pasted where they hide little (Ghiasi et al., arXiv 2012.07177).
 
-    We have boxes, not outlines, so a rectangle brings some surroundings along: a margin of random width. Without it the
-    seam would be the box, and a network would learn to find seams. Over the margin the patch fades in, so that the seam
-    is weak while the object keeps its own pixels. Other objects of which the rectangle shows enough come along with
-    their labels, as they would otherwise be objects that nobody asked for.
+    There are boxes, no outlines, so a rectangle includes a margin of random width. Without it the seam would be the
+    box, and a network would learn to detect seams. Over the margin the patch fades in. Other objects of which the
+    rectangle shows enough are pasted with their labels.
     """
 
     probability: float = 0.5
     objects: int = 3
-    """Most objects pasted; their number is drawn evenly from 1 up."""
+    """Most objects pasted; their number is drawn evenly from 1."""
     scale: tuple[float, float] = (0.7, 1.4)
-    """Size of a patch in relation to the image it comes from, log-uniform; never larger than the image."""
+    """Scale of a patch, log-uniform; it never becomes larger than the image."""
     margin: float = 0.25
-    """Widest margin on each side, as a share of the object's width or height."""
+    """Widest margin on each side, in shares of the object's width or height."""
     covered: float = 0.3
-    """Largest share of an object that may be hidden, unless it is hidden so far that it is dropped."""
+    """Largest share of an object that may be hidden, unless so much is hidden that the object is dropped."""
     tries: int = 30
-    """Places drawn, of which the one that hides least is taken; a patch that finds none is left out."""
+    """Places drawn, of which the one that hides least is taken; without one the patch is left out."""
 
     def __call__(self, own: Draw, other: Draw, size: Size, rng: np.random.Generator) -> Scene:
         """Return the image with the patches, of `size`."""
@@ -112,7 +112,7 @@ class CopyPaste:
         boxes, labels = scene.boxes_xyxy * extent, scene.labels
         hidden = np.zeros(len(labels))
         count = int(rng.integers(1, self.objects + 1))
-        # Half an object belongs to the border that cuts it, not into the middle of an image
+        # An object cut by its border would look cut in the middle of an image
         whole = np.flatnonzero(((source.boxes_xyxy > 0) & (source.boxes_xyxy < 1)).all(axis=1))
         for chosen in rng.permutation(whole)[:count]:
             rectangle = self._rectangle(source, int(chosen), rng)
@@ -123,15 +123,15 @@ class CopyPaste:
             x, y = place
             patch, inner = _cut(source, rectangle, int(chosen))
             _paste(pixels, patch.pixels, shape, inner, x, y)
-            hidden = hidden + _shares(np.array([[x, y, x + shape[1], y + shape[0]]]), boxes)[0]
-            boxes = np.concatenate([boxes, patch.boxes_xyxy * _sides(shape[1], shape[0]) + (x, y, x, y)])
+            hidden = hidden + visible_shares(np.array([[x, y, x + shape.width, y + shape.height]]), boxes)[0]
+            boxes = np.concatenate([boxes, patch.boxes_xyxy * _sides(shape.width, shape.height) + (x, y, x, y)])
             labels = np.concatenate([labels, patch.labels])
             hidden = np.concatenate([hidden, np.zeros(len(patch.labels))])
         shown = hidden <= 1 - MINIMUM_VISIBLE
         return Scene(pixels, boxes[shown] / extent, labels[shown])
 
-    def _rectangle(self, source: Scene, chosen: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """Return the box with its margin, in whole pixels of the source image."""
+    def _rectangle(self, source: Scene, chosen: int, rng: np.random.Generator) -> Rectangle:
+        """Return the box with its margin, in pixels of the source image."""
         height, width = source.pixels.shape[:2]
         x1, y1, x2, y2 = source.boxes_xyxy[chosen] * _sides(width, height)
         margin = rng.uniform(0, self.margin)
@@ -139,9 +139,9 @@ class CopyPaste:
         left, top = max(0, math.floor(x1 - across)), max(0, math.floor(y1 - down))
         return left, top, min(width, math.ceil(x2 + across)), min(height, math.ceil(y2 + down))
 
-    def _shape(self, rectangle: tuple[int, int, int, int], size: Size, rng: np.random.Generator) -> Size:
+    def _shape(self, rectangle: Rectangle, size: Size, rng: np.random.Generator) -> Size:
         """Return the size of the patch when pasted."""
-        scale = math.exp(rng.uniform(*np.log(self.scale)))
+        scale = math.exp(log_uniform(self.scale, rng))
         width, height = rectangle[2] - rectangle[0], rectangle[3] - rectangle[1]
         scale = min(scale, size[0] / height, size[1] / width)
         return Size(max(1, round(height * scale)), max(1, round(width * scale)))
@@ -149,10 +149,10 @@ class CopyPaste:
     def _place(
         self, shape: Size, size: Size, boxes: Boxes, hidden: Fractions, rng: np.random.Generator
     ) -> tuple[int, int] | None:
-        """Return left and top of the place that hides least; None where each leaves an object half hidden."""
+        """Return left and top of the place that hides least; None if each leaves an object half hidden."""
         room = (size[1] - shape[1] + 1, size[0] - shape[0] + 1)
         corners = rng.integers(0, room, (self.tries, 2))
-        shares = _shares(np.hstack([corners, corners + np.array([shape[1], shape[0]])]), boxes)
+        shares = visible_shares(np.hstack([corners, corners + np.array([shape[1], shape[0]])]), boxes)
         after = hidden + shares
         half = (shares > 0) & (after > self.covered) & (after <= 1 - MINIMUM_VISIBLE)
         fits = np.flatnonzero(~half.any(axis=1))
@@ -166,21 +166,21 @@ Mixing = Mosaic | MixUp | CopyPaste
 
 
 def mix(operations: Sequence[Mixing], own: Draw, other: Draw, size: Size, rng: np.random.Generator) -> Scene:
-    """Return the own image, of `size`, after those operations that take place, in order.
+    """Return the item's image, of `size`, after those operations that take place, in order.
 
-    `own` draws the item's image, `other` another one every time; both draw their random numbers from `rng`.
+    `own` draws the item's image and `other` a new partner at each call, both by random numbers of `rng`.
     """
     for operation in operations:
         if rng.random() < operation.probability:
             scene = operation(own, other, size, rng)
-            own = lambda _, scene=scene: scene  # noqa: E731 - drawn once; what follows takes it as it is
+            own = lambda _, scene=scene: scene  # noqa: E731 - the next operation takes it as it is
     return own(size)
 
 
 def narrow(view: View, across: float, down: float, rng: np.random.Generator) -> None:
-    """Cut the view's window, at a random place, to the shape of `across` x `down`, shares of 1: nothing is squeezed.
+    """Cut the view's window at a random place to the aspect `across` : `down`, so that nothing is squeezed.
 
-    The larger of the two says how much the image is scaled; along that side all of the window stays.
+    Along the larger of the two all of the window stays.
     """
     x1, y1, x2, y2 = view.window
     scale = max(across, down)
@@ -188,7 +188,7 @@ def narrow(view: View, across: float, down: float, rng: np.random.Generator) -> 
     x, y = x1 + rng.random() * (x2 - x1 - width), y1 + rng.random() * (y2 - y1 - height)
     view.window = (x, y, x + width, y + height)
     if view.keep is not None:
-        # The rule of the recipe was asked before this cut
+        # The recipe's rule was applied before this cut
         view.keep = view.keep & (view.visible() >= MINIMUM_VISIBLE)
 
 
@@ -196,19 +196,19 @@ def _sides(width: int, height: int) -> Fractions:
     return np.array([width, height, width, height], np.float64)
 
 
-def _cut(source: Scene, rectangle: tuple[int, int, int, int], chosen: int) -> tuple[Scene, Fractions]:
+def _cut(source: Scene, rectangle: Rectangle, chosen: int) -> tuple[Scene, Fractions]:
     """Return what a rectangle of the source shows, and the chosen box, [4], as fractions of it."""
     height, width = source.pixels.shape[:2]
     x1, y1, x2, y2 = rectangle
     boxes = source.boxes_xyxy * _sides(width, height)
     inside = np.clip(boxes, (x1, y1, x1, y1), (x2, y2, x2, y2))
-    shown = _shares(np.array([rectangle]), boxes)[0] >= MINIMUM_VISIBLE
+    shown = visible_shares(np.array([rectangle]), boxes)[0] >= MINIMUM_VISIBLE
     fractions = (inside - (x1, y1, x1, y1)) / _sides(x2 - x1, y2 - y1)
     return Scene(source.pixels[y1:y2, x1:x2], fractions[shown], source.labels[shown]), fractions[chosen]
 
 
 def _paste(pixels: NDArray[np.uint8], patch: NDArray[np.uint8], shape: Size, inner: Fractions, x: int, y: int) -> None:
-    """Scale a patch to `shape` and lay it over `pixels` in place, fading in from its border to the `inner` box."""
+    """Scale a patch to `shape` and paste it in place, fading in from its border to the `inner` box."""
     scaled = np.asarray(resize_image(Image.fromarray(np.ascontiguousarray(patch)), shape), np.float32)
     height, width = shape
     x1, y1, x2, y2 = inner * _sides(width, height)
@@ -222,11 +222,3 @@ def _ramp(count: int, before: float, after: float) -> NDArray[np.float32]:
     centres = np.arange(count) + 0.5
     rising, falling = centres / max(before, 1e-9), (count - centres) / max(after, 1e-9)
     return np.minimum(np.minimum(rising, falling), 1).astype(np.float32)
-
-
-def _shares(rectangles: NDArray[np.integer], boxes_xyxy: Boxes) -> Fractions:
-    """Return which share of each box, [N, 4], lies in each rectangle, [M, 4]: [M, N]."""
-    start = np.maximum(rectangles[:, None, :2], boxes_xyxy[:, :2])
-    end = np.minimum(rectangles[:, None, 2:], boxes_xyxy[:, 2:])
-    area = np.prod(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], axis=1)
-    return np.prod(np.maximum(end - start, 0), axis=2) / np.maximum(area, 1e-12)
