@@ -125,13 +125,6 @@ def test_threads_are_those_of_the_forward_pass_only(files):
                 multibox.load(files / name, threads=threads)
 
 
-def test_a_script_keeps_its_allocator(monkeypatch):
-    from multibox.limits import KEEP_MEMORY, keep_freed_memory
-
-    monkeypatch.delenv(KEEP_MEMORY, raising=False)
-    assert not keep_freed_memory()
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "model.onnx"])
 def test_load_and_create_within_inference_mode(files, name):
     with torch.inference_mode():

@@ -3,7 +3,6 @@ import time
 import pytest
 import torch
 
-from multibox import limits
 from multibox.training import threads
 from multibox.training.threads import Load, ThreadPlan, read_load
 
@@ -97,44 +96,3 @@ def test_looking_is_quick_and_counters_grow():
     if first.busy is not None:
         assert last.busy >= first.busy
         assert last.waited >= first.waited
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "250000 100000"}, 2),
-        ({"cpu.max": "50000 100000"}, 1),
-        ({}, 8),
-    ],
-)
-def test_quotas_of_containers_count(monkeypatch, tmp_path, files, cores):
-    groups = place(monkeypatch, tmp_path, "0::/a/b\n", files)
-    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert limits.available_cores() == cores
-    assert groups.is_dir()
-
-
-def test_quotas_of_the_first_version_of_control_groups_count(monkeypatch, tmp_path):
-    files = {"cpu,cpuacct/x/cpu.cfs_quota_us": "300000", "cpu,cpuacct/x/cpu.cfs_period_us": "100000"}
-    place(monkeypatch, tmp_path, "4:cpu,cpuacct:/x\n", files)
-    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert limits.available_cores() == 3
-
-
-def test_memory_is_the_least_of_machine_and_containers(monkeypatch, tmp_path):
-    files = {"a/memory.max": "1000000", "a/memory.current": "400000", "memory.max": "max", "memory.current": "1"}
-    place(monkeypatch, tmp_path, "0::/a\n", {**files, "a/memory.stat": "anon 1\ninactive_file 50000\n"})
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 9999 kB\nMemAvailable: 5000 kB\n")
-    assert limits.available_memory() == 650000
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 9999 kB\nMemAvailable: 500 kB\n")
-    assert limits.available_memory() == 512000
-
-
-def place(monkeypatch, folder, groups, files):
-    for name, text in {**{f"groups/{name}": text for name, text in files.items()}, "proc/self/cgroup": groups}.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    (folder / "groups").mkdir(exist_ok=True)
-    monkeypatch.setattr(limits, "CGROUPS", folder / "groups")
-    monkeypatch.setattr(limits, "PROC", folder / "proc")
-    return folder / "groups"

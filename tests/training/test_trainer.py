@@ -199,12 +199,12 @@ def test_frozen_parts_wake_at_their_share_of_the_run(squares, tmp_path):
     seen = []
 
     def watch(trainer, parts):
-        body = {n: t.clone() for n, t in trainer.stepper.model.backbone.state_dict().items()}
-        seen.append({name: tensor for name, tensor in body.items() if tensor.is_floating_point()})
+        backbone = {n: t.clone() for n, t in trainer.stepper.model.backbone.state_dict().items()}
+        seen.append({name: tensor for name, tensor in backbone.items() if tensor.is_floating_point()})
 
     trainer.reporter.step = watch
     trainer.fit()
-    # Steps 0, 1, 2 of 6 leave the body and its norms' statistics alone
+    # Steps 0, 1, 2 of 6 leave the backbone and its norms' statistics alone
     assert all(torch.equal(seen[0][name], seen[2][name]) for name in seen[0])
     changed = [name for name in seen[0] if not torch.equal(seen[2][name], seen[3][name])]
     assert any("running_mean" in name for name in changed)

@@ -60,12 +60,12 @@ def look_at_boxes(dataset: Dataset, config: Config) -> list[str]:
     At most 200 images are opened, and of those only the headers.
     """
     objects = sample_objects(dataset)
-    found: list[str | None] = []
+    sentences: list[str | None] = []
     if len(objects.boxes_xyxy):
-        found = [_outside(objects), _swapped(objects)]
-        if not any(found):
-            found = [_too_small(objects, config) or _beyond_anchors(objects, config)]
-    return [sentence for sentence in (*found, _rare_classes(dataset), _empty(dataset)) if sentence]
+        sentences = [_outside(objects), _swapped(objects)]
+        if not any(sentences):
+            sentences = [_too_small(objects, config) or _beyond_anchors(objects, config)]
+    return [sentence for sentence in (*sentences, _rare_classes(dataset), _empty(dataset)) if sentence]
 
 
 def sample_objects(dataset: Dataset) -> _Objects:

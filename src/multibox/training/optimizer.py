@@ -110,7 +110,7 @@ def learning_rate(step: float, steps: float, config: TrainConfig) -> float:
 
 
 def known_batch_size(config: TrainConfig) -> int:
-    """Return the images per step, which a run has found by now if it was to.
+    """Return the images per step, once a run has replaced `auto` by a number.
 
     Raises:
         ConfigError: it is still auto.
@@ -121,7 +121,7 @@ def known_batch_size(config: TrainConfig) -> int:
 
 
 def known_rate(config: TrainConfig) -> float:
-    """Return the peak learning rate; 0 where the run has not found it yet, and the range test sets its own."""
+    """Return the peak learning rate; 0 while it is `auto`, as in the range test, which sets its own."""
     return 0.0 if config.lr == "auto" else config.lr
 
 

@@ -257,14 +257,14 @@ def _start_from(model: SSD, config: Config, training: Dataset, reporter: Reporte
 
 def _identify(config: Config, folder: Path, training: Dataset, validation: Dataset | None) -> Config:
     """Return the config with the data's fingerprint, or refuse data that changed since the run began."""
-    found = fingerprint(training, validation)
-    if config.data.fingerprint not in ("", found):
+    digest = fingerprint(training, validation)
+    if config.data.fingerprint not in ("", digest):
         raise ConfigError(
             f"the data at {', '.join(config.data.path)} changed since {folder} was started (other images, sizes, boxes "
-            f"or classes; fingerprint {found[:12]}, expected {config.data.fingerprint[:12]}); resume with the data as "
+            f"or classes; fingerprint {digest[:12]}, expected {config.data.fingerprint[:12]}); resume with the data as "
             f"it was, or start another run from these weights: --weights {folder}"
         )
-    return config.updated({"data.fingerprint": found})
+    return config.updated({"data.fingerprint": digest})
 
 
 def _source(config: Config, training: Dataset) -> str:
@@ -306,7 +306,7 @@ def _refuse_other_settings(folder: Path, options: RunOptions, config: Config) ->
     asked = [(f"--{name.replace('_', '-')}", key, getattr(options, name)) for name, key in names.items()]
     asked += [(f"--set {key}", key, value) for key, value in options.changes.items()]
     for option, key, value in asked:
-        # A run may be prolonged; and what it was to find out, it has found
+        # A run may be prolonged, and it has replaced every `auto` by a number
         free = option in ("--epochs", "--minutes") or key == "anchors.fit"
         free = free or (key in ("train.lr", "train.batch_size") and value == "auto")
         if value is not None and not free and config.updated({key: value}) != config:

@@ -47,7 +47,7 @@ def compute_loss(
 
 
 class Stepper:
-    """What a step needs and changes: the network, its average, the optimiser, the running means."""
+    """Everything that a step changes: the network, its average, the optimiser, the running means."""
 
     def __init__(self, model: SSD, config: Config, *, device: str, precision: str) -> None:
         self.config = config
@@ -55,7 +55,7 @@ class Stepper:
         self.precision = precision
         self.model = model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if config.train.freeze_until >= 1:
-            # For good: the optimiser need not know them. Else it holds them, and passes over what has no gradient
+            # Frozen for good: the optimiser need not hold them. Otherwise it skips what has no gradient
             freeze(self.model, config.train.freeze)
         self.average = make_average(self.model, config.train.ema)
         self.optimizer = make_optimizer(self.model, config.train)
