@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from multibox.data.left_out import sentences, training_counts
 from multibox.errors import DataError, ImageError
 from multibox.inference.detector import open_checkpoint
 from multibox.structures import Sample, pack
@@ -112,10 +113,10 @@ def test_a_resumed_run_leaves_out_the_difficult_objects_that_it_left_out_before(
         text = path.read_text().replace("<object>", "<object><difficult>1</difficult>")
         path.write_text(text.replace("</annotation>", OTHER + "</annotation>"))
     first = prepare(squares, options(tmp_path / "run", **{"train.difficult": "drop"}))
-    assert first.training.crowd.sum() == 12
+    assert first.training.left_out["difficult"] == 12
     first.save()
     resumed = prepare(squares, RunOptions(resume=tmp_path / "run"))
-    np.testing.assert_array_equal(resumed.training.crowd, first.training.crowd)
+    np.testing.assert_array_equal(resumed.training.boxes_xyxy, first.training.boxes_xyxy)
 
 
 def labelled(name, difficult):
@@ -127,4 +128,6 @@ def labelled(name, difficult):
 def test_difficult_objects_are_dropped_but_for_a_lonely_first():
     samples = [labelled("some", [False, True, False]), labelled("all", [True, True]), labelled("empty", [])]
     dataset = pack(samples, root=Path(), format="voc", split="train", class_names=["a"])
-    assert drop_difficult(dataset).crowd.tolist() == [False, True, False, False, True]
+    kept = drop_difficult(dataset)
+    assert kept.starts.tolist() == [0, 2, 3, 3]
+    assert sentences(training_counts(kept)) == ["2 difficult objects are not trained on"]

@@ -1,7 +1,6 @@
 """Settings that follow the data: input size, anchors, batch size, learning rate; and what is left out of training."""
 
 import copy
-import dataclasses
 import math
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from multibox.analysis.advice import median_side
 from multibox.analysis.anchor_fit import box_shapes, fit_shapes
 from multibox.config import Config
+from multibox.data.left_out import DIFFICULT, drop_boxes
 from multibox.errors import ConfigError
 from multibox.models.anchor_layout import cell_shapes
 from multibox.models.ssd import SSD
@@ -169,5 +169,4 @@ def drop_difficult(training: Dataset) -> Dataset:
     kept = ~training.difficult
     hopeless = np.bincount(owner, weights=kept, minlength=len(training)) == 0
     kept[training.starts[:-1][hopeless & (np.diff(training.starts) > 0)]] = True
-    # Training leaves crowds out
-    return dataclasses.replace(training, crowd=training.crowd | ~kept)
+    return drop_boxes(training, ~kept, DIFFICULT)

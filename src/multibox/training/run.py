@@ -17,6 +17,7 @@ from multibox.data.augmentation import find_augmentation
 from multibox.data.checking import fingerprint
 from multibox.data.formats import FORMATS
 from multibox.data.formats.text import OnBad
+from multibox.data.left_out import sentences, training_counts
 from multibox.data.loading import AugmentedImages, in_order, load_batches
 from multibox.errors import ConfigError, WeightsError, did_you_mean
 from multibox.files import write_text_whole
@@ -326,9 +327,10 @@ def _summary(trainer: Trainer) -> str:
     length = f"{pace.fixed} steps ({epochs:.3g} epochs of {trainer.steps_per_epoch})"
     if pace.seconds is not None:
         length = f"{pace.seconds / 60:g} minutes"
+    left_out = "".join(f"; {sentence}" for sentence in sentences(training_counts(training)))
     return (
         f"{', '.join(config.data.path)}: {len(training)} images ({training.split}), {held}, "
-        f"classes {', '.join(training.class_names)}\n"
+        f"classes {', '.join(training.class_names)}{left_out}\n"
         f"{config.preset}, recipe {config.recipe}, {start}: {parameters:,} parameters, {length}, "
         f"{trainer.stepper.precision} on {trainer.device}, folder {trainer.folder}"
     )
