@@ -304,14 +304,14 @@ def _outline(draw: ImageDraw.ImageDraw, mark: _Mark, line: int) -> None:
         draw.rectangle(mark.box, outline=mark.colour, width=line)
         return
     dash = 4 * line
-    for x in range(x1, x2 + 1, 2 * dash):
-        end = min(x + dash - 1, x2)
-        draw.rectangle((x, y1, end, y1 + line - 1), fill=mark.colour)
-        draw.rectangle((x, y2 - line + 1, end, y2), fill=mark.colour)
-    for y in range(y1, y2 + 1, 2 * dash):
-        end = min(y + dash - 1, y2)
-        draw.rectangle((x1, y, x1 + line - 1, end), fill=mark.colour)
-        draw.rectangle((x2 - line + 1, y, x2, end), fill=mark.colour)
+    across = [
+        (x, y, min(x + dash - 1, x2), y + line - 1) for x in range(x1, x2 + 1, 2 * dash) for y in (y1, y2 - line + 1)
+    ]
+    down = [
+        (x, y, x + line - 1, min(y + dash - 1, y2)) for y in range(y1, y2 + 1, 2 * dash) for x in (x1, x2 - line + 1)
+    ]
+    for part in across + down:
+        draw.rectangle(part, fill=mark.colour)
 
 
 @cache
