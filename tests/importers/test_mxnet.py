@@ -179,6 +179,11 @@ def test_the_layer_that_does_not_fit_is_named(naming, change, message):
         convert(FILE, params, [])
 
 
+def test_an_ssd_of_gluoncv_is_told_by_its_names():
+    with pytest.raises(WeightsError, match=r"net\.params is not GluonCV's SSD over VGG16"):
+        convert(FILE, {"class_predictors.0.predictor.weight": ONE}, [])
+
+
 def test_other_anchors_are_refused():
     with pytest.raises(WeightsError, match=r"classification\.1\.weight has shape \[18, .*\], expected \[12, "):
         convert(FILE, fresh(2, (4, 6, 6, 4, 4))[0], [])

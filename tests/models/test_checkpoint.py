@@ -61,9 +61,25 @@ def test_broken_and_foreign_checkpoints_are_refused(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(WeightsError, match=r"cut\.safetensors"):
         load_checkpoint(tmp_path / "cut.safetensors")
-    (tmp_path / "newer.safetensors").write_bytes(data.replace(b'format_version\\": 3', b'format_version\\": 9'))
-    with pytest.raises(WeightsError, match="format version 9"):
-        load_checkpoint(tmp_path / "newer.safetensors")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(WeightsError, match=r"no multibox config; bring it over with `multibox import`"):
+        load_checkpoint(tmp_path / "foreign.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 9}, "format version 9, this multibox reads 3"),
+        ({"aura": "pink"}, r"unknown entries \(aura\)"),
+        ({"anchors_hash": "0"}, "this version makes other anchors from its config"),
+    ],
+)
+def test_what_another_version_wrote_is_refused(changes, message, tmp_path):
+    save(tmp_path / "a.safetensors", ("cat",))
+    values = read_metadata(tmp_path / "a.safetensors") | changes
+    save_file({"weight": torch.zeros(1)}, tmp_path / "other.safetensors", {"multibox": json.dumps(values)})
+    with pytest.raises(WeightsError, match=rf"other\.safetensors.* {message}"):
+        load_checkpoint(tmp_path / "other.safetensors")
 
 
 def test_a_checkpoint_from_before_a_setting_still_loads(tmp_path):
