@@ -28,7 +28,7 @@ from multibox.structures import Size
 def test_batches_of_an_epoch_are_a_permutation_and_epochs_differ():
     batches = list(EpochBatches(10, 5, 6, seed=1))
     assert len(batches) == 6
-    epochs = [[key.index for batch in batches[2 * e : 2 * e + 2] for key in batch] for e in range(3)]
+    epochs = [[key.place for batch in batches[2 * e : 2 * e + 2] for key in batch] for e in range(3)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert epochs[0] != epochs[1]
     assert [key[0] for batch in batches for key in batch] == [0] * 10 + [1] * 10 + [2] * 10

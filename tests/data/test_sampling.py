@@ -70,7 +70,7 @@ def test_balanced_keeps_the_length_resumes_and_bounds_the_copies(repeats, size, 
     assert tail == whole[start:]
     keys = [key for batch in whole for key in batch]
     assert len(set(keys)) == len(keys)
-    assert all(key.copy < np.ceil(repeats[key.index]) for key in keys)
+    assert all(key.copy < np.ceil(repeats[key.place]) for key in keys)
 
 
 @given(

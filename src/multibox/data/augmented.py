@@ -1,4 +1,9 @@
-"""Augmented images and their batches as numpy arrays. No PyTorch here: worker processes start in a fraction of it."""
+"""Augmented images and their batches as numpy arrays, without PyTorch, so that worker processes start fast.
+
+All random draws depend on the seed, the epoch, the index of the image and the index of its copy in the epoch, and on
+nothing else. Which of these make a batch depends on the seed and the step (`EpochBatches`). So an item is the same
+whichever thread or process makes it, and a resumed run repeats the interrupted one bit for bit.
+"""
 
 import contextlib
 import os

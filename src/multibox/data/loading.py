@@ -1,9 +1,8 @@
-"""Batches on their way to the device: prepared ahead of the steps by threads or by worker processes.
+"""Batches prepared ahead of the steps, by threads or by worker processes.
 
-Threads are the default. Pillow and NumPy release the interpreter's lock for most of the work, and threads need no
-shared memory, no start method and no `__main__` guard. Worker processes pay on a GPU with many cores, where Python
-itself becomes the limit. They send their batches through pipes, which need no /dev/shm, and if one of them dies,
-threads go on with the same batches.
+Threads are the default: Pillow and NumPy release the interpreter's lock for most of the work. Worker processes pay off
+beside a GPU with many cores, where Python itself is the limit. They send batches through pipes, which need no
+/dev/shm. If one of them dies, threads go on with the same batches.
 """
 
 import contextlib
@@ -11,36 +10,23 @@ import multiprocessing
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from multibox.data.augmented import (
-    CACHE_BYTES,
-    Arrays,
-    AugmentedImages,
-    Item,
-    collate_items,
-    make_batch,
-    start_worker,
-)
+from multibox.data.augmented import Arrays, AugmentedImages, Item, collate_items, make_batch, start_worker
 from multibox.data.sampling import EpochBatches
 from multibox.errors import MultiboxError
 from multibox.limits import available_cores
 from multibox.tensors import Batch
 
-__all__ = [
-    "CACHE_BYTES", "AugmentedImages", "Item", "choose_workers", "collate", "in_order",
-    "load_batches", "use_processes",
-]  # fmt: skip
-
 PREFETCH_BYTES = 1 << 30
-"""Images prepared ahead take at most this much memory, but two batches are always ahead."""
+"""Most memory for batches prepared ahead; two are always prepared."""
 MOST_THREADS, MOST_PROCESSES = 4, 8
 _NO_PROCESSES = (OSError, ImportError, NotImplementedError, AssertionError, BrokenProcessPool)
-"""Where processes cannot be started: no semaphores, too many processes, within a daemonic process."""
+"""What is raised where processes cannot be started: no semaphores, too many processes, in a daemonic process."""
 
 Keys = Sequence[tuple[int, ...]]
 Tell = Callable[[str], None]
@@ -57,42 +43,43 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Yield every batch of `batches`, in order.
 
-    An `EpochBatches` may become longer or shorter while it is loaded; what was prepared beyond a new end is dropped.
+    An `EpochBatches` may become longer or shorter while it is loaded; batches prepared beyond a new end are dropped.
 
     Args:
         images: makes the items.
         batches: keys of each batch.
-        workers: threads or processes that prepare batches ahead; 0 prepares each when it is asked for.
+        workers: threads or processes that prepare batches ahead; 0 prepares each when it is taken.
         pin: put batches into page-locked memory.
         processes: whether workers are processes. If they cannot be started or die, threads take over.
-        tell: gets one sentence if that happens.
+        tell: receives one sentence if that happens.
 
     Raises:
         ImageError: an image cannot be read.
         MultiboxError: memory ran out.
     """
-    order = _Order(batches)
+    step = batches.start_step if isinstance(batches, EpochBatches) else 0
     if not workers:
-        while (keys := order.take()) is not None:
-            yield _prepare(images, keys, pin)
+        while step < _end(batches):
+            yield _prepare(images, _keys(batches, step), pin)
+            step += 1
         return
-    pool = _Pool(images, workers, pin, processes, tell)
-    with contextlib.closing(pool):
-        waiting: deque[tuple[int, Keys, Future[Batch]]] = deque()
+    with contextlib.closing(_Pool(images, workers, pin, processes, tell)) as pool:
+        waiting: deque[tuple[Keys, Future[Batch]]] = deque()
         ahead = _ahead(images, batches, workers)
         while True:
-            while len(waiting) < ahead and (keys := order.take()) is not None:
-                waiting.append((order.position, keys, pool.submit(keys)))
-            if not waiting or waiting[0][0] > order.end():
+            while len(waiting) < ahead and step < _end(batches):
+                keys = _keys(batches, step)
+                waiting.append((keys, pool.submit(keys)))
+                step += 1
+            if not waiting or step - len(waiting) >= _end(batches):
                 return
-            _, keys, future = waiting.popleft()
-            yield pool.finish(keys, future)
+            yield pool.finish(*waiting.popleft())
 
 
 def choose_workers(asked: int | str, device: str = "cpu") -> int:
-    """Return how many workers prepare images: as asked for, or (-1, "auto") all cores but one.
+    """Return how many workers prepare images: as asked for or, if -1 or "auto", all cores but one.
 
-    At most 4 threads beside training on a CPU, which wants the cores itself, and at most 8 processes beside a GPU.
+    At most 4 threads beside training on a CPU, which needs the cores itself, and at most 8 processes beside a GPU.
     """
     if isinstance(asked, int) and asked >= 0:
         return asked
@@ -100,7 +87,7 @@ def choose_workers(asked: int | str, device: str = "cpu") -> int:
 
 
 def use_processes(workers: int, device: str) -> bool:
-    """Return whether workers should be processes: beside a GPU, where three or more of them pay for their start."""
+    """Return whether workers should be processes: beside a GPU, if there are at least three."""
     return device != "cpu" and workers > 2
 
 
@@ -114,33 +101,22 @@ def in_order(images: int, batch_size: int) -> list[list[tuple[int, int]]]:
     return [[(0, i) for i in range(s, min(s + batch_size, images))] for s in range(0, images, batch_size)]
 
 
-class _Order:
-    """Walks over batches whose end may move."""
+def _end(batches: EpochBatches | Sequence[Keys]) -> int:
+    return batches.steps if isinstance(batches, EpochBatches) else len(batches)
 
-    def __init__(self, batches: EpochBatches | Sequence[Keys]) -> None:
-        self.batches = batches
-        self.position = batches.start_step if isinstance(batches, EpochBatches) else 0
 
-    def end(self) -> int:
-        return self.batches.steps if isinstance(self.batches, EpochBatches) else len(self.batches)
-
-    def take(self) -> Keys | None:
-        if self.position >= self.end():
-            return None
-        self.position += 1
-        if isinstance(self.batches, EpochBatches):
-            return self.batches.batch(self.position - 1)
-        return self.batches[self.position - 1]
+def _keys(batches: EpochBatches | Sequence[Keys], step: int) -> Keys:
+    return batches.batch(step) if isinstance(batches, EpochBatches) else batches[step]
 
 
 class _Pool:
-    """Workers that prepare batches, and threads in the place of processes that fail."""
+    """Workers that prepare batches: threads, or processes that threads replace if they fail."""
 
     def __init__(self, images: AugmentedImages, workers: int, pin: bool, processes: bool, tell: Tell) -> None:
         self.images = images
         self.pin = pin
         self.tell = tell
-        # Beside processes one thread receives and pins what they sent
+        # Beside processes one thread receives and pins their batches
         self.threads = ThreadPoolExecutor(1 if processes else workers, "multibox-images")
         self.processes: ProcessPoolExecutor | None = None
         if processes:
@@ -165,13 +141,16 @@ class _Pool:
         return self.threads.submit(_prepare, self.images, keys, self.pin)
 
     def finish(self, keys: Keys, future: Future[Batch]) -> Batch:
-        """Return the batch of a submitted future; threads make it where its process could not."""
+        """Return the batch of a submitted future; prepare it here if its process failed."""
         try:
             return future.result()
         except (BrokenProcessPool, CancelledError):
-            self._give_up("a worker process that prepares images was killed or crashed, often for lack of memory")
+            why = "a worker process that prepares images was killed or crashed, often for lack of memory"
         except MemoryError:
-            self._give_up("a worker process that prepares images ran out of memory")
+            why = "a worker process that prepares images ran out of memory"
+        # All futures of a dead pool fail, but only the first is told
+        if self.processes is not None:
+            self._give_up(why)
         return _prepare(self.images, keys, self.pin)
 
     def close(self) -> None:
@@ -183,8 +162,6 @@ class _Pool:
         if self.processes is not None:
             self.processes.shutdown(wait=False, cancel_futures=True)
             self.processes = None
-        elif "cannot be started" not in why:
-            return
         self.tell(f"{why}; a thread of this process prepares the same batches from now on")
 
 
@@ -206,18 +183,15 @@ def _prepare(images: AugmentedImages, keys: Keys, pin: bool) -> Batch:
 
 
 def _to_batch(arrays: Arrays, pin: bool) -> Batch:
-    images = torch.from_numpy(arrays.images).permute(0, 3, 1, 2)
-    labels = torch.from_numpy(arrays.gt_labels)
-    batch = Batch(images, torch.from_numpy(arrays.gt_xyxy), labels, arrays.image_names, arrays.sizes)
+    images = torch.as_tensor(arrays.images).permute(0, 3, 1, 2)
+    labels = torch.as_tensor(arrays.gt_labels)
+    batch = Batch(images, torch.as_tensor(arrays.gt_xyxy), labels, arrays.image_names, arrays.sizes)
     return batch.pin_memory() if pin else batch
 
 
 @contextlib.contextmanager
-def _unseen_main() -> Iterator[None]:
-    """Hide the user's script from new processes, which would run it again if it has no `__main__` guard.
-
-    They need nothing of it: what they run is importable.
-    """
+def _unseen_main() -> Generator[None]:
+    """Hide the user's script from new processes, which would run it again if it has no `__main__` guard."""
     main = sys.modules["__main__"].__dict__
     kept = {name: main[name] for name in ("__spec__", "__file__") if name in main}
     main["__spec__"] = None
@@ -229,8 +203,8 @@ def _unseen_main() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _blocked_interrupt() -> Iterator[None]:
-    """Let new processes inherit a blocked SIGINT: Ctrl-C is the main process's business, which ends them in order."""
+def _blocked_interrupt() -> Generator[None]:
+    """Let new processes inherit a blocked SIGINT, so that Ctrl-C reaches the main process alone, which ends them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
