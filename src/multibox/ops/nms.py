@@ -16,8 +16,8 @@ _MASK = (1 << _BITS) - 1
 _ABSENT = torch.iinfo(torch.long).min
 _LARGE = 1024
 """A group of more boxes is suppressed by itself, since the IoU table of its leaders alone fills the cache."""
-_TABLE = 1 << 18
-"""IoUs computed per round, over all groups: 1 MB, about a CPU's second-level cache."""
+_TABLE = 1 << 19
+"""IoUs computed per round, over all groups: 2 MB, which a CPU's cache holds."""
 _LEADERS = 16
 """Least number of leaders per group and round, so that rounds stay few."""
 
