@@ -62,7 +62,7 @@ def make(name: str, folder: Path) -> None:
     save_checkpoint(
         weights, dataclasses.replace(imported, state=packed, config=config, source=about.source, license=about.license)
     )
-    detector = Detector(detector.model, config, imported.names)
+    detector = Detector(detector.model, config, imported.class_names)
     text = as_text(describe(detector, "plain", license=about.license, source=about.source) | {"builtin": name})
     graph = build_onnx(detector, metadata={KEY: text})
     refer(graph.graph, detector.model, weights)
