@@ -51,9 +51,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 1.0
     heads: Annotated[
         Literal["conv3x3", "conv1x1", "ssdlite", "rfb"],
-        means(
-            "How feature maps become logits and offsets: one convolution, or a depthwise and a 1x1 one (ssdlite, rfb)."
-        ),
+        means("Layers of a head: one convolution, or a depthwise and a 1x1 convolution (ssdlite, rfb)."),
     ] = "conv3x3"
     input_size: Annotated[
         Size,
@@ -90,10 +88,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = "xavier"
     prior: Annotated[
         InnerShare | Literal["none"],
-        means(
-            "Initial probability of any object at an anchor, set through the class biases; none leaves the biases "
-            "alone."
-        ),
+        means("Initial probability of any object at an anchor, set in the class biases; none leaves them alone."),
     ] = "none"
 
 
@@ -209,9 +204,7 @@ class LossConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sigma: Annotated[Positive, means("smooth_l1: quadratic below 1 / sigma^2.")] = 1.0
     alpha: Annotated[
         Share,
-        means(
-            "focal: weight of every class. sigmoid_focal: weight of the object class. varifocal keeps its paper's 0.75."
-        ),
+        means("focal: weight of every class. sigmoid_focal: of the object class. varifocal keeps its paper's 0.75."),
     ] = 0.25
     gamma: Annotated[
         NotNegative,
@@ -225,10 +218,7 @@ class LossConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "all"
     negative_overlap: Annotated[
         Annotated[float, Meta(gt=0, le=1)] | Literal["any"],
-        means(
-            "Mining: anchors that overlap an object this much or more are no candidates; any takes every unmatched "
-            "anchor."
-        ),
+        means("Mining: anchors with this IoU or more are no candidates; any takes every unmatched anchor."),
     ] = 0.5
     minimum_negatives: Annotated[
         Annotated[int, Meta(ge=0)],
@@ -236,17 +226,11 @@ class LossConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 0
     hard_examples: Annotated[
         Count | Literal["none"],
-        means(
-            "Online hard example mining instead: this many anchors of highest loss per image, positive or not; none "
-            "is off."
-        ),
+        means("Online hard example mining instead: this many anchors of highest loss per image; none is off."),
     ] = "none"
     l2_penalty: Annotated[
         NotNegative,
-        means(
-            "Weight decay as a term of the loss, without batch norms and with the scale of conv4_3 at a tenth "
-            "(HiKapok)."
-        ),
+        means("Weight decay in the loss, without batch norms, and a tenth for conv4_3's scale (HiKapok)."),
     ] = 0.0
 
 
@@ -291,9 +275,7 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = 0.0
     bias_decay: Annotated[
         NotNegative,
-        means(
-            "Multiplier of the weight decay for the convolutions' biases. Gluon decays them in full, Caffe not at all."
-        ),
+        means("Multiplier of the weight decay of convolution biases. Gluon decays them in full, Caffe not at all."),
     ] = 1.0
     norm_decay: Annotated[
         NotNegative, means("Multiplier of the weight decay for batch norms and for the scale of conv4_3.")
@@ -430,22 +412,15 @@ class PostConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = 0.0
     clip: Annotated[
         Literal["before_nms", "after_nms"],
-        means(
-            "When boxes are cut at the image's border: before suppression (torchvision, HiKapok) or after it (Caffe)."
-        ),
+        means("When boxes are cut at the border: before suppression (torchvision, HiKapok) or after it (Caffe)."),
     ] = "after_nms"
     multi_label: Annotated[
         bool,
-        means(
-            "Whether an anchor may give detections of several classes (Caffe) or only of its best one (MXNet, TF Lite)."
-        ),
+        means("Whether an anchor may give several classes (Caffe) or only its best one (MXNet, TF Lite)."),
     ] = True
     flip: Annotated[
         bool,
-        means(
-            "Average the outputs for an image and its mirror image, at twice the time. For prediction and "
-            "evaluation, not for the validations of a run."
-        ),
+        means("Average the outputs for an image and its mirror image, at twice the time. A run's validations do not."),
     ] = False
 
 
