@@ -77,9 +77,10 @@ def make(folder: Path) -> Path:
     from lively import lively_detector
 
     from multibox.exporting import export
+    from multibox.structures import Size
 
     path = folder / "ssdlite320.onnx"
-    export(lively_detector("ssdlite320-mobilenetv3", 80, (320, 320)), path)
+    export(lively_detector("ssdlite320-mobilenetv3", 80, Size(320, 320)), path)
     return path
 
 

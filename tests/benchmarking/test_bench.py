@@ -32,7 +32,7 @@ from multibox.errors import ConfigError, ImageError
 from multibox.models.build import measure
 from multibox.structures import Detections, Size
 
-SIZE = (96, 96)
+SIZE = Size(96, 96)
 
 
 def detections(*rows):

@@ -1,6 +1,5 @@
-"""Exported files as `multibox bench` and the benchmarks see them, and the example without multibox."""
+"""Exported files as `multibox bench` times them, and the example that needs no multibox."""
 
-import importlib
 import re
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from PIL import Image
 from multibox.benchmarking import clock, subjects
 from multibox.benchmarking.clock import WHOLE
 from multibox.benchmarking.measurement import bench
-from multibox.benchmarking.parts import openvino_network
 from multibox.benchmarking.subjects import PARTS, exported_subject
 from multibox.benchmarking.torchvision_peer import EXACT, agree, eager_subject
 from multibox.benchmarking.workload import LOADS, synthetic_images, synthetic_outputs
@@ -50,19 +48,8 @@ def test_the_parts_are_the_whole(subject, tiny):
     assert set(times) == {*PARTS, WHOLE} and all(value > 0 for value in times.values())
     for load in LOADS:
         outputs = synthetic_outputs(load, (2, *eager.outputs), "softmax", eager.threshold)
-        wanted, found = (each.post(outputs, (50, 40))() for each in (eager, subject))
+        wanted, found = (each.post(outputs, Size(40, 50))() for each in (eager, subject))
         assert agree(load, wanted, found, EXACT).detections > 200
-
-
-def test_the_network_alone_answers_like_the_network(file, tiny):
-    import torch
-
-    images = np.random.default_rng(0).uniform(0, 255, (2, 3, 64, 64)).astype(np.float32)
-    logits, offsets = openvino_network(file, 2, (64, 64), 1, "float32")({"resized": images})
-    with torch.inference_mode():
-        wanted = tiny.model(torch.from_numpy(images))
-    np.testing.assert_allclose(logits, wanted.logits, atol=1e-3)
-    np.testing.assert_allclose(offsets, wanted.offsets, atol=1e-3)
 
 
 def test_without_onnx_only_the_whole_is_timed(file, monkeypatch):
@@ -111,13 +98,3 @@ runpy.run_path(script, run_name="__main__")
     assert [line[0] for line in lines] == [wanted.names[label] for label in wanted.labels]
     np.testing.assert_allclose([[float(value) for value in line[1:]] for line in lines],
                                np.column_stack([wanted.scores, wanted.boxes]), atol=0.06)  # fmt: skip
-
-
-def test_a_fresh_process_without_torch_starts(file, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    script = importlib.import_module("runtime_start")
-    Image.new("RGB", (50, 40)).save(tmp_path / "image.jpg")
-    for engine in ("openvino", "onnxruntime"):
-        found = script.start(file, engine, tmp_path / "image.jpg")
-        assert found["engine"].lower() == engine
-        assert len(found["seconds"]) == len(script.PARTS) and 20 < found["megabytes"] < 2000

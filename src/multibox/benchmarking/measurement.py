@@ -1,13 +1,13 @@
-"""One measurement from start to end: open, compare, take turns, sum up."""
+"""The whole of `multibox bench`: open, compare, time in turns, report."""
 
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from multibox.benchmarking import clock as machine
-from multibox.benchmarking.clock import SIDE, WHOLE, Spread, Work, peak_memory, take_turns
+from multibox.benchmarking.clock import SIDE, WHOLE, Spread, Work, as_work, peak_memory, take_turns
 from multibox.benchmarking.subjects import PARTS, Subject, exported_subject
 from multibox.benchmarking.workload import (
     LOADS,
@@ -30,11 +30,11 @@ BATCHES = (1, 8)
 DECODE = "decode"
 
 Tick = Callable[[str], None]
-"""Told what was done."""
+"""Called with what was done."""
 
 
 class Row(NamedTuple):
-    """One line of the table: what was timed, and for each subject its spread (None: not measured)."""
+    """One line of the table: a part, and its spread for each subject (None: not measured)."""
 
     part: str
     batch: int
@@ -42,12 +42,12 @@ class Row(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What was measured."""
+    """Results of a measurement."""
 
     subjects: tuple[str, ...]
     rows: list[Row]
     notes: list[str]
-    """How it was measured, and what stands beside the times."""
+    """Machine, method, agreement, memory and ceilings."""
 
 
 def bench(
@@ -65,15 +65,15 @@ def bench(
     Args:
         path: the name of a built-in model, a checkpoint, a run folder, or an exported file.
         against: "torchvision" measures its network with the same weights beside it; only for checkpoints.
-        images: folder whose images are shown; None takes synthetic ones of 500x375.
-        threads: of the processor; None leaves it to the engine.
+        images: folder of images to use; None takes synthetic ones of 500x375.
+        threads: CPU threads; None leaves it to the engine.
         precision: "float32" or "bfloat16"; None takes the engine's own.
         rounds: turns of each side.
-        tick: told what was done.
+        tick: called after each stage.
 
     Raises:
         ConfigError: settings that do not go together, or a network that torchvision does not have.
-        DisagreementError: the sides found different objects.
+        DisagreementError: the sides gave different detections.
         WeightsError: the model cannot be opened.
     """
     shown = folder_images(images, max(BATCHES)) if images else synthetic_images(max(BATCHES))
@@ -100,7 +100,7 @@ def bench(
 
 
 def open_subject(path: str | Path, threads: int | None, precision: str | None) -> Subject:
-    """Open any model of ours as what can be measured."""
+    """Open any model as a subject."""
     path = runnable(find_model(path))
     if path.suffix in SUFFIXES:
         return exported_subject(path, threads, precision)
@@ -112,7 +112,7 @@ def open_subject(path: str | Path, threads: int | None, precision: str | None) -
 
 
 def _use_threads(threads: int | None) -> None:
-    """Set PyTorch's threads of this process, which does nothing but measure, so that peers have as many."""
+    """Set PyTorch's threads of this process, which only measures, so that peers have as many."""
     import torch
 
     if (count := checked_threads(threads)) is not None:
@@ -122,7 +122,7 @@ def _use_threads(threads: int | None) -> None:
 def _sides(
     path: str | Path, against: str, threads: int | None, precision: str | None, tick: Tick
 ) -> tuple[list[Subject], list[str]]:
-    """Return torchvision and ours with the same weights, compared, and what the comparison said."""
+    """Return torchvision's and our subjects with the same weights, and notes on their agreement."""
     if against != "torchvision":
         raise ConfigError(f"--against {against}: expected torchvision")
     path = find_model(path)
@@ -140,14 +140,10 @@ def _sides(
 
 
 def _decode_row(images: Images, subjects: int, rounds: int) -> Row:
-    """Decode a JPEG from memory; the same for every side."""
+    """Time the decoding of a JPEG in memory, which is the same for every side."""
     data = as_jpeg(images[0])
-    found = take_turns({DECODE: lambda: _nothing(decode_image(data, "memory"))}, rounds)[DECODE][WHOLE]
+    found = take_turns({DECODE: as_work(lambda: decode_image(data, "memory"))}, rounds)[DECODE][WHOLE]
     return Row(DECODE, 1, (found,) * subjects)
-
-
-def _nothing(_: Any) -> None:
-    """Work that answers nothing is timed as a whole."""
 
 
 def _rows(subjects: Sequence[Subject], images: Images, rounds: int) -> list[Row]:
@@ -158,29 +154,23 @@ def _rows(subjects: Sequence[Subject], images: Images, rounds: int) -> list[Row]
 
 
 def _post_rows(subjects: Sequence[Subject], image: Pixels, rounds: int) -> tuple[list[Row], list[str]]:
-    """Time post-processing alone with few and with many candidates."""
+    """Time post-processing alone, with few and with many candidates."""
     known = [subject for subject in subjects if subject.post and subject.outputs]
     if not known:
         return [], []
     first = known[0]
     assert first.outputs is not None
-    rows, notes = [], []
+    rows: list[Row] = []
+    notes: list[str] = []
     for load in LOADS:
         outputs = synthetic_outputs(load, (1, *first.outputs), first.score, first.threshold)
         size = Size(*image.shape[:2])
-        works: dict[str, Work] = {each.name: _quiet(each.post(outputs, size)) for each in known if each.post}
-        found = take_turns(works, rounds)
-        rows.append(Row(f"post-process, {load}", 1, tuple(found.get(each.name, {}).get(WHOLE) for each in subjects)))
+        works: dict[str, Work] = {each.name: as_work(each.post(outputs, size)) for each in known if each.post}
+        times = take_turns(works, rounds)
+        rows.append(Row(f"post-process, {load}", 1, tuple(times.get(each.name, {}).get(WHOLE) for each in subjects)))
         count = count_candidates(outputs, first.score, first.threshold)
-        notes.append(f"{load} load: {count:.0f} candidates an image ({first.outputs[0]} anchors, {first.threshold:g})")
+        notes.append(f"{load} load: {count:.0f} candidates per image ({first.outputs[0]} anchors, {first.threshold:g})")
     return rows, notes
-
-
-def _quiet(work: Callable[[], Any]) -> Work:
-    def run() -> None:
-        work()
-
-    return run
 
 
 def _memory(batch: int) -> str:
@@ -189,8 +179,8 @@ def _memory(batch: int) -> str:
 
 
 def _limits(subjects: Sequence[Subject], rows: Sequence[Row]) -> list[str]:
-    """Say how near each network comes to the machine's ceiling."""
-    notes = []
+    """Return notes on how near each network comes to the machine's ceiling."""
+    notes: list[str] = []
     for index, subject in enumerate(subjects):
         ceiling = subject.ceiling()
         line = f"{subject.name}: ceiling {ceiling / 1e12:.2f} TFLOP/s (a {SIDE}x{SIDE} matrix product)"

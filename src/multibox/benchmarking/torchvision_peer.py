@@ -1,9 +1,9 @@
-"""torchvision's two SSDs with a detector's own weights and settings, as what can be measured beside it."""
+"""torchvision's two SSDs with a detector's own weights and settings, timed beside it, and how well they agree."""
+# pyright: reportUnknownMemberType=false, reportMissingTypeStubs=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 
-import contextlib
-import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.image_list import ImageList
 
-from multibox.benchmarking.clock import WHOLE, Seconds, torch_ceiling
+from multibox.benchmarking.clock import WHOLE, Seconds, seconds_of, torch_ceiling
 from multibox.benchmarking.subjects import PARTS, DisagreementError, Subject, exported_subject
 from multibox.benchmarking.workload import Images, Outputs, synthetic_images
 from multibox.config import Config
@@ -34,148 +34,6 @@ from multibox.training.step import autocast
 
 Floats = NDArray[np.floating]
 
-
-class Tolerance(NamedTuple):
-    """What still counts as the same detection."""
-
-    score: float
-    """Scores differ by no more than this share of the larger one."""
-    overlap: float
-    """Boxes have at least this IoU."""
-    share: float
-    """So many of each side's detections have a partner on the other."""
-
-
-EXACT = Tolerance(score=1e-3, overlap=0.999, share=0.99)
-"""The same arithmetic in another order; an overlap or a score on a threshold may fall to the other side."""
-ROUNDED = Tolerance(score=0.5, overlap=0.7, share=0.8)
-"""A network in bfloat16, which has 8 bits of precision: logits of 8 are off by 0.03 after each of its layers."""
-
-
-class Agreement(NamedTuple):
-    """How alike two sides are."""
-
-    detections: int
-    """Of the first side."""
-    share: float
-    """Of both sides' detections that have a partner."""
-    score: float
-    """Largest difference of partners, as a share."""
-    overlap: float
-    """Smallest IoU of partners."""
-
-
-def agree(
-    what: str, first: Sequence[Detections], second: Sequence[Detections], tolerance: Tolerance, best: int | None = None
-) -> Agreement:
-    """Pair detections and say how alike the sides are.
-
-    Args:
-        what: the sides, for the error.
-        first: of each image.
-        second: of the same images.
-        tolerance: what is close enough.
-        best: of each image and side, only so many need a partner (among all of the other side).
-
-    Raises:
-        DisagreementError: too few have a partner, or there is nothing to compare.
-    """
-    pairs = [_partners(*sides, tolerance, best) for sides in zip(first, second, strict=True)]
-    asked = sum(len(pair) for pair in pairs)
-    found = np.concatenate([*pairs, np.zeros((0, 2))])
-    partners = found[~np.isnan(found[:, 0])]
-    share = len(partners) / asked if asked else 0.0
-    if share < tolerance.share:
-        raise DisagreementError(
-            f"{what} differ: {len(partners)} of {asked} detections have a partner of their class with a score within "
-            f"a share of {tolerance.score:g} and an IoU of {tolerance.overlap:g}, expected {tolerance.share:.0%}; no "
-            "time is printed for sides that find other things"
-        )
-    total = sum(map(len, first))
-    return Agreement(total, share, float(partners[:, 0].max()), float(partners[:, 1].min()))
-
-
-def _partners(first: Detections, second: Detections, tolerance: Tolerance, best: int | None) -> Floats:
-    """Return, for each detection of either side, score difference and IoU of its partner; NaN where it has none."""
-    difference = np.abs(first.scores[:, None] - second.scores) / np.maximum(first.scores[:, None], second.scores)
-    overlap = pairwise_iou(torch.from_numpy(first.boxes), torch.from_numpy(second.boxes)).numpy()
-    alike = (first.labels[:, None] == second.labels) & (difference <= tolerance.score) & (overlap >= tolerance.overlap)
-    here, there = _closest(alike, difference, overlap), _closest(alike.T, difference.T, overlap.T)
-    return np.concatenate([here[:best], there[:best]])
-
-
-def _closest(alike: NDArray[np.bool_], difference: Floats, overlap: Floats) -> Floats:
-    """Return each row's partner: of those that are alike, the one whose score is nearest."""
-    if not alike.size:
-        return np.full((len(alike), 2), np.nan)
-    column = np.where(alike, difference, np.inf).argmin(1)
-    row = np.arange(len(alike))
-    values = np.stack([difference[row, column], overlap[row, column]], axis=1)
-    values[~alike[row, column]] = np.nan
-    return values
-
-
-HOW_EAGER = "parts: timestamps before and after the network, inside `predict`"
-
-
-class _Watched(Detector):
-    """A detector that notes when its network began and ended."""
-
-    span = (0.0, 0.0)
-
-    def outputs(self, images: Tensor) -> HeadOutputs:
-        started = time.perf_counter()
-        outputs = super().outputs(images)
-        self.span = (started, time.perf_counter())
-        return outputs
-
-
-def eager_subject(detector: Detector, precision: str) -> Subject:
-    """Return a detector on the CPU as a subject, as `multibox.load` opens it.
-
-    Raises:
-        ConfigError: an unknown precision.
-    """
-    watched = _Watched(detector.model, detector.config, detector.names, detector.device)
-    watched.quicken(precision)
-    config, threshold = detector.config, detector.config.post.score_threshold
-    size = measure(config, len(detector.names))
-
-    def predict(images: Images) -> list[Detections]:
-        return watched.predict(list(images), threshold)
-
-    def run(images: Images) -> Seconds:
-        started = time.perf_counter()
-        predict(images)
-        ended = time.perf_counter()
-        times = (started, *watched.span, ended)
-        return dict(zip(PARTS, _gaps(times), strict=True)) | {WHOLE: ended - started}
-
-    def post(outputs: Outputs, image: Size) -> Callable[[], list[Detections]]:
-        answer = HeadOutputs(torch.from_numpy(outputs.logits), torch.from_numpy(outputs.offsets), size.feature_shapes)
-        sizes = [image] * len(outputs.logits)
-        anchors = anchors_for(answer, config)
-        return torch.inference_mode()(lambda: detect(answer, anchors, sizes, config, detector.names))
-
-    return Subject(
-        name=f"ours, PyTorch {precision}",
-        predict=predict,
-        run=run,
-        post=post,
-        flops=2 * size.multiply_adds,
-        ceiling=lambda: torch_ceiling(precision),
-        outputs=(size.anchors, len(detector.names) + (config.model.score == "softmax")),
-        score=config.model.score,
-        threshold=threshold,
-        exact=precision == "float32",
-        how=HOW_EAGER,
-    )
-
-
-def _gaps(times: tuple[float, ...]) -> list[float]:
-    return [after - before for before, after in itertools.pairwise(times)]
-
-
 MAKERS: dict[str, tuple[Callable[..., nn.Module], Rules]] = {
     "ssd300-vgg16": (ssd300_vgg16, TORCHVISION_SSD300),
     "ssdlite320-mobilenetv3": (ssdlite320_mobilenet_v3_large, TORCHVISION_SSDLITE),
@@ -188,14 +46,65 @@ LIKE_THEIRS = {
     "post.multi_label": True,
     "post.nms_inclusive": False,
 }
-"""What torchvision does and has no setting for."""
+"""Settings that torchvision lacks, at its behaviour."""
 ANCHORS = 1e-3
-"""Pixels by which anchors may differ and still be the same."""
+"""Largest difference in pixels of anchors that count as the same."""
 HOW = "parts: timestamps behind the transform and before `postprocess_detections`"
+HOW_EAGER = "parts: timestamps before and after the network, inside `predict`"
+IMAGES = 4
+BEST = 20
+"""Detections per image in bfloat16 that need a partner in float32: the best ones."""
+
+
+def torchvision_sides(detector: Detector, out: Path, threads: int | None, precision: str | None) -> list[Subject]:
+    """Return torchvision's network, ours, and ours exported to `out` if export is installed; float32 comes first.
+
+    Raises:
+        ConfigError: torchvision has no such network.
+    """
+    detector = comparable(detector)
+    twin = torchvision_twin(detector)
+    precisions = dict.fromkeys(("float32", precision or "bfloat16"))
+    found = [twin_subject(twin, detector, each) for each in precisions]
+    found += [eager_subject(detector, each) for each in precisions]
+    if find_spec("onnxscript"):
+        from multibox.exporting import export
+
+        export(detector, out)
+        found.append(exported_subject(out, threads, precision))
+    return found
+
+
+def compare(subjects: Sequence[Subject], size: Size) -> list[str]:
+    """Check that all subjects give the first one's detections on images of the network's size; return notes.
+
+    At other sizes torchvision's resize, which does not antialias, gives the network another image.
+
+    Args:
+        subjects: the first one computes in float32.
+        size: of the network's input.
+
+    Raises:
+        DisagreementError: some detections differ.
+    """
+    images = synthetic_images(IMAGES, size)
+    first, *others = subjects
+    wanted = first.predict(images)
+    notes = []
+    for other in others:
+        tolerance, best = (EXACT, None) if other.exact else (ROUNDED, BEST)
+        alike = agree(f"{first.name} and {other.name}", wanted, other.predict(images), tolerance, best)
+        among = f"of the best {best}" if best else f"of {alike.detections}"
+        notes.append(
+            f"{other.name} finds what {first.name} finds: {alike.share:.1%} {among} matched (scores within "
+            f"{alike.score:.1g}, IoU from {alike.overlap:.3f}; expected at least {tolerance.share:.0%}, within a share "
+            f"of {tolerance.score:g} of the score and an IoU of {tolerance.overlap:g})"
+        )
+    return notes
 
 
 class _GivenAnchors(nn.Module):
-    """Hands over anchors [a, 4] in pixels of the network's input, in place of torchvision's own."""
+    """Anchors [a, 4] in pixels of the network's input, in place of torchvision's generator."""
 
     def __init__(self, anchors: Tensor) -> None:
         super().__init__()
@@ -255,7 +164,7 @@ def torchvision_twin(detector: Detector) -> nn.Module:
 
 
 def _give_anchors(twin: Any, config: Config, classes: int) -> None:
-    """Put the detector's anchors in place of torchvision's where those are others."""
+    """Replace torchvision's anchors by the detector's if they differ."""
     height, width = config.model.input_size
     shapes = measure(config, classes).feature_shapes
     own = make_anchors(config.anchors, shapes, config.model.input_size) * torch.tensor([width, height, width, height])
@@ -270,30 +179,36 @@ def twin_subject(twin: Any, detector: Detector, precision: str) -> Subject:
     config = detector.config
     size = measure(config, len(detector.names))
     stamps: list[float] = []
+
+    def stamp(*_: Any) -> None:
+        stamps.append(time.perf_counter())
+
     height, width = config.model.input_size
 
     def predict(images: Images) -> list[Detections]:
-        # What its users write: images as floats from 0 to 1, channels first
+        # As its users write: images as floats from 0 to 1, channels first
         tensors = [torch.tensor(each).permute(2, 0, 1).float() / 255 for each in images]
         with autocast(precision, "cpu"), torch.inference_mode():
             return [_detections(each, detector.names) for each in twin(tensors)]
 
     def run(images: Images) -> Seconds:
+        # torchvision makes the anchors right before `postprocess_detections`
+        hooks = [part.register_forward_hook(stamp) for part in (twin.transform, twin.anchor_generator)]
         stamps[:] = [time.perf_counter()]
-        with _stamped(twin, stamps):
-            predict(images)
+        predict(images)
         stamps.append(time.perf_counter())
-        parts = zip(PARTS, stamps, stamps[1:], strict=False)
-        return {name: after - before for name, before, after in parts} | {WHOLE: stamps[-1] - stamps[0]}
+        for hook in hooks:
+            hook.remove()
+        return seconds_of(PARTS, stamps) | {WHOLE: stamps[-1] - stamps[0]}
 
     def post(outputs: Outputs, image: Size) -> Callable[[], list[Detections]]:
-        answer = dict(zip(("cls_logits", "bbox_regression"), map(torch.from_numpy, outputs), strict=True))
+        heads = dict(zip(("cls_logits", "bbox_regression"), map(torch.from_numpy, outputs), strict=True))
         batch = len(outputs.logits)
         tensors = ImageList(torch.zeros(batch, 3, height, width), [(height, width)] * batch)
         anchors = twin.anchor_generator(tensors, [torch.zeros(1, 1, *shape) for shape in size.feature_shapes])
 
         def work() -> list[Detections]:
-            found = twin.postprocess_detections(answer, anchors, tensors.image_sizes)
+            found = twin.postprocess_detections(heads, anchors, tensors.image_sizes)
             found = twin.transform.postprocess(found, tensors.image_sizes, [image] * batch)
             return [_detections(each, detector.names) for each in found]
 
@@ -315,82 +230,138 @@ def twin_subject(twin: Any, detector: Detector, precision: str) -> Subject:
 
 
 def _detections(found: dict[str, Tensor], names: tuple[str, ...]) -> Detections:
-    """Return what a user of torchvision reads; their labels count the background."""
+    """Return torchvision's detections in numpy; its labels count the background."""
     boxes, scores, labels = (found[name].float().numpy() for name in ("boxes", "scores", "labels"))
     return Detections(boxes, scores, labels.astype(np.int64) - 1, names)
 
 
-@contextlib.contextmanager
-def _stamped(twin: Any, stamps: list[float]) -> Iterator[None]:
-    """Note the time behind the transform and before post-processing."""
-    hook = twin.transform.register_forward_hook(lambda *_: stamps.append(time.perf_counter()))
-    original = twin.postprocess_detections
+class _Watched(Detector):
+    """A detector that records when its network began and ended."""
 
-    def stamped(*arguments: Any) -> Any:
-        stamps.append(time.perf_counter())
-        return original(*arguments)
+    span = (0.0, 0.0)
 
-    twin.postprocess_detections = stamped
-    try:
-        yield
-    finally:
-        hook.remove()
-        twin.postprocess_detections = original
+    def outputs(self, images: Tensor) -> HeadOutputs:
+        started = time.perf_counter()
+        outputs = super().outputs(images)
+        self.span = (started, time.perf_counter())
+        return outputs
 
 
-IMAGES = 4
-BEST = 20
-"""Of each image's detections in bfloat16, so many of the best need a partner in float32."""
-
-
-def torchvision_sides(detector: Detector, out: Path, threads: int | None, precision: str | None) -> list[Subject]:
-    """Return torchvision's network, ours, and ours exported to `out` where that can be done; float32 comes first.
+def eager_subject(detector: Detector, precision: str) -> Subject:
+    """Return a detector on the CPU as a subject, as `multibox.load` opens it.
 
     Raises:
-        ConfigError: torchvision has no such network.
+        ConfigError: an unknown precision.
     """
-    detector = comparable(detector)
-    twin = torchvision_twin(detector)
-    precisions = dict.fromkeys(("float32", precision or "bfloat16"))
-    found = [twin_subject(twin, detector, each) for each in precisions]
-    found += [eager_subject(detector, each) for each in precisions]
-    if find_spec("onnxscript"):
-        from multibox.exporting import export
+    watched = _Watched(detector.model, detector.config, detector.names, detector.device)
+    watched.quicken(precision)
+    config, threshold = detector.config, detector.config.post.score_threshold
+    size = measure(config, len(detector.names))
 
-        export(detector, out)
-        found.append(exported_subject(out, threads, precision))
-    return found
+    def predict(images: Images) -> list[Detections]:
+        return watched.predict(list(images), threshold)
+
+    def run(images: Images) -> Seconds:
+        started = time.perf_counter()
+        predict(images)
+        ended = time.perf_counter()
+        return seconds_of(PARTS, (started, *watched.span, ended)) | {WHOLE: ended - started}
+
+    def post(outputs: Outputs, image: Size) -> Callable[[], list[Detections]]:
+        heads = HeadOutputs(torch.from_numpy(outputs.logits), torch.from_numpy(outputs.offsets), size.feature_shapes)
+        sizes, anchors = [image] * len(outputs.logits), anchors_for(heads, config)
+        return torch.inference_mode()(lambda: detect(heads, anchors, sizes, config, detector.names))
+
+    return Subject(
+        name=f"ours, PyTorch {precision}",
+        predict=predict,
+        run=run,
+        post=post,
+        flops=2 * size.multiply_adds,
+        ceiling=lambda: torch_ceiling(precision),
+        outputs=(size.anchors, len(detector.names) + (config.model.score == "softmax")),
+        score=config.model.score,
+        threshold=threshold,
+        exact=precision == "float32",
+        how=HOW_EAGER,
+    )
 
 
-def compare(subjects: Sequence[Subject], size: Size) -> list[str]:
-    """Assert that all subjects find what the first one does, on images of the network's size; say how alike they are.
+class Tolerance(NamedTuple):
+    """Differences up to which two detections count as the same."""
 
-    At other sizes torchvision's resize, which does not antialias, shows the network another image.
+    score: float
+    """Largest difference of scores, as a share of the larger one."""
+    overlap: float
+    """Smallest IoU of the boxes."""
+    share: float
+    """Smallest share of both sides' detections with a partner on the other side."""
+
+
+EXACT = Tolerance(score=1e-3, overlap=0.999, share=0.99)
+"""The same arithmetic in another order; an overlap or a score on a threshold may fall to the other side."""
+ROUNDED = Tolerance(score=0.5, overlap=0.7, share=0.8)
+"""A network in bfloat16, which has 8 bits of precision: logits of 8 are off by 0.03 after each of its layers."""
+
+
+class Agreement(NamedTuple):
+    """Agreement of two sides."""
+
+    detections: int
+    """Detections of the first side."""
+    share: float
+    """Share of both sides' detections that have a partner."""
+    score: float
+    """Largest difference of partners, as a share."""
+    overlap: float
+    """Smallest IoU of partners."""
+
+
+def agree(
+    what: str, first: Sequence[Detections], second: Sequence[Detections], tolerance: Tolerance, best: int | None = None
+) -> Agreement:
+    """Pair the detections of two sides and return their agreement.
 
     Args:
-        subjects: the first one computes in float32.
-        size: of the network's input.
+        what: the sides, for the error.
+        first: detections per image.
+        second: those of the other side in the same images.
+        tolerance: differences that are allowed.
+        best: detections per image and side that need a partner, best first; None for all.
 
     Raises:
-        DisagreementError: some find other objects.
+        DisagreementError: too few have a partner, or there is nothing to compare.
     """
-    images = synthetic_images(IMAGES, size)
-    first, *others = subjects
-    wanted = first.predict(images)
-    notes = []
-    for other in others:
-        tolerance, best = (EXACT, None) if other.exact else (ROUNDED, BEST)
-        alike = agree(f"{first.name} and {other.name}", wanted, other.predict(images), tolerance, best)
-        among = f"of the best {best}" if best else f"of {alike.detections}"
-        notes.append(
-            f"{other.name} finds what {first.name} finds: {alike.share:.1%} {among} matched (scores within "
-            f"{alike.score:.1g}, IoU from {alike.overlap:.3f}; {_words(tolerance)})"
+    pairs = [_partners(*sides, tolerance, best) for sides in zip(first, second, strict=True)]
+    compared = sum(len(pair) for pair in pairs)
+    found = np.concatenate([*pairs, np.zeros((0, 2))])
+    partners = found[~np.isnan(found[:, 0])]
+    share = len(partners) / compared if compared else 0.0
+    if share < tolerance.share:
+        raise DisagreementError(
+            f"{what} differ: {len(partners)} of {compared} detections have a partner of their class with a score "
+            f"within a share of {tolerance.score:g} and an IoU of {tolerance.overlap:g}, expected "
+            f"{tolerance.share:.0%}; no time is printed for sides that differ"
         )
-    return notes
+    total = sum(map(len, first))
+    return Agreement(total, share, float(partners[:, 0].max()), float(partners[:, 1].min()))
 
 
-def _words(tolerance: Tolerance) -> str:
-    return (
-        f"at least {tolerance.share:.0%} were asked, within a share of {tolerance.score:g} of the score and an IoU of "
-        f"{tolerance.overlap:g}"
-    )
+def _partners(first: Detections, second: Detections, tolerance: Tolerance, best: int | None) -> Floats:
+    """Return, for each detection of either side, score difference and IoU of its partner; NaN where it has none."""
+    difference = np.abs(first.scores[:, None] - second.scores) / np.maximum(first.scores[:, None], second.scores)
+    overlap = pairwise_iou(torch.from_numpy(first.boxes), torch.from_numpy(second.boxes)).numpy()
+    alike = (first.labels[:, None] == second.labels) & (difference <= tolerance.score) & (overlap >= tolerance.overlap)
+    here, there = _closest(alike, difference, overlap), _closest(alike.T, difference.T, overlap.T)
+    return np.concatenate([here[:best], there[:best]])
+
+
+def _closest(alike: NDArray[np.bool_], difference: Floats, overlap: Floats) -> Floats:
+    """Return score difference and IoU of each row's partner: the one that is alike with the nearest score."""
+    if not alike.size:
+        return np.full((len(alike), 2), np.nan)
+    column = np.where(alike, difference, np.inf).argmin(1)
+    row = np.arange(len(alike))
+    values = np.stack([difference[row, column], overlap[row, column]], axis=1)
+    values[~alike[row, column]] = np.nan
+    return values

@@ -1,4 +1,4 @@
-"""What is shown to detectors to time them: images, and outputs of a network with few or many candidates."""
+"""Work to time: images, and outputs of a network with few or many candidates."""
 
 import io
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ SIZE = Size(375, 500)
 """As most of VOC's images have."""
 QUALITY = 90
 SPARSE = 300
-"""Candidates an image at sparse load."""
+"""Candidates per image at sparse load."""
 
 Load = Literal["sparse", "dense"]
 LOADS: tuple[Load, ...] = ("sparse", "dense")
 
 
 class Outputs(NamedTuple):
-    """Answers of a network."""
+    """Outputs of a network."""
 
     logits: NDArray[np.float32]
     """[b, a, k]"""
@@ -78,12 +78,12 @@ def as_jpeg(image: Pixels) -> bytes:
 def synthetic_outputs(
     load: Load, shape: tuple[int, int, int], score: Literal["softmax", "sigmoid"], threshold: float
 ) -> Outputs:
-    """Return outputs [b, a, k] of which 300 scores of each image are above `threshold`, or as many as can be.
+    """Return outputs [b, a, k] with 300 scores per image above `threshold`, or with all of them.
 
     Args:
-        load: "sparse" or "dense".
+        load: "sparse" (300, or one per anchor if those are fewer) or "dense" (all).
         shape: images, anchors, logits.
-        score: what makes scores of logits; a softmax counts the background first.
+        score: turns logits into scores; the first logit of a softmax is the background.
         threshold: scores above it are candidates.
     """
     rng = np.random.default_rng(1)
@@ -91,7 +91,7 @@ def synthetic_outputs(
     first = int(score == "softmax")
     offsets = rng.normal(0, 0.5, (batch, anchors, 4)).astype(np.float32)
     if load == "dense":
-        # Nearly alike, so that all shares of a softmax lie above the threshold; background nowhere
+        # Nearly equal logits, so that every softmax score is above the threshold; no background
         logits = rng.normal(0, 0.1, shape)
         logits[..., :first] = -20
         return Outputs(logits.astype(np.float32), offsets)
@@ -106,7 +106,7 @@ def synthetic_outputs(
 
 
 def count_candidates(outputs: Outputs, score: Literal["softmax", "sigmoid"], threshold: float) -> float:
-    """Return the mean number of scores an image above the threshold, background aside."""
+    """Return the mean number of scores per image above the threshold, without background."""
     logits = outputs.logits.astype(np.float64)
     if score == "softmax":
         powers = np.exp(logits - logits.max(2, keepdims=True))
