@@ -176,8 +176,7 @@ def _give_anchors(twin: Any, config: Config, classes: int) -> None:
 
 def twin_subject(twin: Any, detector: Detector, precision: str) -> Subject:
     """Return torchvision's network as a subject; in "bfloat16" under autocast."""
-    config = detector.config
-    size = measure(config, len(detector.names))
+    config, size = detector.config, measure(detector.config, len(detector.names))
     stamps: list[float] = []
 
     def stamp(*_: Any) -> None:
