@@ -1,22 +1,22 @@
-"""The one decoder and the one resize of the project: any image file to 8-bit RGB as a person would see it.
+"""The only image decoder and the only resize of the project: any image file to 8-bit RGB as a person sees it.
 
-Decisions: transparent pixels are laid over white; the first frame of several is taken; colour profiles are not applied;
-grey values deeper than 8 bit are scaled by the range they use (see `grey_to_8_bit`); a truncated file is an error.
+Transparent pixels become white. Of several frames the first is taken. Colour profiles are not applied. Grey values
+deeper than 8 bits are scaled by the range they use (see `grey_to_8_bit`). A truncated file is an error.
 """
 
 import glob
 import io
 import struct
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from multibox.data.records import read_record
 from multibox.errors import ImageError
@@ -28,12 +28,12 @@ SUFFIXES = frozenset(
 )
 """File name endings, in lower case, that `find_images` takes for images."""
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
-"""Endings of images that are read where the extra `heic` is installed."""
+"""Endings of images that are read if the extra `heic` is installed."""
 _VIDEOS = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"})
 _ARCHIVES = frozenset({".7z", ".bz2", ".gz", ".rar", ".rec", ".tar", ".tgz", ".xz", ".zip", ".zst"})
 _SOURCES = "give image files, folders of images or glob patterns"
 
-# No EPS: Pillow hands it to Ghostscript, and images may come from strangers.
+# No EPS: Pillow passes it to Ghostscript, and images may come from strangers
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 _ORIENTATION = 0x0112
@@ -48,29 +48,12 @@ _UPRIGHT = {
 }
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""What stands at bytes 8 to 12 of a HEIF file, after `ftyp`; the last two may be AVIF as well."""
+"""Bytes 8 to 12 of a HEIF file, after `ftyp`; the last two may be AVIF as well."""
 
 _FULL_SCALES = (255, 4095, 65535)
 
-# What Pillow raises on broken files, found by feeding it truncated and flipped bytes.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    EOFError,
-    OverflowError,
-    NotImplementedError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Warning,
-    Image.DecompressionBombError,
-)
+# On truncated and flipped bytes Pillow raises almost every kind of exception, warnings among them
+_BROKEN = Exception
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -96,11 +79,13 @@ def upright_rgb(image: Image.Image, where: str = "the image") -> Image.Image:
     """
     try:
         image.load()
-        return _to_rgb(_turned(image, _orientation(image)), where)
+        orientation = _orientation(image)
+        return _to_rgb(image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image, where)
     except ImageError:
         raise
     except _BROKEN as error:
-        raise _broken(where, error) from error
+        reason = str(error).strip().rstrip(".") or type(error).__name__
+        raise ImageError(f"{where} is truncated or damaged ({reason}): save or copy it again") from error
 
 
 def image_size(path: str | Path) -> Size:
@@ -125,9 +110,9 @@ def encoded_size(data: bytes, where: str) -> Size:
 
 def _size_as_shown(image: Image.Image, reopen: Callable[[], IO[bytes]]) -> Size:
     size = size_of(image)
-    if image.format == "TIFF":
-        # Pillow versions differ in whether they turn a TIFF's size before loading it.
-        size = Size(int(image.tag_v2[257]), int(image.tag_v2[256]))  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # Pillow versions differ in whether they turn a TIFF's size before loading it
+        size = Size(int(image.tag_v2[257]), int(image.tag_v2[256]))
     if image.format == "PNG" and not _png_may_be_turned(reopen):
         return size
     return Size(size.width, size.height) if _orientation(image) in _SIDEWAYS else size
@@ -141,15 +126,15 @@ def size_of(image: Image.Image) -> Size:
 def resize_image(image: Image.Image, size: Size, box: tuple[float, float, float, float] | None = None) -> Image.Image:
     """Resize to `size`: bilinear, half-pixel centres, antialiased when shrinking.
 
-    `box` (x1, y1, x2, y2), in source pixels and not necessarily whole, is the part to take; it must lie inside the
-    image and have an area, else Pillow raises ValueError. This is the only resize of the project: training,
-    evaluation and prediction call it, and exported graphs repeat it to within one grey level.
+    `box` (x1, y1, x2, y2), in source pixels and not necessarily whole, is the part to take. Pillow raises ValueError
+    unless it lies inside the image and has an area. Training, evaluation and prediction call this function, and
+    exported graphs repeat it to within one grey level.
     """
     return image.resize((size.width, size.height), Image.Resampling.BILINEAR, box=box)
 
 
 class Listing(NamedTuple):
-    """Image files that were found, and sentences on what was passed over."""
+    """Image files, and sentences that count the files passed over."""
 
     paths: list[Path]
     notes: list[str]
@@ -158,19 +143,15 @@ class Listing(NamedTuple):
 def find_images(sources: Iterable[str | Path]) -> Listing:
     """List the images meant by files, folders and glob patterns: source by source, each sorted by path, none twice.
 
-    A file is taken whatever its name. Of a folder the images directly in it are taken, by their endings; `folder/**/*`
-    reaches deeper. Hidden files are passed over in silence; other files are counted in the notes.
+    A file is taken whatever its name; of a folder, the files directly in it that end like images. `folder/**/*` reaches
+    deeper. Hidden files are ignored; other files are counted in the notes.
 
     Raises:
         ImageError: a source does not exist, holds no image, or is of a kind that cannot be read.
     """
-    found: dict[Path, None] = {}
-    others: Counter[str] = Counter()
-    for source in sources:
-        paths, passed = _list_source(source)
-        found |= dict.fromkeys(paths)
-        others += passed
-    return Listing(list(found), _notes(others))
+    listed = [_list_source(source) for source in sources]
+    paths = dict.fromkeys(path for images, _ in listed for path in images)
+    return Listing(list(paths), _notes(sum((others for _, others in listed), Counter[str]())))
 
 
 def list_images(source: str | Path) -> list[Path]:
@@ -197,21 +178,18 @@ def _list_source(source: str | Path) -> tuple[list[Path], Counter[str]]:
     else:
         raise _not_yet(str(source))
     files = sorted(hit for hit in hits if not hit.name.startswith(".") and hit.is_file())
-    wanted = SUFFIXES | HEIF_SUFFIXES if any(_is_heif(p) for p in files) and reads_heif() else SUFFIXES
-    found = [file for file in files if file.suffix.lower() in wanted]
-    others = Counter(file.suffix.lower() for file in files if file.suffix.lower() not in wanted)
-    if not found:
+    suffixes = Counter(file.suffix.lower() for file in files)
+    wanted = SUFFIXES | HEIF_SUFFIXES if suffixes.keys() & HEIF_SUFFIXES and reads_heif() else SUFFIXES
+    images = [file for file in files if file.suffix.lower() in wanted]
+    others = Counter({suffix: count for suffix, count in suffixes.items() if suffix not in wanted})
+    if not images:
         notes = "".join(f"; {note}" for note in _notes(others))
         raise ImageError(f"no image {where}: expected files ending in {', '.join(sorted(SUFFIXES))}{notes}{hint}")
-    return found, others
-
-
-def _is_heif(path: Path) -> bool:
-    return path.suffix.lower() in HEIF_SUFFIXES
+    return images, others
 
 
 def _notes(others: Mapping[str, int]) -> list[str]:
-    """Return sentences that count files that were passed over, given how many there are of each ending."""
+    """Return sentences on files passed over, given their number by ending."""
     heif = sum(count for suffix, count in others.items() if suffix in HEIF_SUFFIXES)
     notes = [f"{_counted(heif, 'HEIC image')} passed over; pip install 'multibox[heic]' reads them"] if heif else []
     rest = {suffix: count for suffix, count in sorted(others.items()) if suffix not in HEIF_SUFFIXES}
@@ -226,7 +204,7 @@ def _counted(count: int, what: str) -> str:
 
 
 def _not_yet(source: str) -> ImageError:
-    """Return what to say of a source that does not exist as a file, or that holds images in another way."""
+    """Return the error of a source that does not exist, or is no image, folder or pattern."""
     scheme, _, rest = source.partition("://")
     suffix = Path(source).suffix.lower()
     if rest and scheme.isalnum():
@@ -245,24 +223,22 @@ def _not_yet(source: str) -> ImageError:
 
 @cache
 def reads_heif() -> bool:
-    """Return whether HEIC images can be read; Pillow learns it when this is first asked."""
+    """Return whether HEIC images can be read; the first call registers their reader with Pillow."""
     try:
-        import pi_heif  # pyright: ignore[reportMissingImports]
+        import_module("pi_heif").register_heif_opener()
     except ImportError:
         return False
-    pi_heif.register_heif_opener()
     return True
 
 
 def grey_to_8_bit(values: NDArray[np.generic], where: str) -> NDArray[np.uint8]:
-    """Scale grey values deeper than 8 bit to 0 to 255, by the smallest full scale that holds the image's values.
+    """Scale grey values deeper than 8 bits to 0 to 255, by the smallest full scale that holds the image's values.
 
-    The scales are 255, 4095 and 65535, and for floating point also 1. So a 16-bit image that uses its range is scaled
-    by 1/257, 12-bit data in a 16-bit file (X-ray, microscopes) by 1/16, and 8-bit data in one stays as it is: neither
-    clipped nor black. Depends on this image alone, not on its data set.
+    The scales are 255, 4095 and 65535, and for floating point also 1. So 16-bit data is scaled by 1/257, 12-bit data in
+    a 16-bit file (X-ray, microscopes) by 1/16, and 8-bit data in one stays as it is.
 
     Raises:
-        ImageError: values are negative, above 65535 or not finite, so that no convention says what is white.
+        ImageError: values are negative, above 65535 or not finite.
     """
     low, high = float(values.min()), float(values.max())
     scales = (1, *_FULL_SCALES) if values.dtype.kind == "f" else _FULL_SCALES
@@ -318,20 +294,11 @@ def _open(source: bytes | io.BufferedReader, where: str) -> Image.Image:
     return image
 
 
-def _broken(where: str, error: BaseException) -> ImageError:
-    reason = str(error).strip().rstrip(".") or type(error).__name__
-    return ImageError(f"{where} is truncated or damaged ({reason}): save or copy it again")
-
-
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except _BROKEN:  # damaged EXIF data says nothing; the pixels are what they are
+    except _BROKEN:  # the pixels may be fine although the EXIF data is damaged
         return 1
-
-
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:
@@ -347,14 +314,14 @@ def _to_rgb(image: Image.Image, where: str) -> Image.Image:
 
 
 def _bare(image: Image.Image) -> Image.Image:
-    """Drop the file's class and metadata, so that nothing downstream turns the image a second time."""
+    """Drop the file's class and metadata, so that no later code turns the image a second time."""
     bare = Image.new("RGB", image.size)
     bare.paste(image)
     return bare
 
 
 def _png_may_be_turned(reopen: Callable[[], IO[bytes]]) -> bool:
-    """Look for chunks that can hold an orientation; Pillow would decode the whole image to find none."""
+    """Tell whether a chunk may hold an orientation; Pillow would decode the whole image to see that none does."""
     with reopen() as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:
