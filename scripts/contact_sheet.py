@@ -33,7 +33,7 @@ def draws(dataset: Dataset, name: str) -> list[Image.Image]:
     images = AugmentedImages(dataset, Size(TILE, TILE), AUGMENTATIONS[name], seed=SEED)
     tiles: list[Image.Image] = []
     for index in range(DRAWS):
-        pixels, boxes, labels, title, _ = images[0, index]
+        (pixels, boxes, labels, _), title, _ = images[0, index]
         none = np.zeros(len(labels), np.bool_)
         sample = Sample(title, dataset.root, boxes * TILE, labels, difficult=none, crowd=none)
         # Names would hide the images at this size

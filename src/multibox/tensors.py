@@ -1,6 +1,6 @@
 """What flows between the parts on the device, as torch tensors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -22,25 +22,25 @@ class Batch:
     """Name of each image in its data set."""
     sizes: list[Size]
     """Of each original image."""
+    lost_boxes: int = 0
+    """Objects of these images that augmentation cut off or hid too far to ask for them."""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, from where a GPU copies while the host goes on."""
-        return Batch(
-            self.images.pin_memory(),
-            self.gt_xyxy.pin_memory(),
-            self.gt_labels.pin_memory(),
-            self.image_names,
-            self.sizes,
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            gt_xyxy=self.gt_xyxy.pin_memory(),
+            gt_labels=self.gt_labels.pin_memory(),
         )
 
     def to(self, device: str) -> "Batch":
         """Return the batch on `device`, copying without waiting."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.gt_xyxy.to(device, non_blocking=True),
-            self.gt_labels.to(device, non_blocking=True),
-            self.image_names,
-            self.sizes,
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            gt_xyxy=self.gt_xyxy.to(device, non_blocking=True),
+            gt_labels=self.gt_labels.to(device, non_blocking=True),
         )
 
 

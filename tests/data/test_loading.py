@@ -19,7 +19,7 @@ from multibox.data.loading import (
     load_batches,
     use_processes,
 )
-from multibox.data.mixing import Mosaic
+from multibox.data.mixing import Mosaic, Scene
 from multibox.data.sampling import EpochBatches, Key
 from multibox.errors import ImageError, MultiboxError
 from multibox.structures import Size
@@ -53,8 +53,8 @@ def test_in_order_covers_everything_once():
 def test_collate_pads_and_empty_images_are_all_padding():
     pixels = np.zeros((4, 6, 3), np.uint8)
     items = [
-        (pixels, np.array([[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), np.array([1, 0]), "a", Size(4, 6)),
-        (pixels, np.zeros((0, 4)), np.zeros(0, np.int64), "b", Size(4, 6)),
+        (Scene(pixels, np.array([[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), np.array([1, 0]), 2), "a", Size(4, 6)),
+        (Scene(pixels, np.zeros((0, 4)), np.zeros(0, np.int64), 1), "b", Size(4, 6)),
     ]
     batch = collate(items)
     assert batch.images.shape == (2, 3, 4, 6)
@@ -62,6 +62,7 @@ def test_collate_pads_and_empty_images_are_all_padding():
     assert batch.gt_labels.tolist() == [[1, 0], [-1, -1]]
     assert (batch.gt_xyxy[1] == -1).all()
     assert collate(items[1:]).gt_labels.tolist() == [[-1]]
+    assert batch.lost_boxes == 3
 
 
 def make(dataset, recipe="default", cache=1 << 30):
@@ -94,8 +95,8 @@ def test_a_key_says_whether_its_image_is_mixed(squares):
     dataset = open_dataset(squares, "train")
     strong, default = make(dataset, "mosaic"), make(dataset)
     strong.mixing = [Mosaic(1.0)]
-    assert np.array_equal(strong[Key(0, 1, mixed=False)][0], default[(0, 1)][0])
-    assert not np.array_equal(strong[Key(0, 1)][0], default[(0, 1)][0])
+    assert np.array_equal(strong[Key(0, 1, mixed=False)][0].pixels, default[(0, 1)][0].pixels)
+    assert not np.array_equal(strong[Key(0, 1)][0].pixels, default[(0, 1)][0].pixels)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -181,8 +182,8 @@ def test_crowds_are_not_asked_for(squares):
     dataset = open_dataset(squares, "train")
     dataset.crowd[0] = True
     images = AugmentedImages(dataset, Size(64, 64), ())
-    assert len(images[(0, 0)][2]) == 0
-    assert len(images[(0, 1)][2]) == 1
+    assert len(images[(0, 0)][0].labels) == 0
+    assert len(images[(0, 1)][0].labels) == 1
 
 
 @pytest.mark.parametrize(("cores", "threads", "processes"), [(1, 1, 1), (3, 2, 2), (64, 4, 8)])

@@ -90,7 +90,7 @@ def test_a_mosaic_puts_four_images_around_its_centre():
 
     own = lambda size: scene(10, [[0.5, 0, 1, 1]], [3], size)  # noqa: E731
     mosaic = Mosaic(centre=(0.25, 0.75))
-    pixels, boxes, labels = mosaic(own, other, SIZE, Fixed(0.5))
+    pixels, boxes, labels, _ = mosaic(own, other, SIZE, Fixed(0.5))
     assert sizes == [(20, 30)] * 3
     assert [pixels[y, x, 0] for y, x in ((0, 0), (19, 29), (0, 30), (20, 0), (20, 30), (39, 59))] == [
         10, 10, 20, 30, 40, 40,
@@ -122,7 +122,7 @@ def test_a_quarter_of_another_shape_is_cut_and_not_squeezed():
 @pytest.mark.parametrize(("ratio", "expected"), [(0.5, 150), (0.25, 175), (0.125, 188), (1.0, 100), (0.0, 200)])
 def test_a_blend_is_a_weighted_mean_and_keeps_both_labels(ratio, expected):
     own, other = scene(100, [[0, 0, 0.5, 0.5]], [1]), scene(200, [[0.2, 0.2, 1, 1]], [2])
-    pixels, boxes, labels = MixUp()(lambda _: own, lambda _: other, SIZE, Fixed(ratio))
+    pixels, boxes, labels, _ = MixUp()(lambda _: own, lambda _: other, SIZE, Fixed(ratio))
     assert (pixels == expected).all()
     assert np.array_equal(boxes, [[0, 0, 0.5, 0.5], [0.2, 0.2, 1, 1]])
     assert labels.tolist() == [1, 2]
@@ -212,7 +212,7 @@ def test_the_place_that_hides_least_is_taken(seed):
 def test_boxes_have_area_lie_inside_and_labels_follow_the_colours(seed, operation):
     rng = np.random.default_rng(seed)
     own, other = painted(rng), painted(rng)
-    pixels, boxes, labels = mix([operation], shrunk(own), shrunk(other), SIZE, rng)
+    pixels, boxes, labels, _ = mix([operation], shrunk(own), shrunk(other), SIZE, rng)
     assert pixels.shape == (*SIZE, 3) and pixels.dtype == np.uint8 and boxes.shape == (len(labels), 4)
     assert ((boxes >= 0) & (boxes <= 1)).all() and (boxes[:, 2:] > boxes[:, :2]).all()
     if isinstance(operation, Mosaic):
@@ -241,7 +241,7 @@ def test_marked_objects_stay_under_their_boxes_through_a_whole_recipe(squares, n
     images = AugmentedImages(dataset, Size(64, 96), operations, fill=(110, 110, 110))
     seen, strays = 0, []
     for key in [(epoch, index) for epoch in range(4) for index in range(len(dataset))]:
-        pixels, boxes, labels, *_ = images[key]
+        pixels, boxes, labels, _ = images[key][0]
         excess = pixels[..., 0].astype(int) - pixels[..., 2]  # red positive, blue negative, noise about 0
         covered = np.zeros(excess.shape, np.bool_)
         for x1, y1, x2, y2 in np.rint(boxes * [96, 64, 96, 64]).astype(int):
@@ -263,7 +263,7 @@ def test_images_without_objects_stay_images(seed, name):
     empty = scene(90)
     mixing = [operation for operation in AUGMENTATIONS[name] if isinstance(operation, Mixing)]
     rng = np.random.default_rng(seed)
-    pixels, boxes, labels = mix(mixing, shrunk(empty), shrunk(empty), SIZE, rng)
+    pixels, boxes, labels, _ = mix(mixing, shrunk(empty), shrunk(empty), SIZE, rng)
     assert (pixels == 90).all() and boxes.shape == (0, 4) and labels.shape == (0,)
     full = scene(90, [[0.2, 0.2, 0.4, 0.4]], [1])
     assert len(mix([CopyPaste(1.0)], shrunk(full), shrunk(empty), SIZE, rng).labels) == 1
@@ -324,9 +324,9 @@ def test_items_depend_on_seed_epoch_and_index_alone(squares, name):
         assert torch.equal(batch.images, other.images) and torch.equal(batch.gt_xyxy, other.gt_xyxy)
         assert torch.equal(batch.gt_labels, other.gt_labels)
         for image, key in zip(batch.images, batch_keys, strict=True):
-            assert np.array_equal(image.permute(1, 2, 0), items[key][0])
+            assert np.array_equal(image.permute(1, 2, 0), items[key][0].pixels)
     assert not torch.equal(alone[0].images, alone[1].images)
-    assert not np.array_equal(make(seed=4)[0, 1][0], items[0, 1][0])
+    assert not np.array_equal(make(seed=4)[0, 1][0].pixels, items[0, 1][0].pixels)
 
 
 @pytest.mark.parametrize("name", MIXING)
@@ -336,7 +336,7 @@ def test_keys_that_are_not_mixed_are_those_of_the_recipe_without_mixing(squares,
     plain = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS["default"])
     for epoch in range(4):
         keys = [Key(epoch, i, mixed=epoch < 2) for i in range(len(dataset))]
-        equal = [np.array_equal(mixed[key][0], plain[key][0]) for key in keys]
+        equal = [np.array_equal(mixed[key][0].pixels, plain[key][0].pixels) for key in keys]
         assert all(equal) if epoch >= 2 else not all(equal)
 
 
@@ -345,7 +345,7 @@ def test_a_data_set_of_one_image(squares, name):
     dataset = open_dataset(squares, "train").subset([0])
     images = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS[name])
     for epoch in range(20):
-        pixels, boxes, labels, title, size = images[epoch, 0]
+        (pixels, boxes, labels, _), title, size = images[epoch, 0]
         assert pixels.shape == (64, 64, 3) and len(boxes) == len(labels)
         assert (title, size) == (dataset.image_names[0], (96, 96))
     assert len(images.cache) == 1
@@ -366,7 +366,7 @@ def test_crowds_of_partners_are_not_asked_for(squares):
     dataset = open_dataset(squares, "train")
     dataset.crowd[:] = True
     images = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS["strong"])
-    assert not any(len(images[0, index][2]) for index in range(len(dataset)))
+    assert not any(len(images[0, index][0].labels) for index in range(len(dataset)))
 
 
 @pytest.mark.parametrize(("steps", "until", "mixed"), [(20, 0.85, 17), (1, 0.85, 0), (10, 1.0, 10), (10, 0.0, 0)])
@@ -403,7 +403,7 @@ def test_recipes_without_mixing_are_as_before(squares, name):
     images = AugmentedImages(dataset, Size(64, 80), AUGMENTATIONS[name], seed=3)
     digest = hashlib.sha256()
     for epoch, index in [(epoch, index) for epoch in range(3) for index in range(len(dataset))]:
-        pixels, boxes, labels, *_ = images[epoch, index]
+        pixels, boxes, labels, _ = images[epoch, index][0]
         digest.update(boxes.round(6).tobytes() + labels.tobytes())
         sample = dataset[index]
         image = load_image(sample)

@@ -112,6 +112,14 @@ def test_balanced_shows_images_in_proportion():
 def test_a_second_copy_is_augmented_in_another_way(squares):
     dataset = open_dataset(squares, "train")
     images = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS["default"], seed=3)
-    first, again, copy = images[(2, 1)], images[(2, 1)], images[(2, 1, 1)]
-    assert np.array_equal(first[0], again[0])
-    assert not np.array_equal(first[0], copy[0])
+    first, again, copy = (images[key][0].pixels for key in ((2, 1), (2, 1), (2, 1, 1)))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, copy)
+
+
+def test_every_object_is_kept_or_counted_as_lost(squares):
+    dataset = open_dataset(squares, "train")
+    images = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS["caffe"], seed=3)
+    scenes = [images[epoch, index][0] for epoch in range(20) for index in range(len(dataset))]
+    assert sum(len(scene.labels) + scene.lost for scene in scenes) == 20 * int((~dataset.crowd).sum())
+    assert sum(scene.lost for scene in scenes) > 0

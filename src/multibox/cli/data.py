@@ -147,8 +147,8 @@ def _draws(dataset: "Dataset", indices: list[int], augmentation: str, seed: int)
     images = AugmentedImages(dataset, Size(256, 256), find_augmentation(augmentation), seed=seed)
     tiles: list[Image.Image] = []
     for epoch, index in enumerate(indices):
-        pixels, boxes, labels, name, _ = images[epoch, index]
-        none = np.zeros(len(labels), np.bool_)
-        sample = Sample(name, dataset.root, boxes * 256, labels, difficult=none, crowd=none)
-        tiles.append(draw_sample(Image.fromarray(np.ascontiguousarray(pixels)), sample, dataset.class_names))
+        scene, name, _ = images[epoch, index]
+        none = np.zeros(len(scene.labels), np.bool_)
+        sample = Sample(name, dataset.root, scene.boxes_xyxy * 256, scene.labels, difficult=none, crowd=none)
+        tiles.append(draw_sample(Image.fromarray(np.ascontiguousarray(scene.pixels)), sample, dataset.class_names))
     return tiles

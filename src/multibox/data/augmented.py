@@ -27,7 +27,8 @@ from multibox.structures import Dataset, Sample, Size
 CACHE_BYTES = 2 << 30
 """Decoded images are kept up to this much memory in all; the rest is decoded again each time."""
 
-Item = tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64], str, Size]
+Item = tuple[Scene, str, Size]
+"""What an image shows, its name and the size of the original."""
 
 
 class Arrays(NamedTuple):
@@ -41,6 +42,7 @@ class Arrays(NamedTuple):
     """[b, g]"""
     image_names: list[str]
     sizes: list[Size]
+    lost_boxes: int
 
 
 class AugmentedImages:
@@ -73,7 +75,7 @@ class AugmentedImages:
         return {**self.__dict__, "cache": {}}
 
     def __getitem__(self, key: Key | tuple[int, ...]) -> Item:
-        """Return pixels [h, w, 3], boxes [N, 4] as fractions, labels [N], name and size of the original."""
+        """Return what the augmented image shows, its name and the size of the original."""
         epoch, index, copy, mixed = key if isinstance(key, Key) else Key(key[0], key[1], key[2] if len(key) > 2 else 0)
         sample = self.dataset[index]
         image = self._image(index, sample)
@@ -81,7 +83,7 @@ class AugmentedImages:
         rng = np.random.default_rng((self.seed, epoch, index, copy) if copy else (self.seed, epoch, index))
         own, other = partial(self._scene, sample, image, rng), partial(self._other, rng)
         scene = mix(self.mixing if mixed else (), own, other, self.size, rng)
-        return scene.pixels, scene.boxes_xyxy, scene.labels, sample.name, size_of(image)
+        return scene, sample.name, size_of(image)
 
     def batch(self, keys: Sequence[tuple[int, ...]]) -> Arrays:
         """Return the items of `keys` as one batch."""
@@ -101,7 +103,7 @@ class AugmentedImages:
             narrow(view, size.width / self.size.width, size.height / self.size.height, rng)
         pixels = render(image, view, size, self.fill)
         kept = view.kept()
-        return Scene(pixels, project(view, boxes[kept]), labels[kept])
+        return Scene(pixels, project(view, boxes[kept]), labels[kept], int((~kept).sum()))
 
     def _image(self, index: int, sample: Sample) -> Image.Image:
         if (cached := self.cache.get(index)) is not None:
@@ -116,14 +118,15 @@ class AugmentedImages:
 
 def collate_items(items: Sequence[Item]) -> Arrays:
     """Stack images and pad their labels with -1 rows."""
-    pixels, boxes, labels, names, sizes = zip(*items, strict=True)
-    rows = max(1, *(len(each) for each in labels))
+    scenes, names, sizes = zip(*items, strict=True)
+    rows = max(1, *(len(scene.labels) for scene in scenes))
     gt_xyxy = np.full((len(items), rows, 4), -1, np.float32)
     gt_labels = np.full((len(items), rows), -1, np.int64)
-    for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
-        gt_xyxy[i, : len(label)] = box
-        gt_labels[i, : len(label)] = label
-    return Arrays(np.stack(pixels), gt_xyxy, gt_labels, list(names), list(sizes))
+    for i, scene in enumerate(scenes):
+        gt_xyxy[i, : len(scene.labels)] = scene.boxes_xyxy
+        gt_labels[i, : len(scene.labels)] = scene.labels
+    pixels, lost = np.stack([scene.pixels for scene in scenes]), sum(scene.lost for scene in scenes)
+    return Arrays(pixels, gt_xyxy, gt_labels, list(names), list(sizes), lost)
 
 
 _held: list[AugmentedImages] = []

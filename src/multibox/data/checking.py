@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 
 from multibox.data.formats.text import OnBad
 from multibox.data.images import load_image
+from multibox.data.left_out import OTHER_CLASS, UNREADABLE_IMAGE, drop_boxes
 from multibox.errors import ImageError
 from multibox.limits import available_cores
 from multibox.structures import Dataset, Sample
@@ -79,7 +81,8 @@ def check_images(dataset: Dataset, on_bad: OnBad) -> Dataset:
         raise ImageError(f"no image of {dataset.root} ({dataset.split}) can be read; the first: {found[0]}")
     kept = dataset.subset(index for index, error in enumerate(errors) if error is None)
     note = f"{len(found)} images that cannot be read were skipped; the first: {found[0]}"
-    return dataclasses.replace(kept, notes=(*dataset.notes, note))
+    left_out = Counter(dataset.left_out) + Counter({UNREADABLE_IMAGE: len(found)})
+    return dataclasses.replace(kept, notes=(*dataset.notes, note), left_out=dict(left_out))
 
 
 def _problem(sample: Sample) -> ImageError | None:
@@ -91,7 +94,7 @@ def _problem(sample: Sample) -> ImageError | None:
 
 
 def with_classes(dataset: Dataset, names: Sequence[str], renamed: Mapping[str, str] | None = None) -> Dataset:
-    """Return the data set with other class names; objects of classes that are not among them are dropped.
+    """Return the data set with other class names; objects of other classes are dropped and counted.
 
     Args:
         dataset: the data set.
@@ -103,13 +106,5 @@ def with_classes(dataset: Dataset, names: Sequence[str], renamed: Mapping[str, s
     present = [(renamed or {}).get(name, name) for name in dataset.class_names]
     table = np.array([names.index(name) if name in names else -1 for name in present], np.int64)
     labels = table[dataset.labels]
-    keep = labels >= 0
-    return dataclasses.replace(
-        dataset,
-        class_names=tuple(names),
-        starts=np.concatenate([[0], np.cumsum(keep)])[dataset.starts].astype(np.int64),
-        boxes_xyxy=dataset.boxes_xyxy[keep],
-        labels=labels[keep],
-        difficult=dataset.difficult[keep],
-        crowd=dataset.crowd[keep],
-    )
+    renumbered = dataclasses.replace(dataset, class_names=tuple(names), labels=labels)
+    return drop_boxes(renumbered, labels < 0, OTHER_CLASS)

@@ -185,7 +185,7 @@ def _prepare(images: AugmentedImages, keys: Keys, pin: bool) -> Batch:
 def _to_batch(arrays: Arrays, pin: bool) -> Batch:
     images = torch.as_tensor(arrays.images).permute(0, 3, 1, 2)
     labels = torch.as_tensor(arrays.gt_labels)
-    batch = Batch(images, torch.as_tensor(arrays.gt_xyxy), labels, arrays.image_names, arrays.sizes)
+    batch = Batch(images, torch.as_tensor(arrays.gt_xyxy), labels, arrays.image_names, arrays.sizes, arrays.lost_boxes)
     return batch.pin_memory() if pin else batch
 
 

@@ -27,6 +27,8 @@ class Scene(NamedTuple):
     """[N, 4] as fractions of the image; every box has an area."""
     labels: Labels
     """[N]"""
+    lost: int = 0
+    """Objects of the images shown that are not asked for: cut off or hidden too far."""
 
 
 Draw = Callable[[Size], Scene]
@@ -58,7 +60,11 @@ class Mosaic:
         for quarter, (x1, y1, x2, y2) in zip(quarters, places, strict=True):
             pixels[y1:y2, x1:x2] = quarter.pixels
             boxes.append((quarter.boxes_xyxy * _sides(x2 - x1, y2 - y1) + (x1, y1, x1, y1)) / _sides(width, height))
-        return Scene(pixels, np.concatenate(boxes), np.concatenate([quarter.labels for quarter in quarters]))
+        labels, lost = (
+            np.concatenate([quarter.labels for quarter in quarters]),
+            sum(quarter.lost for quarter in quarters),
+        )
+        return Scene(pixels, np.concatenate(boxes), labels, lost)
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,8 @@ class MixUp:
         mixed += np.multiply(second.pixels, 256 - part, dtype=np.uint16)
         mixed += 128  # the largest sum, 256 * 255 + 128, fits
         boxes = np.concatenate([first.boxes_xyxy, second.boxes_xyxy])
-        return Scene((mixed >> 8).astype(np.uint8), boxes, np.concatenate([first.labels, second.labels]))
+        labels = np.concatenate([first.labels, second.labels])
+        return Scene((mixed >> 8).astype(np.uint8), boxes, labels, first.lost + second.lost)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ class CopyPaste:
             labels = np.concatenate([labels, patch.labels])
             hidden = np.concatenate([hidden, np.zeros(len(patch.labels))])
         shown = hidden <= 1 - MINIMUM_VISIBLE
-        return Scene(pixels, boxes[shown] / extent, labels[shown])
+        return Scene(pixels, boxes[shown] / extent, labels[shown], scene.lost + int((~shown).sum()))
 
     def _rectangle(self, source: Scene, chosen: int, rng: np.random.Generator) -> Rectangle:
         """Return the box with its margin, in pixels of the source image."""
