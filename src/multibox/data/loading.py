@@ -27,6 +27,7 @@ PREFETCH_BYTES = 1 << 30
 MOST_THREADS, MOST_PROCESSES = 4, 8
 _NO_PROCESSES = (OSError, ImportError, NotImplementedError, AssertionError, BrokenProcessPool)
 """What is raised where processes cannot be started: no semaphores, too many processes, in a daemonic process."""
+_KILLED = "a worker process that prepares images was killed or crashed, often for lack of memory"
 
 Keys = Sequence[tuple[int, ...]]
 Tell = Callable[[str], None]
@@ -136,6 +137,8 @@ class _Pool:
                 with _unseen_main(), _blocked_interrupt():
                     arrays = self.processes.submit(make_batch, keys)
                 return self.threads.submit(lambda: _to_batch(arrays.result(), self.pin))
+            except BrokenProcessPool:
+                self._give_up(_KILLED)
             except _NO_PROCESSES as error:
                 self._give_up(f"worker processes cannot be started here ({error})")
         return self.threads.submit(_prepare, self.images, keys, self.pin)
@@ -145,7 +148,7 @@ class _Pool:
         try:
             return future.result()
         except (BrokenProcessPool, CancelledError):
-            why = "a worker process that prepares images was killed or crashed, often for lack of memory"
+            why = _KILLED
         except MemoryError:
             why = "a worker process that prepares images ran out of memory"
         # All futures of a dead pool fail, but only the first is told
