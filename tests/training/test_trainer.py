@@ -110,6 +110,22 @@ def test_a_killed_run_ends_like_one_that_was_not(squares, tmp_path):
         assert torch.equal(a, b)
 
 
+def test_boxes_lost_to_augmentation_are_counted(squares, tmp_path):
+    told = []
+    asked = options(tmp_path / "run", epochs=2, **{"train.augmentation": "caffe"})
+    trainer = prepare(squares, asked, Reporter(told.append))
+    trainer.reporter.step = stop_at(2)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    resumed = prepare(squares, RunOptions(resume=tmp_path / "run"), Reporter(told.append))
+    assert resumed.lost_boxes == trainer.lost_boxes
+    resumed.fit()
+    whole = prepare(squares, dataclasses.replace(asked, out=tmp_path / "whole"))
+    whole.fit()
+    assert resumed.lost_boxes == whole.lost_boxes == 1
+    assert "1 box was lost to augmentation in 6 steps" in told
+
+
 def test_it_learns(squares, tmp_path):
     changes = {"train.lr": 0.004, "train.ema": 0.9, "train.validate_every": 12}
     trainer = prepare(squares, options(tmp_path / "run", epochs=12, **changes))

@@ -12,6 +12,7 @@ import torch
 from multibox import __version__
 from multibox.analysis.advice import nothing_matched, score_stays_low, what_would_help
 from multibox.config import Config
+from multibox.data.left_out import AUGMENTATION, sentences
 from multibox.errors import ConfigError
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.models.ssd import SSD
@@ -101,6 +102,8 @@ class Trainer:
         """Position from which on the end of an epoch is validated."""
         self.best = -1.0
         self.seconds = 0.0
+        self.lost_boxes = 0
+        """Objects that augmentation cut away, in all steps."""
         self.saved = 0.0
         self.clock = time.monotonic()
         self.interrupted = False
@@ -118,7 +121,7 @@ class Trainer:
         notes = load_state(self.folder, self.stepper)
         self.pace.restore(notes["pace"])
         self.due, self.best, self.seconds = notes["due"], notes["best"], notes["seconds"]
-        self.records.rows = notes["rows"]
+        self.records.rows, self.lost_boxes = notes["rows"], notes.get("lost_boxes", 0)
         if self.finished:
             raise ConfigError(
                 f"{self.folder} is finished, nothing is left to train; give more --minutes or --epochs than its "
@@ -173,6 +176,7 @@ class Trainer:
             threads.before_step()
         parts = self.stepper.step(resize_batch(batch.to(self.device), size))
         self.positives += parts.positives
+        self.lost_boxes += batch.lost_boxes
         took = self._lap()
         if threads:
             threads.after_step(took, work=size.height * size.width)
@@ -262,6 +266,8 @@ class Trainer:
     def _conclude(self) -> None:
         """Say what the run has come to, and in one sentence what would help most."""
         rows, note = self.records.rows, self.reporter.note
+        for sentence in sentences({AUGMENTATION: self.lost_boxes}):
+            note(f"{sentence} in {self.pace.step} steps")
         if not self.pace.finished:
             note(
                 f"ended after step {self.pace.step} of {self.pace.total}: "
@@ -323,6 +329,7 @@ class Trainer:
             "best": self.best,
             "seconds": self.seconds,
             "rows": self.records.rows,
+            "lost_boxes": self.lost_boxes,
         }
         save_state(self.folder, self.stepper, notes)
         self.saved = time.monotonic()
