@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from multibox.data.images import load_image
 from multibox.data.left_out import OTHER_CLASS, UNREADABLE_IMAGE, drop_boxes
 from multibox.errors import ImageError
 from multibox.limits import available_cores
-from multibox.structures import Dataset, Sample
+from multibox.structures import Dataset, Labels, Sample
 
 _PER_PIXEL = 100
 """Boxes are compared in hundredths of a pixel, so that rounding of another machine changes nothing."""
@@ -35,11 +36,12 @@ def fingerprint(training: Dataset, validation: Dataset | None) -> str:
     return digest.hexdigest()
 
 
-def _add(digest: "hashlib._Hash", dataset: Dataset) -> None:
+def _add(digest: Any, dataset: Dataset) -> None:
     order = sorted(range(len(dataset)), key=dataset.image_names.__getitem__)
-    counts = np.diff(dataset.starts)[order]
+    counts: Labels = np.diff(dataset.starts)[order]
     # The rows of each image, in the order of the names
-    rows = np.repeat(dataset.starts[:-1][order] - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
+    rows: Labels = np.repeat(dataset.starts[:-1][order] - np.cumsum(counts) + counts, counts)
+    rows += np.arange(len(rows))
     sizes: dict[Path, int] = {}
     for path in dataset.paths:
         if path not in sizes:

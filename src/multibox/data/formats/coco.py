@@ -16,6 +16,7 @@ from multibox.data.formats.text import (
     child,
     files_in,
     folders_in,
+    is_mapping,
     is_split_name,
     name_splits,
     read_text,
@@ -104,7 +105,7 @@ def _image_entry(image: Any, where: str) -> tuple[Any, str]:
 def _add_box(
     index: IndexBuilder, thing: Any, number: int, rows: Mapping[Any, int | None], categories: _Categories, file: Path
 ) -> None:
-    name = f"id {thing['id']}" if isinstance(thing, dict) and "id" in thing else f"number {number}"
+    name = f"id {thing['id']}" if is_mapping(thing) and "id" in thing else f"number {number}"
     with index.skipping(BROKEN_BOX, f"annotation {name}"):
         try:
             image, category = thing["image_id"], thing["category_id"]
@@ -143,7 +144,8 @@ def _read_categories(content: Mapping[str, Any], file: Path) -> _Categories:
     except (KeyError, TypeError):
         raise DataError(f"{file}: expected categories with an id and a name each; add them") from None
     index = {entry["id"]: number for number, entry in enumerate(entries)}
-    used = {thing.get("category_id") for thing in content.get("annotations") or [] if isinstance(thing, dict)}
+    things: list[Any] = content.get("annotations") or []
+    used: set[Any] = {thing.get("category_id") for thing in things if is_mapping(thing)}
     no_class = [name for entry, name in zip(entries, names, strict=True) if _is_no_class(entry, name, entries, used)]
     notes = [f"category {name!r} (id 0) has no boxes and was not taken for a class" for name in no_class]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -163,10 +165,10 @@ def _is_no_class(entry: Mapping[str, Any], name: str, entries: list[Any], used: 
 def _load(file: Path) -> dict[str, Any]:
     text = read_text(file)
     try:
-        content = json.loads(text)
+        content: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is no JSON ({error}); get the file again or export it anew") from None
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+    if not is_mapping(content) or not isinstance(content.get("images"), list):
         raise DataError(
             f"{file} is JSON but not COCO's: expected an object with a list of images, annotations, categories"
         )

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from multibox.errors import DataError, did_you_mean
 
@@ -121,6 +121,16 @@ def number_text(value: float) -> str:
     """Write 78.0 as "78" and every other number in the fewest digits that read back as the same."""
     value = float(value)
     return str(int(value)) if value.is_integer() else repr(value)
+
+
+def is_mapping(value: Any) -> bool:
+    """Return whether a value read from JSON or YAML is an object; its type stays unknown to the type checker."""
+    return isinstance(value, dict)
+
+
+def is_list(value: Any) -> bool:
+    """Return whether a value read from JSON or YAML is a list; see `is_mapping`."""
+    return isinstance(value, list)
 
 
 def is_yes(text: str | None) -> bool:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -59,7 +59,7 @@ class _Object:
 class _Annotation:
     filename: str
     size: Size | None
-    objects: list[_Object] = field(default_factory=list)
+    objects: list[_Object]
 
 
 def recognise(folder: Path) -> str | None:
@@ -352,7 +352,7 @@ def _same(one: Sample, other: Sample) -> bool:
 
 def _order_notes(splits: Mapping[str, Dataset]) -> list[str]:
     names = next(iter(splits.values())).class_names
-    used = {label for dataset in splits.values() for label in np.unique(dataset.labels).tolist()}
+    used: set[int] = {label for dataset in splits.values() for label in dataset.labels.tolist()}
     unused = [name for number, name in enumerate(names) if number not in used]
     notes = [f"VOC has no list of classes: {', '.join(unused)} without boxes are lost"] if unused else []
     if list(names) != sorted(names):

@@ -22,6 +22,8 @@ from multibox.data.formats.text import (
     files_in,
     folders_in,
     in_order,
+    is_list,
+    is_mapping,
     is_split_name,
     name_splits,
     read_lines,
@@ -331,7 +333,7 @@ def _from_yaml(path: Path) -> _Layout:
     for split, entry in content.items():
         if not (is_split_name(split) or _is_folder_entry(entry, base)):
             continue
-        entries = [str(one) for one in (entry if isinstance(entry, list) else [entry]) if one]
+        entries = [str(one) for one in (entry if is_list(entry) else [entry]) if one]
         places = [_existing(base, [one]) or _existing(path.parent, _tails(one)) for one in entries]
         if split == "test" and None in places:
             continue  # exporters write a test line whether or not there is a test folder
@@ -362,20 +364,21 @@ def _load_yaml(path: Path) -> dict[str, Any]:
         raise MissingExtraError("Reading data.yaml", "train") from None
     try:
         # Plain strings: YAML would make the class "no" False and the class "007" 7.
-        content = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+        content: Any = yaml.load(read_text(path), Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise DataError(f"{path} is no YAML ({' '.join(str(error).split())}); correct it") from None
-    if not isinstance(content, dict):
+    if not is_mapping(content):
         raise DataError(f"{path} should hold lines like train: images/train and names: [...]; got something else")
     return content
 
 
 def _yaml_classes(content: Mapping[str, Any], path: Path) -> dict[int, str] | None:
-    names, count = content.get("names"), content.get("nc")
+    names: Any = content.get("names")
+    count: Any = content.get("nc")
     try:
-        if isinstance(names, dict):
+        if is_mapping(names):
             classes = {int(number): str(name).strip() for number, name in names.items()}
-        elif isinstance(names, list):
+        elif is_list(names):
             classes = {number: str(name).strip() for number, name in enumerate(names)}
         elif count is not None and not names:
             return {number: str(number) for number in range(int(count))}
