@@ -318,7 +318,8 @@ def _write_annotation(path: Path, name: str, sample: Sample, class_names: tuple[
         f"  <size><width>{size.width}</width><height>{size.height}</height><depth>3</depth></size>",
         "  <segmented>0</segmented>",
     ]
-    for row, label in enumerate(sample.labels.tolist()):
+    labels: list[int] = sample.labels.tolist()
+    for row, label in enumerate(labels):
         corners = zip(_CORNERS, sample.boxes_xyxy[row].tolist(), strict=True)
         box = "".join(f"<{tag}>{number_text(value)}</{tag}>" for tag, value in corners)
         lines += [
