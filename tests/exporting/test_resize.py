@@ -9,10 +9,11 @@ from PIL import Image
 
 from multibox.data.images import resize_image
 from multibox.exporting.graph_parts import resize
+from multibox.structures import Size
 
 from .conftest import RUNTIMES, build, open_in
 
-SIZES = ((32, 48), (61, 17))
+SIZES = (Size(32, 48), Size(61, 17))
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)

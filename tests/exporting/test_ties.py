@@ -14,7 +14,7 @@ from multibox.exporting.verify import Cuts, Report, compare_detections, match, r
 from multibox.models.anchor_layout import anchors_per_cell, make_anchors
 from multibox.models.backbones import make_backbone
 from multibox.presets import PRESETS, RECIPES, fitting, resolve
-from multibox.structures import Detections
+from multibox.structures import Detections, Size
 from multibox.tensors import HeadOutputs
 
 from .conftest import build
@@ -30,7 +30,7 @@ MOST = 400
 def shapes_of(backbone, width, levels, size):
     with torch.device("meta"):
         maps = make_backbone(backbone, width, levels).eval()(torch.zeros(1, 3, *size))
-    return tuple((each.shape[2], each.shape[3]) for each in maps)
+    return tuple(Size(each.shape[2], each.shape[3]) for each in maps)
 
 
 def saturated(preset, recipe):
