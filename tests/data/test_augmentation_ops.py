@@ -1,4 +1,4 @@
-"""The recipes of the original SSD implementations: geometry by hand, distributions over seeds, and what always holds."""
+"""The recipes of the originals: geometry by hand, distributions over seeds, and what always holds."""
 
 from functools import partial
 
