@@ -60,7 +60,7 @@ def run_post(config, anchors, outputs, size, **changed):
             builder.op.Constant(value_float=changed.get("nms_threshold", post.nms_threshold)),
             builder.op.Constant(value_int=changed.get("max_detections", post.max_detections)),
         )
-        scale = builder.op.Constant(value=ir.tensor(np.array([*size, *size], np.float32)))
+        scale = builder.op.Constant(value=ir.tensor(np.array([size.width, size.height] * 2, np.float32)))
         table = decoding_table(anchors, config.model.variances, config.model.coder)
         return find(builder.op, tuple(values.values()), scale, limits, table, config, CLASSES)._asdict()
 
@@ -73,8 +73,8 @@ def run_post(config, anchors, outputs, size, **changed):
 @pytest.mark.parametrize(("preset", "recipe"), CASES)
 def test_saturated_scores_do_not_fail_any_preset(preset, recipe):
     config, anchors, outputs = saturated(preset, recipe)
-    found = run_post(config, anchors, outputs, (320, 240))
-    report = compare_detections(found, outputs, config, (320, 240), Report())
+    found = run_post(config, anchors, outputs, Size(320, 240))
+    report = compare_detections(found, outputs, config, Size(320, 240), Report())
     assert report.detections > 50
 
 
@@ -85,10 +85,10 @@ def test_a_wrong_suppression_is_still_found(changed):
     logits = outputs.logits / 100
     logits[..., 2:] = -20
     outputs = HeadOutputs(logits, outputs.offsets, outputs.feature_shapes)
-    compare_detections(run_post(config, anchors, outputs, (320, 240)), outputs, config, (320, 240), Report())
-    wrong = run_post(config, anchors, outputs, (320, 240), **changed)
+    compare_detections(run_post(config, anchors, outputs, Size(320, 240)), outputs, config, Size(320, 240), Report())
+    wrong = run_post(config, anchors, outputs, Size(320, 240), **changed)
     with pytest.raises(VerificationError, match="NMS"):
-        compare_detections(wrong, outputs, config, (320, 240), Report())
+        compare_detections(wrong, outputs, config, Size(320, 240), Report())
 
 
 def detections(*rows):
