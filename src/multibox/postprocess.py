@@ -120,7 +120,7 @@ def postprocess(outputs: HeadOutputs, anchors_xyxy: Float[Tensor, "a 4"], post: 
 
     limit = _FIRST_PASS * post.max_detections
     while True:
-        candidates, lowest = _best_candidates(scores, row, shape, post.score_threshold, limit)
+        candidates, last_taken = _best_candidates(scores, row, shape, post.score_threshold, limit)
         candidates, counts = _sort_by_group(candidates, shape, post.pre_nms_topk)
         boxes = boxes_of(candidates.row)
         keep = suppress(boxes, counts, post.nms_threshold, post.nms_inclusive)
@@ -131,10 +131,10 @@ def postprocess(outputs: HeadOutputs, anchors_xyxy: Float[Tensor, "a 4"], post: 
         keep &= (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         index = keep.nonzero().squeeze(1)
         boxes, kept = boxes.index_select(0, index), candidates.take(index)
-        if lowest is None:
+        if last_taken is None:
             break
         enough = torch.bincount(kept.group // shape.classes, minlength=images) >= post.max_detections
-        if bool((enough | (lowest <= post.score_threshold)).all()):
+        if bool((enough | (last_taken <= post.score_threshold)).all()):
             break
         limit *= _NEXT_PASS
     return _pad(boxes, kept, shape, post.max_detections)
@@ -174,24 +174,24 @@ def _best_candidates(
 
     The latter is -1 for an image with fewer candidates, and None if no candidate was left out.
     """
-    few, lowest = shape.images * limit, None
+    few, last_taken = shape.images * limit, None
     if len(row) > few:
         # Anchors first, by their best class: few numbers decide about many.
         best, image = scores.amax(dim=1), row // shape.anchors
-        lowest = _nth_best(best, image, shape.images, limit)
-        index = (best >= lowest.take(image)).nonzero().squeeze(1)
+        last_taken = _nth_best(best, image, shape.images, limit)
+        index = (best >= last_taken.take(image)).nonzero().squeeze(1)
         scores, row = scores.index_select(0, index), row.take(index)
     wanted = scores > threshold
-    if lowest is not None:
-        wanted &= scores >= lowest.take(row // shape.anchors)[:, None]
+    if last_taken is not None:
+        wanted &= scores >= last_taken.take(row // shape.anchors)[:, None]
     place, label = wanted.nonzero().unbind(1)
     row = row.take(place)
     image = row // shape.anchors
     candidates = _Candidates(row, scores[place, label], label.add(image, alpha=shape.classes))
     if len(row) > few:
-        lowest = _nth_best(candidates.scores, image, shape.images, limit)
-        candidates = candidates.take((candidates.scores >= lowest.take(image)).nonzero().squeeze(1))
-    return candidates, lowest
+        last_taken = _nth_best(candidates.scores, image, shape.images, limit)
+        candidates = candidates.take((candidates.scores >= last_taken.take(image)).nonzero().squeeze(1))
+    return candidates, last_taken
 
 
 def _nth_best(scores: Float[Tensor, " n"], image: Int[Tensor, " n"], images: int, n: int) -> Float[Tensor, " b"]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from multibox.config import Config
-from multibox.exporting.graph_parts import Limits, decoding_table, find
+from multibox.exporting.graph_parts import Limits, add_postprocess, decoding_table
 from multibox.exporting.verify import match
 from multibox.models.anchor_layout import anchors_for, make_anchors
 from multibox.postprocess import detect
@@ -49,7 +49,7 @@ def graph(config, anchors, names=NAMES):
         limits = Limits(values["score_threshold"], values["nms_threshold"], most)
         table = decoding_table(anchors, config.model.variances, config.model.coder)
         outputs = values["logits"], values["offsets"]
-        return find(builder.op, outputs, values["scale"], limits, table, config, len(names))._asdict()
+        return add_postprocess(builder.op, outputs, values["scale"], limits, table, config, len(names))._asdict()
 
     return add
 

@@ -9,7 +9,7 @@ import torch
 
 from multibox import api
 from multibox.exporting import ExportOptions, VerificationError, export
-from multibox.exporting.graph_parts import Limits, decoding_table, find
+from multibox.exporting.graph_parts import Limits, add_postprocess, decoding_table
 from multibox.exporting.verify import Cuts, Report, compare_detections, match, run_onnx
 from multibox.models.anchor_layout import anchors_per_cell, make_anchors
 from multibox.models.backbones import make_backbone
@@ -62,7 +62,7 @@ def run_post(config, anchors, outputs, size, **changed):
         )
         scale = builder.op.Constant(value=ir.tensor(np.array([size.width, size.height] * 2, np.float32)))
         table = decoding_table(anchors, config.model.variances, config.model.coder)
-        return find(builder.op, tuple(values.values()), scale, limits, table, config, CLASSES)._asdict()
+        return add_postprocess(builder.op, tuple(values.values()), scale, limits, table, config, CLASSES)._asdict()
 
     answer = run_onnx(build(add))({"logits": outputs.logits.numpy(), "offsets": outputs.offsets.numpy()})
     names = tuple(f"class {i}" for i in range(CLASSES))

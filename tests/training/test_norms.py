@@ -8,7 +8,7 @@ from torch import nn
 
 from multibox import create
 from multibox.errors import ConfigError
-from multibox.training.norms import folded_norms, freeze, train_mode, unfold_norms
+from multibox.training.norms import freeze, measure_norms, norms_without_statistics, train_mode
 from multibox.training.run import RunOptions, prepare
 
 
@@ -51,10 +51,10 @@ def test_unfolding_changes_nothing_in_evaluation_and_saves_training():
     with torch.no_grad():
         before = net(images[0])
         destroyed = copy.deepcopy(net).train()(images[0])
-        assert len(folded_norms(net)) == 2
-        assert unfold_norms(net, images) == 2
+        assert len(norms_without_statistics(net)) == 2
+        assert measure_norms(net, images) == 2
         torch.testing.assert_close(net(images[0]), before, rtol=1e-4, atol=1e-4)
-        assert not folded_norms(net)
+        assert not norms_without_statistics(net)
         trained = net.train()(images[0])
     assert (destroyed - before).abs().mean() > 0.5
     assert (trained - before).abs().mean() < 0.05
@@ -62,8 +62,8 @@ def test_unfolding_changes_nothing_in_evaluation_and_saves_training():
 
 def test_fresh_and_trained_norms_are_left_alone():
     net = create("ssdlite320-mobilenetv2", ["cat"]).model
-    assert not folded_norms(net)
-    assert unfold_norms(net, [torch.zeros(1, 3, 64, 64)]) == 0
+    assert not norms_without_statistics(net)
+    assert measure_norms(net, [torch.zeros(1, 3, 64, 64)]) == 0
 
 
 def test_frozen_norms_stay_in_evaluation_mode():

@@ -14,7 +14,17 @@ from onnxscript import GraphBuilder
 from torch import Tensor
 
 from multibox.config import Config
-from multibox.exporting.graph_parts import FLOAT, INT, Found, Limits, class_scores, decode, decoding_table, find, resize
+from multibox.exporting.graph_parts import (
+    FLOAT,
+    INT,
+    Found,
+    Limits,
+    add_postprocess,
+    class_scores,
+    decode,
+    decoding_table,
+    resize,
+)
 from multibox.exporting.network import OPSET, checked_opset, lower, trace
 from multibox.inference.detector import Detector
 from multibox.inference.engines import FORMAT_VERSION
@@ -135,7 +145,7 @@ def _found(parts: _Parts, limits: Limits) -> Found:
     op = parts.builder.op
     images, logits, offsets = _outputs(parts)
     sides = op.Cast(op.Gather(op.Shape(images), [2, 1, 2, 1]), to=FLOAT)
-    return find(op, (logits, offsets), sides, limits, parts.table, parts.config, parts.classes)
+    return add_postprocess(op, (logits, offsets), sides, limits, parts.table, parts.config, parts.classes)
 
 
 def _outputs(parts: _Parts) -> tuple[ir.Value, ir.Value, ir.Value]:

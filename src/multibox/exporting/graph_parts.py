@@ -150,7 +150,7 @@ def decoding_table(anchors_xyxy: NDArray[Any], variances: Variances, code: BoxCo
     return np.concatenate(columns, axis=1).astype(np.float32)
 
 
-def find(op: Any, outputs: tuple[ir.Value, ir.Value], scale: ir.Value, limits: Limits, table: NDArray[Any],
+def add_postprocess(op: Any, outputs: tuple[ir.Value, ir.Value], scale: ir.Value, limits: Limits, table: NDArray[Any],
          config: Config, classes: int) -> Found:  # fmt: skip
     """Add scoring, selection, decoding, suppression and packing.
 
@@ -174,7 +174,7 @@ def find(op: Any, outputs: tuple[ir.Value, ir.Value], scale: ir.Value, limits: L
         scores = op.Where(op.Unsqueeze(small, [1]), 0.0, scores)
     scores = _best_of_each_class(op, scores, candidates.width, config.post.pre_nms_topk)
     candidates = candidates._replace(scores=scores)
-    kept = _suppress(op, candidates, limits, config)
+    kept = _add_suppression(op, candidates, limits, config)
     if config.post.clip == "after_nms":
         candidates = candidates._replace(boxes=op.Clip(candidates.boxes, 0.0, 1.0))
     return _pack(op, candidates, kept, scale, limits.max_detections)
@@ -241,7 +241,7 @@ def _small(op: Any, boxes: ir.Value, least: float) -> ir.Value:
     return op.LessOrEqual(op.ReduceMin(op.Sub(high, low), [-1], keepdims=0), least)
 
 
-def _suppress(op: Any, candidates: _Candidates, limits: Limits, config: Config) -> ir.Value:
+def _add_suppression(op: Any, candidates: _Candidates, limits: Limits, config: Config) -> ir.Value:
     """Add NMS in every image and class; return image, label and place of what stays [n, 3]."""
     overlap = limits.nms_threshold
     if config.post.nms_inclusive:

@@ -68,7 +68,7 @@ def multibox_loss(
         classification = classification.sum() / selected.numel()
         localization = distances.sum() / outputs.offsets.numel()
     else:
-        # An image without positives adds nothing but the negatives that mining must take; it counts as an image.
+        # Images without positives count in the divisor, and add only negatives taken for `minimum_negatives`
         mined = config.hard_examples == "none" and config.negative_ratio != "all" and config.minimum_negatives > 0
         shares = ((per_image > 0) | mined) / (per_image.clamp(min=1) * len(per_image))
         classification = (classification.sum(1) * shares).sum()

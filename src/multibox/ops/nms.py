@@ -50,6 +50,8 @@ def nms(
 ) -> Int[Tensor, " kept"]:
     """Return the indices of the boxes that greedy suppression keeps, best first; equal scores go by the lower index.
 
+    For use on its own: prediction calls `suppress`, which takes boxes that are sorted and grouped already.
+
     Args:
         boxes_xyxy: Boxes in any unit.
         scores: The higher the better.

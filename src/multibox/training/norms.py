@@ -51,8 +51,8 @@ def without_norms(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in norms)
 
 
-def folded_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    """Return the batch norms that only add their bias, because an exporter folded them into the convolution before.
+def norms_without_statistics(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """Return the batch norms that only add a bias: an exporter of another project merged the rest into the convolution.
 
     A fresh batch norm looks the same except for its bias.
     """
@@ -64,17 +64,17 @@ def folded_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 @torch.no_grad()
-def unfold_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Give folded batch norms the statistics of real images without changing what the network computes.
+def measure_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Measure the statistics of such batch norms on real images, without changing what the network computes.
 
     Their stored mean of 0 and variance of 1 are not true. The first step in training mode normalises by the batch and
-    would destroy the weights. Returns how many were unfolded.
+    would destroy the weights. Returns how many were measured.
 
     Args:
         model: the network, in any mode; it is in evaluation mode afterwards.
         batches: images as the network takes them, a few dozen in all.
     """
-    norms = folded_norms(model)
+    norms = norms_without_statistics(model)
     if not norms:
         return 0
     device = next(model.parameters()).device

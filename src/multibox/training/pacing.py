@@ -22,7 +22,7 @@ VALIDATIONS = 20
 FORWARD_SHARE = 0.7
 """Seconds that a validation takes per batch, as a share of a training step."""
 UNPLANNED = 1000
-"""Steps that a timed run is taken to have until some are measured; its learning rate warms up by them."""
+"""Length assumed for a timed run until steps are measured. Its first learning rates follow from it."""
 LAST_STEPS = 2
 """Steps that are no longer counted by the clock, so that the learning rate reaches the schedule's end."""
 LAST_WORDS = 2.0
@@ -61,7 +61,7 @@ class Pace:
         self.position = 0.0
         """Share of the schedule done, 0 to 1."""
         self.spent = 0.0
-        """Seconds of earlier processes of the same run."""
+        """Seconds of earlier processes of the same run; `state()` adds those of this one."""
         self.last: int | None = None
         """Step at which a timed run ends, once it is near."""
         self.durations: deque[float] = deque(maxlen=MEASURED)
@@ -123,7 +123,7 @@ class Pace:
         return max(1, min(VALIDATIONS, int(VALIDATION_SHARE * self.seconds / each)))
 
     def schedule(self) -> tuple[float, float]:
-        """Return step and steps for the learning rate: a timed run's are its position and its plan."""
+        """Return (step, steps) for the learning rate. For a timed run, step is the position times the planned steps."""
         if self.fixed is not None:
             return self.step, self.fixed
         total = max(1, UNPLANNED if self.total is None else self.total)

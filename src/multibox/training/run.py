@@ -35,7 +35,7 @@ from multibox.thresholds import class_thresholds
 from multibox.training.adapting import drop_difficult, enlarge_input, find_numbers, fit_anchors, spare_knowledge
 from multibox.training.capacity import check_memory
 from multibox.training.folder import CONFIG, Hold, new_folder, read_config, remove_scratch
-from multibox.training.norms import unfold_norms
+from multibox.training.norms import measure_norms
 from multibox.training.reporter import Reporter
 from multibox.training.splits import open_splits
 from multibox.training.step import choose_precision
@@ -117,7 +117,10 @@ def prepare(data: Path | None, options: RunOptions, reporter: Reporter | None = 
 
 
 def resolve_options(data: Path | None, options: RunOptions) -> tuple[Config, dict[str, str]]:
-    """Return the settings that were asked for, and for each by dotted key the layer that set it.
+    """Return the settings of a run, and for each by dotted key the layer that set it.
+
+    The layers, lowest first: defaults, preset, recipe, the recipe's tuning for the preset (`presets.resolve_layers`),
+    settings of the weights to start from, `--config`, `--set`, the command's own options.
 
     Nothing is read but files of settings and weights.
 
@@ -251,7 +254,7 @@ def _start_from(model: SSD, config: Config, training: Dataset, reporter: Reporte
     reporter.note(note)
     images = AugmentedImages(training, config.model.input_size, ())
     batches = load_batches(images, in_order(min(len(training), UNFOLD_IMAGES), UNFOLD_BATCH), 0, pin=False)
-    if unfold_norms(model, (batch.images for batch in batches)):
+    if measure_norms(model, (batch.images for batch in batches)):
         reporter.note("batch norms that were folded into these weights got the statistics of training images")
     return known
 

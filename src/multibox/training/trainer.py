@@ -29,7 +29,7 @@ from multibox.training.threads import ThreadPlan
 from multibox.training.validation import Validation
 
 SAVE_EVERY = 30.0
-"""Seconds that a run may lose when the machine stops; Ctrl-C and the end lose none."""
+"""Seconds after which the end of an epoch saves the state. Every validation, Ctrl-C and the end save it too."""
 ENDLESS = 1 << 60
 """Steps of a timed run, as far as the order of the images is concerned."""
 LOOK_EVERY = 10
@@ -41,7 +41,8 @@ class Trainer:
 
     Nothing in a run draws from a global random state, so a resumed run equals one that never stopped. Every draw is a
     function of `train.seed` and its place: the fresh weights of the seed alone, the order of the images of (seed,
-    epoch), an image's augmentation of (seed, epoch, index, copy), the input size of (seed, step).
+    epoch), an image's augmentation of (seed, epoch, index, copy), the input size of (seed, step). Fitted anchors use
+    seed 0. What follows the clock or the machine is not reproducible: timed runs, `auto` threads and batch sizes.
 
     Args:
         model: The network, with the weights to start from.
@@ -99,7 +100,7 @@ class Trainer:
         self.warned: set[str] = set()
         self.validated = -1
         self.due = 0.0
-        """Position from which on the end of an epoch is validated."""
+        """Share of the schedule after which the next validation is due, at the end of an epoch."""
         self.best = -1.0
         self.seconds = 0.0
         self.lost_boxes = 0
@@ -308,7 +309,7 @@ class Trainer:
         metrics = {name: value for name, value in last.items() if name.startswith("val_")}
         checkpoint = Checkpoint(
             self.stepper.weights().state_dict(),
-            self._shipped(),
+            self._checkpoint_config(),
             self.training.class_names,
             {**metrics, "measured_by": f"multibox {__version__} train, step {self.pace.step}"} if metrics else {},
             self.source,
@@ -334,8 +335,8 @@ class Trainer:
         save_state(self.folder, self.stepper, notes)
         self.saved = time.monotonic()
 
-    def _shipped(self) -> Config:
-        """Return the config with the thresholds of these very weights, where they were validated; without paths."""
+    def _checkpoint_config(self) -> Config:
+        """Return the config for a checkpoint: no paths, and thresholds only if these very weights were validated."""
         config = self.config.updated({"train.weights": Path(self.config.train.weights).name})
         if self.validation is None or self.validated != self.pace.step:
             return config
