@@ -25,7 +25,7 @@ from multibox.data.loading import AugmentedImages
 from multibox.structures import Size, iou
 
 FILL = (124, 116, 104)
-LINEAGES = ["caffe", "hikapok", "torchvision-ssd", "torchvision-ssdlite", "nvidia"]
+ORIGINALS = ["caffe", "hikapok", "torchvision-ssd", "torchvision-ssdlite", "nvidia"]
 WHOLE = (0, 0, 100, 80)
 BOXES = np.array([[10.0, 20.0, 30.0, 60.0], [50.0, 10.0, 95.0, 75.0], [70.0, 60.0, 76.0, 66.0]])
 ALL_OVER = np.array([[0.0, 0.0, 100.0, 80.0]])
@@ -272,7 +272,7 @@ def test_every_recipe_gives_fractions_and_a_image(seed, name, count):
     assert kept.any() or not count or name != "hikapok"
 
 
-@given(seed=st.integers(0, 10_000), name=st.sampled_from(LINEAGES))
+@given(seed=st.integers(0, 10_000), name=st.sampled_from(ORIGINALS))
 def test_a_marked_object_stays_under_its_box(seed, name):
     """A white rectangle on black stays where the projected box says, if it is kept; only Caffe drops it."""
     image = np.zeros((80, 100, 3), np.uint8)
@@ -288,7 +288,7 @@ def test_a_marked_object_stays_under_its_box(seed, name):
     assert (abs(found - project(view, BOXES[:1])[0] * 200) <= 5).all()
 
 
-@pytest.mark.parametrize("name", LINEAGES)
+@pytest.mark.parametrize("name", ORIGINALS)
 def test_items_depend_on_seed_epoch_and_index_alone(squares, name):
     dataset = open_dataset(squares, "train")
     make = lambda seed: AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS[name], seed=seed)  # noqa: E731

@@ -28,7 +28,7 @@ def test_a_floor_holds():
     assert [learning_rate(step, 4, config) for step in range(4)] == [1.0, 1.0, 1e-6, 1e-6]
 
 
-def test_steps_end_where_the_lineages_end_them():
+def test_steps_end_where_the_originals_end_them():
     hikapok = resolve("ssd300-vgg16", "hikapok").train
     rates = {step: learning_rate(step, 120_000, hikapok) for step in (0, 500, 501, 80_000, 80_001, 100_000, 100_001)}
     # Facts 17.12: TensorFlow's boundaries belong to the old rate
