@@ -172,7 +172,7 @@ def test_torchvisions_twin_finds_the_same(lite):
         assert all(value > 0 for value in parts.values())
     for load in LOADS:
         outputs = synthetic_outputs(load, (2, *sides[0].outputs), "softmax", sides[0].threshold)
-        theirs, ours = (side.post(outputs, (50, 40))() for side in sides[:2])
+        theirs, ours = (side.post(outputs, Size(40, 50))() for side in sides[:2])
         assert agree(load, theirs, ours, EXACT).detections > 200
 
 

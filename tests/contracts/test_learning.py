@@ -75,4 +75,4 @@ def test_every_localization_loss_learns(localization, sprites, tmp_path):
 def test_what_has_not_learnt_finds_nothing(loss, sprites, tmp_path):
     trainer = prepare(sprites, RunOptions(**options(tmp_path / "run", AXES["loss"][loss])))
     assert (trainer.pace.total, trainer.pace.step) == (100, 0)
-    assert score(Detector(trainer.stepper.model, trainer.config, trainer.names), sprites) < LEAST_ALONE
+    assert score(Detector(trainer.stepper.model, trainer.config, trainer.training.class_names), sprites) < LEAST_ALONE

@@ -53,7 +53,7 @@ def score(detector, training):
 def stop_when_learnt(trainer, parts):
     # At an IoU of 0.5 anchors that have learnt classes alone find much: the loss has to have fallen, too
     if trainer.pace.step % EVERY == 0 and parts.total < 1:
-        seen = Detector(copy.deepcopy(trainer.stepper.weights()), trainer.config, trainer.names)
+        seen = Detector(copy.deepcopy(trainer.stepper.weights()), trainer.config, trainer.training.class_names)
         if score(seen, trainer.training) >= 0.99:
             trainer.save()
             raise Learnt
