@@ -1,4 +1,4 @@
-"""TinySSD's training step in Apache MXNet 1.9.1, as the tutorial and the d2l book's first edition ran it; a `peers.Worker`.
+"""TinySSD's training step in Apache MXNet 1.9.1, as the d2l book's first edition ran it; a `peers.Worker`.
 
 It runs in a venv of its own (see README.md), so it imports nothing of multibox. The network is hybridized, which is the
 faster way to run it. Arguments: an .npz with `images` [B, 3, H, W] float32, `labels` [B, N, 5] and the weights under

@@ -124,9 +124,11 @@ class Trainer:
         self.due, self.best, self.seconds = notes["due"], notes["best"], notes["seconds"]
         self.records.rows, self.lost_boxes = notes["rows"], notes.get("lost_boxes", 0)
         if self.finished:
+            # A timed run may have taken longer than its minutes, and the minutes may be new
+            done = f"{self.pace.spent / 60:.1f} minutes" if self.pace.seconds else describe_length(self.config)
             raise ConfigError(
                 f"{self.folder} is finished, nothing is left to train; give more --minutes or --epochs than its "
-                f"{describe_length(self.config)}, or start another run from its weights: --weights {self.folder}"
+                f"{done}, or start another run from its weights: --weights {self.folder}"
             )
 
     def fit(self) -> None:
