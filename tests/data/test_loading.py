@@ -10,11 +10,11 @@ import torch
 
 from multibox.data import loading
 from multibox.data.augmentation import AUGMENTATIONS
+from multibox.data.augmented import collate_items
 from multibox.data.formats import open_dataset
 from multibox.data.loading import (
     AugmentedImages,
     choose_workers,
-    collate,
     in_order,
     load_batches,
     use_processes,
@@ -56,12 +56,12 @@ def test_collate_pads_and_empty_images_are_all_padding():
         (Scene(pixels, np.array([[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), np.array([1, 0]), 2), "a", Size(4, 6)),
         (Scene(pixels, np.zeros((0, 4)), np.zeros(0, np.int64), 1), "b", Size(4, 6)),
     ]
-    batch = collate(items)
+    batch = loading._to_batch(collate_items(items), False)
     assert batch.images.shape == (2, 3, 4, 6)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.gt_labels.tolist() == [[1, 0], [-1, -1]]
     assert (batch.gt_xyxy[1] == -1).all()
-    assert collate(items[1:]).gt_labels.tolist() == [[-1]]
+    assert loading._to_batch(collate_items(items[1:]), False).gt_labels.tolist() == [[-1]]
     assert batch.lost_boxes == 3
 
 

@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from multibox.data.augmented import Arrays, AugmentedImages, Item, collate_items, make_batch, start_worker
+from multibox.data.augmented import Arrays, AugmentedImages, make_batch, start_worker
 from multibox.data.sampling import EpochBatches
 from multibox.errors import MultiboxError
 from multibox.limits import available_cores
@@ -90,11 +90,6 @@ def choose_workers(asked: int | str, device: str = "cpu") -> int:
 def use_processes(workers: int, device: str) -> bool:
     """Return whether workers should be processes: beside a GPU, if there are at least three."""
     return device != "cpu" and workers > 2
-
-
-def collate(items: Sequence[Item]) -> Batch:
-    """Stack images and pad their labels with -1 rows."""
-    return _to_batch(collate_items(items), False)
 
 
 def in_order(images: int, batch_size: int) -> list[list[tuple[int, int]]]:
