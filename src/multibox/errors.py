@@ -23,7 +23,15 @@ class ConfigError(MultiboxError):
 
 
 class DataError(MultiboxError):
-    """A data set, label file or class list that cannot be used."""
+    """A data set, label file or class list that cannot be used.
+
+    `kind` is the id under which `multibox doctor` reports it; empty where the reason for which something is left out
+    tells it.
+    """
+
+    def __init__(self, message: str, *, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ImageError(DataError):

@@ -47,7 +47,9 @@ class Sample:
     size: Size | None = None
     """Of the image, where the label file says it."""
     offset: int | None = None
-    """Byte position of the image's record in `path` for RecordIO; None when `path` is the image."""
+    """Byte position in `path` of the image, or for RecordIO of its record; None when `path` is the image."""
+    length: int | None = None
+    """Bytes of the image from `offset` on, for a container such as tar; None for RecordIO, whose records say it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,8 @@ class Dataset:
     """What the reader had to say: dropped boxes, skipped images."""
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     """How many images and boxes were left out or changed, by the reasons of `multibox.data.left_out`."""
+    lengths: Sequence[int | None] = ()
+    """Of each image in its container; empty where no image lies in one."""
 
     def __len__(self) -> int:
         return len(self.image_names)
@@ -92,6 +96,7 @@ class Dataset:
             crowd=self.crowd[rows],
             size=self.sizes[index],
             offset=self.offsets[index],
+            length=self.lengths[index] if self.lengths else None,
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -152,6 +157,7 @@ def pack(
         crowd=np.concatenate([s.crowd for s in held]) if held else np.zeros(0, np.bool_),
         notes=tuple(notes),
         left_out=dict(left_out or {}),
+        lengths=[sample.length for sample in held] if any(sample.length is not None for sample in held) else (),
     )
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from multibox.data.formats import FORMATS, Format, check_format, find_splits, locate, open_dataset
+from multibox.data.formats import FORMATS, Format, Writer, check_format, find_splits, locate, open_dataset
 from multibox.data.formats.text import OnBad
 from multibox.data.left_out import CROWD, counted, drop_boxes
-from multibox.errors import DataError
+from multibox.errors import ConfigError, DataError
 from multibox.files import whole_folder
 from multibox.structures import Dataset
 
@@ -93,17 +93,31 @@ def write_dataset(
         ConfigError: for an unknown format.
         DataError: the destination is in use, there is nothing to write, or an image cannot be read.
     """
-    check_format(format)
+    write = writer_of(format)
     check_destination(destination)
     if not splits:
         raise DataError(f"nothing to write to {destination}: no splits were given; give at least one")
     splits, notes = _without_what_it_cannot_hold(_with_same_classes(splits), FORMATS[format])
     try:
         with whole_folder(destination) as folder:
-            notes += FORMATS[format].write(splits, folder, link=link)
+            notes += write(splits, folder, link=link)
     except OSError as error:
         raise DataError(f"{destination} cannot be written ({error.strerror}); choose another place") from None
     return notes
+
+
+def writer_of(format: str) -> Writer:
+    """Return what writes a format.
+
+    Raises:
+        ConfigError: there is no such format, or it is only read.
+    """
+    check_format(format)
+    write = FORMATS[format].write
+    if write is None:
+        known = ", ".join(name for name, one in FORMATS.items() if one.write is not None)
+        raise ConfigError(f"format {format!r} is read, not written; give one of {known}")
+    return write
 
 
 def check_destination(destination: str | Path) -> None:

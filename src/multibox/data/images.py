@@ -351,9 +351,16 @@ def image_bytes(sample: Sample) -> bytes:
     Raises:
         DataError: there is no such record. ImageError if the file cannot be read.
     """
-    if sample.offset is not None:
+    if sample.offset is None:
+        return _read_bytes(sample.path)
+    if sample.length is None:
         return read_record(sample.path, sample.offset).image
-    return _read_bytes(sample.path)
+    try:
+        with sample.path.open("rb") as file:
+            file.seek(sample.offset)
+            return file.read(sample.length)
+    except OSError as error:
+        raise _unreadable(sample.path, error) from error
 
 
 def sample_size(sample: Sample) -> Size:

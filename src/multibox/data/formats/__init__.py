@@ -4,11 +4,13 @@ A format is one file here with `recognise`, `find_splits`, `read` and `write`; a
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from multibox.data.formats import coco, csv_boxes, recordio, voc, yolo
+from multibox.data.formats.index import RawLabels
 from multibox.data.formats.text import (
     OnBad,
     ReadOptions,
@@ -22,7 +24,7 @@ from multibox.data.formats.text import (
 from multibox.errors import ConfigError, DataError, did_you_mean
 from multibox.structures import Dataset
 
-__all__ = ["FORMATS", "find_splits", "locate", "open_dataset", "split_for"]
+__all__ = ["FORMATS", "find_splits", "locate", "open_dataset", "read_raw", "split_for"]
 
 
 class Writer(Protocol):
@@ -43,7 +45,8 @@ class Format:
     """What makes this folder or file one of the format, as shown to the user; None if it is none."""
     find_splits: Callable[[Path], Mapping[str, Any]]
     read: Callable[[Path, str, ReadOptions], Dataset]
-    write: Writer
+    write: Writer | None = None
+    """None for a format that is only read."""
     holds_difficult: bool = True
     """Whether the format can hold VOC's flag."""
     holds_crowd: bool = True
@@ -143,6 +146,24 @@ def open_dataset(
     chosen = pick_split(list(reader.find_splits(found.path)), split, found.path)
     names = None if class_names is None else tuple(class_names)
     return reader.read(found.path, chosen, ReadOptions(on_bad, names, rename, unknown, one_based))
+
+
+def read_raw(path: str | Path, split: str, *, format: str | None = None) -> RawLabels:
+    """Read one split as its label files say it, for checks: nothing is dropped but what cannot be read at all.
+
+    Raises:
+        DataError: the path holds no data set or several, the split does not exist, or its label file cannot be read.
+    """
+    found = locate(Path(path), format)
+    reader = FORMATS[found.format]
+    chosen = pick_split(list(reader.find_splits(found.path)), split, found.path)
+    held: list[RawLabels] = []
+    with suppress(DataError):  # such as an empty split: what was read before it counts
+        reader.read(found.path, chosen, ReadOptions(on_bad="skip", raw=held))
+    if not held:
+        reader.read(found.path, chosen, ReadOptions(on_bad="skip"))  # raises what was suppressed
+        raise AssertionError("a reader ended without `IndexBuilder.finish`")
+    return held[0]
 
 
 def find_splits(path: str | Path, format: str | None = None) -> list[str]:

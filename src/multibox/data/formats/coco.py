@@ -66,6 +66,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
         root = path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
     content = _load(file)
     index = IndexBuilder(root, "coco", split, options, shared=True)
+    index.source = file
     categories = _read_categories(content, file)
     index.notes += categories.notes
     rows = _add_images(index, content["images"], _finder(root, file), file)
@@ -126,7 +127,9 @@ def _add_box(
             crowd = bool(thing.get("iscrowd"))
             difficult = bool(thing.get("difficult") or (thing.get("ignore") and not crowd))
             box = (x, y, x + width, y + height)
-            index.add_box(row, box, categories.index[category], difficult=difficult, crowd=crowd)
+            line = thing.get("id")
+            line = line if isinstance(line, int) and 0 < line < 1 << 62 else number
+            index.add_box(row, box, categories.index[category], difficult=difficult, crowd=crowd, line=line)
 
 
 def _size(image: Mapping[str, Any]) -> Size | None:

@@ -136,7 +136,8 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     source = splits[split]
     root = path.parent if path.is_file() else path
     table = _table(source.file)
-    index = IndexBuilder(root, "csv", split, options, shared=True)
+    index = IndexBuilder(root, "csv", split, options, shared=True, fractions=table.fractions)
+    index.source = source.file
     others = {one.file for one in splits.values()} - {source.file}
     used = {row.label for one in (table, *map(_table, others)) for row in one if row.label and any(row.corners)}
     classes, meaning = _classes(used, root, source.file)
@@ -169,7 +170,7 @@ def _add_row(
         raise DataError(f"{row.where}: class {row.label!r} is not in classes.txt; {ADVICE}")
     box = _box(row, table, index.sizes[image])
     difficult, crowd = (is_yes(row.rest.get(name)) for name in ("difficult", "crowd"))
-    index.add_box(image, box, meaning[row.label], difficult=difficult, crowd=crowd)
+    index.add_box(image, box, meaning[row.label], difficult=difficult, crowd=crowd, line=row.line)
 
 
 def _add_image(index: IndexBuilder, row: _Row, table: _Table, finder: ImageFinder) -> int | None:

@@ -2,8 +2,10 @@
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +25,75 @@ from multibox.data.left_out import (
     counted,
 )
 from multibox.errors import DataError, ImageError, did_you_mean
-from multibox.structures import Boxes, Dataset, Flags, Labels, Size
+from multibox.structures import Boxes, Dataset, Flags, Labels, Sample, Size
 
 _ROUNDING_PX = 0.01  # less than this over the edge is rounding in the label file, not worth a note
+
+
+class Problem(NamedTuple):
+    """Something a reader could not use."""
+
+    reason: str
+    """Of `left_out.REASONS`, under which a reader that skips counts it."""
+    kind: str
+    """The doctor's id for it; empty where the reason tells."""
+    source: Path
+    """The label file, or the folder that was read."""
+    subject: str
+    """The image, line or object in it."""
+    message: str
+
+
+@dataclass(frozen=True)
+class RawLabels:
+    """One split as its label files say it: nothing dropped, clipped or renamed, but what could not be read at all.
+
+    Boxes are xyxy in pixels; a format of fractions multiplied them by the image's size.
+    """
+
+    root: Path
+    format: str
+    split: str
+    class_names: list[str]
+    """As declared, or in the order met; `labels` index it."""
+    image_names: list[str]
+    paths: list[Path]
+    sources: list[Path]
+    """The label file of each image."""
+    sizes: list[Size | None]
+    """As the label file declares it; of the image itself where the format holds fractions."""
+    offsets: list[int | None]
+    lengths: list[int | None]
+    boxes_xyxy: Boxes
+    """[N, 4]"""
+    owners: Labels
+    """[N]; index of each box's image, ascending."""
+    labels: Labels
+    """[N]"""
+    lines: Labels
+    """[N]; line, annotation id or number of the object in its label file; 0 where the reader does not say it."""
+    difficult: Flags
+    crowd: Flags
+    outline: Flags
+    """[N]; whether the box was made of a polygon, a mask or key points."""
+    fractions: bool
+    """Whether the label files hold fractions of the image instead of pixels."""
+    problems: list[Problem]
+
+    def sample(self, image: int) -> Sample:
+        """Return an image with its boxes as written, some of which may have no area."""
+        rows = slice(*np.searchsorted(self.owners, (image, image + 1)).tolist())
+        return Sample(
+            name=self.image_names[image],
+            path=self.paths[image],
+            boxes_xyxy=self.boxes_xyxy[rows],
+            labels=self.labels[rows],
+            difficult=self.difficult[rows],
+            crowd=self.crowd[rows],
+            size=self.sizes[image],
+            offset=self.offsets[image],
+            length=self.lengths[image],
+        )
 
 
 class Skipping:
@@ -41,26 +109,34 @@ class Skipping:
         if not isinstance(error, DataError) or self.index.options.on_bad != "skip":
             return False
         self.index.count(self.reason, self.subject)
+        self.index.problems.append(Problem(self.reason, error.kind, self.index.source, self.subject, str(error)))
         return True
 
 
 class IndexBuilder:
     """Images and boxes of one split on their way into a `Dataset`.
 
-    `shared` says that one label file describes all images, so that messages name the image too.
+    `shared` says that one label file describes all images, so that messages name the image too. `fractions` says that
+    the format holds boxes as fractions of the image. `source` is the label file being read, for problems.
     """
 
-    def __init__(self, root: Path, format: str, split: str, options: ReadOptions, *, shared: bool) -> None:
+    def __init__(
+        self, root: Path, format: str, split: str, options: ReadOptions, *, shared: bool, fractions: bool = False
+    ) -> None:
         self.root, self.format, self.split, self.options, self.shared = root, format, split, options, shared
+        self.fractions = fractions
+        self.source = root
+        self.problems: list[Problem] = []
         self.image_names: list[str] = []
         self.paths: list[Path] = []
         self.sizes: list[Size | None] = []
         self.offsets: list[int | None] = []
+        self.lengths: list[int | None] = []
         self.notes: list[str] = []
         self._sources: list[Path] = []
         self._labelled: dict[str, Path] = {}
-        self._boxes, self._owners, self._labels = array("d"), array("q"), array("q")
-        self._difficult, self._crowd = bytearray(), bytearray()
+        self._boxes, self._owners, self._labels, self._lines = array("d"), array("q"), array("q"), array("q")
+        self._difficult, self._crowd, self._outline = bytearray(), bytearray(), bytearray()
         self._subjects: dict[str, list[str]] = {}
 
     def skipping(self, reason: str, subject: str) -> Skipping:
@@ -90,7 +166,13 @@ class IndexBuilder:
         return path
 
     def add_image(
-        self, name: str, path: Path, source: Path, size: Size | None = None, offset: int | None = None
+        self,
+        name: str,
+        path: Path,
+        source: Path,
+        size: Size | None = None,
+        offset: int | None = None,
+        length: int | None = None,
     ) -> int | None:
         """Add an image and return its row, or None if it was there already and is skipped.
 
@@ -109,18 +191,39 @@ class IndexBuilder:
         self.paths.append(path)
         self.sizes.append(size)
         self.offsets.append(offset)
+        self.lengths.append(length)
         self._sources.append(source)
         return len(self.image_names) - 1
 
     def add_box(
-        self, image: int, box_xyxy: Sequence[float], label: int, *, difficult: bool = False, crowd: bool = False
+        self,
+        image: int,
+        box_xyxy: Sequence[float],
+        label: int,
+        *,
+        difficult: bool = False,
+        crowd: bool = False,
+        outline: bool = False,
+        line: int = 0,
     ) -> None:
-        """Add a box of an image; `label` is a place in the names that `finish` gets."""
+        """Add a box of an image in pixels.
+
+        Args:
+            image: row that `add_image` returned.
+            box_xyxy: may be nonsense; `finish` checks it.
+            label: a place in the names that `finish` gets.
+            difficult: VOC's flag.
+            crowd: COCO's flag.
+            outline: made of a polygon, a mask or key points; the caller counts it under `OUTLINE` as well.
+            line: where the label file has it: a line, an annotation's id, the number of an object.
+        """
         self._boxes.extend(box_xyxy)
         self._owners.append(image)
         self._labels.append(label)
+        self._lines.append(line)
         self._difficult.append(difficult)
         self._crowd.append(crowd)
+        self._outline.append(outline)
 
     def finish(self, declared: Sequence[str], *, order: Sequence[str] | None = None, clip: bool = True) -> Dataset:
         """Check every box and return the data set.
@@ -133,6 +236,8 @@ class IndexBuilder:
         Raises:
             DataError: for a box that is no box (under on_bad "stop"), a class that the model lacks, an empty split.
         """
+        if self.options.raw is not None:
+            self.options.raw.append(self._as_written(declared))
         if not self.image_names:
             skipped = f" ({'; '.join(self._sentences())})" if self._subjects else ""
             raise DataError(f"{self.root}: split {self.split!r} holds no images{skipped}; check its list or folder")
@@ -162,6 +267,34 @@ class IndexBuilder:
             crowd=np.frombuffer(bytes(self._crowd), np.bool_)[rows][keep],
             notes=(*self.notes, *self._sentences()),
             left_out=self._left_out(int((labels < 0).sum())),
+            lengths=self.lengths if any(length is not None for length in self.lengths) else (),
+        )
+
+    def _as_written(self, declared: Sequence[str]) -> RawLabels:
+        owners = np.array(self._owners, dtype=np.int64)
+        rows = np.argsort(owners, kind="stable")
+        flags = (self._difficult, self._crowd, self._outline)
+        difficult, crowd, outline = (np.frombuffer(bytes(flag), np.bool_)[rows] for flag in flags)
+        return RawLabels(
+            root=self.root,
+            format=self.format,
+            split=self.split,
+            class_names=list(declared),
+            image_names=self.image_names,
+            paths=self.paths,
+            sources=self._sources,
+            sizes=self.sizes,
+            offsets=self.offsets,
+            lengths=self.lengths,
+            boxes_xyxy=np.array(self._boxes, dtype=np.float64).reshape(-1, 4)[rows],
+            owners=owners[rows],
+            labels=np.array(self._labels, np.int64)[rows],
+            lines=np.array(self._lines, np.int64)[rows],
+            difficult=difficult,
+            crowd=crowd,
+            outline=outline,
+            fractions=self.fractions,
+            problems=list(self.problems),
         )
 
     def _sentences(self) -> list[str]:

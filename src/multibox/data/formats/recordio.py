@@ -65,7 +65,8 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     splits = find_splits(path)
     file = splits[split]
     root = path.parent if path.is_file() else path
-    index = IndexBuilder(root, "recordio", split, options, shared=True)
+    index = IndexBuilder(root, "recordio", split, options, shared=True, fractions=True)
+    index.source = file
     names, names_file = _class_names(root)
     images = _from_records(index, file) if file.suffix.lower() == ".rec" else _from_list(index, file)
     highest = -1
@@ -142,7 +143,7 @@ def _add_boxes(
             if label != int(label) or (classes is not None and label >= classes):
                 known = f"among the {classes} classes of {names_file}" if classes is not None else "a whole number"
                 raise DataError(f"{where}, object {number}: class {label:g} is not {known}; {ADVICE}")
-            index.add_box(image, box, int(label), difficult=flag)
+            index.add_box(image, box, int(label), difficult=flag, line=number)
 
 
 def _objects(label: NDArray[np.float32], where: str) -> _Objects:

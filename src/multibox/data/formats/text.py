@@ -5,9 +5,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from multibox.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from multibox.data.formats.index import RawLabels
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 SKIP = "leave it out with --on-bad skip"
@@ -30,6 +33,8 @@ class ReadOptions:
     rename: Mapping[str, str] | None = None
     unknown: Unknown = "refuse"
     one_based: bool = False
+    raw: "list[RawLabels] | None" = None
+    """Where given, the reader skips what is broken and puts what it read here, as written; see `read_raw`."""
 
 
 def is_split_name(text: str) -> bool:

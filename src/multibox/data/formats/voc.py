@@ -102,6 +102,7 @@ def read(root: Path, split: str, options: ReadOptions) -> Dataset:
     read_already: set[Path] = set()
     finder = _finder(source)
     for path in _listed(source, index):
+        index.source = path
         with index.skipping(BROKEN_FILE, path.name):
             annotation = _read_annotation(path)
             read_already.add(path)
@@ -132,10 +133,11 @@ def _add(
     if row is None:
         return
     less = 1.0 if index.options.one_based else 0.0
-    for thing in annotation.objects:
+    for number, thing in enumerate(annotation.objects, 1):
         x1, y1, x2, y2 = thing.box_xyxy
         label = labels.setdefault(thing.name, len(labels))
-        index.add_box(row, (x1 - less, y1 - less, x2, y2), label, difficult=thing.difficult, crowd=thing.crowd)
+        box = (x1 - less, y1 - less, x2, y2)
+        index.add_box(row, box, label, difficult=thing.difficult, crowd=thing.crowd, line=number)
 
 
 def _read_annotation(path: Path) -> _Annotation:

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class _Box:
     """xyxy."""
     outline: bool
     """Made of a polygon's corners."""
+    line: int = 0
 
 
 def recognise(path: Path) -> str | None:
@@ -109,7 +110,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
         DataError: for a line that is no box, a class number without a name, a label file without an image.
     """
     layout = _layout(path)
-    index = IndexBuilder(layout.root, "yolo", split, options, shared=False)
+    index = IndexBuilder(layout.root, "yolo", split, options, shared=False, fractions=True)
     entries = _entries(layout, layout.sources[split], index)
     if entries and not any(entry.label.is_file() for entry in entries):
         raise DataError(
@@ -119,6 +120,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     classes = layout.classes if layout.classes is not None else _numbers(layout, entries)
     places = {number: place for place, number in enumerate(classes)}
     for entry in entries:
+        index.source = entry.label
         with index.skipping(BROKEN_FILE, entry.label.name):
             _add(index, entry, _read_label(entry.label, index), places, layout)
     return index.finish(list(classes.values()))
@@ -139,11 +141,13 @@ def _add(index: IndexBuilder, entry: _Entry, boxes: list[_Box], places: Mapping[
             if box.label not in places:
                 raise DataError(
                     f"{entry.label}, object {number}: class {box.label} is not among the {len(places)} classes of "
-                    f"{layout.classes_file}; {ADVICE}"
+                    f"{layout.classes_file}; {ADVICE}",
+                    kind="class-out-of-range",
                 )
             corners = zip(box.fractions, (size.width, size.height) * 2, strict=True)
             # A millionth of a pixel is below what fractions hold, and whole pixels come back whole.
-            index.add_box(row, [round(value * edge, 6) for value, edge in corners], places[box.label])
+            pixels = [round(value * edge, 6) for value, edge in corners]
+            index.add_box(row, pixels, places[box.label], outline=box.outline, line=box.line)
             if box.outline:
                 index.count(OUTLINE, entry.label.name)
 
@@ -155,11 +159,12 @@ def _read_label(path: Path, index: IndexBuilder) -> list[_Box]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             with index.skipping(BROKEN_BOX, path.name):
-                boxes.append(_read_line(line.split(), f"{path}, line {number}"))
+                box = _read_line(line.split(), f"{path}, line {number}", any_size=index.options.raw is not None)
+                boxes.append(replace(box, line=number))
     return boxes
 
 
-def _read_line(tokens: list[str], where: str) -> _Box:
+def _read_line(tokens: list[str], where: str, *, any_size: bool) -> _Box:
     try:
         values = [float(token) for token in tokens]
         if not values[0].is_integer():
@@ -172,7 +177,7 @@ def _read_line(tokens: list[str], where: str) -> _Box:
     if len(place) != 4 and (len(place) < 6 or len(place) % 2):
         raise DataError(f"{where}: expected class cx cy w h, got {len(tokens)} values; {ADVICE}")
     wild = [value for value in place if value > 1 + _SLACK or (value < -_SLACK and len(place) > 4)]
-    if wild:
+    if wild and not any_size:
         raise DataError(
             f"{where}: expected fractions of the image from 0 to 1, got {wild[0]:g}; divide pixels by its size"
         )
