@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from multibox import losses, ops
     from multibox.api import create, evaluate, export, train
     from multibox.config import Config
+    from multibox.doctor.examine import examine
+    from multibox.doctor.findings import Finding
     from multibox.errors import MultiboxError
     from multibox.inference.detector import Detector
     from multibox.inference.load import load
@@ -23,10 +25,12 @@ __all__ = [
     "Dataset",
     "Detections",
     "Detector",
+    "Finding",
     "MultiboxError",
     "Sample",
     "create",
     "evaluate",
+    "examine",
     "export",
     "load",
     "losses",
@@ -39,10 +43,12 @@ _HOMES = {
     "Dataset": "multibox.structures",
     "Detections": "multibox.structures",
     "Detector": "multibox.inference.detector",
+    "Finding": "multibox.doctor.findings",
     "MultiboxError": "multibox.errors",
     "Sample": "multibox.structures",
     "create": "multibox.api",
     "evaluate": "multibox.api",
+    "examine": "multibox.doctor.examine",
     "export": "multibox.api",
     "load": "multibox.inference.load",
     "losses": "multibox.losses",

@@ -1,0 +1,92 @@
+"""Examine a data set of any format: read every split as written, and run all checks on it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from multibox.data.formats import find_splits, read_raw
+from multibox.data.formats.index import RawLabels
+from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, LABELLED_TWICE, MISSING_IMAGE, UNREADABLE_IMAGE
+from multibox.doctor.findings import KINDS, Finding, finding, worst_first
+from multibox.doctor.survey import Survey, survey_split
+from multibox.errors import DataError
+
+Progress = Callable[[int, int], None]
+"""Takes the images done so far and all images."""
+
+_KIND_OF_REASON = {
+    BROKEN_FILE: "unreadable-label",
+    MISSING_IMAGE: "label-without-image",
+    UNREADABLE_IMAGE: "unreadable-image",
+    LABELLED_TWICE: "name-collision",
+    BROKEN_BOX: "not-a-number",
+}
+"""The kind of a reader's problem that names none itself."""
+
+
+def examine(
+    data: str | Path,
+    *,
+    split: str | None = None,
+    preset: str | None = None,
+    format: str | None = None,
+    fast: bool = False,
+    progress: Progress | None = None,
+) -> list[Finding]:
+    """Return what is wrong with a data set, the worst first, grouped by kind.
+
+    Args:
+        data: The folder or file of a data set.
+        split: The only split to examine; None takes all.
+        preset: A preset, such as "tinyssd", whose network and anchors the boxes are compared with.
+        format: The data set's format; None recognises it.
+        fast: Labels and image headers only, without decoding images.
+        progress: Called now and then with the images done and all images.
+
+    Raises:
+        DataError: There is no data set, or none of its splits can be read.
+        ConfigError: An unknown format or preset.
+    """
+    surveys, findings = _read(Path(data), split, format, fast)
+    findings += [one for survey in surveys.values() for one in _of_split(survey)]
+    findings += _of_set(surveys)
+    return worst_first(findings)
+
+
+def _read(path: Path, split: str | None, format: str | None, fast: bool) -> tuple[dict[str, Survey], list[Finding]]:
+    """Return every split that can be read, and findings about the others."""
+    names = [split] if split is not None else find_splits(path, format)
+    surveys: dict[str, Survey] = {}
+    findings: list[Finding] = []
+    problem: DataError | None = None
+    for name in names:
+        try:
+            raw = read_raw(path, name, format=format)
+        except DataError as error:
+            problem = problem or error
+            findings.append(finding(_known(error.kind) or "unreadable-label", path, str(error), f"split {name}"))
+            continue
+        surveys[raw.split] = survey_split(raw, fast=fast)
+    if not surveys and problem is not None:
+        raise problem
+    return surveys, findings
+
+
+def _of_split(survey: Survey) -> Iterator[Finding]:
+    """Yield what one split shows by itself."""
+    yield from reader_problems(survey.raw)
+
+
+def _of_set(surveys: Mapping[str, Survey]) -> Iterator[Finding]:
+    """Yield what the splits show together."""
+    return iter(())
+
+
+def reader_problems(raw: RawLabels) -> Iterator[Finding]:
+    """Yield what the reader could not use."""
+    for problem in raw.problems:
+        kind = _known(problem.kind) or _KIND_OF_REASON.get(problem.reason, "unreadable-label")
+        yield finding(kind, problem.source, problem.message, problem.subject)
+
+
+def _known(kind: str) -> str:
+    return kind if kind in KINDS else ""

@@ -1,0 +1,91 @@
+"""A split under examination: its labels as written beside the real sizes of its images."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multibox.data.formats.index import RawLabels
+from multibox.data.images import image_size, sample_size
+from multibox.errors import ImageError
+from multibox.limits import available_cores
+from multibox.structures import Boxes, Flags, Sample
+
+SAMPLED = 2000
+"""Headers opened per split by a fast examination, evenly spaced; sizes of the others are taken as declared."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """One split: what its label files say, and the sizes of its images."""
+
+    raw: RawLabels
+    image_wh: NDArray[np.float64]
+    """[images, 2] width and height of each image as shown; NaN where its header cannot be read."""
+    misread: dict[int, str] = field(default_factory=dict[int, str])
+    """Why the header of an image cannot be read, by its row."""
+
+    @cached_property
+    def box_wh(self) -> NDArray[np.float64]:
+        """[N, 2] width and height of the image of each box; NaN where it is not known."""
+        return self.image_wh[self.raw.owners]
+
+    @cached_property
+    def finite(self) -> Flags:
+        """[N] whether all four coordinates are finite numbers."""
+        return np.asarray(np.isfinite(self.raw.boxes_xyxy).all(axis=1))
+
+    @property
+    def boxes_xyxy(self) -> Boxes:
+        """[N, 4] as written; see `RawLabels`."""
+        return self.raw.boxes_xyxy
+
+    def file_of(self, row: int) -> str:
+        """Return the label file of a box."""
+        return str(self.raw.sources[int(self.raw.owners[row])])
+
+    def where_of(self, row: int) -> str:
+        """Return where a box stands in its label file: the image, and the line, id or number of the object."""
+        image = int(self.raw.owners[row])
+        line = int(self.raw.lines[row]) or row - int(np.searchsorted(self.raw.owners, image)) + 1
+        word = {"coco": "annotation", "yolo": "line", "csv": "line"}.get(self.raw.format, "object")
+        return f"{self.raw.image_names[image]}, {word} {line}"
+
+    def class_of(self, row: int) -> str:
+        """Return the class name of a box."""
+        return self.raw.class_names[int(self.raw.labels[row])]
+
+
+def survey_split(raw: RawLabels, *, fast: bool = False) -> Survey:
+    """Read the headers of a split's images, all or `SAMPLED` of them, on all cores."""
+    count = len(raw.image_names)
+    known = raw.fractions  # the reader has opened the headers already
+    image_wh = np.full((count, 2), np.nan)
+    for row, size in enumerate(raw.sizes):
+        if size is not None:
+            image_wh[row] = size.width, size.height
+    rows: Sequence[int] = [row for row in range(count) if not (known and raw.sizes[row] is not None)]
+    if fast and len(rows) > SAMPLED:
+        rows = np.unique(np.linspace(0, len(rows) - 1, SAMPLED).astype(int)).tolist()
+    misread: dict[int, str] = {}
+    samples = [raw.sample(row) for row in rows]
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for row, size in zip(rows, pool.map(_size_of, samples), strict=True):
+            if isinstance(size, str):
+                misread[row] = size
+                image_wh[row] = np.nan
+            else:
+                image_wh[row] = size
+    return Survey(raw, image_wh, misread)
+
+
+def _size_of(sample: Sample) -> tuple[int, int] | str:
+    """Return width and height of an image as shown, or why they cannot be read."""
+    try:
+        size = image_size(sample.path) if sample.offset is None else sample_size(sample)
+    except ImageError as error:
+        return str(error)
+    return size.width, size.height
