@@ -345,6 +345,20 @@ def load_image(sample: Sample) -> Image.Image:
     return decode_image(image_bytes(sample), f"{sample.path}, record {sample.name}")
 
 
+def load_small(sample: Sample, least: Size) -> Image.Image:
+    """Return the sample's image as `load_image` does, but a JPEG decoded at the smallest scale not below `least`.
+
+    The scales are 1/8, 1/4, 1/2 and 1, so the image may be of any size above `least`.
+
+    Raises:
+        DataError: as `image_bytes`. ImageError if it is truncated or no image.
+    """
+    where = str(sample.path) if sample.offset is None else f"{sample.path}, record {sample.name}"
+    with _open(image_bytes(sample), where) as image:
+        image.draft(None, (least.width, least.height))
+        return upright_rgb(image, where)
+
+
 def image_bytes(sample: Sample) -> bytes:
     """Return the sample's image as it is encoded in its file or its record.
 
