@@ -113,9 +113,7 @@ def _size_as_shown(image: Image.Image, reopen: Callable[[], IO[bytes]]) -> Size:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         # Pillow versions differ in whether they turn a TIFF's size before loading it
         size = Size(int(image.tag_v2[257]), int(image.tag_v2[256]))
-    if image.format == "PNG" and not _png_may_be_turned(reopen):
-        return size
-    return Size(size.width, size.height) if _orientation(image) in _SIDEWAYS else size
+    return Size(size.width, size.height) if _orientation_in_header(image, reopen) in _SIDEWAYS else size
 
 
 def size_of(image: Image.Image) -> Size:
@@ -301,6 +299,10 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _orientation_in_header(image: Image.Image, reopen: Callable[[], IO[bytes]]) -> int:
+    return 1 if image.format == "PNG" and not _png_may_be_turned(reopen) else _orientation(image)
+
+
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return _bare(image)
@@ -387,3 +389,21 @@ def shown_size(sample: Sample) -> Size:
     if sample.offset is None:
         return image_size(sample.path)
     return encoded_size(image_bytes(sample), f"{sample.path}, record {sample.name}")
+
+
+def orientation_of(sample: Sample) -> int:
+    """Return the EXIF orientation of the sample's image, 1 to 8; 1 where it has none.
+
+    Raises:
+        ImageError: the image is missing or no image.
+    """
+    path, where = sample.path, str(sample.path)
+    if sample.offset is not None:
+        data = image_bytes(sample)
+        with _open(data, where) as image:
+            return _orientation_in_header(image, lambda: io.BytesIO(data))
+    try:
+        with path.open("rb") as file, _open(file, where) as image:
+            return _orientation_in_header(image, lambda: path.open("rb"))
+    except OSError as error:
+        raise _unreadable(path, error) from error

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox.data.formats.finder import ImageFinder
+from multibox.data.formats.sizes import fit_to_images
 from multibox.data.formats.text import ADVICE, SKIP, ReadOptions
 from multibox.data.left_out import (
     BROKEN_BOX,
@@ -245,6 +246,7 @@ class IndexBuilder:
         owners = np.array(self._owners, dtype=np.int64)
         rows = np.argsort(owners, kind="stable")
         boxes, owners = boxes[rows], owners[rows]
+        boxes = self._as_shown(boxes, owners)
         keep = self._with_area(boxes, owners)
         boxes = self._at_the_edge(boxes, owners, keep, clip)
         owners = owners[keep]
@@ -318,6 +320,21 @@ class IndexBuilder:
 
     def _subject(self, image: int) -> str:
         return self.image_names[image] if self.shared else self._sources[image].name
+
+    def _as_shown(self, boxes: Boxes, owners: Labels) -> Boxes:
+        """Return the boxes in pixels of the images themselves, whose sizes take the place of those declared."""
+        if self.fractions or not any(self.sizes):
+            return boxes
+        fit, sizes = fit_to_images(boxes, owners, self.sizes, self.image_names, self._image)
+        self.sizes = [own or declared for own, declared in zip(sizes, self.sizes, strict=True)]
+        self.notes += fit.notes
+        return fit.boxes_xyxy
+
+    def _image(self, row: int) -> Sample:
+        """Return an image without its labels."""
+        none = np.zeros(0, np.bool_)
+        place = self.paths[row], np.zeros((0, 4)), np.zeros(0, np.int64), none, none
+        return Sample(self.image_names[row], *place, offset=self.offsets[row], length=self.lengths[row])
 
     def _with_area(self, boxes: Boxes, owners: Labels) -> Flags:
         """Return which boxes have finite corners in order and an area."""
