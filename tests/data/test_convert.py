@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from multibox.data.convert import convert, write_dataset
+from multibox.data.formats import FORMATS as TABLE
 from multibox.data.formats import find_splits, open_dataset
 from multibox.data.images import image_bytes, load_image, sample_size, size_of
 from multibox.errors import ConfigError, DataError
 from multibox.structures import Dataset, Sample, Size, pack
 
 AnyImage = Callable[..., Path]
-FORMATS = ("voc", "coco", "yolo", "csv", "recordio")
+FORMATS = tuple(name for name, format in TABLE.items() if format.write is not None)
 
 
 def sample(path: Path, boxes: list[list[float]], labels: list[int], name: str = "", **flags: list[bool]) -> Sample:

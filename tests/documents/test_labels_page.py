@@ -76,6 +76,21 @@ def table(root: Path, file: str, folder: str, header: str = HEADER, row: str = R
     write(root / file, header, *(row.format(name) for name in NAMES))
 
 
+def labelme(root: Path) -> None:
+    images(root)
+    x1, y1, x2, y2 = BOX
+    for name, label in zip(NAMES, CLASSES, strict=True):
+        shape = {
+            "label": label,
+            "points": [[x2, y1], [x1, y2]],
+            "group_id": None,
+            "shape_type": "rectangle",
+            "flags": {},
+        }
+        content = {"version": "5.4.1", "flags": {}, "shapes": [shape], "imagePath": f"{name}.jpg", "imageData": None}
+        write(root / f"{name}.json", json.dumps(content | {"imageHeight": HEIGHT, "imageWidth": WIDTH}, indent=2))
+
+
 def parts(root: Path, make: Callable[[Path], None], names: Sequence[str] = ("train", "valid")) -> None:
     for name in names:
         make(root / name)
@@ -140,6 +155,7 @@ READ: list[tuple[str, str, Callable[[Path], None]]] = [
                 row='"{}.jpg",10,20,30,50,"cat"'),
     ),
     ("VGG VIA", "COCO format", partial(coco, file="via_project_coco.json", folder="")),
+    ("LabelMe", "its folder as it is", labelme),
     ("LabelMe", "labelme2voc.py", partial(voc, labels="Annotations", folder="JPEGImages")),
     ("Supervisely", "Export to COCO", partial(coco, file="annotations/instances.json", folder="images")),
     ("COCO Annotator", "COCO", partial(coco, file="my-data-1.json", folder="")),
@@ -194,10 +210,6 @@ def test_the_tutorial_folder_is_read_as_voc(tmp_path):
     assert find_splits(folder, "voc") == ["train", "test"]
 
 
-LABELME = {
-    "shapes": [{"label": "cat", "points": [[10, 20], [30, 50]], "shape_type": "rectangle"}],
-    "imagePath": "a.jpg",
-}
 CREATE_ML = [{"image": "a.jpg", "annotations": [{"label": "cat", "coordinates": {"x": 20, "y": 35}}]}]
 STUDIO = [{"id": 1, "annotations": [{"result": []}], "data": {"image": "/data/upload/a.jpg"}}]
 VIA = {"a.jpg1": {"filename": "a.jpg", "regions": [{"shape_attributes": {"name": "rect"}}]}}
@@ -215,7 +227,6 @@ CVAT = '<annotations><version>1.1</version><image id="0" name="a.jpg"><box label
         ("VoTT", "JSON", "x-export.json", json.dumps({"name": "x", "assets": {}})),
         ("VGG VIA", "VIA JSON", "via_project.json", json.dumps(VIA)),
         ("VGG VIA", "VIA CSV", "via_project.csv", "filename,file_size,region_shape_attributes\na.jpg,1,{}"),
-        ("LabelMe", "its own", "a.json", json.dumps(LABELME)),
         ("Supervisely", "its own", "ds0/ann/a.jpg.json", json.dumps({"objects": [], "size": {}})),
     ],
 )

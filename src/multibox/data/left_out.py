@@ -27,7 +27,7 @@ BROKEN_BOX, NO_AREA, OUTSIDE_IMAGE, CLIPPED, OVER_EDGE = (
     "clipped",
     "over_edge",
 )
-OUTLINE, OTHER_CLASS = "outline", "other_class"
+OUTLINE, NOT_A_BOX, OTHER_CLASS = "outline", "not_a_box", "other_class"
 CROWD, DIFFICULT, AUGMENTATION = "crowd", "difficult", "augmentation"
 
 REASONS: dict[str, Reason] = {
@@ -44,6 +44,7 @@ REASONS: dict[str, Reason] = {
         "box ran out of its image and was kept as written", "boxes ran out of their images and were kept as written"
     ),
     OUTLINE: Reason("outline was replaced by the box around it", "outlines were replaced by the boxes around them"),
+    NOT_A_BOX: Reason("point, line or tag was passed over", "points, lines and tags were passed over"),
     OTHER_CLASS: Reason("object of another class was left out", "objects of other classes were left out"),
     CROWD: Reason("crowd region is not trained on", "crowd regions are not trained on"),
     DIFFICULT: Reason("difficult object is not trained on", "difficult objects are not trained on"),

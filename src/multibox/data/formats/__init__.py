@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from multibox.data.formats import coco, csv_boxes, recordio, voc, yolo
+from multibox.data.formats import coco, csv_boxes, labelme, recordio, voc, yolo
 from multibox.data.formats.index import RawLabels
 from multibox.data.formats.text import (
     OnBad,
@@ -89,6 +89,14 @@ FORMATS: dict[str, Format] = {
         recordio.read,
         recordio.write,
         holds_crowd=False,
+    ),
+    "labelme": Format(
+        "LabelMe",
+        "labelme: *.json beside the images",
+        labelme.recognise,
+        labelme.find_splits,
+        labelme.read,
+        labelme.write,
     ),
 }
 _PARTS = frozenset(

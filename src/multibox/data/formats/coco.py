@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multibox.data.formats.documents import json_kind
 from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, place_image, target_names
 from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
@@ -45,7 +46,7 @@ class _Categories:
 def recognise(path: Path) -> str | None:
     """Return what makes this file or folder COCO, or None."""
     if path.is_file():
-        return path.name if path.suffix.lower() == ".json" else None
+        return path.name if path.suffix.lower() == ".json" and json_kind(path) in ("coco", "") else None
     return next((file.relative_to(path).as_posix() for file in _split_files(path).values()), None)
 
 
@@ -213,7 +214,10 @@ def _label_files(folder: Path) -> list[Path]:
     files = [file for file in files_in(folder, ".json") if not file.name.startswith(_NOT_BOXES)]
     known = [file for file in files if file.name.startswith("instances_") or file.name.endswith(".coco.json")]
     return known or [
-        file for file in files if file.name in ("labels.json", "annotations.json") or _looks_like_coco(file)
+        file
+        for file in files
+        if (file.name in ("labels.json", "annotations.json") and json_kind(file) in ("coco", ""))
+        or _looks_like_coco(file)
     ]
 
 

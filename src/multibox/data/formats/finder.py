@@ -151,8 +151,12 @@ def _file_name(sample: Sample) -> str:
         return name
     if sample.offset is None:
         return name + sample.path.suffix
-    start = image_bytes(sample)[:8]
-    return name + next((suffix for signature, suffix in _SIGNATURES if start.startswith(signature)), ".jpg")
+    return name + image_suffix(image_bytes(sample))
+
+
+def image_suffix(data: bytes) -> str:
+    """Return the suffix that fits the beginning of an image's bytes; .jpg where they tell nothing."""
+    return next((suffix for signature, suffix in _SIGNATURES if data.startswith(signature)), ".jpg")
 
 
 class Fractions:

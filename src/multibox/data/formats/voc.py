@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import numpy as np
 
+from multibox.data.formats.documents import parse_xml
 from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, place_image, target_names
 from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
@@ -31,7 +31,7 @@ from multibox.data.formats.text import (
 )
 from multibox.data.images import image_bytes, shown_size
 from multibox.data.left_out import BROKEN_FILE, LISTED_TWICE
-from multibox.errors import DataError, MissingExtraError
+from multibox.errors import DataError
 from multibox.structures import Dataset, Sample, Size
 
 _XML_FOLDERS = ("Annotations", "xmls", "xml", "labels")
@@ -150,19 +150,10 @@ def _read_annotation(path: Path) -> _Annotation:
 
 def _parsed(path: Path) -> Any:
     try:
-        from defusedxml.common import DefusedXmlException
-        from defusedxml.ElementTree import ParseError, fromstring
-    except ImportError:
-        raise MissingExtraError("Reading VOC XML", "train") from None
-    try:
         data = path.read_bytes()
-        # defusedxml is ten times slower; without "<!" there is no DTD, so nothing for it to defuse.
-        plain = b"<!" not in data and b"\0" not in data
-        return ElementTree.fromstring(data) if plain else fromstring(data)
-    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-        raise DataError(f"{path} is no XML ({error}); {ADVICE}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); {ADVICE}") from None
+    return parse_xml(data, str(path))
 
 
 def _read_object(thing: Any, where: str) -> _Object:

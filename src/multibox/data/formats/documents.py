@@ -1,0 +1,254 @@
+"""JSON and XML as annotation tools write them: which tool wrote a file, and reading one that may be hostile."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+from multibox.data.formats.text import (
+    ADVICE,
+    child,
+    files_below,
+    files_in,
+    folders_in,
+    is_list,
+    is_mapping,
+    is_split_name,
+    name_splits,
+    read_text,
+    split_in,
+)
+from multibox.errors import DataError, MissingExtraError
+
+JsonKind = Literal["coco", "labelme", "createml", "labelstudio", ""]
+
+_HEAD = 1 << 16
+# A string that the end of the head cuts runs to that end: looking for another beginning inside it would take long.
+_TOKEN = re.compile(r'"((?:[^"\\]|\\.)*+)(?:"\s*(:)?|\\?\Z)|[{}\[\]]', re.DOTALL)
+_IMAGE_KEYS = {"image", "imagefilename", "image_filename", "filename"}
+_REGION = re.compile(r'"(rectanglelabels|polygonlabels|brushlabels|ellipselabels|original_width)"\s*:')
+
+
+def start_of(path: Path, count: int = _HEAD) -> str:
+    """Return the beginning of a text file in whatever encoding, for a look at it; "" if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(count)
+    except OSError:
+        return ""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16", errors="replace").lstrip()
+    return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace").lstrip()
+
+
+def json_kind(path: Path) -> JsonKind:
+    """Return which tool wrote a JSON file, by the keys at its beginning; "" if none that is known."""
+    head = start_of(path)
+    keys = _first_keys(head)
+    if head.startswith("["):
+        if "data" in keys or "annotation_id" in keys or _REGION.search(head):
+            return "labelstudio"
+        return "createml" if keys & _IMAGE_KEYS and keys & {"annotations", "annotation"} else ""
+    if not head.startswith("{"):
+        return ""
+    if keys & {"images", "categories"} or ("annotations" in keys and "shapes" not in keys):
+        return "coco"
+    return "labelme" if keys & {"shapes", "imagePath", "imageData"} else ""
+
+
+def _first_keys(head: str) -> set[str]:
+    """Return the keys of the outermost object, or of the first object in the outermost list, as far as they show."""
+    keys: set[str] = set()
+    wanted, depth = (2 if head.startswith("[") else 1), 0
+    for token in _TOKEN.finditer(head):
+        text = token[0][0]
+        if text == '"':
+            if token[2] and depth == wanted:
+                keys.add(token[1])
+        elif text in "{[":
+            depth += 1
+        else:
+            depth -= 1
+            if depth < wanted and (keys or depth < 1):
+                break
+    return keys
+
+
+def load_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: it cannot be read or is no JSON.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON ({error}); get the file again or export it anew") from None
+
+
+def xml_root(path: Path) -> str:
+    """Return the name of the outermost element of an XML file; "" if it shows none."""
+    match = re.search(r"<([A-Za-z_][\w.-]*)[\s>/]", start_of(path, 2000))
+    return match[1] if match else ""
+
+
+def parse_xml(data: bytes, where: str) -> Any:
+    """Read XML from its bytes; `where` names them in errors. External and expanding entities are refused.
+
+    Raises:
+        DataError: it is no XML, or holds what may be an attack.
+    """
+    try:
+        from defusedxml.common import DefusedXmlException
+        from defusedxml.ElementTree import ParseError, fromstring
+    except ImportError:
+        raise MissingExtraError("Reading XML", "train") from None
+    try:
+        # defusedxml is ten times slower; without "<!" there is no DTD, so nothing for it to defuse.
+        plain = b"<!" not in data and b"\0" not in data
+        return ElementTree.fromstring(data) if plain else fromstring(data)
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+        raise DataError(f"{where} is no XML ({error}); {ADVICE}") from None
+
+
+def number(value: Any) -> float:
+    """Return a number of a label file, written as a number or as its text.
+
+    Raises:
+        ValueError, TypeError or OverflowError: it is none, such as true, null or a list.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError
+    return float(value)
+
+
+def around(points: Iterable[Sequence[float]]) -> tuple[float, float, float, float]:
+    """Return the box around points (x, y); one that is not finite makes a box of NaN.
+
+    Raises:
+        ValueError: there are none, or one is no pair.
+    """
+    pairs = [(x, y) for x, y in points]
+    if not all(math.isfinite(value) for pair in pairs for value in pair):
+        return (math.nan, math.nan, math.nan, math.nan)
+    xs, ys = zip(*pairs, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def around_turned(
+    x: float, y: float, width: float, height: float, degrees: float, about: tuple[float, float]
+) -> tuple[float, float, float, float]:
+    """Return the box around a rectangle that is turned clockwise, as seen on the screen, about a point."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    corners = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
+    moved = [(left - about[0], top - about[1]) for left, top in corners]
+    return around((about[0] + cos * dx - sin * dy, about[1] + sin * dx + cos * dy) for dx, dy in moved)
+
+
+def around_ellipse(
+    cx: float, cy: float, rx: float, ry: float, degrees: float = 0.0
+) -> tuple[float, float, float, float]:
+    """Return the box around an ellipse whose first axis is turned by `degrees`."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    half_width, half_height = math.hypot(rx * cos, ry * sin), math.hypot(rx * sin, ry * cos)
+    return cx - half_width, cy - half_height, cx + half_width, cy + half_height
+
+
+def is_textual(value: Any) -> bool:
+    """Return whether a value read from JSON is a text that is not blank."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def items(value: Any, key: str) -> list[Any]:
+    """Return the list that an object holds under a key; empty where there is none."""
+    held: Any = value.get(key) if is_mapping(value) else None
+    return held if is_list(held) else []
+
+
+@dataclass(frozen=True)
+class LabelFiles:
+    """The label files of one split, and the folder below which their names count."""
+
+    base: Path
+    files: list[Path]
+
+
+def label_files(
+    folder: Path,
+    suffixes: tuple[str, ...],
+    fits: Callable[[Path], bool],
+    places: Sequence[str],
+    *,
+    per_image: bool,
+    declared: bool = False,
+) -> dict[str, LabelFiles]:
+    """Return the label files of each split of a folder: beside the images, in a folder of `places`, or by split.
+
+    Args:
+        folder: the data set.
+        suffixes: endings of the label files.
+        fits: whether a file is one of the format, by a look at its beginning.
+        places: names of the folders that may hold label files.
+        per_image: whether there is a file for each image, so that a file's name says nothing about its split.
+        declared: whether another file makes this folder a data set, so that folders of any name are its splits.
+    """
+    for place in _and_inside(folder, places):
+        held = _fitting(place, suffixes, fits, per_image)
+        if held and per_image:
+            return {_split_of(folder): LabelFiles(place, held)}
+        if held:
+            return _by_name(held, place, folder)
+        parts = {part.name: part for part in folders_in(place) if declared or is_split_name(split_in(part.name))}
+        found = {
+            name: files for name, part in parts.items() if (files := _inside(part, suffixes, fits, places, per_image))
+        }
+        if found:
+            named = name_splits({name: parts[name] for name in found})
+            return {name: found[part.name] for name, part in named.items()}
+    return {}
+
+
+def _and_inside(folder: Path, places: Sequence[str]) -> list[Path]:
+    return [folder, *(held for name in places if (held := child(folder, name)))]
+
+
+def _inside(
+    part: Path, suffixes: tuple[str, ...], fits: Callable[[Path], bool], places: Sequence[str], per_image: bool
+) -> LabelFiles | None:
+    """Return the files of a split's folder, which may lie in folders of any name below it, where each has an image."""
+    for place in _and_inside(part, places):
+        if files := _fitting(place, suffixes, fits, per_image):
+            return LabelFiles(place, files)
+    below = [part / name for name in files_below(part, *suffixes)] if per_image else []
+    return LabelFiles(part, below) if any(fits(file) for file in below[:10]) else None
+
+
+def _fitting(folder: Path, suffixes: tuple[str, ...], fits: Callable[[Path], bool], per_image: bool) -> list[Path]:
+    files = files_in(folder, *suffixes)
+    if not per_image:
+        return [file for file in files if fits(file)]
+    # A few are enough: a reader opens each of them anyway, and passes over what is of another kind.
+    known = any(fits(file) for file in files[:10])
+    return [folder / name for name in files_below(folder, *suffixes)] if known else []
+
+
+def _by_name(files: list[Path], place: Path, folder: Path) -> dict[str, LabelFiles]:
+    if len(files) > 1 and all(is_split_name(split_in(file.stem)) for file in files):
+        named = name_splits({file.stem: file for file in files})
+        return {name: LabelFiles(place, [file]) for name, file in named.items()}
+    return {_split_of(folder, *(files if len(files) == 1 else ())): LabelFiles(place, files)}
+
+
+def _split_of(folder: Path, *files: Path) -> str:
+    names = [*(split_in(file.stem) for file in files), folder.name]
+    return next((name for name in names if is_split_name(name)), "all")
+
+
+def split_of_file(file: Path) -> str:
+    """Return the split that a label file given by itself holds, by its name or its folder's, else "all"."""
+    return _split_of(file.parent, file)
