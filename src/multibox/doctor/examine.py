@@ -6,7 +6,10 @@ from pathlib import Path
 from multibox.data.formats import find_splits, read_raw
 from multibox.data.formats.index import RawLabels
 from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, LABELLED_TWICE, MISSING_IMAGE, UNREADABLE_IMAGE
+from multibox.doctor.box_checks import check_boxes, find_faults
+from multibox.doctor.class_checks import check_classes
 from multibox.doctor.findings import KINDS, Finding, finding, worst_first
+from multibox.doctor.readings import find_reading
 from multibox.doctor.survey import Survey, survey_split
 from multibox.errors import DataError
 
@@ -49,7 +52,8 @@ def examine(
     surveys, findings = _read(Path(data), split, format, fast)
     findings += [one for survey in surveys.values() for one in _of_split(survey)]
     findings += _of_set(surveys)
-    return worst_first(findings)
+    # An image may belong to several splits, as to VOC's train and trainval
+    return worst_first(dict.fromkeys(findings))
 
 
 def _read(path: Path, split: str | None, format: str | None, fast: bool) -> tuple[dict[str, Survey], list[Finding]]:
@@ -74,11 +78,13 @@ def _read(path: Path, split: str | None, format: str | None, fast: bool) -> tupl
 def _of_split(survey: Survey) -> Iterator[Finding]:
     """Yield what one split shows by itself."""
     yield from reader_problems(survey.raw)
+    reading = find_reading(survey)
+    yield from check_boxes(survey, reading, find_faults(survey, reading))
 
 
 def _of_set(surveys: Mapping[str, Survey]) -> Iterator[Finding]:
     """Yield what the splits show together."""
-    return iter(())
+    yield from check_classes(surveys)
 
 
 def reader_problems(raw: RawLabels) -> Iterator[Finding]:

@@ -1,6 +1,5 @@
 """A split under examination: its labels as written beside the real sizes of its images."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,8 @@ from multibox.errors import ImageError
 from multibox.limits import available_cores
 from multibox.structures import Boxes, Flags, Sample
 
+MARGIN, MARGIN_PX = 0.02, 1.0
+"""A box fits if it leaves its image by at most this share of the side and this many pixels."""
 SAMPLED = 2000
 """Headers opened per split by a fast examination, evenly spaced; sizes of the others are taken as declared."""
 
@@ -24,14 +25,30 @@ class Survey:
 
     raw: RawLabels
     image_wh: NDArray[np.float64]
-    """[images, 2] width and height of each image as shown; NaN where its header cannot be read."""
+    """[images, 2] width and height of each image as shown; NaN where its header was not, or cannot be, read."""
     misread: dict[int, str] = field(default_factory=dict[int, str])
     """Why the header of an image cannot be read, by its row."""
 
     @cached_property
+    def frame_wh(self) -> NDArray[np.float64]:
+        """[images, 2] width and height in which the boxes of each image were drawn.
+
+        That is the declared size, unless the boxes leave it and fit the image itself; NaN where none is known. Whether
+        the two differ is another check's business.
+        """
+        declared = np.array([(size.width, size.height) if size else (np.nan, np.nan) for size in self.raw.sizes])
+        declared = declared.reshape(-1, 2)
+        own = np.where(np.isfinite(self.image_wh), self.image_wh, declared)
+        declared = np.where(np.isfinite(declared), declared, own)
+        owners, count = self.raw.owners[self.finite], len(self.image_wh)
+        boxes = self.raw.boxes_xyxy[self.finite]
+        out = [np.bincount(owners, misfits(boxes, wh[owners]), count) for wh in (declared, own)]
+        return np.where((out[1] < out[0])[:, None], own, declared)
+
+    @cached_property
     def box_wh(self) -> NDArray[np.float64]:
-        """[N, 2] width and height of the image of each box; NaN where it is not known."""
-        return self.image_wh[self.raw.owners]
+        """[N, 2] width and height in which each box was drawn; NaN where none is known."""
+        return self.frame_wh[self.raw.owners]
 
     @cached_property
     def finite(self) -> Flags:
@@ -59,15 +76,24 @@ class Survey:
         return self.raw.class_names[int(self.raw.labels[row])]
 
 
+def misfits(boxes_xyxy: Boxes, image_wh: NDArray[np.float64]) -> Flags:
+    """Return which boxes [N] are reversed or leave their images by more than a rounding."""
+    edges = np.concatenate([image_wh, image_wh], axis=1)
+    margin = MARGIN * edges + MARGIN_PX
+    out = (boxes_xyxy < -margin) | (boxes_xyxy > edges + margin)
+    return np.asarray(out.any(axis=1) | (boxes_xyxy[:, 2:] < boxes_xyxy[:, :2]).any(axis=1))
+
+
 def survey_split(raw: RawLabels, *, fast: bool = False) -> Survey:
     """Read the headers of a split's images, all or `SAMPLED` of them, on all cores."""
     count = len(raw.image_names)
-    known = raw.fractions  # the reader has opened the headers already
     image_wh = np.full((count, 2), np.nan)
+    rows: list[int] = []
     for row, size in enumerate(raw.sizes):
-        if size is not None:
+        if size is not None and raw.fractions:  # the reader has opened the header already
             image_wh[row] = size.width, size.height
-    rows: Sequence[int] = [row for row in range(count) if not (known and raw.sizes[row] is not None)]
+        else:
+            rows.append(row)
     if fast and len(rows) > SAMPLED:
         rows = np.unique(np.linspace(0, len(rows) - 1, SAMPLED).astype(int)).tolist()
     misread: dict[int, str] = {}
@@ -76,7 +102,6 @@ def survey_split(raw: RawLabels, *, fast: bool = False) -> Survey:
         for row, size in zip(rows, pool.map(_size_of, samples), strict=True):
             if isinstance(size, str):
                 misread[row] = size
-                image_wh[row] = np.nan
             else:
                 image_wh[row] = size
     return Survey(raw, image_wh, misread)

@@ -1,0 +1,196 @@
+"""Faults of single boxes and of pairs of boxes, over all boxes of a split at once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multibox.doctor.findings import Finding, Severity, finding
+from multibox.doctor.readings import Reading
+from multibox.doctor.survey import Survey
+from multibox.structures import Boxes, Flags, Labels, iou
+
+OVER_PX, OVER = 0.5, 0.001
+"""A box that leaves its image by less than these pixels, or this share of the side, is only rounded."""
+WHOLE = 0.99
+"""Share of both sides from which a box covers the whole image."""
+DUPLICATE = 0.9
+"""Overlap (IoU) from which two boxes of one class are the same object. Second labels in BCCD have 0.91 to 0.93."""
+SAME_PLACE, NEAR_PLACE = 0.95, 0.85
+"""Overlap from which two boxes of different classes have the same place, or nearly: a warning, and a note."""
+INSIDE = 0.97
+"""Share of a box inside another of its class from which it lies inside."""
+NESTED, NESTED_MAYBE = 0.7, 0.5
+"""Overlap from which a box inside another of its class is a second label, or may be: a warning, and a note."""
+
+
+class Pair(NamedTuple):
+    """Two boxes of one image that seem to be one object."""
+
+    kind: str
+    first: int
+    second: int
+    """Row of the box written later."""
+    overlap: float
+    severity: Severity
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What is wrong with the boxes of a split, under the reading that fits them."""
+
+    boxes: dict[str, Flags] = field(default_factory=dict[str, Flags])
+    """Which boxes [N] have each fault."""
+    pairs: list[Pair] = field(default_factory=list[Pair])
+
+
+def find_faults(survey: Survey, reading: Reading) -> Faults:
+    """Return the faults of a split's boxes."""
+    boxes, wh = reading.boxes_xyxy, survey.box_wh
+    finite = survey.finite
+    sound = np.where(finite[:, None], boxes, 0.0)
+    low, high = np.minimum(sound[:, :2], sound[:, 2:]), np.maximum(sound[:, :2], sound[:, 2:])
+    sides = high - low
+    in_frame = finite & ~reading.kinds.get("scale-mismatch", np.zeros(len(boxes), np.bool_))
+    outside = in_frame & ((high <= 0) | (low >= wh)).any(axis=1)
+    empty = finite & (sides == 0).any(axis=1)
+    slack = np.maximum(OVER_PX, OVER * wh)
+    over = in_frame & ((low < -slack) | (high > wh + slack)).any(axis=1)
+    faults = {
+        "not-a-number": ~finite,
+        "reversed-box": finite & (boxes[:, :2] > boxes[:, 2:]).any(axis=1),
+        "empty-box": empty,
+        "outside-box": outside & ~empty,
+        "tiny-box": finite & ~empty & ~outside & (sides < 1).any(axis=1),
+        "clipped-box": over & ~outside & ~empty,
+        "whole-image-box": in_frame & ~over & (sides >= WHOLE * wh).all(axis=1),
+    }
+    usable = finite & ~empty & ~outside & ~survey.raw.crowd
+    return Faults(
+        {kind: rows for kind, rows in faults.items() if rows.any()},
+        _pairs(np.concatenate([low, high], axis=1), survey.raw.owners, survey.raw.labels, usable),
+    )
+
+
+def check_boxes(survey: Survey, reading: Reading, faults: Faults) -> Iterator[Finding]:
+    """Yield findings about the boxes of a split."""
+    yield from reading.findings
+    for kind, rows in faults.boxes.items():
+        for row in np.flatnonzero(rows).tolist():
+            yield finding(kind, survey.file_of(row), _describe(kind, survey, reading, row), survey.where_of(row))
+    for pair in faults.pairs:
+        one, other = pair.first, pair.second
+        what = f"{_box(survey, reading, other)} overlaps {_box(survey, reading, one)} by {pair.overlap:.2f}"
+        if pair.kind == "nested-duplicate":
+            what = f"of {_box(survey, reading, one)} and {_box(survey, reading, other)} one lies inside the other"
+        yield finding(pair.kind, survey.file_of(other), what, survey.where_of(other), severity=pair.severity)
+    yield from _one_based(survey, reading)
+    yield from _outlines(survey)
+
+
+def _box(survey: Survey, reading: Reading, row: int) -> str:
+    corners = ", ".join(f"{value:g}" for value in reading.boxes_xyxy[row].round(2).tolist())
+    return f"{survey.class_of(row)!r} ({corners})"
+
+
+def _describe(kind: str, survey: Survey, reading: Reading, row: int) -> str:
+    box = _box(survey, reading, row)
+    if kind == "not-a-number":
+        return f"box of {box} has a coordinate that is not a finite number"
+    if kind == "reversed-box":
+        x1, _, x2, _ = reading.boxes_xyxy[row].tolist()
+        return f"box of {box} is reversed: {'xmin is above xmax' if x1 > x2 else 'ymin is above ymax'}"
+    if kind == "empty-box":
+        return f"box of {box} has no area"
+    if kind == "tiny-box":
+        width, height = np.abs(reading.boxes_xyxy[row, 2:] - reading.boxes_xyxy[row, :2]).tolist()
+        return f"box of {box} is {width:.3g} x {height:.3g} pixels"
+    size = " x ".join(f"{side:g}" for side in survey.box_wh[row].tolist())
+    words = {
+        "outside-box": f"lies outside its image of {size}",
+        "clipped-box": f"runs out of its image of {size}",
+        "whole-image-box": f"covers the whole image of {size}",
+    }
+    return f"box of {box} {words[kind]}"
+
+
+def _pairs(boxes: Boxes, owners: Labels, labels: Labels, usable: Flags) -> list[Pair]:
+    """Return pairs of boxes that seem to be one object, in the order of the second."""
+    rows = np.flatnonzero(usable)
+    first, second = overlapping(boxes[rows], owners[rows])
+    first, second = rows[first], rows[second]
+    first, second = np.minimum(first, second), np.maximum(first, second)
+    overlap = iou(boxes[first], boxes[second])
+    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    smaller = np.minimum(area[first], area[second])
+    # intersection = iou * union = iou * (a + b) / (1 + iou)
+    inside = overlap * (area[first] + area[second]) / (1 + overlap) / smaller
+    same = labels[first] == labels[second]
+    duplicate = same & (overlap >= DUPLICATE)
+    nested = same & ~duplicate & (inside >= INSIDE) & (overlap >= NESTED_MAYBE)
+    place = ~same & (overlap >= NEAR_PLACE)
+    found: list[Pair] = []
+    for kind, chosen, sure in (
+        ("duplicate-box", duplicate, DUPLICATE),
+        ("nested-duplicate", nested, NESTED),
+        ("same-place-two-classes", place, SAME_PLACE),
+    ):
+        for at in np.flatnonzero(chosen).tolist():
+            value = float(overlap[at])
+            found.append(Pair(kind, int(first[at]), int(second[at]), value, "warning" if value >= sure else "note"))
+    return sorted(found, key=lambda pair: (pair.kind, pair.second, pair.first))
+
+
+def overlapping(boxes_xyxy: Boxes, owners: Labels) -> tuple[Labels, Labels]:
+    """Return the pairs of rows of one image whose boxes overlap, without a loop over images or boxes.
+
+    Rows are sorted by image and left edge. Each is then compared with the next, the second next and so on, as long as
+    any row has a neighbour at that distance which begins left of its right edge.
+    """
+    order = np.lexsort((boxes_xyxy[:, 0], owners))
+    boxes, images = boxes_xyxy[order], owners[order]
+    firsts: list[Labels] = []
+    seconds: list[Labels] = []
+    active = np.arange(len(boxes))
+    distance = 1
+    while len(active):
+        active = active[active + distance < len(boxes)]
+        other = active + distance
+        near = (images[active] == images[other]) & (boxes[other, 0] < boxes[active, 2])
+        active, other = active[near], other[near]
+        meets = (boxes[other, 1] < boxes[active, 3]) & (boxes[other, 3] > boxes[active, 1])
+        firsts.append(order[active[meets]])
+        seconds.append(order[other[meets]])
+        distance += 1
+    none = np.zeros(0, np.int64)
+    return np.concatenate([none, *firsts]), np.concatenate([none, *seconds])
+
+
+def _one_based(survey: Survey, reading: Reading) -> Iterator[Finding]:
+    """Yield a finding if the corners of the split seem to count from 1.
+
+    Objects cut by the left or upper edge pile up at the lowest coordinate, which is then 1 and never 0.
+    """
+    if survey.raw.fractions or len(survey.boxes_xyxy) < 10:
+        return
+    boxes = reading.boxes_xyxy[survey.finite & ~survey.raw.outline]
+    if not len(boxes) or (boxes != np.rint(boxes)).any():
+        return
+    low: NDArray[np.float64] = boxes[:, :2]
+    ones, twos = int((low == 1).sum()), int((low == 2).sum())
+    if (low < 1).any() or ones < 2 or ones <= twos:
+        return
+    usual = " as VOC's own do" if survey.raw.format == "voc" else ""
+    what = f"corners count from 1{usual}: none of {low.size} left and upper edges is at 0, {ones} are at 1"
+    yield finding("one-based-boxes", survey.raw.sources[0].parent, what, f"split {survey.raw.split}")
+
+
+def _outlines(survey: Survey) -> Iterator[Finding]:
+    count = int(survey.raw.outline.sum())
+    if count:
+        row = int(np.flatnonzero(survey.raw.outline)[0])
+        objects = "object is an outline" if count == 1 else "objects are outlines"
+        what = f"{count} {objects}, of which the box around it is used"
+        yield finding("outline-as-box", survey.file_of(row), what, f"split {survey.raw.split}")
