@@ -1,5 +1,6 @@
 """A split under examination: its labels as written beside the real sizes of its images."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox.data.formats.index import RawLabels
-from multibox.data.images import image_size, sample_size
-from multibox.errors import ImageError
+from multibox.data.formats.sizes import Fit, fit_to_images
+from multibox.data.images import shown_size
+from multibox.errors import DataError
 from multibox.limits import available_cores
-from multibox.structures import Boxes, Flags, Sample
+from multibox.structures import Boxes, Flags, Sample, Size
 
 MARGIN, MARGIN_PX = 0.02, 1.0
 """A box fits if it leaves its image by at most this share of the side and this many pixels."""
@@ -30,24 +32,26 @@ class Survey:
     """Why the header of an image cannot be read, by its row."""
 
     @cached_property
-    def frame_wh(self) -> NDArray[np.float64]:
-        """[images, 2] width and height in which the boxes of each image were drawn.
+    def fit(self) -> Fit:
+        """The boxes in pixels of their images as shown: turned or scaled where they were drawn in another frame."""
+        raw, shown = self.raw, self.shown
+        return fit_to_images(raw.boxes_xyxy, raw.owners, raw.sizes, raw.image_names, raw.sample, shown)[0]
 
-        That is the declared size, unless the boxes leave it and fit the image itself; NaN where none is known. Whether
-        the two differ is another check's business.
-        """
+    @property
+    def shown(self) -> list[Size | None]:
+        """Size of each image as shown; None where its header was not, or cannot be, read."""
+        sides: list[list[float]] = self.image_wh.tolist()
+        return [None if math.isnan(width) else Size(int(height), int(width)) for width, height in sides]
+
+    @cached_property
+    def frame_wh(self) -> NDArray[np.float64]:
+        """[images, 2] width and height of each image, as declared where its header is not read; NaN where unknown."""
         declared = np.array([(size.width, size.height) if size else (np.nan, np.nan) for size in self.raw.sizes])
-        declared = declared.reshape(-1, 2)
-        own = np.where(np.isfinite(self.image_wh), self.image_wh, declared)
-        declared = np.where(np.isfinite(declared), declared, own)
-        owners, count = self.raw.owners[self.finite], len(self.image_wh)
-        boxes = self.raw.boxes_xyxy[self.finite]
-        out = [np.bincount(owners, misfits(boxes, wh[owners]), count) for wh in (declared, own)]
-        return np.where((out[1] < out[0])[:, None], own, declared)
+        return np.where(np.isfinite(self.image_wh), self.image_wh, declared.reshape(-1, 2))
 
     @cached_property
     def box_wh(self) -> NDArray[np.float64]:
-        """[N, 2] width and height in which each box was drawn; NaN where none is known."""
+        """[N, 2] width and height of the image of each box; NaN where unknown."""
         return self.frame_wh[self.raw.owners]
 
     @cached_property
@@ -57,8 +61,8 @@ class Survey:
 
     @property
     def boxes_xyxy(self) -> Boxes:
-        """[N, 4] as written; see `RawLabels`."""
-        return self.raw.boxes_xyxy
+        """[N, 4] in pixels of the images as shown."""
+        return self.fit.boxes_xyxy
 
     def file_of(self, row: int) -> str:
         """Return the label file of a box."""
@@ -110,7 +114,7 @@ def survey_split(raw: RawLabels, *, fast: bool = False) -> Survey:
 def _size_of(sample: Sample) -> tuple[int, int] | str:
     """Return width and height of an image as shown, or why they cannot be read."""
     try:
-        size = image_size(sample.path) if sample.offset is None else sample_size(sample)
-    except ImageError as error:
+        size = shown_size(sample)
+    except DataError as error:
         return str(error)
     return size.width, size.height
