@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from multibox.data.images import list_images
+from multibox.data.image_listing import list_images
 from multibox.data.sprites import render
 from multibox.inference.load import load
 from multibox.inference.results import ImageResult, result_files

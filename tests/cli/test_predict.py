@@ -119,7 +119,7 @@ def test_above_twenty_images_a_log_has_few_lines(run, tiny_file, tmp_path, monke
 )
 def test_what_is_no_source_says_what_is(run, tiny_file, tmp_path, monkeypatch, source, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("multibox.data.images.reads_heif", lambda: False)
+    monkeypatch.setattr("multibox.data.image_listing.reads_heif", lambda: False)
     for name in ("empty/", "others/x.HEIC", "others/y.heif", "others/notes.txt", "clip.mp4", "all.tar.gz"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -131,7 +131,7 @@ def test_what_is_no_source_says_what_is(run, tiny_file, tmp_path, monkeypatch, s
 
 
 def test_what_is_passed_over_is_counted(run, tiny_file, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("multibox.data.images.reads_heif", lambda: False)
+    monkeypatch.setattr("multibox.data.image_listing.reads_heif", lambda: False)
     for name in ("x.HEIC", "notes.txt", "more.txt", "README", ".hidden"):
         (photos / name).write_bytes(b"x")
     code, out, _ = run("predict", tiny_file, photos, "--out", tmp_path / "d")

@@ -6,14 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from multibox.data.images import (
-    decode_image,
-    find_images,
-    image_size,
-    list_images,
-    read_image,
-    resize_image,
-)
+from multibox.data.image_listing import find_images, list_images
+from multibox.data.images import decode_image, image_size, read_image, resize_image
 from multibox.errors import ImageError
 from multibox.structures import Size
 
@@ -153,7 +147,7 @@ def test_listing(tmp_path):
 
 
 def test_sources_are_joined_and_what_is_passed_over_is_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr("multibox.data.images.reads_heif", lambda: False)
+    monkeypatch.setattr("multibox.data.image_listing.reads_heif", lambda: False)
     for name in ("a.jfif", "b.JPE", "c.jif", "d.heic", "e.HEIF", "labels.txt", "clip.mp4", ".hidden"):
         (tmp_path / name).write_bytes(b"x")
     found = find_images([tmp_path / "c.jif", tmp_path, f"{tmp_path}/*.jfif"])
@@ -162,7 +156,7 @@ def test_sources_are_joined_and_what_is_passed_over_is_counted(tmp_path, monkeyp
         "2 HEIC images were passed over; pip install 'multibox[heic]' reads them",
         "2 other files were passed over: 1 .mp4, 1 .txt",
     ]
-    monkeypatch.setattr("multibox.data.images.reads_heif", lambda: True)
+    monkeypatch.setattr("multibox.data.image_listing.reads_heif", lambda: True)
     assert [path.name for path in find_images([tmp_path]).paths] == ["a.jfif", "b.JPE", "c.jif", "d.heic", "e.HEIF"]
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from multibox.data.images import list_images, read_image
+from multibox.data.image_listing import list_images
+from multibox.data.images import read_image
 from multibox.structures import Size
 
 Pixels = NDArray[np.uint8]

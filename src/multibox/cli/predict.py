@@ -55,7 +55,7 @@ def predict(
 
     Example: multibox predict model.onnx photos --json found.json
     """
-    from multibox.data.images import find_images
+    from multibox.data.image_listing import find_images
     from multibox.inference.results import distinct_names
 
     check_threshold(threshold)

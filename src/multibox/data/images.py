@@ -1,37 +1,25 @@
 """The only image decoder and the only resize of the project: any image file to 8-bit RGB as a person sees it.
 
-Transparent pixels become white. Of several frames the first is taken. Colour profiles are not applied. Grey values
+Transparent pixels show the background. Of several frames the first is taken. Colour profiles are not applied. Values
 deeper than 8 bits are scaled by the range they use (see `grey_to_8_bit`). A truncated file is an error.
 """
 
-import glob
 import io
+import os
 import struct
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
+from multibox.data.image_listing import may_be_heif, reads_heif, suffix_by_content
+from multibox.data.jpeg_end import lacks_end, with_end
+from multibox.data.pixels import WHITE, Colour, ask_for_low_bytes, deep_colour, join_bytes, mend_tiff, to_rgb
 from multibox.data.records import read_record
 from multibox.errors import ImageError
 from multibox.structures import Sample, Size
-
-SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jfif", ".jif", ".jp2", ".jpe", ".jpeg", ".jpg"}
-    | {".mpo", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-"""File name endings, in lower case, that `find_images` takes for images."""
-HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
-"""Endings of images that are read if the extra `heic` is installed."""
-_VIDEOS = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"})
-_ARCHIVES = frozenset({".7z", ".bz2", ".gz", ".rar", ".rec", ".tar", ".tgz", ".xz", ".zip", ".zst"})
-_SOURCES = "give image files, folders of images or glob patterns"
 
 # No EPS: Pillow passes it to Ghostscript, and images may come from strangers
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -47,45 +35,81 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = frozenset({5, 6, 7, 8})
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-"""Bytes 8 to 12 of a HEIF file, after `ftyp`; the last two may be AVIF as well."""
 
-_FULL_SCALES = (255, 4095, 65535)
+MOST_BYTES = 900_000_000
+"""Memory that the pixels of one image may take while it is decoded: 4 bytes each in RGB, 8 where they are converted."""
+_ALWAYS_READ = 50_000_000
+_MOST_PER_BYTE = 300
+"""Pixels per byte of a file, above `_ALWAYS_READ` pixels. A blank colour PNG has 344, a blank JPEG under 200."""
 
-# On truncated and flipped bytes Pillow raises almost every kind of exception, warnings among them
+# On truncated and flipped bytes Pillow raises almost every kind of exception, warnings among them. Only calls of
+# Pillow on such bytes stand in a `try` with this; our own mistakes must not be called a damaged file
 _BROKEN = Exception
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """Read an image file as 8-bit RGB, turned as its EXIF orientation says.
+def read_image(path: str | Path, background: Colour = WHITE) -> Image.Image:
+    """Read an image file as 8-bit RGB, turned as its EXIF orientation says; `background` shows where it is transparent.
 
     Raises:
         ImageError: the file is missing, empty, truncated, no image, or too large to be decoded safely.
     """
-    return decode_image(_read_bytes(Path(path)), str(path))
+    return decode_image(_read_bytes(Path(path)), str(path), background)
 
 
-def decode_image(data: bytes, where: str) -> Image.Image:
+def decode_image(data: bytes, where: str, background: Colour = WHITE) -> Image.Image:
     """Decode the bytes of an image file as `read_image` does; `where` names them in errors."""
+    data = with_end(data, where) if lacks_end(data) else data
     with _open(data, where) as image:
-        return upright_rgb(image, where)
+        deep = deep_colour(image)
+        _load(image, where)
+        if not deep:
+            return _upright(image, image, where, background)
+        with _open(data, where) as low:
+            ask_for_low_bytes(low)
+            _load(low, where)
+            return _upright(join_bytes(image, low, where), image, where, background)
 
 
-def upright_rgb(image: Image.Image, where: str = "the image") -> Image.Image:
-    """Return an opened image of any mode as 8-bit RGB, turned as its EXIF orientation says.
+def upright_rgb(image: Image.Image, where: str = "the image", background: Colour = WHITE) -> Image.Image:
+    """Return a copy of an opened image of any mode as 8-bit RGB, turned as its EXIF orientation says.
 
     Raises:
         ImageError: its pixels cannot be decoded; `where` names it.
     """
+    _load(image, where)
+    turned = _upright(image, image, where, background)
+    return turned.copy() if turned is image else turned
+
+
+def _load(image: Image.Image, where: str) -> None:
+    """Decode the pixels of an opened image.
+
+    Raises:
+        ImageError: they cannot be decoded.
+    """
     try:
         image.load()
-        orientation = _orientation(image)
-        return _to_rgb(image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image, where)
-    except ImageError:
-        raise
+    except MemoryError as error:
+        raise ImageError(
+            f"{where} does not fit into memory with its {image.width} x {image.height} pixels; make it smaller",
+            kind="huge-image",
+        ) from error
     except _BROKEN as error:
         reason = str(error).strip().rstrip(".") or type(error).__name__
-        raise ImageError(f"{where} is truncated or damaged ({reason}): save or copy it again") from error
+        raise ImageError(
+            f"{where} is truncated or damaged ({reason}): save or copy it again", kind="truncated-image"
+        ) from error
+
+
+def _upright(pixels: Image.Image, image: Image.Image, where: str, background: Colour) -> Image.Image:
+    """Return decoded pixels as RGB, turned as the EXIF data of `image` says, without anything that turns them again."""
+    orientation = _orientation(image)
+    rgb = to_rgb(pixels, where, background)
+    if orientation not in _UPRIGHT:
+        return rgb
+    turned = rgb.transpose(_UPRIGHT[orientation])
+    turned.info.clear()
+    return turned
 
 
 def image_size(path: str | Path) -> Size:
@@ -131,124 +155,6 @@ def resize_image(image: Image.Image, size: Size, box: tuple[float, float, float,
     return image.resize((size.width, size.height), Image.Resampling.BILINEAR, box=box)
 
 
-class Listing(NamedTuple):
-    """Image files, and sentences that count the files passed over."""
-
-    paths: list[Path]
-    notes: list[str]
-
-
-def find_images(sources: Iterable[str | Path]) -> Listing:
-    """List the images meant by files, folders and glob patterns: source by source, each sorted by path, none twice.
-
-    A file is taken whatever its name; of a folder, the files directly in it that end like images. `folder/**/*` reaches
-    deeper. Hidden files are ignored; other files are counted in the notes.
-
-    Raises:
-        ImageError: a source does not exist, holds no image, or is of a kind that cannot be read.
-    """
-    listed = [_list_source(source) for source in sources]
-    paths = dict.fromkeys(path for images, _ in listed for path in images)
-    return Listing(list(paths), _notes(sum((others for _, others in listed), Counter[str]())))
-
-
-def list_images(source: str | Path) -> list[Path]:
-    """List the images meant by one file, folder or glob pattern, as `find_images` does.
-
-    Raises:
-        ImageError: there is nothing there, or no image among it.
-    """
-    return find_images([source]).paths
-
-
-def _list_source(source: str | Path) -> tuple[list[Path], Counter[str]]:
-    path = Path(source)
-    if path.is_file():
-        if path.suffix.lower() in _VIDEOS | _ARCHIVES:
-            raise _not_yet(str(source))
-        return [path], Counter()
-    if path.is_dir():
-        hits, where = path.iterdir(), f"in folder {path}"
-        hint = f"; for images in folders below it write '{path}/**/*'"
-    elif glob.has_magic(str(source)):
-        hits = (Path(hit) for hit in glob.glob(str(source), recursive=True))  # noqa: PTH207 - absolute patterns
-        where, hint = f"matches {source}", ""
-    else:
-        raise _not_yet(str(source))
-    files = sorted(hit for hit in hits if not hit.name.startswith(".") and hit.is_file())
-    suffixes = Counter(file.suffix.lower() for file in files)
-    wanted = SUFFIXES | HEIF_SUFFIXES if suffixes.keys() & HEIF_SUFFIXES and reads_heif() else SUFFIXES
-    images = [file for file in files if file.suffix.lower() in wanted]
-    others = Counter({suffix: count for suffix, count in suffixes.items() if suffix not in wanted})
-    if not images:
-        notes = "".join(f"; {note}" for note in _notes(others))
-        raise ImageError(f"no image {where}: expected files ending in {', '.join(sorted(SUFFIXES))}{notes}{hint}")
-    return images, others
-
-
-def _notes(others: Mapping[str, int]) -> list[str]:
-    """Return sentences on files passed over, given their number by ending."""
-    heif = sum(count for suffix, count in others.items() if suffix in HEIF_SUFFIXES)
-    notes = [f"{_counted(heif, 'HEIC image')} passed over; pip install 'multibox[heic]' reads them"] if heif else []
-    rest = {suffix: count for suffix, count in sorted(others.items()) if suffix not in HEIF_SUFFIXES}
-    if rest:
-        kinds = ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in rest.items())
-        notes.append(f"{_counted(sum(rest.values()), 'other file')} passed over: {kinds}")
-    return notes
-
-
-def _counted(count: int, what: str) -> str:
-    return f"1 {what} was" if count == 1 else f"{count} {what}s were"
-
-
-def _not_yet(source: str) -> ImageError:
-    """Return the error of a source that does not exist, or is no image, folder or pattern."""
-    scheme, _, rest = source.partition("://")
-    suffix = Path(source).suffix.lower()
-    if rest and scheme.isalnum():
-        return ImageError(f"{source} is an address, and nothing is downloaded: fetch it and {_SOURCES}")
-    if source.isdigit() or source.startswith("/dev/video"):
-        return ImageError(f"{source} names a camera, which cannot be read yet: {_SOURCES}")
-    if Path(source).is_file() and suffix in _VIDEOS:
-        return ImageError(
-            f"{source} is a video, which cannot be read yet: write its frames as images "
-            f"(ffmpeg -i {source} frames/%05d.png) and give their folder"
-        )
-    if Path(source).is_file() and suffix in _ARCHIVES:
-        return ImageError(f"{source} is an archive, which is not opened: unpack it and {_SOURCES}")
-    return ImageError(f"{source} does not exist: {_SOURCES}")
-
-
-@cache
-def reads_heif() -> bool:
-    """Return whether HEIC images can be read; the first call registers their reader with Pillow."""
-    try:
-        import_module("pi_heif").register_heif_opener()
-    except ImportError:
-        return False
-    return True
-
-
-def grey_to_8_bit(values: NDArray[np.generic], where: str) -> NDArray[np.uint8]:
-    """Scale grey values deeper than 8 bits to 0 to 255, by the smallest full scale that holds the image's values.
-
-    The scales are 255, 4095 and 65535, and for floating point also 1. So 16-bit data is scaled by 1/257, 12-bit data in
-    a 16-bit file (X-ray, microscopes) by 1/16, and 8-bit data in one stays as it is.
-
-    Raises:
-        ImageError: values are negative, above 65535 or not finite.
-    """
-    low, high = float(values.min()), float(values.max())
-    scales = (1, *_FULL_SCALES) if values.dtype.kind == "f" else _FULL_SCALES
-    full = next((scale for scale in scales if low >= 0 and high <= scale), None)
-    if full is None:
-        raise ImageError(
-            f"{where}: grey values run from {low:g} to {high:g}, expected 0 to 65535; "
-            "save it as an 8-bit or 16-bit image"
-        )
-    return np.rint(values.astype(np.float64) * (255 / full)).astype(np.uint8)
-
-
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -270,26 +176,65 @@ def _known_formats(heif: bool) -> tuple[str, ...]:
     return tuple(name for name in (*_FORMATS, *(("HEIF",) if heif else ())) if name in Image.OPEN)
 
 
-def _open(source: bytes | io.BufferedReader, where: str) -> Image.Image:
-    head = source[:12] if isinstance(source, bytes) else source.peek(12)[:12]
+def _open(source: bytes | io.BufferedReader, where: str) -> ImageFile.ImageFile:
+    """Open an image file without decoding its pixels.
+
+    Raises:
+        ImageError: it is empty, no image, or too large.
+    """
+    head = source[:32] if isinstance(source, bytes) else source.peek(32)[:32]
     if not head:
-        raise ImageError(f"{where} is empty (0 bytes), expected an image")
-    heif = head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+        raise ImageError(f"{where} is empty (0 bytes), expected an image", kind="empty-file")
+    heif = may_be_heif(head)
     try:
         formats = _known_formats(heif and reads_heif())
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            f"{where} says it is larger than {Image.MAX_IMAGE_PIXELS or 0} pixels, which may be an attack; "
-            "make it smaller"
+            f"{where} says it is larger than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, which may be an attack; "
+            "make it smaller",
+            kind="huge-image",
         ) from error
     except _BROKEN as error:
-        if heif and not reads_heif():
-            raise ImageError(f"{where} is a HEIC image: pip install 'multibox[heic]' reads it") from error
-        raise ImageError(f"{where} is no image that can be read: expected JPEG, PNG or the like") from error
+        raise _unknown(head, heif, where) from error
     if min(image.size) < 1:
         raise ImageError(f"{where} has no pixels: {image.size[0]} x {image.size[1]}")
+    _check_size(image, len(source) if isinstance(source, bytes) else os.fstat(source.fileno()).st_size, where)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        mend_tiff(image)
     return image
+
+
+def _unknown(head: bytes, heif: bool, where: str) -> ImageError:
+    """Return the error of a file that Pillow cannot open, given its first bytes."""
+    if heif and not reads_heif():
+        return ImageError(f"{where} is a HEIC image: pip install 'multibox[heic]' reads it")
+    suffix = suffix_by_content(head)
+    if suffix is None:
+        return ImageError(f"{where} is no image that can be read: expected JPEG, PNG or the like")
+    return ImageError(
+        f"{where} begins like a {suffix} file but is no image that can be read: it is damaged or of a rare kind; "
+        "save it again as JPEG or PNG"
+    )
+
+
+def _check_size(image: Image.Image, size: int, where: str) -> None:
+    """Refuse an image that takes more memory than `MOST_BYTES`, or unpacks to far more than its file's `size`."""
+    pixels = image.width * image.height
+    progressive = bool(image.info.get("progressive"))
+    most = MOST_BYTES // ((4 if image.mode == "RGB" else 8) + 6 * progressive)
+    if pixels > most:
+        raise ImageError(
+            f"{where} has {image.width} x {image.height} pixels, more than the {most} that fit into memory in its "
+            "kind; make it smaller",
+            kind="huge-image",
+        )
+    if pixels > _ALWAYS_READ and pixels > _MOST_PER_BYTE * size:
+        raise ImageError(
+            f"{where} says that its {size} bytes are {image.width} x {image.height} pixels, which may be an attack; "
+            "make it smaller",
+            kind="huge-image",
+        )
 
 
 def _orientation(image: Image.Image) -> int:
@@ -301,25 +246,6 @@ def _orientation(image: Image.Image) -> int:
 
 def _orientation_in_header(image: Image.Image, reopen: Callable[[], IO[bytes]]) -> int:
     return 1 if image.format == "PNG" and not _png_may_be_turned(reopen) else _orientation(image)
-
-
-def _to_rgb(image: Image.Image, where: str) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return _bare(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(grey_to_8_bit(np.asarray(image), where)).convert("RGB")
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        over = image.convert("RGBA")
-        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, over).convert("RGB")
-    return _bare(image.convert("RGB"))
-
-
-def _bare(image: Image.Image) -> Image.Image:
-    """Drop the file's class and metadata, so that no later code turns the image a second time."""
-    bare = Image.new("RGB", image.size)
-    bare.paste(image)
-    return bare
 
 
 def _png_may_be_turned(reopen: Callable[[], IO[bytes]]) -> bool:
@@ -336,15 +262,15 @@ def _png_may_be_turned(reopen: Callable[[], IO[bytes]]) -> bool:
     return False
 
 
-def load_image(sample: Sample) -> Image.Image:
-    """Return the sample's image as 8-bit RGB, from its file or its record.
+def load_image(sample: Sample, background: Colour = WHITE) -> Image.Image:
+    """Return the sample's image as 8-bit RGB, from its file or its record, as `read_image` does.
 
     Raises:
         ImageError: the image is missing, truncated or no image.
     """
     if sample.offset is None:
-        return read_image(sample.path)
-    return decode_image(image_bytes(sample), f"{sample.path}, record {sample.name}")
+        return read_image(sample.path, background)
+    return decode_image(image_bytes(sample), f"{sample.path}, record {sample.name}", background)
 
 
 def load_small(sample: Sample, least: Size) -> Image.Image:
@@ -356,7 +282,8 @@ def load_small(sample: Sample, least: Size) -> Image.Image:
         DataError: as `image_bytes`. ImageError if it is truncated or no image.
     """
     where = str(sample.path) if sample.offset is None else f"{sample.path}, record {sample.name}"
-    with _open(image_bytes(sample), where) as image:
+    data = image_bytes(sample)
+    with _open(with_end(data, where) if lacks_end(data) else data, where) as image:
         image.draft(None, (least.width, least.height))
         return upright_rgb(image, where)
 
@@ -375,6 +302,17 @@ def image_bytes(sample: Sample) -> bytes:
         with sample.path.open("rb") as file:
             file.seek(sample.offset)
             return file.read(sample.length)
+    except OSError as error:
+        raise _unreadable(sample.path, error) from error
+
+
+def image_head(sample: Sample, size: int = 64) -> bytes:
+    """Return the first bytes of the sample's image, which tell its kind; errors are those of `image_bytes`."""
+    if sample.offset is not None:
+        return image_bytes(sample)[:size]
+    try:
+        with sample.path.open("rb") as file:
+            return file.read(size)
     except OSError as error:
         raise _unreadable(sample.path, error) from error
 

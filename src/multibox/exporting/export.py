@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from multibox.data.formats import find_splits, open_dataset, split_for
-from multibox.data.images import list_images, load_image, read_image
+from multibox.data.image_listing import list_images
+from multibox.data.images import load_image, read_image
 from multibox.errors import ConfigError, DataError
 from multibox.exporting.graph import Dialect, as_text, build_onnx, describe
 from multibox.exporting.network import OPSET

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.data.formats.text import IMAGE_SUFFIXES, files_below, safe_name, stem_of, tails
-from multibox.data.images import image_bytes, shown_size
+from multibox.data.formats.text import files_below, safe_name, stem_of, tails
+from multibox.data.image_listing import IMAGE_SUFFIXES, suffix_by_content
+from multibox.data.images import image_bytes, image_head, shown_size
 from multibox.data.left_out import counted
 from multibox.errors import DataError, ImageError
 from multibox.files import same_name
 from multibox.structures import Boxes, Dataset, Flags, Sample
 
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "img", "imgs", "")
-_SIGNATURES = ((b"\xff\xd8", ".jpg"), (b"\x89PNG", ".png"), (b"GIF8", ".gif"), (b"BM", ".bmp"), (b"RIFF", ".webp"))
 
 
 class ImageFinder:
@@ -145,18 +145,16 @@ def target_names(dataset: Dataset) -> list[str]:
 
 
 def _file_name(sample: Sample) -> str:
-    """Return the sample's name as a relative file name with the suffix of an image."""
+    """Return the sample's name as a relative file name with the suffix of an image, by its content if it has none."""
     name = safe_name(sample.name)
     if Path(name).suffix.lower() in IMAGE_SUFFIXES:
         return name
-    if sample.offset is None:
-        return name + sample.path.suffix
-    return name + image_suffix(image_bytes(sample))
+    return name + image_suffix(image_head(sample))
 
 
 def image_suffix(data: bytes) -> str:
     """Return the suffix that fits the beginning of an image's bytes; .jpg where they tell nothing."""
-    return next((suffix for signature, suffix in _SIGNATURES if data.startswith(signature)), ".jpg")
+    return suffix_by_content(data) or ".jpg"
 
 
 class Fractions:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from multibox.data.image_listing import IMAGE_SUFFIXES
 from multibox.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
     from multibox.data.formats.index import RawLabels
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
 SKIP = "leave it out with --on-bad skip"
 ADVICE = f"correct it, or {SKIP}"
 OnBad = Literal["stop", "skip"]

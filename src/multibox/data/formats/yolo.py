@@ -14,7 +14,6 @@ from multibox.data.formats.finder import Fractions, ImageFinder, place_image, ta
 from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
     ADVICE,
-    IMAGE_SUFFIXES,
     SKIP,
     ReadOptions,
     child,
@@ -33,6 +32,7 @@ from multibox.data.formats.text import (
     tails,
     write_lines,
 )
+from multibox.data.image_listing import IMAGE_SUFFIXES
 from multibox.data.images import image_size
 from multibox.data.left_out import (
     BROKEN_BOX,
