@@ -268,7 +268,7 @@ def test_images_without_a_suffix_get_one_by_their_content(tmp_path):
 
 @pytest.mark.parametrize("name", ["y12_suffixes", "y12b_suffix_background", "n3_suffixes", "n4_nosuffix"])
 def test_case_of_rare_suffixes(shared, tmp_path, name):
-    case = shared / "cases/yolo-rare-suffixes" / name
+    case = shared.parent / "cases/yolo-rare-suffixes" / name
     if not case.is_dir():
         pytest.skip("needs ../shared/cases")
     split = find_splits(case)[0]
