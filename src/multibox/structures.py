@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from multibox.columns import Numbers, Paths, Texts, as_slice, local, portable, ragged, same_rows
 from multibox.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -23,6 +24,55 @@ class Size(NamedTuple):
 
     height: int
     width: int
+
+
+class Sizes(Sequence[Size | None]):
+    """Sizes of images, or None, as one array [N, 2] of height and width with -1 for None."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: NDArray[np.int32]) -> None:
+        self.array = array
+
+    @classmethod
+    def of(cls, sizes: Iterable[Size | None]) -> "Sizes":
+        """Return `sizes` as a column; a column is returned as it is. Sides above 2**31 - 1 become that."""
+        if isinstance(sizes, Sizes):
+            return sizes
+        sides = (side for size in sizes for side in ((-1, -1) if size is None else size))
+        flat = np.fromiter((min(side, 2**31 - 1) for side in sides), np.int32)
+        return cls(flat.reshape(-1, 2))
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @overload
+    def __getitem__(self, index: int) -> Size | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Sizes": ...
+    def __getitem__(self, index: "int | slice") -> "Size | Sizes | None":
+        if isinstance(index, slice):
+            return Sizes(self.array[index])
+        height, width = self.array[index].tolist()
+        return None if height < 0 else Size(height, width)
+
+    def __eq__(self, other: object) -> bool:
+        return same_rows(self, other)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+    def __repr__(self) -> str:
+        return f"Sizes({self.array.tolist()})" if len(self) < 4 else f"Sizes of {len(self)} images"
+
+    def __getstate__(self) -> Any:
+        return (portable(self.array),)
+
+    def __setstate__(self, state: Any) -> None:
+        self.array = local(state[0])
+
+    def take(self, rows: Labels) -> "Sizes":
+        """Return the sizes of these rows, in this order."""
+        return Sizes(self.array[as_slice(rows) or rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +106,8 @@ class Sample:
 class Dataset:
     """An index of labelled images, held as columns, so that a million of them fit in memory.
 
-    Indexing makes a `Sample`; pixels are read by `multibox.data.images`.
+    Indexing makes a `Sample`; pixels are read by `multibox.data.images`. Names, paths, sizes, offsets and lengths may
+    be given as plain sequences and become columns. Columns in a mapped file are pickled as their place in it.
     """
 
     root: Path
@@ -64,10 +115,10 @@ class Dataset:
     """voc, coco, yolo, csv or recordio."""
     split: str
     class_names: tuple[str, ...]
-    image_names: list[str]
-    paths: list[Path]
-    sizes: list[Size | None]
-    offsets: list[int | None]
+    image_names: Texts
+    paths: Paths
+    sizes: Sizes
+    offsets: Numbers
     starts: Labels
     """[images + 1]; image i owns the rows starts[i] .. starts[i + 1] of the four columns below."""
     boxes_xyxy: Boxes
@@ -78,8 +129,20 @@ class Dataset:
     """What the reader had to say: dropped boxes, skipped images."""
     left_out: Mapping[str, int] = field(default_factory=dict[str, int])
     """How many images and boxes were left out or changed, by the reasons of `multibox.data.left_out`."""
-    lengths: Sequence[int | None] = ()
+    lengths: Numbers = field(default_factory=lambda: Numbers.of(()))
     """Of each image in its container; empty where no image lies in one."""
+
+    def __post_init__(self) -> None:
+        for name, kind in _COLUMNS.items():
+            object.__setattr__(self, name, kind.of(getattr(self, name)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        arrays = {name: portable(getattr(self, name)) for name in _ARRAYS}
+        return {**self.__dict__, **arrays}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__dict__.update({name: local(state[name]) for name in _ARRAYS})
 
     def __len__(self) -> int:
         return len(self.image_names)
@@ -104,19 +167,28 @@ class Dataset:
 
     def subset(self, indices: Iterable[int]) -> "Dataset":
         """Return a data set of the chosen images, in the order given."""
-        chosen = (self[index] for index in indices)
-        return pack(
-            chosen,
-            root=self.root,
-            format=self.format,
-            split=self.split,
-            class_names=self.class_names,
-            notes=self.notes,
-            left_out=self.left_out,
+        images = np.fromiter(indices, np.int64)
+        starts, places = ragged(self.starts, images)
+        boxes = as_slice(places) or places
+        return replace(
+            self,
+            image_names=self.image_names.take(images),
+            paths=self.paths.take(images),
+            sizes=self.sizes.take(images),
+            offsets=self.offsets.take(images),
+            lengths=self.lengths.take(images) if self.lengths else self.lengths,
+            starts=starts,
+            boxes_xyxy=self.boxes_xyxy[boxes],
+            labels=self.labels[boxes],
+            difficult=self.difficult[boxes],
+            crowd=self.crowd[boxes],
         )
 
     def keep_boxes(self, keep: Flags, **changes: Any) -> "Dataset":
         """Return a data set of all images with those boxes that `keep` [boxes] marks, and with `changes` of fields."""
+        if keep.all():
+            # A copy would be private to this process, where the columns may lie in a shared file
+            return replace(self, **changes)
         return replace(
             self,
             starts=np.concatenate([[0], np.cumsum(keep)])[self.starts].astype(np.int64),
@@ -126,6 +198,10 @@ class Dataset:
             crowd=self.crowd[keep],
             **changes,
         )
+
+
+_COLUMNS = {"image_names": Texts, "paths": Paths, "sizes": Sizes, "offsets": Numbers, "lengths": Numbers}
+_ARRAYS = ("starts", "boxes_xyxy", "labels", "difficult", "crowd")
 
 
 def pack(
@@ -141,15 +217,16 @@ def pack(
     """Pack samples into one columnar `Dataset`, in the order given."""
     held = list(samples)
     counts = [len(sample.labels) for sample in held]
+    some_have_length = any(sample.length is not None for sample in held)
     return Dataset(
         root=root,
         format=format,
         split=split,
         class_names=tuple(class_names),
-        image_names=[sample.name for sample in held],
-        paths=[sample.path for sample in held],
-        sizes=[sample.size for sample in held],
-        offsets=[sample.offset for sample in held],
+        image_names=Texts.of(sample.name for sample in held),
+        paths=Paths.of(sample.path for sample in held),
+        sizes=Sizes.of(sample.size for sample in held),
+        offsets=Numbers.of(sample.offset for sample in held),
         starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes_xyxy=np.concatenate([s.boxes_xyxy for s in held]) if held else np.zeros((0, 4)),
         labels=np.concatenate([s.labels for s in held]) if held else np.zeros(0, np.int64),
@@ -157,7 +234,7 @@ def pack(
         crowd=np.concatenate([s.crowd for s in held]) if held else np.zeros(0, np.bool_),
         notes=tuple(notes),
         left_out=dict(left_out or {}),
-        lengths=[sample.length for sample in held] if any(sample.length is not None for sample in held) else (),
+        lengths=Numbers.of(sample.length for sample in held if some_have_length),
     )
 
 

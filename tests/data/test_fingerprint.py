@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from multibox.columns import Texts
 from multibox.data.checking import fingerprint
 from multibox.data.formats import open_dataset
 from multibox.structures import Sample, pack
@@ -30,7 +31,7 @@ CHANGES = {
     "box": lambda d: d.boxes_xyxy.__setitem__((1, 0), d.boxes_xyxy[1, 0] + 1),
     "label": lambda d: d.labels.__setitem__(1, 1 - d.labels[1]),
     "crowd": lambda d: d.crowd.__setitem__(1, True),
-    "name": lambda d: d.image_names.__setitem__(0, "x" + d.image_names[0]),
+    "name": lambda d: object.__setattr__(d, "image_names", Texts.of("x" + name for name in d.image_names)),
     "size": lambda d: d.paths[0].write_bytes(d.paths[0].read_bytes() + b"\0"),
     "gone": lambda d: d.paths[0].unlink(),
 }

@@ -69,8 +69,12 @@ def sentences(counts: Mapping[str, int]) -> list[str]:
     return [counted(counts[key], reason.one, reason.many) for key, reason in REASONS.items() if counts.get(key)]
 
 
-def counted(count: int, one: str, many: str, files: Sequence[str] = ()) -> str:
-    """Make "2 boxes were dropped: a.xml, b.xml" of a count, a phrase for one and for many, and the files."""
+def counted(count: int, one: str, many: str, files: Sequence[str] = (), others: int = 0) -> str:
+    """Make "2 boxes were dropped: a.xml, b.xml and 7 more" of a count, a phrase for one and for many, and the files.
+
+    `others` counts files that are not among `files`.
+    """
     shown = list(dict.fromkeys(files))
-    tail = ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
+    more = len(shown[3:]) + others
+    tail = ", ".join(shown[:3]) + (f" and {more} more" if more else "")
     return f"{count} {one if count == 1 else many}" + (f": {tail}" if shown else "")

@@ -1,15 +1,15 @@
 """The index of a split while a reader builds it: images and boxes in columns, checked all at once at the end."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from multibox.columns import GrowingPaths, GrowingTexts, Numbers, Paths, Texts
 from multibox.data.formats.finder import ImageFinder
 from multibox.data.formats.sizes import fit_to_images
 from multibox.data.formats.text import ADVICE, SKIP, ReadOptions
@@ -26,8 +26,10 @@ from multibox.data.left_out import (
     counted,
 )
 from multibox.errors import DataError, ImageError, did_you_mean
-from multibox.structures import Boxes, Dataset, Flags, Labels, Sample, Size
+from multibox.structures import Boxes, Dataset, Flags, Labels, Sample, Size, Sizes
 
+_BLOCK = 1 << 18
+"""Boxes checked at once, so that working memory stays small."""
 _ROUNDING_PX = 0.01  # less than this over the edge is rounding in the label file, not worth a note
 
 
@@ -57,14 +59,14 @@ class RawLabels:
     split: str
     class_names: list[str]
     """As declared, or in the order met; `labels` index it."""
-    image_names: list[str]
-    paths: list[Path]
-    sources: list[Path]
+    image_names: Texts
+    paths: Paths
+    sources: Paths
     """The label file of each image."""
-    sizes: list[Size | None]
+    sizes: Sizes
     """As the label file declares it; of the image itself where the format holds fractions."""
-    offsets: list[int | None]
-    lengths: list[int | None]
+    offsets: Numbers
+    lengths: Numbers
     boxes_xyxy: Boxes
     """[N, 4]"""
     owners: Labels
@@ -128,17 +130,15 @@ class IndexBuilder:
         self.fractions = fractions
         self.source = root
         self.problems: list[Problem] = []
-        self.image_names: list[str] = []
-        self.paths: list[Path] = []
-        self.sizes: list[Size | None] = []
-        self.offsets: list[int | None] = []
-        self.lengths: list[int | None] = []
         self.notes: list[str] = []
-        self._sources: list[Path] = []
-        self._labelled: dict[str, Path] = {}
+        self.sizes: list[Size | None] = []
+        self._names, self._paths, self._sources = GrowingTexts(), GrowingPaths(), GrowingPaths()
+        self._offsets, self._lengths = array("q"), array("q")
+        self._known_sizes: dict[Size | None, Size | None] = {}
+        self._rows: dict[int, int] = {}
         self._boxes, self._owners, self._labels, self._lines = array("d"), array("q"), array("q"), array("q")
         self._difficult, self._crowd, self._outline = bytearray(), bytearray(), bytearray()
-        self._subjects: dict[str, list[str]] = {}
+        self._counts: dict[str, _Count] = {}
 
     def skipping(self, reason: str, subject: str) -> Skipping:
         """Return a block that turns a `DataError` into a count under `reason`, if the options say so."""
@@ -146,7 +146,7 @@ class IndexBuilder:
 
     def count(self, reason: str, subject: str) -> None:
         """Count something under a reason of `left_out`, with the file or image that it concerns."""
-        self._subjects.setdefault(reason, []).append(subject)
+        self._counts.setdefault(reason, _Count()).add(1, (subject,))
 
     def find_image(self, finder: ImageFinder, listed: str, where: str) -> Path | None:
         """Return the file of the image that `where` lists, or None if it is missing and skipped.
@@ -180,21 +180,35 @@ class IndexBuilder:
         Raises:
             DataError: it was there already, and `on_bad` is "stop".
         """
-        keys = (f"name {name}", f"file {path}@{offset}")
-        first = next((self._labelled[key] for key in keys if key in self._labelled), None)
+        first = self._first_row(name, path, offset)
         if first is not None:
-            other = f"{first} and {source}" if source != first else f"{source}, twice"
+            before = self._sources[first]
+            other = f"{before} and {source}" if source != before else f"{source}, twice"
             with self.skipping(LABELLED_TWICE, name):
                 raise DataError(f"image {name} is labelled by {other}; leave one of them, or {SKIP}")
             return None
-        self._labelled |= dict.fromkeys(keys, source)
-        self.image_names.append(name)
-        self.paths.append(path)
-        self.sizes.append(size)
-        self.offsets.append(offset)
-        self.lengths.append(length)
+        row = len(self._names)
+        self._rows[hash(name)] = self._rows[hash((str(path), offset))] = row
+        self._names.append(name)
+        self._paths.append(path)
         self._sources.append(source)
-        return len(self.image_names) - 1
+        # One object for each size, of which a data set has few
+        self.sizes.append(self._known_sizes.setdefault(size, size))
+        self._offsets.append(-1 if offset is None else offset)
+        self._lengths.append(-1 if length is None else length)
+        return row
+
+    def _first_row(self, name: str, path: Path, offset: int | None) -> int | None:
+        """Return the row that has this name or file already, or None.
+
+        Only hashes are kept, as names would take gigabytes; what has the same hash is compared.
+        """
+        row = self._rows.get(hash(name))
+        if row is not None and self._names[row] == name:
+            return row
+        row = self._rows.get(hash((str(path), offset)))
+        same = row is not None and self._paths[row] == path and self._offsets[row] == (-1 if offset is None else offset)
+        return row if same else None
 
     def add_box(
         self,
@@ -239,93 +253,110 @@ class IndexBuilder:
         """
         if self.options.raw is not None:
             self.options.raw.append(self._as_written(declared))
-        if not self.image_names:
-            skipped = f" ({'; '.join(self._sentences())})" if self._subjects else ""
+        if not len(self._names):
+            skipped = f" ({'; '.join(self._sentences())})" if self._counts else ""
             raise DataError(f"{self.root}: split {self.split!r} holds no images{skipped}; check its list or folder")
-        boxes = np.array(self._boxes, dtype=np.float64).reshape(-1, 4)
-        owners = np.array(self._owners, dtype=np.int64)
-        rows = np.argsort(owners, kind="stable")
-        boxes, owners = boxes[rows], owners[rows]
+        rows, owners = self._in_order()
+        boxes, labels, _, flags = self._objects(rows)
         boxes = self._as_shown(boxes, owners)
+        sizes = Sizes.of(self.sizes)
         keep = self._with_area(boxes, owners)
-        boxes = self._at_the_edge(boxes, owners, keep, clip)
-        owners = owners[keep]
-        labels, class_names = self._mapped(np.array(self._labels, np.int64)[rows][keep], owners, declared, order)
-        keep[keep] = labels >= 0
-        owners = owners[labels >= 0]
+        boxes = self._at_the_edge(boxes, owners, sizes, keep, clip)
+        boxes, owners, labels, flags = _only(keep, boxes, owners, labels, flags)
+        labels, class_names = self._mapped(labels, owners, declared, order)
+        known = labels >= 0
+        others = len(known) - int(known.sum())
+        lengths = np.frombuffer(self._lengths, np.int64)
+        boxes, owners, labels, flags = _only(known, boxes, owners, labels, flags)
         return Dataset(
             root=self.root,
             format=self.format,
             split=self.split,
             class_names=class_names,
-            image_names=self.image_names,
-            paths=self.paths,
-            sizes=self.sizes,
-            offsets=self.offsets,
-            starts=np.searchsorted(owners, np.arange(len(self.image_names) + 1)).astype(np.int64),
-            boxes_xyxy=boxes[keep],
-            labels=labels[labels >= 0],
-            difficult=np.frombuffer(bytes(self._difficult), np.bool_)[rows][keep],
-            crowd=np.frombuffer(bytes(self._crowd), np.bool_)[rows][keep],
+            image_names=self._names.column(),
+            paths=self._paths.column(),
+            sizes=sizes,
+            offsets=Numbers(np.frombuffer(self._offsets, np.int64)),
+            starts=np.searchsorted(owners, np.arange(len(self._names) + 1)).astype(np.int64),
+            boxes_xyxy=boxes,
+            labels=labels,
+            difficult=flags[:, 0].copy(),
+            crowd=flags[:, 1].copy(),
             notes=(*self.notes, *self._sentences()),
-            left_out=self._left_out(int((labels < 0).sum())),
-            lengths=self.lengths if any(length is not None for length in self.lengths) else (),
+            left_out=self._left_out(others),
+            lengths=Numbers(lengths if (lengths >= 0).any() else lengths[:0]),
         )
 
-    def _as_written(self, declared: Sequence[str]) -> RawLabels:
-        owners = np.array(self._owners, dtype=np.int64)
+    def _in_order(self) -> "tuple[slice | Labels, Labels]":
+        """Return the order of the boxes that puts their images in order, and the image of each box in that order."""
+        owners = np.frombuffer(self._owners, np.int64)
+        if bool((owners[1:] >= owners[:-1]).all()):
+            return slice(None), owners
         rows = np.argsort(owners, kind="stable")
-        flags = (self._difficult, self._crowd, self._outline)
-        difficult, crowd, outline = (np.frombuffer(bytes(flag), np.bool_)[rows] for flag in flags)
+        return rows, owners[rows]
+
+    def _objects(self, rows: "slice | Labels") -> tuple[Boxes, Labels, Labels, Flags]:
+        """Return boxes [N, 4], labels [N], lines [N] and the flags difficult, crowd and outline [N, 3], ordered."""
+        flags = np.stack(
+            [np.frombuffer(one, np.bool_) for one in (self._difficult, self._crowd, self._outline)], axis=1
+        )
+        boxes = np.frombuffer(self._boxes, np.float64).reshape(-1, 4)
+        labels, lines = np.frombuffer(self._labels, np.int64), np.frombuffer(self._lines, np.int64)
+        return boxes[rows], labels[rows], lines[rows], flags[rows]
+
+    def _as_written(self, declared: Sequence[str]) -> RawLabels:
+        rows, owners = self._in_order()
+        boxes, labels, lines, flags = self._objects(rows)
         return RawLabels(
             root=self.root,
             format=self.format,
             split=self.split,
             class_names=list(declared),
-            image_names=self.image_names,
-            paths=self.paths,
-            sources=self._sources,
-            sizes=self.sizes,
-            offsets=self.offsets,
-            lengths=self.lengths,
-            boxes_xyxy=np.array(self._boxes, dtype=np.float64).reshape(-1, 4)[rows],
-            owners=owners[rows],
-            labels=np.array(self._labels, np.int64)[rows],
-            lines=np.array(self._lines, np.int64)[rows],
-            difficult=difficult,
-            crowd=crowd,
-            outline=outline,
+            image_names=self._names.column(),
+            paths=self._paths.column(),
+            sources=self._sources.column(),
+            sizes=Sizes.of(self.sizes),
+            offsets=Numbers(np.frombuffer(self._offsets, np.int64)),
+            lengths=Numbers(np.frombuffer(self._lengths, np.int64)),
+            boxes_xyxy=boxes,
+            owners=owners,
+            labels=labels,
+            lines=lines,
+            difficult=flags[:, 0],
+            crowd=flags[:, 1],
+            outline=flags[:, 2],
             fractions=self.fractions,
             problems=list(self.problems),
         )
 
     def _sentences(self) -> list[str]:
         return [
-            counted(len(subjects), REASONS[reason].one, REASONS[reason].many, subjects)
-            for reason, subjects in self._subjects.items()
+            counted(one.total, REASONS[reason].one, REASONS[reason].many, one.first, len(one.seen) - len(one.first))
+            for reason, one in self._counts.items()
         ]
 
     def _left_out(self, other_classes: int) -> dict[str, int]:
-        counts = {reason: len(subjects) for reason, subjects in self._subjects.items()}
+        counts = {reason: one.total for reason, one in self._counts.items()}
         return counts | ({OTHER_CLASS: other_classes} if other_classes else {})
 
     def _where(self, image: int) -> str:
         """Return the label file, and the image where the file describes many."""
         source = str(self._sources[image])
-        return f"{source}: image {self.image_names[image]}" if self.shared else source
+        return f"{source}: image {self._names[image]}" if self.shared else source
 
     def _count_rows(self, reason: str, rows: Flags, owners: Labels) -> None:
-        for image in owners[rows].tolist():
-            self.count(reason, self._subject(image))
+        images = np.unique(owners[rows]).tolist()
+        if images:
+            self._counts.setdefault(reason, _Count()).add(int(rows.sum()), map(self._subject, images))
 
     def _subject(self, image: int) -> str:
-        return self.image_names[image] if self.shared else self._sources[image].name
+        return self._names[image] if self.shared else self._sources[image].name
 
     def _as_shown(self, boxes: Boxes, owners: Labels) -> Boxes:
         """Return the boxes in pixels of the images themselves, whose sizes take the place of those declared."""
         if self.fractions or not any(self.sizes):
             return boxes
-        fit, sizes = fit_to_images(boxes, owners, self.sizes, self.image_names, self._image)
+        fit, sizes = fit_to_images(boxes, owners, self.sizes, self._names.column(), self._image)
         self.sizes = [own or declared for own, declared in zip(sizes, self.sizes, strict=True)]
         self.notes += fit.notes
         return fit.boxes_xyxy
@@ -333,8 +364,9 @@ class IndexBuilder:
     def _image(self, row: int) -> Sample:
         """Return an image without its labels."""
         none = np.zeros(0, np.bool_)
-        place = self.paths[row], np.zeros((0, 4)), np.zeros(0, np.int64), none, none
-        return Sample(self.image_names[row], *place, offset=self.offsets[row], length=self.lengths[row])
+        place = self._paths[row], np.zeros((0, 4)), np.zeros(0, np.int64), none, none
+        offset, length = (None if column[row] < 0 else column[row] for column in (self._offsets, self._lengths))
+        return Sample(self._names[row], *place, offset=offset, length=length)
 
     def _with_area(self, boxes: Boxes, owners: Labels) -> Flags:
         """Return which boxes have finite corners in order and an area."""
@@ -356,12 +388,15 @@ class IndexBuilder:
         self._count_rows(NO_AREA, flat, owners)
         return keep & ~flat
 
-    def _at_the_edge(self, boxes: Boxes, owners: Labels, keep: Flags, clip: bool) -> Boxes:
+    def _at_the_edge(self, boxes: Boxes, owners: Labels, sizes: Sizes, keep: Flags, clip: bool) -> Boxes:
         """Return the boxes cut at their images' edges, or as written; clear `keep` of those outside, in place."""
-        edges = np.array([(size.width, size.height) if size else (np.inf, np.inf) for size in self.sizes])[owners]
-        sound = np.where(keep[:, None], boxes, 0.0)
-        inside: NDArray[np.float64] = np.clip(sound, 0.0, edges[:, [0, 1, 0, 1]])
-        over = keep & (np.abs(inside - sound) > _ROUNDING_PX).any(axis=1)
+        edges = np.where(sizes.array < 0, np.inf, sizes.array)[:, ::-1]
+        inside, over = np.zeros_like(boxes), np.zeros(len(boxes), np.bool_)
+        for first in range(0, len(boxes), _BLOCK):
+            rows = slice(first, first + _BLOCK)
+            sound = np.where(keep[rows, None], boxes[rows], 0.0)
+            np.clip(sound, 0.0, np.tile(edges[owners[rows]], 2), out=inside[rows])
+            over[rows] = keep[rows] & (np.abs(inside[rows] - sound) > _ROUNDING_PX).any(axis=1)
         if not clip:
             self._count_rows(OVER_EDGE, over, owners)
             return boxes
@@ -408,6 +443,30 @@ class IndexBuilder:
         more = f" and {len(most) - 5} more classes" if len(most) > 5 else ""
         objects = "object was" if counts.sum() == 1 else "objects were"
         self.notes.append(f"{counts.sum()} {objects} left out, of other classes than asked for: {shown}{more}")
+
+
+class _Count:
+    """How often a reason occurred, the first three that it concerned, and hashes of all of them."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.first: list[str] = []
+        self.seen: set[int] = set()
+
+    def add(self, times: int, subjects: Iterable[str]) -> None:
+        """Count so many occurrences, which concern `subjects`."""
+        self.total += times
+        for subject in subjects:
+            if len(self.first) < 3 and subject not in self.first:
+                self.first.append(subject)
+            self.seen.add(hash(subject))
+
+
+def _only(
+    keep: Flags, boxes: Boxes, owners: Labels, labels: Labels, flags: Flags
+) -> tuple[Boxes, Labels, Labels, Flags]:
+    """Return the marked rows of columns about boxes; the columns themselves where all are marked."""
+    return (boxes, owners, labels, flags) if keep.all() else (boxes[keep], owners[keep], labels[keep], flags[keep])
 
 
 def _listing(names: Sequence[str]) -> str:
