@@ -335,13 +335,26 @@ def orientation_of(sample: Sample) -> int:
     Raises:
         ImageError: the image is missing or no image.
     """
-    path, where = sample.path, str(sample.path)
+    path = sample.path
     if sample.offset is not None:
-        data = image_bytes(sample)
-        with _open(data, where) as image:
-            return _orientation_in_header(image, lambda: io.BytesIO(data))
+        return encoded_orientation(image_bytes(sample), str(path))
     try:
-        with path.open("rb") as file, _open(file, where) as image:
+        with path.open("rb") as file, _open(file, str(path)) as image:
             return _orientation_in_header(image, lambda: path.open("rb"))
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+def encoded_orientation(data: bytes, where: str) -> int:
+    """Return the EXIF orientation in the bytes of an image file, as `orientation_of` does."""
+    with _open(data, where) as image:
+        return _orientation_in_header(image, lambda: io.BytesIO(data))
+
+
+def open_encoded(data: bytes, where: str) -> Image.Image:
+    """Open the bytes of an image file without decoding its pixels, to ask what kind of image it is.
+
+    Raises:
+        ImageError: they are empty, no image, or too large to be decoded safely.
+    """
+    return _open(data, where)

@@ -9,8 +9,11 @@ from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, LABELLED_TWICE, MISS
 from multibox.doctor.box_checks import check_boxes, find_faults
 from multibox.doctor.class_checks import check_classes
 from multibox.doctor.findings import KINDS, Finding, finding, worst_first
+from multibox.doctor.frames import check_orientations, check_sizes
+from multibox.doctor.image_files import check_image_files, look_at_images
 from multibox.doctor.readings import find_reading
 from multibox.doctor.survey import Survey, survey_split
+from multibox.doctor.twins import check_twins
 from multibox.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -52,6 +55,7 @@ def examine(
     surveys, findings = _read(Path(data), split, format, fast)
     findings += [one for survey in surveys.values() for one in _of_split(survey)]
     findings += _of_set(surveys)
+    findings += _of_images(surveys, fast, progress)
     # An image may belong to several splits, as to VOC's train and trainval
     return worst_first(dict.fromkeys(findings))
 
@@ -80,11 +84,22 @@ def _of_split(survey: Survey) -> Iterator[Finding]:
     yield from reader_problems(survey.raw)
     reading = find_reading(survey)
     yield from check_boxes(survey, reading, find_faults(survey, reading))
+    yield from check_sizes(survey)
 
 
 def _of_set(surveys: Mapping[str, Survey]) -> Iterator[Finding]:
     """Yield what the splits show together."""
     yield from check_classes(surveys)
+
+
+def _of_images(surveys: Mapping[str, Survey], fast: bool, progress: Progress | None) -> Iterator[Finding]:
+    """Yield what the image files show; if `fast`, only those are opened whose headers cannot be read."""
+    looks = look_at_images(surveys, progress, fast=fast)
+    yield from check_image_files(looks)
+    if not fast:
+        yield from check_twins(surveys, looks)
+        for survey in surveys.values():
+            yield from check_orientations(survey, looks)
 
 
 def reader_problems(raw: RawLabels) -> Iterator[Finding]:

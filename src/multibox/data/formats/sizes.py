@@ -124,7 +124,7 @@ def fit_boxes(
     done[turned] = TURNED
     if not done.any():
         return Fit(boxes_xyxy, done, [])
-    moved = _turn(boxes_xyxy, owners, declared, orientations, turned)
+    moved = turn_boxes(boxes_xyxy, owners, declared, orientations, turned)
     frame = np.where((turned & sideways)[:, None], declared[:, ::-1], declared)
     factors = np.ones_like(shown)
     resized = (turned | scaled) & (frame != shown).any(1)
@@ -186,7 +186,7 @@ def _over(boxes_xyxy: Boxes, owners: Labels, frames: Sides) -> Flags:
     return flags
 
 
-def _turn(boxes_xyxy: Boxes, owners: Labels, stored: Sides, orientations: Labels, turned: Flags) -> Boxes:
+def turn_boxes(boxes_xyxy: Boxes, owners: Labels, stored: Sides, orientations: Labels, turned: Flags) -> Boxes:
     """Return the boxes turned as `images.upright_rgb` turns the image, [N, 4]."""
     rows = np.flatnonzero(turned[owners])
     if not len(rows):
