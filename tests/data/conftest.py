@@ -26,3 +26,16 @@ def image() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def case() -> Callable[[str], Path]:
+    """Return the folder of a known failure of others, which tests only read."""
+
+    def find(name: str) -> Path:
+        folder = SHARED / "cases" / name
+        if not folder.is_dir():
+            pytest.skip(f"{folder} is not here: the known failures are not part of the repository")
+        return folder
+
+    return find

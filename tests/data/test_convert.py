@@ -114,7 +114,7 @@ def test_round_trip_of_voc100_through_all(shared: Path, tmp_path: Path) -> None:
     for number, to in enumerate(("voc", "coco", "recordio", "csv", "yolo", "voc")):
         done = convert(last, tmp_path / f"{number}{to}", to)
         assert done.splits == {"all": 100} and done.boxes == 273 and len(done.class_names) == 20
-        assert bool(done.notes) == (to == "yolo")
+        assert bool(done.notes) == (to == "yolo" or number == 0)  # the first set's images lie in ../../images
         last = done.destination
     assert done.read_as == "yolo"
     before, after = open_dataset(first), open_dataset(last)

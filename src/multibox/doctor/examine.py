@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from multibox.data.formats import find_splits, read_raw
-from multibox.data.formats.index import RawLabels
+from multibox.data.formats.raw_labels import RawLabels
 from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, LABELLED_TWICE, MISSING_IMAGE, UNREADABLE_IMAGE
 from multibox.doctor.box_checks import check_boxes, find_faults
 from multibox.doctor.class_checks import check_classes

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.data.formats.index import RawLabels
+from multibox.data.formats.raw_labels import RawLabels
 from multibox.data.formats.sizes import Fit, fit_to_images
 from multibox.data.images import shown_size
 from multibox.errors import DataError

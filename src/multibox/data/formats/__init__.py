@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from multibox.data.formats import coco, csv_boxes, labelme, recordio, voc, yolo
-from multibox.data.formats.index import RawLabels
+from multibox.data.formats.raw_labels import RawLabels
 from multibox.data.formats.text import (
     OnBad,
     ReadOptions,

@@ -240,7 +240,9 @@ def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[st
         categories = [{"id": number, "name": name} for number, name in enumerate(dataset.class_names, start=1)]
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for number, (name, sample) in enumerate(zip(target_names(dataset), dataset, strict=True), start=1):
+        for number, (name, sample) in enumerate(
+            zip(target_names(dataset, share_stems=True), dataset, strict=True), start=1
+        ):
             place_image(sample, folder / split / name, link=link)
             size = sample.size or shown_size(sample)
             images.append({"id": number, "file_name": name, "width": size.width, "height": size.height})

@@ -301,7 +301,7 @@ def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[st
         with (folder / split / "label.csv").open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["img_name", "label", *_CORNERS, *flags])
-            for name, sample in zip(target_names(dataset), dataset, strict=True):
+            for name, sample in zip(target_names(dataset, share_stems=True), dataset, strict=True):
                 place_image(sample, folder / split / "images" / name, link=link)
                 if not len(sample.labels):
                     table.writerow([name, *[""] * (5 + len(flags))])

@@ -2,19 +2,19 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 
 import numpy as np
 
-from multibox.columns import GrowingPaths, GrowingTexts, Numbers, Paths, Texts
+from multibox.columns import GrowingPaths, GrowingTexts, Numbers
 from multibox.data.formats.finder import ImageFinder
+from multibox.data.formats.raw_labels import Problem, RawLabels
 from multibox.data.formats.sizes import fit_to_images
 from multibox.data.formats.text import ADVICE, SKIP, ReadOptions
 from multibox.data.left_out import (
     BROKEN_BOX,
+    BROKEN_FILE,
     CLIPPED,
     LABELLED_TWICE,
     MISSING_IMAGE,
@@ -23,6 +23,7 @@ from multibox.data.left_out import (
     OUTSIDE_IMAGE,
     OVER_EDGE,
     REASONS,
+    Reason,
     counted,
 )
 from multibox.errors import DataError, ImageError, did_you_mean
@@ -31,72 +32,6 @@ from multibox.structures import Boxes, Dataset, Flags, Labels, Sample, Size, Siz
 _BLOCK = 1 << 18
 """Boxes checked at once, so that working memory stays small."""
 _ROUNDING_PX = 0.01  # less than this over the edge is rounding in the label file, not worth a note
-
-
-class Problem(NamedTuple):
-    """Something a reader could not use."""
-
-    reason: str
-    """Of `left_out.REASONS`, under which a reader that skips counts it."""
-    kind: str
-    """The doctor's id for it; empty where the reason tells."""
-    source: Path
-    """The label file, or the folder that was read."""
-    subject: str
-    """The image, line or object in it."""
-    message: str
-
-
-@dataclass(frozen=True)
-class RawLabels:
-    """One split as its label files say it: nothing dropped, clipped or renamed, but what could not be read at all.
-
-    Boxes are xyxy in pixels; a format of fractions multiplied them by the image's size.
-    """
-
-    root: Path
-    format: str
-    split: str
-    class_names: list[str]
-    """As declared, or in the order met; `labels` index it."""
-    image_names: Texts
-    paths: Paths
-    sources: Paths
-    """The label file of each image."""
-    sizes: Sizes
-    """As the label file declares it; of the image itself where the format holds fractions."""
-    offsets: Numbers
-    lengths: Numbers
-    boxes_xyxy: Boxes
-    """[N, 4]"""
-    owners: Labels
-    """[N]; index of each box's image, ascending."""
-    labels: Labels
-    """[N]"""
-    lines: Labels
-    """[N]; line, annotation id or number of the object in its label file; 0 where the reader does not say it."""
-    difficult: Flags
-    crowd: Flags
-    outline: Flags
-    """[N]; whether the box was made of a polygon, a mask or key points."""
-    fractions: bool
-    """Whether the label files hold fractions of the image instead of pixels."""
-    problems: list[Problem]
-
-    def sample(self, image: int) -> Sample:
-        """Return an image with its boxes as written, some of which may have no area."""
-        rows = slice(*np.searchsorted(self.owners, (image, image + 1)).tolist())
-        return Sample(
-            name=self.image_names[image],
-            path=self.paths[image],
-            boxes_xyxy=self.boxes_xyxy[rows],
-            labels=self.labels[rows],
-            difficult=self.difficult[rows],
-            crowd=self.crowd[rows],
-            size=self.sizes[image],
-            offset=self.offsets[image],
-            length=self.lengths[image],
-        )
 
 
 class Skipping:
@@ -139,6 +74,8 @@ class IndexBuilder:
         self._boxes, self._owners, self._labels, self._lines = array("d"), array("q"), array("q"), array("q")
         self._difficult, self._crowd, self._outline = bytearray(), bytearray(), bytearray()
         self._counts: dict[str, _Count] = {}
+        self._guesses: dict[Reason, _Count] = {}
+        self._told: set[Path] = set()
 
     def skipping(self, reason: str, subject: str) -> Skipping:
         """Return a block that turns a `DataError` into a count under `reason`, if the options say so."""
@@ -147,6 +84,26 @@ class IndexBuilder:
     def count(self, reason: str, subject: str) -> None:
         """Count something under a reason of `left_out`, with the file or image that it concerns."""
         self._counts.setdefault(reason, _Count()).add(1, (subject,))
+
+    def guessed(self, guess: Reason, subject: str) -> None:
+        """Note a choice that the label files leave open, with the file or image that it concerns."""
+        self._guesses.setdefault(guess, _Count()).add(1, (subject,))
+
+    def report(self, reason: str, kind: str, subject: str, message: str) -> None:
+        """Tell the doctor of something in `source` that is read all the same."""
+        if self.options.raw is not None:
+            self.problems.append(Problem(reason, kind, self.source, subject, message))
+
+    def tell_encoding(self, path: Path, encoding: str) -> None:
+        """Note the encoding that was guessed for a file; made for `read_text`."""
+        if path in self._told:
+            return
+        self._told.add(path)
+        one, many = f"file is not UTF-8 and was read as {encoding}", f"files are not UTF-8 and were read as {encoding}"
+        self.guessed(Reason(one, many), path.name)
+        if self.options.raw is not None:
+            message = f"{path} is not UTF-8 and was read as {encoding}; save it as UTF-8"
+            self.problems.append(Problem(BROKEN_FILE, "unknown-encoding", path, path.name, message))
 
     def find_image(self, finder: ImageFinder, listed: str, where: str) -> Path | None:
         """Return the file of the image that `where` lists, or None if it is missing and skipped.
@@ -157,12 +114,23 @@ class IndexBuilder:
         path = finder.find(listed)
         return self.check_found(path, finder, listed, where, listed)
 
-    def check_found(self, path: Path | None, finder: ImageFinder, listed: str, where: str, subject: str) -> Path | None:
+    def check_found(
+        self,
+        path: Path | None,
+        finder: ImageFinder,
+        listed: str,
+        where: str,
+        subject: str,
+        kind: str = "label-without-image",
+    ) -> Path | None:
         """Return `path`, an image's file as found; None counts the image as missing under `subject`, or raises."""
+        for guess, what in finder.take_guesses():
+            self.guessed(guess, what)
         if path is None:
             with self.skipping(MISSING_IMAGE, subject):
                 raise ImageError(
-                    f"{where}: image {listed!r} is missing; looked in {finder.places()}; put it there, or {SKIP}"
+                    f"{where}: image {listed!r} is missing; looked in {finder.places()}; put it there, or {SKIP}",
+                    kind=kind,
                 )
         return path
 
@@ -282,7 +250,7 @@ class IndexBuilder:
             labels=labels,
             difficult=flags[:, 0].copy(),
             crowd=flags[:, 1].copy(),
-            notes=(*self.notes, *self._sentences()),
+            notes=(*self.notes, *self._guess_sentences(), *self._sentences()),
             left_out=self._left_out(others),
             lengths=Numbers(lengths if (lengths >= 0).any() else lengths[:0]),
         )
@@ -327,7 +295,14 @@ class IndexBuilder:
             outline=flags[:, 2],
             fractions=self.fractions,
             problems=list(self.problems),
+            notes=[*self.notes, *self._guess_sentences()],
         )
+
+    def _guess_sentences(self) -> list[str]:
+        return [
+            counted(one.total, *guess, one.first, len(one.seen) - len(one.first))
+            for guess, one in self._guesses.items()
+        ]
 
     def _sentences(self) -> list[str]:
         return [
@@ -372,17 +347,19 @@ class IndexBuilder:
         """Return which boxes have finite corners in order and an area."""
         x1, y1, x2, y2 = boxes.T
         keep = np.ones(len(boxes), dtype=np.bool_)
-        for faulty, what in (
-            (~np.isfinite(boxes).all(axis=1), "a coordinate is not a finite number"),
-            (x1 > x2, "xmin is above xmax"),
-            (y1 > y2, "ymin is above ymax"),
+        for faulty, what, kind in (
+            (~np.isfinite(boxes).all(axis=1), "a coordinate is not a finite number", "not-a-number"),
+            (x1 > x2, "xmin is above xmax", "reversed-box"),
+            (y1 > y2, "ymin is above ymax", "reversed-box"),
         ):
             for row in np.flatnonzero(faulty & keep).tolist():
                 image = int(owners[row])
                 number = row - int(np.searchsorted(owners, image)) + 1
                 corners = ", ".join(f"{value:g}" for value in boxes[row])
                 with self.skipping(BROKEN_BOX, self._subject(image)):
-                    raise DataError(f"{self._where(image)}, object {number}: {what} in ({corners}); {ADVICE}")
+                    raise DataError(
+                        f"{self._where(image)}, object {number}: {what} in ({corners}); {ADVICE}", kind=kind
+                    )
             keep &= ~faulty
         flat = keep & ((x1 == x2) | (y1 == y2))
         self._count_rows(NO_AREA, flat, owners)

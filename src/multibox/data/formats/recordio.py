@@ -249,7 +249,7 @@ def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[st
         positions: list[str] = []
         listed: list[str] = []
         with (folder / f"{split}.rec").open("wb") as file:
-            for key, (name, sample) in enumerate(zip(target_names(dataset), dataset, strict=True)):
+            for key, (name, sample) in enumerate(zip(target_names(dataset, share_stems=True), dataset, strict=True)):
                 boxes, keep = fractions.of(sample)
                 columns = [sample.labels[:, None], boxes, *([sample.difficult[:, None]] if flags else [])]
                 rows = np.concatenate(columns, axis=1)[keep].astype(np.float32)

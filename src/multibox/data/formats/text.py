@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +11,7 @@ from multibox.data.image_listing import IMAGE_SUFFIXES
 from multibox.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
-    from multibox.data.formats.index import RawLabels
+    from multibox.data.formats.raw_labels import RawLabels
 
 SKIP = "leave it out with --on-bad skip"
 ADVICE = f"correct it, or {SKIP}"
@@ -21,6 +21,7 @@ Unknown = Literal["refuse", "drop"]
 _CANONICAL = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 _SPLIT_WORDS = ("train", "val", "trainval", "test", "minival", "default", "all", *_CANONICAL)
 _SPLIT_PATTERN = re.compile(rf"({'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})((19|20)\d\d)?")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 _ORDER = ("train", "val", "trainval", "test")
 
 
@@ -95,26 +96,91 @@ def pick_split(available: Sequence[str], wanted: str | None, where: Path) -> str
     raise DataError(f"{where} has no split {wanted!r}{did_you_mean(wanted, available)}; it holds: {listing}")
 
 
-def read_text(path: Path) -> str:
-    """Read a text file as people's tools write it: UTF-8 with or without a byte order mark, or UTF-16 with one.
+def read_text(path: Path, tell: Callable[[Path, str], None] | None = None) -> str:
+    """Read a text file as people's tools write it: UTF-8, UTF-16, or an older encoding that is guessed.
+
+    Args:
+        path: the file.
+        tell: called with the file and the encoding where that was guessed.
 
     Raises:
         DataError: the file is missing or is no such text.
     """
     try:
         data = path.read_bytes()
-        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            return data.decode("utf-16")
-        return data.decode("utf-8-sig")
-    except UnicodeError:
-        raise DataError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); check that it exists and is a file") from None
+    text, guess = decoded(data, path)
+    if guess and tell is not None:
+        tell(path, guess)
+    return text
 
 
-def read_lines(path: Path) -> list[str]:
-    """Read a list file: one entry per line, stripped, without empty lines."""
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+def decoded(data: bytes, where: Path) -> tuple[str, str]:
+    """Return the text of a file's bytes, and the encoding's name if it was guessed; empty if the bytes tell it.
+
+    Raises:
+        DataError: they are no text in any known encoding.
+    """
+    try:
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return data.decode("utf-16"), ""
+        wide = _wide_encoding(data)
+        if wide:
+            return data.decode(wide), wide
+        return data.decode("utf-8-sig"), ""
+    except UnicodeError:
+        pass
+    for encoding in ("gb18030", "cp1252") if _is_chinese(data) else ("cp1252",):
+        try:
+            text = data.decode(encoding)
+        except UnicodeError:
+            continue
+        if not _CONTROL.search(text):
+            return text, encoding
+    raise DataError(f"{where} is not UTF-8 text; save it as UTF-8", kind="unknown-encoding")
+
+
+def _wide_encoding(data: bytes) -> str:
+    """Return UTF-16's byte order, or "", of text without a mark: bytes of 0 stand at odd or at even places only."""
+    head = data[: min(4096, len(data) // 2 * 2)]
+    if b"\0" not in head:
+        return ""
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    if even and odd:
+        return ""
+    return "utf-16-le" if odd else "utf-16-be"
+
+
+def _is_chinese(data: bytes) -> bool:
+    """Return whether bytes above 127 come in pairs of GB 2312's frequent characters, which Latin letters hardly do."""
+    runs: list[bytes] = re.findall(rb"[\x80-\xff]+", data)
+    pairs = [run[at] for run in runs if len(run) % 2 == 0 for at in range(0, len(run), 2)]
+    frequent = sum(0xB0 <= lead <= 0xD7 or 0xA1 <= lead <= 0xA9 for lead in pairs)
+    return all(len(run) % 2 == 0 for run in runs) and frequent >= 0.8 * len(pairs)
+
+
+def first_line(path: Path) -> str:
+    """Return the first line of a file that is not empty, from its first 4 KB; "" if it has none or is no text."""
+    return next((line for line in head_lines(path, 4096) if line.strip()), "")
+
+
+def head_lines(path: Path, size: int = 1 << 16) -> list[str]:
+    """Return the whole lines in the first `size` bytes of a text file; none if it cannot be read or is no text."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(size)
+            whole = len(data) < size
+        # A cut may go through a character.
+        text, _ = decoded(data if whole else data[: data.rfind(b"\n") + 1 or size], path)
+    except (OSError, DataError):
+        return []
+    return text.splitlines()
+
+
+def read_lines(path: Path, tell: Callable[[Path, str], None] | None = None) -> list[str]:
+    """Read a list file: one entry per line, stripped, without empty lines; `tell` as for `read_text`."""
+    return [line.strip() for line in read_text(path, tell).splitlines() if line.strip()]
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -143,6 +209,11 @@ def is_yes(text: str | None) -> bool:
     return (text or "").strip().lower() in ("1", "true", "yes")
 
 
+def _is_hidden(name: str) -> bool:
+    # macOS puts ._name beside name on foreign disks, and __MACOSX into archives.
+    return name[0] == "." or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
 def child(folder: Path, name: str) -> Path | None:
     """Return the sub-folder of this name, exact spelling first, then with other capitals."""
     if (folder / name).is_dir():
@@ -154,19 +225,32 @@ def folders_in(folder: Path) -> list[Path]:
     """Return the sub-folders by name, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.name[0] != "." and entry.is_dir())
+            return sorted(Path(entry.path) for entry in entries if not _is_hidden(entry.name) and entry.is_dir())
     except OSError:
         return []
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """Return the sub-folders whose names tell a split, by name: `train`, `cats_train`, and `train_zip/train`."""
+    found: dict[str, Path] = {}
+    for part in folders_in(folder):
+        split = canonical(split_in(part.name))
+        if is_split_name(split):
+            inner = [one for one in folders_in(part) if canonical(split_in(one.name)) == split]
+            # An archive that was unpacked into a folder of its own name.
+            found[part.name] = inner[0] if len(inner) == 1 and not files_in(part) else part
+    return found
 
 
 def files_in(folder: Path, *suffixes: str) -> list[Path]:
-    """Return the files directly in a folder with one of these suffixes, by name, without hidden ones."""
+    """Return the files directly in a folder with one of these suffixes (any, without), by name, not hidden ones."""
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.name[0] != "." and entry.is_file()]
+            names = [entry.name for entry in entries if not _is_hidden(entry.name) and entry.is_file()]
     except OSError:
         return []
-    return [folder / name for name in sorted(names) if name.lower().endswith(suffixes)]
+    wanted = suffixes or ("",)
+    return [folder / name for name in sorted(names) if name.lower().endswith(wanted)]
 
 
 def files_below(folder: Path, *suffixes: str) -> list[str]:
@@ -179,10 +263,10 @@ def files_below(folder: Path, *suffixes: str) -> list[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if name[0] != "."]
+        folders[:] = [name for name in folders if not _is_hidden(name)]
         prefix = Path(place).relative_to(folder).as_posix()
         prefix = "" if prefix == "." else prefix + "/"
-        found += [prefix + name for name in names if name[0] != "." and name.lower().endswith(suffixes)]
+        found += [prefix + name for name in names if not _is_hidden(name) and name.lower().endswith(suffixes)]
     return sorted(found)
 
 

@@ -2,13 +2,15 @@
 
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
+from numpy.typing import NDArray
 
 from multibox.data.formats.finder import Fractions, ImageFinder, place_image, target_names
 from multibox.data.formats.index import IndexBuilder
@@ -16,21 +18,24 @@ from multibox.data.formats.text import (
     ADVICE,
     SKIP,
     ReadOptions,
-    child,
     files_below,
-    files_in,
-    folders_in,
     in_order,
-    is_list,
-    is_mapping,
     is_split_name,
-    name_splits,
     read_lines,
     read_text,
     safe_name,
     stem_of,
     tails,
     write_lines,
+)
+from multibox.data.formats.yolo_layout import (
+    CLASS_FILES,
+    YAML,
+    Layout,
+    find_layout,
+    label_folder,
+    looks_like_labels,
+    twin,
 )
 from multibox.data.image_listing import IMAGE_SUFFIXES
 from multibox.data.images import image_size
@@ -41,25 +46,21 @@ from multibox.data.left_out import (
     MISSING_IMAGE,
     OUTLINE,
     UNREADABLE_IMAGE,
+    Reason,
 )
-from multibox.errors import DataError, ImageError, MissingExtraError
+from multibox.errors import DataError, ImageError
+from multibox.files import same_name
 from multibox.structures import Dataset, Size
 
-_CLASS_FILES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels", "labels.txt")
-_YAML = (".yaml", ".yml")
-_YAML_NAMES = ("data", "dataset")
-_LABEL_LINE = re.compile(r"\s*\d+(\.0*)?(\s+-?[\d.]+(e[-+]?\d+)?){4,}\s*", re.IGNORECASE)
 _SLACK = 0.01  # tools round a box at the edge to 1.001; pixels in place of fractions are far beyond
-
-
-@dataclass(frozen=True)
-class _Layout:
-    root: Path
-    classes: dict[int, str] | None
-    """Class number to name; None if no file names them."""
-    classes_file: Path | None
-    sources: dict[str, list[Path]]
-    """Each split's image folders and list files."""
+_SAMPLE = 200
+"""Objects looked at to tell key points from outlines where data.yaml does not say it."""
+_OTHER_CAPITALS = Reason(
+    "label file was taken for an image whose name is spelt differently",
+    "label files were taken for images whose names are spelt differently",
+)
+_SHARED_LABEL = Reason("label file serves several images", "label files serve several images each")
+_LABEL_ELSEWHERE = Reason("label file was found in another folder", "label files were found in other folders")
 
 
 @dataclass(frozen=True)
@@ -70,22 +71,21 @@ class _Entry:
     """The label file, which need not exist: an image without one shows no objects."""
 
 
-@dataclass(frozen=True)
-class _Box:
+class _Box(NamedTuple):
     label: int
     fractions: tuple[float, float, float, float]
     """xyxy."""
     outline: bool
     """Made of a polygon's corners."""
-    line: int = 0
+    line: int
 
 
 def recognise(path: Path) -> str | None:
     """Return what makes this file or folder a YOLO data set, or None."""
     if path.is_file():
-        return path.name if path.suffix.lower() in (*_YAML, ".data") else None
+        return path.name if path.suffix.lower() in (*YAML, ".data") else None
     try:
-        layout = _find_layout(path)
+        layout = find_layout(path)
     except DataError:
         return "data.yaml"  # it is one, and reading it says what is wrong
     if layout is None:
@@ -107,26 +107,36 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     """Read one split; the header of every image with objects is opened for its size.
 
     Raises:
-        DataError: for a line that is no box, a class number without a name, a label file without an image.
+        DataError: for a line that is no box, a class index without a name, a label file without an image.
     """
     layout = _layout(path)
     index = IndexBuilder(layout.root, "yolo", split, options, shared=False, fractions=True)
-    entries = _entries(layout, layout.sources[split], index)
-    if entries and not any(entry.label.is_file() for entry in entries):
+    entries = _entries(layout, split, index)
+    if entries and options.raw is None and not any(entry.label.is_file() for entry in entries):
         raise DataError(
             f"{layout.root}: none of the {len(entries)} images of split {split!r} has a label file; "
             f"looked for {entries[0].label} and so on; put the labels there"
         )
     classes = layout.classes if layout.classes is not None else _numbers(layout, entries)
+    if layout.classes is not None and layout.classes_file is not None:
+        _note_classes(index, layout.classes, layout.classes_file)
     places = {number: place for place, number in enumerate(classes)}
+    keypoints = layout.keypoints or _guess_keypoints(entries, index)
     for entry in entries:
         index.source = entry.label
         with index.skipping(BROKEN_FILE, entry.label.name):
-            _add(index, entry, _read_label(entry.label, index), places, layout)
+            _add(index, entry, _read_label(entry.label, index, keypoints), places, layout)
     return index.finish(list(classes.values()))
 
 
-def _add(index: IndexBuilder, entry: _Entry, boxes: list[_Box], places: Mapping[int, int], layout: _Layout) -> None:
+def _note_classes(index: IndexBuilder, classes: Mapping[int, str], file: Path) -> None:
+    read_text(file, index.tell_encoding)
+    for name, count in Counter(classes.values()).items():
+        if count > 1:
+            index.notes.append(f"class {name!r} stands in {file.name} more than once; its boxes were joined")
+
+
+def _add(index: IndexBuilder, entry: _Entry, boxes: list[_Box], places: Mapping[int, int], layout: Layout) -> None:
     size: Size | None = None
     if boxes:
         with index.skipping(UNREADABLE_IMAGE, entry.path.name):
@@ -152,58 +162,140 @@ def _add(index: IndexBuilder, entry: _Entry, boxes: list[_Box], places: Mapping[
                 index.count(OUTLINE, entry.label.name)
 
 
-def _read_label(path: Path, index: IndexBuilder) -> list[_Box]:
+def _read_label(path: Path, index: IndexBuilder, keypoints: tuple[int, int] | None) -> list[_Box]:
     """Return the boxes of a label file; none if there is no such file."""
     boxes: list[_Box] = []
-    lines = read_text(path).splitlines() if path.is_file() else []
+    lines = read_text(path, index.tell_encoding).splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
-        if line.strip():
+        tokens = line.split()
+        if tokens:
             with index.skipping(BROKEN_BOX, path.name):
-                box = _read_line(line.split(), f"{path}, line {number}", any_size=index.options.raw is not None)
-                boxes.append(replace(box, line=number))
+                where = f"{path}, line {number}"
+                label, place = _numbers_in(tokens, where)
+                if keypoints is not None and len(place) == 4 + keypoints[0] * keypoints[1]:
+                    place = place[:4]
+                boxes.append(_box(label, place, where, number, any_size=index.options.raw is not None))
     return boxes
 
 
-def _read_line(tokens: list[str], where: str, *, any_size: bool) -> _Box:
+def _numbers_in(tokens: list[str], where: str) -> tuple[int, list[float]]:
     try:
         values = [float(token) for token in tokens]
         if not values[0].is_integer():
             raise ValueError
     except ValueError:
         raise DataError(
-            f"{where}: expected a class number and fractions, got {' '.join(tokens)[:60]!r}; {ADVICE}"
+            f"{where}: expected a class number and fractions, got {' '.join(tokens)[:60]!r}; {ADVICE}",
+            kind="not-a-number",
         ) from None
-    label, place = int(values[0]), values[1:]
+    return int(values[0]), values[1:]
+
+
+def _box(label: int, place: list[float], where: str, line: int, *, any_size: bool) -> _Box:
     if len(place) != 4 and (len(place) < 6 or len(place) % 2):
-        raise DataError(f"{where}: expected class cx cy w h, got {len(tokens)} values; {ADVICE}")
+        raise DataError(
+            f"{where}: expected class cx cy w h, got {len(place) + 1} values; {ADVICE}", kind="unreadable-label"
+        )
     wild = [value for value in place if value > 1 + _SLACK or (value < -_SLACK and len(place) > 4)]
     if wild and not any_size:
         raise DataError(
-            f"{where}: expected fractions of the image from 0 to 1, got {wild[0]:g}; divide pixels by its size"
+            f"{where}: expected fractions of the image from 0 to 1, got {wild[0]:g}; divide pixels by its size",
+            kind="pixel-boxes",
         )
     if len(place) == 4:
         cx, cy, width, height = place
-        return _Box(label, (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), False)
+        return _Box(label, (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), False, line)
     if not all(map(math.isfinite, place)):
-        return _Box(label, (math.nan, math.nan, math.nan, math.nan), False)
+        return _Box(label, (math.nan, math.nan, math.nan, math.nan), False, line)
     xs, ys = place[0::2], place[1::2]
-    return _Box(label, (min(xs), min(ys), max(xs), max(ys)), True)
+    return _Box(label, (min(xs), min(ys), max(xs), max(ys)), True, line)
 
 
-def _numbers(layout: _Layout, entries: list[_Entry]) -> dict[int, str]:
-    """Return "0", "1" ... up to the highest class number of all splits, if no file names the classes."""
+def _guess_keypoints(entries: Sequence[_Entry], index: IndexBuilder) -> tuple[int, int] | None:
+    """Tell `class cx cy w h` with key points behind from an outline, if no kpt_shape says which it is; note the guess.
+
+    They are key points if all such lines are equally long, every point lies in the box of the first four numbers, and
+    in many lines that box's size, read as a corner, lies far from the other points.
+    """
+    rows: list[list[float]] = []
+    for place in _long_lines(entries):
+        rows.append(place)
+        if len(rows) == _SAMPLE:
+            break
+    if len({len(row) for row in rows}) != 1:
+        return None
+    values = np.array(rows, dtype=np.float64)
+    for numbers in (3, 2):
+        points, rest = divmod(values.shape[1] - 4, numbers)
+        if points > 0 and not rest and _fits_keypoints(values, points, numbers):
+            index.notes.append(
+                f"lines of {values.shape[1] + 1} numbers were read as a box and {points} key points, as they look; "
+                "say kpt_shape in data.yaml, or leave the box alone"
+            )
+            index.source = entries[0].label.parent
+            index.report(BROKEN_BOX, "keypoints-as-outline", f"{len(rows)} objects", index.notes[-1])
+            return points, numbers
+    return None
+
+
+def _long_lines(entries: Sequence[_Entry]) -> Iterator[list[float]]:
+    for entry in entries:
+        try:
+            lines = read_text(entry.label).splitlines() if entry.label.is_file() else []
+        except DataError:
+            continue
+        for tokens in map(str.split, lines):
+            if len(tokens) > 7:
+                try:
+                    place = [float(token) for token in tokens[1:]]
+                except ValueError:
+                    continue
+                if all(map(math.isfinite, place)):
+                    yield place
+
+
+def _fits_keypoints(values: NDArray[np.float64], points: int, numbers: int) -> bool:
+    objects = len(values)
+    centre, extent = values[:, None, 0:2], values[:, None, 2:4]
+    places = values[:, 4:].reshape(objects, points, numbers)
+    if numbers == 3 and not np.isin(places[..., 2], (0, 1, 2)).all():
+        return False
+    # The third number is 0 for a point that is not in the image; of two, both are.
+    seen = np.asarray(places[..., 2] > 0 if numbers == 3 else (places != 0).any(axis=-1))
+    offsets = np.abs(places[..., :2] - centre)
+    inside = (offsets <= extent / 2 + _SLACK).all(axis=-1) | ~seen
+    low, high = values[:, 0:2].copy(), values[:, 0:2].copy()
+    for number in range(points):
+        shown = seen[:, number, None]
+        low = np.where(shown, np.minimum(low, places[:, number, :2]), low)
+        high = np.where(shown, np.maximum(high, places[:, number, :2]), high)
+    gap = np.maximum(low - values[:, 2:4], values[:, 2:4] - high).max(axis=1)
+    far = gap > (high - low).max(axis=1) + _SLACK
+    return bool(inside.all() and (numbers == 3 or (objects >= 3 and far.mean() > 0.25)))
+
+
+def _numbers(layout: Layout, entries: list[_Entry]) -> dict[int, str]:
+    """Return "0", "1" ... up to the highest class index of all splits, if no file names the classes."""
     quiet = IndexBuilder(layout.root, "yolo", "", ReadOptions(on_bad="skip"), shared=False)
     labels = {entry.label for entry in entries}
-    for sources in layout.sources.values():
-        labels |= {entry.label for entry in _entries(layout, sources, quiet)}
-    highest = max((box.label for label in labels for box in _read_label(label, quiet)), default=-1)
+    for split in layout.sources:
+        labels |= {entry.label for entry in _entries(layout, split, quiet)}
+    highest = max((box.label for label in labels for box in _read_label(label, quiet, layout.keypoints)), default=-1)
     return {number: str(number) for number in range(highest + 1)}
 
 
-def _entries(layout: _Layout, sources: list[Path], index: IndexBuilder) -> list[_Entry]:
+def _entries(layout: Layout, split: str, index: IndexBuilder) -> list[_Entry]:
     entries: list[_Entry] = []
-    for source in sources:
-        entries += _listed(layout, source, index) if source.is_file() else _in_folder(source, index)
+    for source in layout.sources[split]:
+        if source.is_file():
+            entries += _listed(layout, source, split, index)
+        else:
+            entries += _in_folder(source, layout.root, index)
+    used = Counter(entry.label for entry in entries)
+    for label in (label for label, count in used.items() if count > 1 and label.is_file()):
+        images = [entry.path.name for entry in entries if entry.label == label]
+        if len(set(images)) > 1:
+            index.guessed(_SHARED_LABEL, f"{label.name} ({' and '.join(images)})")
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         whole = [_Entry(safe_name(str(_relative(one.path, layout.root))), one.path, one.label) for one in entries]
@@ -211,65 +303,111 @@ def _entries(layout: _Layout, sources: list[Path], index: IndexBuilder) -> list[
     return entries
 
 
-def _in_folder(folder: Path, index: IndexBuilder) -> list[_Entry]:
-    labels = Path(_twin(str(folder) + "/")[:-1])
-    texts = set(files_below(labels, ".txt")) if labels != folder else set[str]()
-    beside = set(files_below(folder, ".txt"))
-    entries: list[_Entry] = []
-    for name in files_below(folder, *IMAGE_SUFFIXES):
-        text = stem_of(name) + ".txt"
-        place = folder if text in beside and text not in texts else labels
-        entries.append(_Entry(name, folder / name, place / text))
-    used = {entry.label for entry in entries}
-    for place, held in ((labels, texts), (folder, beside)):
-        for text in sorted(held):
-            orphan = place / text
-            if orphan not in used and orphan.name not in _CLASS_FILES and _looks_like_labels(orphan):
-                with index.skipping(MISSING_IMAGE, text):
-                    raise ImageError(f"{orphan}: its image is missing from {folder}; put it there, or {SKIP}")
-    return entries
+def _in_folder(folder: Path, root: Path, index: IndexBuilder) -> list[_Entry]:
+    """Return the images of a folder, each with its label file: in the twin folder first, else beside."""
+    images = files_below(folder, *IMAGE_SUFFIXES)
+    free = set(images)
+    chosen: dict[str, Path] = {}
+    labels = label_folder(folder, root)
+    orphans: list[Path] = []
+    for place in dict.fromkeys((labels, folder)):
+        texts = [name for name in files_below(place, ".txt") if name.rpartition("/")[2].lower() not in CLASS_FILES]
+        pairs = _pairs(free, texts, index)
+        chosen |= {image: place / text for image, text in pairs.items()}
+        free -= pairs.keys()
+        used = set(pairs.values())
+        orphans += [place / text for text in texts if text not in used]
+    for orphan in orphans:
+        if looks_like_labels(orphan):
+            index.source = orphan
+            with index.skipping(MISSING_IMAGE, orphan.name):
+                raise ImageError(
+                    f"{orphan}: its image is missing from {folder}; put it there, or {SKIP}", kind="label-without-image"
+                )
+    return [_Entry(name, folder / name, chosen.get(name, labels / f"{stem_of(name)}.txt")) for name in images]
 
 
-def _listed(layout: _Layout, source: Path, index: IndexBuilder) -> list[_Entry]:
-    finder = ImageFinder(layout.root, [source.parent, layout.root])
-    texts = {name.rpartition("/")[2]: name for name in files_below(layout.root, ".txt")}
-    known = set(texts.values())
+def _pairs(images: Iterable[str], texts: list[str], index: IndexBuilder) -> dict[str, str]:
+    """Return the label file of each image: of its name exactly, else in other capitals if only one image fits."""
+    exact = {text[:-4]: text for text in sorted(texts, key=lambda text: text.endswith(".txt"))}
+    pairs = {name: exact[key] for name in images for key in (name, stem_of(name)) if key in exact}
+    left = [text for text in texts if text not in set(pairs.values())] if len(pairs) < len(texts) else []
+    if left:
+        wanted: dict[str, list[str]] = {}
+        for name in images:
+            if name not in pairs:
+                wanted.setdefault(same_name(unquote(stem_of(name))), []).append(name)
+        found = Counter(same_name(unquote(text[:-4])) for text in left)
+        for text in left:
+            key = same_name(unquote(text[:-4]))
+            if found[key] == 1 and len(wanted.get(key, ())) == 1:
+                pairs[wanted[key][0]] = text
+                index.guessed(_OTHER_CAPITALS, f"{text} ({wanted[key][0]})")
+    return pairs
+
+
+def _listed(layout: Layout, source: Path, split: str, index: IndexBuilder) -> list[_Entry]:
+    finder = ImageFinder(layout.root, [source.parent, layout.root], split)
+    labels = _LabelFinder(layout.root, index)
     entries: dict[str, _Entry] = {}
-    for line in read_lines(source):
+    index.source = source
+    for line in read_lines(source, index.tell_encoding):
         name = _short_name(safe_name(line))
-        found = index.check_found(finder.find(line), finder, line, str(source), name)
+        found = index.check_found(finder.find(line), finder, line, str(source), name, "list-names-missing-file")
         if found is None:
             continue
         if name in entries and entries[name].path == found:
             index.count(LISTED_TWICE, name)
             continue
         key = name if name not in entries else safe_name(line)
-        entries[key] = _Entry(key, found, layout.root / _listed_label(line, known, texts, found, layout.root))
+        entries[key] = _Entry(key, found, labels.find(line, found))
     return list(entries.values())
 
 
-def _listed_label(line: str, known: set[str], texts: Mapping[str, str], found: Path, root: Path) -> str | Path:
-    twin = Path(_twin(stem_of(str(found)) + ".txt"))
-    if twin.is_file() or not known:
-        return twin
-    stem = stem_of(safe_name(line)) + ".txt"
-    for tail in (*tails(_twin("/" + stem)[1:]), *tails(stem)):
-        if tail in known:
-            return root / tail
-    return texts.get(stem.rpartition("/")[2], twin)
+class _LabelFinder:
+    """Finds the label files of listed images: all text files below the root are listed once."""
+
+    def __init__(self, root: Path, index: IndexBuilder) -> None:
+        self.root, self.index = root, index
+        self.known = set(files_below(root, ".txt"))
+        self.loose: dict[str, list[str]] = {}
+        self.bases: dict[str, list[str]] = {}
+        for name in sorted(self.known):
+            self.loose.setdefault(same_name(name), []).append(name)
+            self.bases.setdefault(name.rpartition("/")[2], []).append(name)
+
+    def find(self, line: str, found: Path) -> Path:
+        """Return the label file of the image that `line` names, or where it would be if it is missing."""
+        at_home = found.is_relative_to(self.root)
+        place = f"/{found.relative_to(self.root).as_posix()}" if at_home else found.as_posix()
+        beside, usual = (f"{stem_of(one)}.txt".removeprefix("/" if at_home else "") for one in (place, twin(place)))
+        listed = stem_of(safe_name(line)) + ".txt"
+        wanted = [usual, beside] if at_home else []
+        for tail in (*wanted, *tails(twin("/" + listed)[1:]), *tails(listed)):
+            if tail in self.known:
+                return self.root / tail
+        if not at_home and Path(usual).is_file():
+            return Path(usual)
+        for tail in wanted:
+            if len(self.loose.get(same_name(tail), ())) == 1:
+                text = self.loose[same_name(tail)][0]
+                self.index.guessed(_OTHER_CAPITALS, f"{text} ({found.name})")
+                return self.root / text
+        base = listed.rpartition("/")[2]
+        if len(self.bases.get(base, ())) == 1 and not _apart(self.bases[base][0], listed):
+            self.index.guessed(_LABEL_ELSEWHERE, self.bases[base][0])
+            return self.root / self.bases[base][0]
+        return self.root / usual  # which is the path itself where that is absolute
 
 
-def _twin(path: str) -> str:
-    """Replace the last folder called images by labels, as every YOLO does."""
-    for name, twin in (("/images/", "/labels/"), ("/Images/", "/Labels/")):
-        head, found, tail = path.rpartition(name)
-        if found:
-            return head + twin + tail
-    return path
+def _apart(text: str, listed: str) -> bool:
+    """Return whether a label file lies in the folder of another split than the listed image."""
+    there = {part for part in text.split("/")[:-1] if is_split_name(part)}
+    return bool(there) and not there & set(listed.split("/"))
 
 
 def _short_name(name: str) -> str:
-    for folder in ("images/", "Images/", "obj_train_data/"):
+    for folder in ("images/", "Images/", "JPEGImages/", "obj_train_data/", "obj_valid_data/", "obj_test_data/"):
         name = name.rpartition(folder)[2]
     head, _, tail = name.partition("/")
     return tail if tail and is_split_name(head) else name
@@ -279,202 +417,11 @@ def _relative(path: Path, root: Path) -> Path:
     return path.relative_to(root) if path.is_relative_to(root) else path
 
 
-def _layout(path: Path) -> _Layout:
-    layout = _find_layout(path)
+def _layout(path: Path) -> Layout:
+    layout = find_layout(path)
     if layout is None:
         raise DataError(f"{path} is no YOLO data set; expected data.yaml, or images and labels side by side")
     return layout
-
-
-def _find_layout(path: Path) -> _Layout | None:
-    """Return the layout of a folder, data.yaml or obj.data, or None if it is no YOLO data set.
-
-    Raises:
-        DataError: for a file that says nothing usable.
-        MissingExtraError: for a data.yaml without pyyaml.
-    """
-    if path.is_file():
-        if path.suffix.lower() in _YAML:
-            return _from_yaml(path)
-        return _from_darknet(path) if path.suffix.lower() == ".data" else None
-    settings = [file for file in files_in(path, *_YAML) if _is_data_yaml(file)]
-    settings = [file for file in settings if file.stem.lower() in _YAML_NAMES] or settings
-    if len(settings) > 1:
-        raise DataError(f"{path} holds {' and '.join(file.name for file in settings)}; give the one that is meant")
-    if settings:
-        return _from_yaml(settings[0])
-    darknet = [file for file in files_in(path, ".data") if re.search(r"(?m)^\s*names\s*=", _text_of(file))]
-    return _from_darknet(darknet[0]) if darknet else _from_folders(path)
-
-
-def _looks_like_labels(path: Path) -> bool:
-    """Return whether the first line of a text file is one of a YOLO label file."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            return _LABEL_LINE.fullmatch(file.readline(1000).rstrip("\r\n")) is not None
-    except (OSError, UnicodeError):
-        return False
-
-
-def _is_data_yaml(path: Path) -> bool:
-    text = _text_of(path)
-    if not re.search(r"(?m)^\s*(names|nc)\s*:", text):
-        return False
-    return path.stem.lower() in _YAML_NAMES or re.search(r"(?m)^\s*(train|val|test)\s*:", text) is not None
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return read_text(path)
-    except DataError:
-        return ""  # some other program's file
-
-
-def _from_yaml(path: Path) -> _Layout:
-    content = _load_yaml(path)
-    classes = _yaml_classes(content, path)
-    base = _existing(path.parent, [str(content.get("path") or ".")]) or path.parent
-    sources: dict[str, list[Path]] = {}
-    for split, entry in content.items():
-        if not (is_split_name(split) or _is_folder_entry(entry, base)):
-            continue
-        entries = [str(one) for one in (entry if is_list(entry) else [entry]) if one]
-        places = [_existing(base, [one]) or _existing(path.parent, _tails(one)) for one in entries]
-        if split == "test" and None in places:
-            continue  # exporters write a test line whether or not there is a test folder
-        for one, place in zip(entries, places, strict=True):
-            if place is None:
-                raise DataError(
-                    f"{path} says {split}: {one}, which does not exist below {base}; correct it or add the folder"
-                )
-        if entries:
-            sources[split] = [_inner(place) for place in places if place is not None]
-    if not sources:
-        plain = _from_folders(path.parent)
-        if plain is None:
-            raise DataError(f"{path} names no images; add train: and val: with their folders")
-        sources = plain.sources
-    return _Layout(path.parent, classes, path, sources)
-
-
-def _is_folder_entry(entry: Any, base: Path) -> bool:
-    # A split of any name, such as "fold1: images/fold1", beside keys that are no splits.
-    return isinstance(entry, str) and entry.startswith("images/") and (base / entry).is_dir()
-
-
-def _load_yaml(path: Path) -> dict[str, Any]:
-    try:
-        import yaml
-    except ImportError:
-        raise MissingExtraError("Reading data.yaml", "train") from None
-    try:
-        # Plain strings: YAML would make the class "no" False and the class "007" 7.
-        content: Any = yaml.load(read_text(path), Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise DataError(f"{path} is no YAML ({' '.join(str(error).split())}); correct it") from None
-    if not is_mapping(content):
-        raise DataError(f"{path} should hold lines like train: images/train and names: [...]; got something else")
-    return content
-
-
-def _yaml_classes(content: Mapping[str, Any], path: Path) -> dict[int, str] | None:
-    names: Any = content.get("names")
-    count: Any = content.get("nc")
-    try:
-        if is_mapping(names):
-            classes = {int(number): str(name).strip() for number, name in names.items()}
-        elif is_list(names):
-            classes = {number: str(name).strip() for number, name in enumerate(names)}
-        elif count is not None and not names:
-            return {number: str(number) for number in range(int(count))}
-        else:
-            raise ValueError
-        declared = None if count is None else int(count)
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{path}: names should be a list, or numbers with a name each, and nc a number; correct it"
-        ) from None
-    if declared is not None and declared != len(classes):
-        raise DataError(f"{path} says nc: {declared} but names {len(classes)} classes; make them agree")
-    return dict(sorted(classes.items()))
-
-
-def _from_darknet(path: Path) -> _Layout:
-    pairs = (line.partition("=") for line in read_lines(path) if "=" in line)
-    content = {key.strip(): value.strip() for key, _, value in pairs}
-    names = _existing(path.parent, _tails(content.get("names", "obj.names")))
-    sources: dict[str, list[Path]] = {}
-    for key, split in (("train", "train"), ("valid", "val"), ("test", "test")):
-        place = _existing(path.parent, _tails(content[key])) if key in content else None
-        if place is not None:
-            sources[split] = [place]
-    if names is None or not sources:
-        raise DataError(f"{path} names no existing class file or image list; expected names = ... and train = ...")
-    return _Layout(path.parent, _read_classes(names), names, sources)
-
-
-def _from_folders(path: Path) -> _Layout | None:
-    classes_file = _class_file(path)
-    images, labels = child(path, "images"), child(path, "labels")
-    sources: dict[str, list[Path]] = {}
-    if images and labels and _holds_labels(labels):
-        sources = _twins(path, images)
-        classes_file = classes_file or _class_file(labels)
-    elif parts := [part for part in folders_in(path) if is_split_name(part.name) and _is_twin(part)]:
-        named = name_splits({part.name: part for part in parts})
-        sources = {name: [child(part, "images") or part] for name, part in named.items()}
-    elif any(_looks_like_labels(file) for file in files_in(path, ".txt")[:20]):
-        sources = {"all": [path]}
-    if not sources:
-        return None
-    return _Layout(path, None if classes_file is None else _read_classes(classes_file), classes_file, sources)
-
-
-def _class_file(folder: Path) -> Path | None:
-    return next((folder / name for name in _CLASS_FILES if (folder / name).is_file()), None)
-
-
-def _twins(path: Path, images: Path) -> dict[str, list[Path]]:
-    lists = {file.stem: file for file in files_in(path, ".txt") if is_split_name(file.stem)}
-    if lists:
-        return {name: [file] for name, file in name_splits(lists).items()}
-    parts = {part.name: part for part in folders_in(images) if is_split_name(part.name)}
-    if parts and not files_in(images, *IMAGE_SUFFIXES):
-        return {name: [part] for name, part in name_splits(parts).items()}
-    return {"all": [images]}
-
-
-def _is_twin(folder: Path) -> bool:
-    labels = child(folder, "labels")
-    return labels is not None and child(folder, "images") is not None and _holds_labels(labels)
-
-
-def _holds_labels(folder: Path) -> bool:
-    texts = [name for name in files_below(folder, ".txt") if name not in _CLASS_FILES][:20]
-    return any(_looks_like_labels(folder / name) for name in texts)
-
-
-def _read_classes(path: Path) -> dict[int, str]:
-    return dict(enumerate(read_lines(path)))
-
-
-def _tails(text: str) -> list[str]:
-    clean = "/".join(part for part in text.replace("\\", "/").split("/") if part not in ("", ".", ".."))
-    whole, *rest = tails(clean)
-    # The last part alone is too little for a folder: every data set has one called images.
-    return [whole, *(tail for tail in rest if "/" in tail or "." in tail)]
-
-
-def _existing(base: Path, texts: Iterable[str]) -> Path | None:
-    places = (base / text.replace("\\", "/") for text in texts if text)
-    return next((place for place in places if place.exists()), None)
-
-
-def _inner(place: Path) -> Path:
-    # "train: train" may mean the folder that holds images and labels.
-    if place.is_dir() and not files_in(place, *IMAGE_SUFFIXES):
-        return child(place, "images") or place
-    return place
 
 
 def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[str]:
