@@ -168,5 +168,5 @@ def test_other_json_beside(tmp_path: Path, image: AnyImage) -> None:
 def test_voc100_as_labelme_writes_it(shared: Path) -> None:
     held = open_dataset(shared / "voc100" / "gts" / "labelme_format")
     voc = open_dataset(shared / "voc100" / "gts" / "pascalvoc_format")
-    assert held.class_names == voc.class_names and held.image_names == voc.image_names and held.notes == ()
+    assert held.class_names == voc.class_names and held.image_names == voc.image_names and held.notes == voc.notes
     assert sorted(held.boxes_xyxy.tolist()) == sorted(voc.boxes_xyxy.tolist()) and held.paths == voc.paths
