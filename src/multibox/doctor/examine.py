@@ -1,17 +1,18 @@
 """Examine a data set of any format: read every split as written, and run all checks on it."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from multibox.data.formats import find_splits, read_raw
 from multibox.data.formats.raw_labels import RawLabels
 from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, LABELLED_TWICE, MISSING_IMAGE, UNREADABLE_IMAGE
-from multibox.doctor.box_checks import check_boxes, find_faults
+from multibox.doctor.box_checks import Faults, check_boxes, find_faults
 from multibox.doctor.class_checks import check_classes
 from multibox.doctor.findings import KINDS, Finding, finding, worst_first
 from multibox.doctor.frames import check_orientations, check_sizes
 from multibox.doctor.image_files import check_image_files, look_at_images
-from multibox.doctor.readings import find_reading
+from multibox.doctor.readings import Reading, find_reading
 from multibox.doctor.survey import Survey, survey_split
 from multibox.doctor.twins import check_twins
 from multibox.errors import DataError
@@ -29,6 +30,25 @@ _KIND_OF_REASON = {
 """The kind of a reader's problem that names none itself."""
 
 
+@dataclass(frozen=True)
+class SplitDiagnosis:
+    """One split, and what is wrong with its boxes."""
+
+    survey: Survey
+    reading: Reading
+    faults: Faults
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What an examination found."""
+
+    findings: list[Finding]
+    """The worst first, grouped by kind."""
+    splits: dict[str, SplitDiagnosis]
+    """Those that can be read."""
+
+
 def examine(
     data: str | Path,
     *,
@@ -38,7 +58,25 @@ def examine(
     fast: bool = False,
     progress: Progress | None = None,
 ) -> list[Finding]:
-    """Return what is wrong with a data set, the worst first, grouped by kind.
+    """Return what is wrong with a data set, the worst first, grouped by kind; the arguments are those of `diagnose`.
+
+    Raises:
+        DataError: There is no data set, or none of its splits can be read.
+        ConfigError: An unknown format or preset.
+    """
+    return diagnose(data, split=split, preset=preset, format=format, fast=fast, progress=progress).findings
+
+
+def diagnose(
+    data: str | Path,
+    *,
+    split: str | None = None,
+    preset: str | None = None,
+    format: str | None = None,
+    fast: bool = False,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Examine a data set and return all that a repair and a contact sheet need.
 
     Args:
         data: The folder or file of a data set.
@@ -53,11 +91,17 @@ def examine(
         ConfigError: An unknown format or preset.
     """
     surveys, findings = _read(Path(data), split, format, fast)
-    findings += [one for survey in surveys.values() for one in _of_split(survey)]
+    examined = {name: _diagnose_split(survey) for name, survey in surveys.items()}
+    findings += [one for one_split in examined.values() for one in _of_split(one_split)]
     findings += _of_set(surveys)
     findings += _of_images(surveys, fast, progress)
     # An image may belong to several splits, as to VOC's train and trainval
-    return worst_first(dict.fromkeys(findings))
+    return Diagnosis(worst_first(dict.fromkeys(findings)), examined)
+
+
+def _diagnose_split(survey: Survey) -> SplitDiagnosis:
+    reading = find_reading(survey)
+    return SplitDiagnosis(survey, reading, find_faults(survey, reading))
 
 
 def _read(path: Path, split: str | None, format: str | None, fast: bool) -> tuple[dict[str, Survey], list[Finding]]:
@@ -79,12 +123,11 @@ def _read(path: Path, split: str | None, format: str | None, fast: bool) -> tupl
     return surveys, findings
 
 
-def _of_split(survey: Survey) -> Iterator[Finding]:
+def _of_split(split: SplitDiagnosis) -> Iterator[Finding]:
     """Yield what one split shows by itself."""
-    yield from reader_problems(survey.raw)
-    reading = find_reading(survey)
-    yield from check_boxes(survey, reading, find_faults(survey, reading))
-    yield from check_sizes(survey)
+    yield from reader_problems(split.survey.raw)
+    yield from check_boxes(split.survey, split.reading, split.faults)
+    yield from check_sizes(split.survey)
 
 
 def _of_set(surveys: Mapping[str, Survey]) -> Iterator[Finding]:

@@ -1,0 +1,273 @@
+"""A repaired copy of a data set, and a log of each change; the data set itself is never touched.
+
+Boxes take the reading that fits them, corners are sorted, edges clipped; what teaches nothing is left out. What only
+a person can decide stays as it is: the last column of `findings.KINDS` says which kinds these are.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from multibox.data.convert import check_destination, write_dataset
+from multibox.data.formats import FORMATS
+from multibox.data.formats.sizes import TURNED
+from multibox.data.formats.text import canonical, number_text, stem_of
+from multibox.doctor.class_checks import class_counts, twins
+from multibox.doctor.examine import Diagnosis, SplitDiagnosis
+from multibox.doctor.findings import KINDS, Finding
+from multibox.errors import DataError
+from multibox.files import same_name, write_text_whole
+from multibox.structures import Boxes, Dataset, Flags
+
+CHANGES = "doctor-changes.csv"
+"""The log's name, in the copy."""
+_FALLBACK = "coco"
+"""Written where the data set's own format is only read."""
+_DROPPED = ("not-a-number", "empty-box", "outside-box", "tiny-box")
+_LEFT_OUT = frozenset(
+    ("unreadable-image", "truncated-image", "empty-file", "duplicate-image", "leaked-image", "split-overlap")
+)
+"""Kinds whose finding names an image to leave out; of the last two, from training only."""
+_ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tif"}
+
+
+class Change(NamedTuple):
+    """One line of the log."""
+
+    file: str
+    where: str
+    kind: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What `repair` wrote."""
+
+    folder: Path
+    format: str
+    changes: list[Change]
+    notes: list[str]
+    """What the written format could not hold."""
+
+
+class _Plan(NamedTuple):
+    """What is mended in all splits alike."""
+
+    joined: dict[str, str]
+    """The common spelling of each misspelt class name."""
+    mistaken: dict[str, str]
+    """The right ending of each file with a wrong one."""
+
+
+def repair(diagnosis: Diagnosis, destination: str | Path) -> Repair:
+    """Write a repaired copy of the examined splits, in their own format where it can be written.
+
+    Args:
+        diagnosis: What `diagnose` found, with images decoded (not `fast`), else damaged images are copied as well.
+        destination: A folder that is not there yet, or is empty.
+
+    Raises:
+        DataError: The destination is in use, or nothing is left to write.
+    """
+    check_destination(destination)
+    plan = _Plan(_joined_classes(diagnosis), _mistaken(diagnosis.findings))
+    changes = [_unusable(one) for one in diagnosis.findings if _is_unusable(one)]
+    datasets: dict[str, Dataset] = {}
+    for name, split in diagnosis.splits.items():
+        dataset, changed = _repaired(split, _images_out(name, diagnosis.findings), plan)
+        changes += changed
+        if len(dataset):
+            datasets[name] = dataset
+        else:
+            changes.append(Change(str(dataset.root), f"split {name}", "empty-split", "no usable image", "left out"))
+    if not datasets:
+        raise DataError(f"{destination}: nothing is left to write once all that is broken is left out")
+    own = next(iter(datasets.values())).format
+    written = own if FORMATS[own].write is not None else _FALLBACK
+    notes = write_dataset(datasets, destination, written)
+    write_text_whole(Path(destination) / CHANGES, _as_csv(changes))
+    return Repair(Path(destination), written, changes, notes)
+
+
+def remaining_kinds() -> frozenset[str]:
+    """Return the kinds that a repaired copy may still have: those that are left to a person."""
+    return frozenset(kind for kind, about in KINDS.items() if about.fix == "left to you")
+
+
+def _is_unusable(one: Finding) -> bool:
+    """Return whether a finding is about something that the reader could not use, so that the copy lacks it."""
+    return KINDS[one.kind].fix == "leaves out" and one.kind not in (*_LEFT_OUT, *_DROPPED, "empty-split")
+
+
+def _unusable(one: Finding) -> Change:
+    return Change(one.file, one.where, one.kind, one.what, "left out")
+
+
+def _images_out(split: str, findings: Iterable[Finding]) -> dict[str, str]:
+    """Return the kind for which each image is left out of a split, by its file and, in a container, its name."""
+    training = canonical(split) in ("train", "trainval")
+    out: dict[str, str] = {}
+    for one in findings:
+        if one.kind in _LEFT_OUT and (training or one.kind not in ("leaked-image", "split-overlap")):
+            out.setdefault(one.file, one.kind)
+            out.setdefault(f"{one.file} {one.where}", one.kind)
+    return out
+
+
+def _joined_classes(diagnosis: Diagnosis) -> dict[str, str]:
+    """Return the commonest spelling of each class name that differs from another in capitals and spaces only."""
+    counts: dict[str, int] = {}
+    for split in diagnosis.splits.values():
+        for name, count in class_counts(split.survey).items():
+            counts[name] = counts.get(name, 0) + count
+    joined = {rare: common for rare, common, certain in twins(counts) if certain}
+    for rare in joined:
+        while joined[rare] in joined and joined[joined[rare]] != rare:
+            joined[rare] = joined[joined[rare]]
+    return joined
+
+
+def _repaired(split: SplitDiagnosis, out: Mapping[str, str], plan: _Plan) -> tuple[Dataset, list[Change]]:
+    """Return a split with its boxes, classes and images mended, and the changes."""
+    survey, raw, joined = split.survey, split.survey.raw, plan.joined
+    boxes, keep, changes = _repaired_boxes(split)
+    names = list(dict.fromkeys(joined.get(name, name) for name in raw.class_names))
+    table = np.array([names.index(joined.get(name, name)) for name in raw.class_names], np.int64)
+    misspelt = [name for name in raw.class_names if name in joined]
+    changes += [Change(str(raw.root), f"class {old}", "misspelt-class", old, joined[old]) for old in misspelt]
+    sizes = [own or declared for own, declared in zip(survey.shown, raw.sizes, strict=True)]
+    image_names, renamed = _image_names(split, plan.mistaken)
+    changes += renamed
+    kept: list[int] = []
+    for image, path in enumerate(raw.paths):
+        key = str(path) if raw.offsets[image] is None else f"{path} {raw.image_names[image]}"
+        if key in out:
+            changes.append(Change(str(path), raw.image_names[image], out[key], "image", "left out"))
+        else:
+            kept.append(image)
+    dataset = Dataset(
+        root=raw.root,
+        format=raw.format,
+        split=raw.split,
+        class_names=tuple(names),
+        image_names=image_names,
+        paths=raw.paths,
+        sizes=sizes,
+        offsets=raw.offsets,
+        starts=np.searchsorted(raw.owners[keep], np.arange(len(image_names) + 1)).astype(np.int64),
+        boxes_xyxy=boxes[keep],
+        labels=table[raw.labels[keep]] if len(table) else raw.labels[keep],
+        difficult=raw.difficult[keep],
+        crowd=raw.crowd[keep],
+        lengths=raw.lengths if any(length is not None for length in raw.lengths) else (),
+    )
+    return (dataset if len(kept) == len(image_names) else dataset.subset(kept)), changes
+
+
+def _repaired_boxes(split: SplitDiagnosis) -> tuple[Boxes, Flags, list[Change]]:
+    """Return the boxes [N, 4] as they should be, which of them are kept [N], and the changes."""
+    survey, faults = split.survey, split.faults.boxes
+    boxes = split.reading.boxes_xyxy.copy()
+    why = np.full(len(boxes), "", "U32")
+    for kind, rows in split.reading.kinds.items():
+        why[rows] = kind
+    turned = survey.fit.done[survey.raw.owners] == TURNED
+    why[(why == "") & turned] = "exif-mismatch"
+    why[why == ""] = "size-mismatch"  # said of those that are changed by nothing else
+    reversed_rows = faults.get("reversed-box")
+    if reversed_rows is not None:
+        low = np.minimum(boxes[:, :2], boxes[:, 2:])
+        high = np.maximum(boxes[:, :2], boxes[:, 2:])
+        boxes = np.where(reversed_rows[:, None], np.concatenate([low, high], axis=1), boxes)
+        why[reversed_rows] = "reversed-box"
+    clipped = faults.get("clipped-box")
+    if clipped is not None:
+        edges = np.concatenate([survey.box_wh, survey.box_wh], axis=1)
+        boxes = np.where(clipped[:, None], np.clip(boxes, 0, edges), boxes)
+        why[clipped] = "clipped-box"
+    keep = np.ones(len(boxes), np.bool_)
+    for kind in _DROPPED:
+        if kind in faults:
+            keep &= ~faults[kind]
+            why[faults[kind]] = kind
+    twice = [pair.second for pair in split.faults.pairs if pair.kind == "duplicate-box"]
+    keep[twice] = False
+    why[twice] = "duplicate-box"
+    boxes, keep = _without_slivers(boxes, keep, why, clipped)
+    return boxes, keep, list(_box_changes(split, boxes, keep, why))
+
+
+def _without_slivers(boxes: Boxes, keep: Flags, why: NDArray[np.str_], clipped: Flags | None) -> tuple[Boxes, Flags]:
+    """Leave out what is under a pixel once it is clipped."""
+    if clipped is not None:
+        thin = clipped & ((boxes[:, 2:] - boxes[:, :2]) < 1).any(axis=1)
+        keep = keep & ~thin
+        why[thin] = "outside-box"
+    return boxes, keep
+
+
+def _box_changes(split: SplitDiagnosis, boxes: Boxes, keep: Flags, why: NDArray[np.str_]) -> Iterator[Change]:
+    survey = split.survey
+    before = survey.raw.boxes_xyxy
+    for row in np.flatnonzero(~keep | (boxes != before).any(axis=1)).tolist():
+        after = _corners(boxes[row]) if keep[row] else "left out"
+        yield Change(survey.file_of(row), survey.where_of(row), str(why[row]), _corners(before[row]), after)
+
+
+def _corners(box: Boxes) -> str:
+    return " ".join(number_text(round(value, 4)) if np.isfinite(value) else str(value) for value in box.tolist())
+
+
+def _image_names(split: SplitDiagnosis, mistaken: Mapping[str, str]) -> tuple[list[str], list[Change]]:
+    """Return names with the endings of what the files are, and of which no two share a label file.
+
+    Args:
+        split: Whose images they are.
+        mistaken: Files with a wrong ending, and the right one.
+    """
+    raw = split.survey.raw
+    names: list[str] = []
+    changes: list[Change] = []
+    taken: set[str] = set()
+    for path, name in zip(map(str, raw.paths), raw.image_names, strict=True):
+        suffix = mistaken.get(path, name[len(stem_of(name)) :])
+        stem = stem_of(name)
+        new, number = stem, 2
+        while same_name(new) in taken:
+            new, number = f"{stem}-{number}", number + 1
+        taken.add(same_name(new))
+        names.append(new + suffix)
+        if new + suffix != name:
+            kind = "wrong-extension" if path in mistaken else "name-collision"
+            changes.append(Change(path, name, kind, name, new + suffix))
+    return names, changes
+
+
+def _mistaken(findings: Iterable[Finding]) -> dict[str, str]:
+    """Return the right ending of each file whose ending is another format's."""
+    endings: dict[str, str] = {}
+    for one in findings:
+        if one.kind == "wrong-extension":
+            try:
+                with Image.open(one.file) as image:
+                    endings[one.file] = _ENDINGS.get(image.format or "", "")
+            except (OSError, ValueError):
+                continue
+    return {file: ending for file, ending in endings.items() if ending}
+
+
+def _as_csv(changes: Iterable[Change]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(Change._fields)
+    table.writerows(changes)
+    return text.getvalue()
