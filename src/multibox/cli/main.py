@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from multibox import __version__
-from multibox.cli import bench, data, demo, evaluate, export, imports, lists, plot, predict, train
+from multibox.cli import bench, data, demo, doctor, evaluate, export, imports, lists, plot, predict, train
 from multibox.errors import MissingExtraError, MultiboxError
 from multibox.limits import KEEP_MEMORY
 from multibox.privacy import LIGHT_OPENVINO
@@ -99,6 +99,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
+app.command("doctor")(doctor.doctor)
 app.command("train", cls=HintedCommand)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("predict")(predict.predict)

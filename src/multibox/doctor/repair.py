@@ -15,16 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from multibox.columns import Numbers, Texts
 from multibox.data.convert import check_destination, write_dataset
 from multibox.data.formats import FORMATS
 from multibox.data.formats.sizes import TURNED
-from multibox.data.formats.text import canonical, number_text, stem_of
+from multibox.data.formats.text import number_text, stem_of
 from multibox.doctor.class_checks import class_counts, twins
 from multibox.doctor.examine import Diagnosis, SplitDiagnosis
 from multibox.doctor.findings import KINDS, Finding
 from multibox.errors import DataError
 from multibox.files import same_name, write_text_whole
-from multibox.structures import Boxes, Dataset, Flags
+from multibox.structures import Boxes, Dataset, Flags, Sizes
 
 CHANGES = "doctor-changes.csv"
 """The log's name, in the copy."""
@@ -34,7 +35,7 @@ _DROPPED = ("not-a-number", "empty-box", "outside-box", "tiny-box")
 _LEFT_OUT = frozenset(
     ("unreadable-image", "truncated-image", "empty-file", "duplicate-image", "leaked-image", "split-overlap")
 )
-"""Kinds whose finding names an image to leave out; of the last two, from training only."""
+"""Kinds whose finding names an image to leave out."""
 _ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tif"}
 
 
@@ -83,7 +84,7 @@ def repair(diagnosis: Diagnosis, destination: str | Path) -> Repair:
     changes = [_unusable(one) for one in diagnosis.findings if _is_unusable(one)]
     datasets: dict[str, Dataset] = {}
     for name, split in diagnosis.splits.items():
-        dataset, changed = _repaired(split, _images_out(name, diagnosis.findings), plan)
+        dataset, changed = _repaired(split, _images_out(split, diagnosis.findings), plan)
         changes += changed
         if len(dataset):
             datasets[name] = dataset
@@ -91,6 +92,7 @@ def repair(diagnosis: Diagnosis, destination: str | Path) -> Repair:
             changes.append(Change(str(dataset.root), f"split {name}", "empty-split", "no usable image", "left out"))
     if not datasets:
         raise DataError(f"{destination}: nothing is left to write once all that is broken is left out")
+    changes = list(dict.fromkeys(changes))  # an image may belong to several splits
     own = next(iter(datasets.values())).format
     written = own if FORMATS[own].write is not None else _FALLBACK
     notes = write_dataset(datasets, destination, written)
@@ -112,14 +114,25 @@ def _unusable(one: Finding) -> Change:
     return Change(one.file, one.where, one.kind, one.what, "left out")
 
 
-def _images_out(split: str, findings: Iterable[Finding]) -> dict[str, str]:
-    """Return the kind for which each image is left out of a split, by its file and, in a container, its name."""
-    training = canonical(split) in ("train", "trainval")
-    out: dict[str, str] = {}
+def _images_out(split: SplitDiagnosis, findings: Iterable[Finding]) -> dict[int, str]:
+    """Return the images of a split that are left out, and for which kind.
+
+    The file of such a finding is the image's, or the container's; then the image's name comes first in `where`. A split
+    may come last in it: the image may stay in the others.
+    """
+    raw = split.survey.raw
+    images: dict[str, list[int]] = {}
+    for image, path in enumerate(raw.paths):
+        images.setdefault(str(path), []).append(image)
+    out: dict[int, str] = {}
     for one in findings:
-        if one.kind in _LEFT_OUT and (training or one.kind not in ("leaked-image", "split-overlap")):
-            out.setdefault(one.file, one.kind)
-            out.setdefault(f"{one.file} {one.where}", one.kind)
+        name, apart, only = one.where.rpartition("split ")
+        if one.kind not in _LEFT_OUT or (apart and only != raw.split):
+            continue
+        name = name.removesuffix(", ") if apart else one.where
+        for image in images.get(one.file, ()):
+            if raw.offsets[image] is None or raw.image_names[image] == name:
+                out.setdefault(image, one.kind)
     return out
 
 
@@ -136,7 +149,7 @@ def _joined_classes(diagnosis: Diagnosis) -> dict[str, str]:
     return joined
 
 
-def _repaired(split: SplitDiagnosis, out: Mapping[str, str], plan: _Plan) -> tuple[Dataset, list[Change]]:
+def _repaired(split: SplitDiagnosis, out: Mapping[int, str], plan: _Plan) -> tuple[Dataset, list[Change]]:
     """Return a split with its boxes, classes and images mended, and the changes."""
     survey, raw, joined = split.survey, split.survey.raw, plan.joined
     boxes, keep, changes = _repaired_boxes(split)
@@ -147,30 +160,27 @@ def _repaired(split: SplitDiagnosis, out: Mapping[str, str], plan: _Plan) -> tup
     sizes = [own or declared for own, declared in zip(survey.shown, raw.sizes, strict=True)]
     image_names, renamed = _image_names(split, plan.mistaken)
     changes += renamed
-    kept: list[int] = []
-    for image, path in enumerate(raw.paths):
-        key = str(path) if raw.offsets[image] is None else f"{path} {raw.image_names[image]}"
-        if key in out:
-            changes.append(Change(str(path), raw.image_names[image], out[key], "image", "left out"))
-        else:
-            kept.append(image)
+    changes += [
+        Change(str(raw.paths[one]), raw.image_names[one], kind, "image", "left out") for one, kind in out.items()
+    ]
     dataset = Dataset(
         root=raw.root,
         format=raw.format,
         split=raw.split,
         class_names=tuple(names),
-        image_names=image_names,
+        image_names=Texts.of(image_names),
         paths=raw.paths,
-        sizes=sizes,
+        sizes=Sizes.of(sizes),
         offsets=raw.offsets,
         starts=np.searchsorted(raw.owners[keep], np.arange(len(image_names) + 1)).astype(np.int64),
         boxes_xyxy=boxes[keep],
         labels=table[raw.labels[keep]] if len(table) else raw.labels[keep],
         difficult=raw.difficult[keep],
         crowd=raw.crowd[keep],
-        lengths=raw.lengths if any(length is not None for length in raw.lengths) else (),
+        lengths=raw.lengths if any(length is not None for length in raw.lengths) else Numbers.of(()),
     )
-    return (dataset if len(kept) == len(image_names) else dataset.subset(kept)), changes
+    kept = [image for image in range(len(dataset)) if image not in out]
+    return (dataset.subset(kept) if out else dataset), changes
 
 
 def _repaired_boxes(split: SplitDiagnosis) -> tuple[Boxes, Flags, list[Change]]:

@@ -1,0 +1,153 @@
+"""`multibox doctor`."""
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from multibox.cli.options import IMAGES, Data, Format, check_suffix
+
+if TYPE_CHECKING:
+    from multibox.doctor.examine import Diagnosis
+    from multibox.doctor.findings import Finding
+    from multibox.doctor.repair import Repair
+
+LINES = 20
+"""Findings of one kind on the screen; all are in --json."""
+
+
+def doctor(
+    data: Data,
+    split: Annotated[str | None, typer.Option(help="The only split to examine. Default: all.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Compare the boxes with this preset's network and anchors.")
+    ] = None,
+    format: Format = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all findings here; - for standard output.")
+    ] = None,
+    fix: Annotated[
+        Path | None, typer.Option(metavar="OUT", help="Folder for a repaired copy; must not hold anything.")
+    ] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Draw the worst findings to this PNG or JPEG.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace --json and --sheet; a file of DATA never.")
+    ] = False,
+) -> None:
+    """Find what is wrong with DATA: files, labels, boxes, classes, splits; exit 1 for errors and warnings.
+
+    Example: multibox doctor data/cells --json findings.json --fix data/cells-repaired
+    """
+    import json
+
+    from multibox.data.convert import check_destination
+    from multibox.doctor.examine import diagnose
+    from multibox.doctor.repair import repair
+    from multibox.files import check_outputs, write_text_whole
+
+    to_stdout = json_file == Path("-")
+    outputs = [path for path in (None if to_stdout else json_file, sheet) if path is not None]
+    check_outputs(outputs, overwrite=overwrite, inputs=[data])
+    if sheet is not None:
+        check_suffix(sheet, IMAGES)
+    if fix is not None:
+        check_destination(fix)
+    with _progress("examining") as progress:
+        diagnosis = diagnose(data, split=split, preset=preset, format=format, progress=progress)
+    findings = diagnosis.findings
+    for line in [*describe(findings), summary(findings, str(data))]:
+        typer.echo(line, err=to_stdout)
+    text = json.dumps([one.to_dict() for one in findings], indent=1, ensure_ascii=False)
+    if to_stdout:
+        typer.echo(text)
+    elif json_file is not None:
+        write_text_whole(json_file, text + "\n")
+    if sheet is not None:
+        typer.echo(_draw(diagnosis, sheet), err=to_stdout)
+    if fix is not None:
+        done = repair(diagnosis, fix)
+        with _progress("examining the copy") as progress:
+            left = diagnose(fix, preset=preset, format=done.format, progress=progress).findings
+        for line in _describe_repair(done, left):
+            typer.echo(line, err=to_stdout)
+    if any(one.severity != "note" for one in findings):
+        raise typer.Exit(1)
+
+
+def describe(findings: "list[Finding]", lines: int = LINES) -> list[str]:
+    """Return the lines on the screen: each kind with its reason and advice, and at most `lines` findings of it."""
+    from itertools import groupby
+
+    shown: list[str] = []
+    for kind, group in groupby(findings, key=lambda one: one.kind):
+        held = list(group)
+        count = f" ({len(held)})" if len(held) > 1 else ""
+        shown.append(f"{held[0].severity}: {kind}{count}: {held[0].why} {held[0].fix}")
+        for one in held[:lines]:
+            place = ", ".join(part for part in (one.file, one.where) if part)
+            shown.append(f"  {place}: {one.what}")
+        if len(held) > lines:
+            shown.append(f"  and {len(held) - lines:,} more; all in --json")
+    return shown
+
+
+def summary(findings: "list[Finding]", what: str) -> str:
+    """Return the line with the counts by severity."""
+    counts = {name: sum(one.severity == name for one in findings) for name in ("error", "warning", "note")}
+    if not findings:
+        return f"{what} is healthy: nothing found"
+    parts = [f"{count:,} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count]
+    healthy = "" if counts["error"] or counts["warning"] else " is healthy"
+    return f"{what}{healthy}: {', '.join(parts)}"
+
+
+def _describe_repair(done: "Repair", left: "list[Finding]") -> list[str]:
+    from collections import Counter
+
+    from multibox.doctor.repair import CHANGES
+
+    changed = Counter(change.kind for change in done.changes)
+    counts = ", ".join(f"{kind} {count:,}" for kind, count in changed.most_common())
+    lines = [*done.notes, f"wrote {done.folder} as {done.format}; {len(done.changes):,} changes: {counts or 'none'}"]
+    lines.append(f"each change stands in {done.folder / CHANGES}")
+    rest = Counter(one.kind for one in left if one.severity != "note")
+    if rest:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in rest.most_common())
+        lines.append(f"left to you: {kinds}; see multibox doctor {done.folder}")
+    else:
+        lines.append("the copy is healthy")
+    return lines
+
+
+def _draw(diagnosis: "Diagnosis", path: Path) -> str:
+    """Write the contact sheet and return what to say about it."""
+    import io
+
+    from multibox.doctor.sheet import worst_sheet
+    from multibox.files import write_bytes_whole
+
+    drawn = worst_sheet(diagnosis)
+    if drawn is None:
+        return f"{path} was not written: no finding is about an image"
+    image = io.BytesIO()
+    drawn.save(image, "PNG" if path.suffix.lower() == ".png" else "JPEG")
+    write_bytes_whole(path, image.getvalue())
+    return f"wrote {path}"
+
+
+@contextmanager
+def _progress(what: str) -> "Generator[Callable[[int, int], None], None, None]":
+    """Yield a function that shows images done of all, from its first call on."""
+    from multibox.cli.console import counting
+
+    with ExitStack() as stack:
+        shown: list[Callable[[int], None]] = []
+
+        def report(done: int, total: int) -> None:
+            if not shown:
+                shown.append(stack.enter_context(counting(what, total)))
+            shown[0](done)
+
+        yield report
