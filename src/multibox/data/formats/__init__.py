@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from multibox.data.formats import coco, csv_boxes, labelme, recordio, voc, yolo
+from multibox.data.formats import coco, createml, csv_boxes, cvat, label_studio, labelme, recordio, voc, yolo
 from multibox.data.formats.raw_labels import RawLabels
 from multibox.data.formats.text import (
     OnBad,
@@ -97,6 +97,18 @@ FORMATS: dict[str, Format] = {
         labelme.find_splits,
         labelme.read,
         labelme.write,
+    ),
+    "cvat": Format("CVAT", "cvat: annotations.xml", cvat.recognise, cvat.find_splits, cvat.read, cvat.write),
+    "labelstudio": Format(
+        "Label Studio",
+        "labelstudio: a .json of tasks",
+        label_studio.recognise,
+        label_studio.find_splits,
+        label_studio.read,
+        label_studio.write,
+    ),
+    "createml": Format(
+        "CreateML", "createml: a .json list of images", createml.recognise, createml.find_splits, createml.read
     ),
 }
 _PARTS = frozenset(
