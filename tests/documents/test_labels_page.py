@@ -91,6 +91,51 @@ def labelme(root: Path) -> None:
         write(root / f"{name}.json", json.dumps(content | {"imageHeight": HEIGHT, "imageWidth": WIDTH}, indent=2))
 
 
+def cvat(root: Path, video: bool = False) -> None:
+    corners = " ".join(f'{key}="{value}.00"' for key, value in zip(("xtl", "ytl", "xbr", "ybr"), BOX, strict=True))
+    labels = "".join(f"<label><name>{name}</name><color>#fa3253</color></label>" for name in CLASSES)
+    lines = [f"<version>1.1</version><meta><task><name>my task</name><labels>{labels}</labels></task></meta>"]
+    for number, (name, label) in enumerate(zip(NAMES, CLASSES, strict=True)):
+        if video:
+            box = f'<box frame="{number}" keyframe="1" outside="0" occluded="0" {corners} z_order="0"></box>'
+            lines.append(f'<track id="{number}" label="{label}" source="manual">{box}</track>')
+        else:
+            box = f'<box label="{label}" source="manual" occluded="0" {corners} z_order="0"></box>'
+            lines.append(f'<image id="{number}" name="{name}.jpg" width="{WIDTH}" height="{HEIGHT}">{box}</image>')
+    write(root / "annotations.xml", '<?xml version="1.0" encoding="utf-8"?>', "<annotations>", *lines, "</annotations>")
+    images(root / "images")
+    for number, name in enumerate(NAMES if video else ()):
+        (root / "images" / f"{name}.jpg").rename(root / "images" / f"frame_{number:06d}.jpg")
+
+
+def label_studio(root: Path, flat: bool = False) -> None:
+    images(root / "images")
+    x1, y1, x2, y2 = BOX
+    place = {"x": x1 / WIDTH * 100, "y": y1 / HEIGHT * 100, "rotation": 0}
+    place |= {"width": (x2 - x1) / WIDTH * 100, "height": (y2 - y1) / HEIGHT * 100}
+    size = {"original_width": WIDTH, "original_height": HEIGHT}
+    tasks: list[dict[str, object]] = []
+    for number, (name, label) in enumerate(zip(NAMES, CLASSES, strict=True), start=1):
+        value = place | {"rectanglelabels": [label]}
+        image = f"/data/upload/1/0a1b2c3d-{name}.jpg"
+        result = size | {"image_rotation": 0, "value": value, "from_name": "label", "to_name": "image", "id": name}
+        annotations = [{"id": number, "was_cancelled": False, "result": [result | {"type": "rectanglelabels"}]}]
+        task = {"id": number, "annotations": annotations, "predictions": [], "data": {"image": image}}
+        tasks.append({"image": image, "id": number, "label": [value | size], "annotator": 1} if flat else task)
+    write(root / "project-1-at-2026-11-28-10-00-0a1b2c3d.json", json.dumps(tasks))
+
+
+def createml(root: Path, file: str) -> None:
+    images(root)
+    x1, y1, x2, y2 = BOX
+    place = {"x": (x1 + x2) / 2, "y": (y1 + y2) / 2, "width": x2 - x1, "height": y2 - y1}
+    entries = [
+        {"image": f"{name}.jpg", "annotations": [{"label": label, "coordinates": place}]}
+        for name, label in zip(NAMES, CLASSES, strict=True)
+    ]
+    write(root / file, json.dumps(entries))
+
+
 def parts(root: Path, make: Callable[[Path], None], names: Sequence[str] = ("train", "valid")) -> None:
     for name in names:
         make(root / name)
@@ -156,6 +201,12 @@ READ: list[tuple[str, str, Callable[[Path], None]]] = [
     ),
     ("VGG VIA", "COCO format", partial(coco, file="via_project_coco.json", folder="")),
     ("LabelMe", "its folder as it is", labelme),
+    ("CVAT", "CVAT for images 1.1", cvat),
+    ("CVAT", "for video", partial(cvat, video=True)),
+    ("Label Studio", "JSON", label_studio),
+    ("Label Studio", "JSON-MIN", partial(label_studio, flat=True)),
+    ("LabelImg", "CreateML", partial(createml, file="a.json")),
+    ("Roboflow", "CreateML", partial(parts, make=partial(createml, file="_annotations.createml.json"))),
     ("LabelMe", "labelme2voc.py", partial(voc, labels="Annotations", folder="JPEGImages")),
     ("Supervisely", "Export to COCO", partial(coco, file="annotations/instances.json", folder="images")),
     ("COCO Annotator", "COCO", partial(coco, file="my-data-1.json", folder="")),
@@ -210,19 +261,13 @@ def test_the_tutorial_folder_is_read_as_voc(tmp_path):
     assert find_splits(folder, "voc") == ["train", "test"]
 
 
-CREATE_ML = [{"image": "a.jpg", "annotations": [{"label": "cat", "coordinates": {"x": 20, "y": 35}}]}]
-STUDIO = [{"id": 1, "annotations": [{"result": []}], "data": {"image": "/data/upload/a.jpg"}}]
 VIA = {"a.jpg1": {"filename": "a.jpg", "regions": [{"shape_attributes": {"name": "rect"}}]}}
-CVAT = '<annotations><version>1.1</version><image id="0" name="a.jpg"><box label="cat" xtl="10"/></image></annotations>'
 
 
 @pytest.mark.parametrize(
     ("tool", "export", "file", "text"),
     [
-        ("LabelImg", "CreateML", "a.json", json.dumps(CREATE_ML)),
-        ("Label Studio", "JSON", "project-1.json", json.dumps(STUDIO)),
         ("Label Studio", "CSV", "project-1.csv", "image,id,label,annotator\n/data/upload/a.jpg,1,[],1"),
-        ("CVAT", "CVAT for images", "annotations.xml", CVAT),
         ("makesense.ai", "CSV", "labels.csv", "cat,10,20,20,30,a.jpg,80,60"),
         ("VoTT", "JSON", "x-export.json", json.dumps({"name": "x", "assets": {}})),
         ("VGG VIA", "VIA JSON", "via_project.json", json.dumps(VIA)),

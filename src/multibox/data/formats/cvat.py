@@ -20,7 +20,6 @@ from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, place_image
 from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
     ADVICE,
-    IMAGE_SUFFIXES,
     ReadOptions,
     files_below,
     in_order,
@@ -30,6 +29,7 @@ from multibox.data.formats.text import (
     stem_of,
     write_lines,
 )
+from multibox.data.image_listing import IMAGE_SUFFIXES
 from multibox.data.images import shown_size
 from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, NOT_A_BOX, OUTLINE, counted
 from multibox.errors import DataError

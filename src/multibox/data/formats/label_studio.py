@@ -25,7 +25,8 @@ from multibox.data.formats.documents import (
 )
 from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, place_image, target_names
 from multibox.data.formats.index import IndexBuilder
-from multibox.data.formats.text import ADVICE, IMAGE_SUFFIXES, ReadOptions, is_list, is_mapping, safe_name
+from multibox.data.formats.text import ADVICE, ReadOptions, is_list, is_mapping, safe_name
+from multibox.data.image_listing import IMAGE_SUFFIXES
 from multibox.data.images import image_size, shown_size
 from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, NOT_A_BOX, OUTLINE, counted
 from multibox.errors import DataError, ImageError
