@@ -181,6 +181,7 @@ def test_hostile_xml_is_one_sentence(tmp_path: Path, image: AnyImage) -> None:
 def test_voc100_as_cvat_writes_it(shared: Path) -> None:
     held = open_dataset(shared / "voc100" / "gts" / "cvat_format")
     voc = open_dataset(shared / "voc100" / "gts" / "pascalvoc_format")
-    assert held.class_names[:3] == ("person", "cat", "boat") and held.notes == ()
+    assert held.class_names[:3] == ("person", "cat", "boat")
+    assert len(held.notes) == 1 and held.notes[0].startswith("100 images were taken from ../../images")
     assert sorted(held.boxes_xyxy.tolist()) == sorted(voc.boxes_xyxy.tolist())
     assert sorted(held.paths) == sorted(voc.paths)

@@ -50,7 +50,8 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     index = IndexBuilder(root, "createml", split, options, shared=True)
     places = dict.fromkeys((source.base, source.base.parent, root))
     by_split = [place / name / split for place in places for name in IMAGE_FOLDERS]
-    finder = ImageFinder(root, [source.base, *by_split, *(place / name for place in places for name in IMAGE_FOLDERS)])
+    beside = [place / name for place in places for name in IMAGE_FOLDERS]
+    finder = ImageFinder(root, [source.base, *by_split, *beside], split)
     labels: dict[str, int] = {}
     for file in source.files:
         index.source = file

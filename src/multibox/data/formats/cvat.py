@@ -307,7 +307,7 @@ def _finder(source: _Split, file: Path, split: str) -> ImageFinder:
     subset = source.subset or split
     places = dict.fromkeys((file.parent, source.root))
     by_subset = [place / name / subset for place in places for name in IMAGE_FOLDERS]
-    return ImageFinder(source.root, [*by_subset, *(place / name for place in places for name in IMAGE_FOLDERS)])
+    return ImageFinder(source.root, [*by_subset, *(place / name for place in places for name in IMAGE_FOLDERS)], split)
 
 
 def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[str]:

@@ -97,7 +97,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     source = splits[split]
     root = path.parent if path.is_file() else path
     index = IndexBuilder(root, "labelstudio", split, options, shared=True)
-    finder = ImageFinder(root, _image_folders(source, root, split))
+    finder = ImageFinder(root, _image_folders(source, root, split), split)
     doubts = _Doubts()
     labels: dict[str, int] = {}
     for file in source.files:
@@ -264,15 +264,14 @@ def _path_in(text: str) -> str:
         return text.strip()
     if asked:
         return asked[0]
-    return unquote(parts.path) if parts.scheme in ("http", "https", "s3", "gs", "azure-blob") else text.strip()
+    is_url = parts.scheme in ("http", "https", "s3", "gs", "azure-blob") or parts.path.startswith("/data/")
+    return unquote(parts.path) if is_url else text.strip()
 
 
 def _find(finder: ImageFinder, texts: list[str], doubts: _Doubts) -> Path | None:
     for text in texts:
-        path = _path_in(text)
-        for candidate in dict.fromkeys((path, unquote(path))):
-            if found := finder.find(candidate):
-                return found
+        if found := finder.find(_path_in(text)):
+            return found
     for text in texts:
         base = safe_name(_path_in(text)).rpartition("/")[2]
         if _UPLOAD.match(base) and (found := finder.find(_UPLOAD.sub("", base))):

@@ -94,7 +94,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     source = splits[split]
     root = path.parent if path.is_file() else path
     index = IndexBuilder(root, "labelme", split, options, shared=False)
-    finder = ImageFinder(root, _image_folders(source, root))
+    finder = ImageFinder(root, _image_folders(source, root), split)
     labels: dict[str, int] = {}
     passed_over: list[str] = []
     unpacked: list[str] = []
