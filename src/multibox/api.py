@@ -75,6 +75,7 @@ def train(
     val_split: str | None = None,
     format: str | None = None,
     on_bad: OnBad | None = None,
+    background: str | None = None,
     config: str | Path | None = None,
     changes: Mapping[str, Any] | None = None,
     resume: str | Path | None = None,
@@ -96,6 +97,8 @@ def train(
             validate.
         format: The data set's format; None recognises it.
         on_bad: "stop" at a broken file (the default), or "skip" it and count.
+        background: Colour that shows through transparent pixels, such as "white" (the default), "#808080" or
+            "128,128,128"; prediction uses it, too.
         config: A TOML file with settings.
         changes: Settings by dotted key, such as {"train.lr": 0.001}; they override `config`.
         resume: A run folder to go on with; it needs nothing else, and `minutes` or `epochs` prolong it.
@@ -117,6 +120,7 @@ def train(
         val_split=val_split,
         format=format,
         on_bad=on_bad,
+        background=background,
         config=_path(config),
         changes=dict(changes or {}),
         resume=_path(resume),

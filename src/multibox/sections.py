@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from multibox.settings import read_colour
 from multibox.structures import Size
 
 Variances = tuple[float, float, float, float]
@@ -32,6 +33,7 @@ ShareBelowOne = Annotated[float, Meta(ge=0, lt=1)]
 InnerShare = Annotated[float, Meta(gt=0, lt=1)]
 Side = Annotated[int, Meta(ge=16, le=8192)]
 Level = Annotated[float, Meta(ge=-1000, le=1000)]
+Shade = Annotated[float, Meta(ge=0, le=255)]
 Divisor = Annotated[float, Meta(ge=1e-6)]
 Scale = Annotated[float, Meta(gt=0, le=4)]
 Numbers = tuple[tuple[Positive, ...], ...]
@@ -69,6 +71,15 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         tuple[Divisor, Divisor, Divisor],
         means("Divides RGB values after the mean is subtracted.", such_as=(127.5, 127.5, 127.5)),
     ] = (127.5, 127.5, 127.5)
+    background: Annotated[
+        tuple[Shade, Shade, Shade],
+        means(
+            "Colour that shows through transparent pixels, in training and in prediction. `--background` sets it.",
+            such_as=(255, 255, 255),
+            expected="a colour, such as white or #808080, or three numbers from 0 to 255, such as [128, 128, 128]",
+            read_as=read_colour,
+        ),
+    ] = (255, 255, 255)
     score: Annotated[
         Literal["softmax", "sigmoid"], means("How logits become scores. Softmax heads carry a background class 0.")
     ] = "softmax"

@@ -57,9 +57,9 @@ class Setting(NamedTuple):
     example: Any
     """Of a list; None for other types."""
     extra: Mapping[str, Any]
-    """`expected`: words for messages where the type does not say enough. `separator`: between the items of a list of
-    texts. `formerly`: an old word for the value `now`. `checked_as`: the type whose
-    range holds for a named tuple, which `made` makes."""
+    """`read_as`: turns a text into a value, from `--set` and from files. `expected`: words for messages where the type
+    does not say enough. `separator`: between the items of a list of texts. `formerly`: an old word for the value `now`.
+    `checked_as`: the type whose range holds for a named tuple, which `made` makes."""
     made: Callable[..., Any] | None = None
 
     @property
@@ -228,7 +228,9 @@ def convert(setting: Setting, value: Any, *, parse: bool = True) -> Any:
     given = value
     if isinstance(value, str) and value == setting.extra.get("formerly"):
         value = setting.extra["now"]
-    if parse and isinstance(value, str):
+    if isinstance(value, str) and "read_as" in setting.extra:
+        value = setting.extra["read_as"](value)
+    elif parse and isinstance(value, str):
         value = _parse(setting, value)
     try:
         if not _finite(value):
@@ -254,6 +256,20 @@ def _parse(setting: Setting, text: str) -> Any:
         return json.loads(text)
     except ValueError:
         raise ConfigError(f"{setting.key}={text}: expected {setting.expected}") from None
+
+
+def read_colour(text: str) -> Any:
+    """Return red, green and blue of a colour's name, of #rrggbb or of three numbers; the text itself if it is none."""
+    from PIL import ImageColor
+
+    try:
+        return list(ImageColor.getrgb(text))
+    except ValueError:
+        pass
+    try:
+        return json.loads(f"[{text.strip('[]() ')}]")
+    except ValueError:
+        return text
 
 
 def _finite(value: Any) -> bool:

@@ -23,6 +23,10 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Flip = Annotated[bool, typer.Option("--flip", help="Average over mirror images too; takes twice as long.")]
 Format = Annotated[str | None, typer.Option(help="voc, coco, yolo, csv or recordio, where it cannot be recognised.")]
 WrittenFormat = Annotated[str, typer.Option(help="voc, coco, yolo, csv or recordio.")]
+Background = Annotated[
+    str | None,
+    typer.Option(help="Colour behind transparent pixels: a name, #808080 or 128,128,128; else the model's."),
+]
 SkipOrStop = Annotated[OnBad, typer.Option(help="A broken file: stop, or skip it and count.")]
 
 PLOTS = (".png", ".svg", ".pdf")
@@ -41,6 +45,24 @@ def check_suffix(path: Path, known: Collection[str]) -> None:
 
     if path.suffix.lower() not in known:
         raise ConfigError(f"{path}: expected a file name that ends in {', '.join(known)}")
+
+
+def background_colour(text: str) -> tuple[int, int, int]:
+    """Return the colour that `--background` names.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    from multibox.config import Config
+    from multibox.data.pixels import as_colour
+    from multibox.errors import ConfigError
+    from multibox.settings import convert, list_settings
+
+    setting = list_settings(Config)["model.background"]
+    try:
+        return as_colour(convert(setting, text))
+    except ConfigError:
+        raise ConfigError(f"--background {text}: expected {setting.expected}") from None
 
 
 def own_files(model: str | Path) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from multibox.cli.console import counting
-from multibox.cli.options import Device, Flip, Model, OnBad, own_files
+from multibox.cli.options import Background, Device, Flip, Model, OnBad, background_colour, own_files
 
 if TYPE_CHECKING:
     from multibox.inference.detector import Detector
@@ -45,6 +45,7 @@ def predict(
     yolo: Annotated[Path | None, typer.Option(help="Folder for YOLO text files with scores.")] = None,
     voc: Annotated[Path | None, typer.Option(help="Folder for VOC's comp4_det_test_CLASS.txt files.")] = None,
     on_bad: Annotated[OnBad, typer.Option(help=_ON_BAD)] = OnBad.skip,
+    background: Background = None,
     device: Device = "auto",
     flip: Flip = False,
     overwrite: Annotated[
@@ -59,11 +60,14 @@ def predict(
     from multibox.inference.results import distinct_names
 
     check_threshold(threshold)
+    colour = background_colour(background) if background is not None else None
     images, notes = find_images(sources)
     stems = distinct_names(path.stem for path in images)
     outputs = _Outputs(out, json_file, coco, yolo, voc, overwrite, (*images, *own_files(model)))
     outputs.check(stems)
     detector, *_ = detectors = _open(model, device, flip, len(images))
+    for each in detectors:
+        each.background = each.background if colour is None else colour
     outputs.check(stems, detector.names)
     say = partial(typer.echo, err=outputs.to_stdout)
     say("\n".join([*notes, describe_thresholds(detector.thresholds, detector.names, threshold)]))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multibox.cli.options import Device, Format, OnBad
+from multibox.cli.options import Background, Device, Format, OnBad
 
 if TYPE_CHECKING:
     from multibox.experiments.seeds import Run
@@ -37,6 +37,7 @@ def train(
     ] = None,
     format: Format = None,
     on_bad: Annotated[OnBad | None, typer.Option(help="A broken file: stop (default), or skip it and count.")] = None,
+    background: Background = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings, such as a run's config.toml.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, such as train.lr=0.001; repeatable.")
@@ -72,6 +73,7 @@ def train(
         val_split=val_split,
         format=format,
         on_bad=on_bad.value if on_bad else None,
+        background=background,
         config=config,
         changes=dict(parse_assignments(set_ or [])),
         resume=resume,

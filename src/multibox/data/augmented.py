@@ -21,6 +21,7 @@ from PIL import Image
 from multibox.data.augmentation import Operation, plan, project, render
 from multibox.data.images import load_image, size_of
 from multibox.data.mixing import Mixing, Scene, mix, narrow
+from multibox.data.pixels import WHITE, Colour
 from multibox.data.sampling import Key
 from multibox.structures import Dataset, Sample, Size
 
@@ -56,6 +57,7 @@ class AugmentedImages:
         *,
         seed: int = 0,
         fill: tuple[int, int, int] = (124, 116, 104),
+        background: Colour = WHITE,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.dataset = dataset
@@ -64,6 +66,7 @@ class AugmentedImages:
         self.mixing = [operation for operation in operations if isinstance(operation, Mixing)]
         self.seed = seed
         self.fill = fill
+        self.background = background
         self.cache: dict[int, NDArray[np.uint8]] = {}
         self.cache_left = cache_bytes
 
@@ -108,7 +111,7 @@ class AugmentedImages:
     def _image(self, index: int, sample: Sample) -> Image.Image:
         if (cached := self.cache.get(index)) is not None:
             return Image.fromarray(cached)
-        image = load_image(sample)
+        image = load_image(sample, self.background)
         pixels = np.asarray(image)
         if pixels.nbytes <= self.cache_left:
             self.cache_left -= pixels.nbytes

@@ -1,7 +1,7 @@
 """Pixels of any kind to 8-bit RGB: deep values scaled, transparency over a background, CMYK and Lab converted."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,12 @@ _ROWS = 256
 """Rows converted at a time, so that a large image is not held several times over."""
 _WHITE_IS_ZERO = 0
 _PHOTOMETRIC, _BITS = 262, 258
+
+
+def as_colour(values: Sequence[float]) -> Colour:
+    """Return three numbers from 0 to 255, such as the setting `model.background`, as a colour."""
+    red, green, blue = (round(value) for value in values)
+    return red, green, blue
 
 
 def to_rgb(image: Image.Image, where: str, background: Colour = WHITE) -> Image.Image:

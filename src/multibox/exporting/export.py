@@ -14,6 +14,7 @@ from PIL import Image
 from multibox.data.formats import find_splits, open_dataset, split_for
 from multibox.data.image_listing import list_images
 from multibox.data.images import load_image, read_image
+from multibox.data.pixels import Colour
 from multibox.errors import ConfigError, DataError
 from multibox.exporting.graph import Dialect, as_text, build_onnx, describe
 from multibox.exporting.network import OPSET
@@ -72,7 +73,7 @@ def export(detector: Detector, out: Path, options: ExportOptions | None = None) 
     """
     options = options or ExportOptions()
     _check(detector, out, options)
-    images = _images_to_verify(options)
+    images = _images_to_verify(options, detector.background)
     if options.int8 and options.calibrate is not None:
         _training_split(options.calibrate)  # before the long part: the images can be found
     precision = "int8" if options.int8 else "fp16" if options.half else "fp32"
@@ -150,10 +151,10 @@ def _openvino(
     about["verification"] = _written(report, "openvino", options)
     if options.calibrate is not None and options.int8:
         split = _training_split(options.calibrate)
-        seen = _spread(options.calibrate, split, CALIBRATION_IMAGES)
+        seen = _spread(options.calibrate, split, CALIBRATION_IMAGES, detector.background)
         converted = quantize(converted, seen, detector.config.model.input_size)
         small = run_openvino(as_stored(converted, True))
-        again = _spread(options.calibrate, split, AGREEMENT_IMAGES)
+        again = _spread(options.calibrate, split, AGREEMENT_IMAGES, detector.background)
         about["verification"]["int8"] = measure_agreement(small, run, detector, again)
         if options.data is not None and _is_labelled(options.data):
             data = open_dataset(options.data, options.split, class_names=detector.names)
@@ -168,13 +169,13 @@ def _written(report: Report, runtime: str, options: ExportOptions) -> dict[str, 
     return {"runtime": f"{runtime} {version(runtime)}", "data": where, **report._asdict()}
 
 
-def _images_to_verify(options: ExportOptions) -> list[Pixels]:
+def _images_to_verify(options: ExportOptions, background: Colour) -> list[Pixels]:
     if options.data is None:
         return sample_images()
-    return [np.asarray(image) for image in _spread(options.data, options.split, IMAGES)]
+    return [np.asarray(image) for image in _spread(options.data, options.split, IMAGES, background)]
 
 
-def _spread(data: Path, split: str | None, most: int) -> Iterator[Image.Image]:
+def _spread(data: Path, split: str | None, most: int, background: Colour) -> Iterator[Image.Image]:
     """Return up to `most` images, evenly spread over a split or a folder, each decoded when it is needed.
 
     Raises:
@@ -182,7 +183,10 @@ def _spread(data: Path, split: str | None, most: int) -> Iterator[Image.Image]:
     """
     all_of_it: Dataset | Sequence[Path] = open_dataset(data, split) if _is_labelled(data) else list_images(data)
     entries = (all_of_it[index] for index in range(0, len(all_of_it), -(-len(all_of_it) // most)))
-    return (load_image(entry) if isinstance(entry, Sample) else read_image(entry) for entry in entries)
+    return (
+        load_image(entry, background) if isinstance(entry, Sample) else read_image(entry, background)
+        for entry in entries
+    )
 
 
 def _training_split(data: Path) -> str | None:

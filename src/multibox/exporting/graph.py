@@ -203,6 +203,7 @@ def describe(
         "names": list(detector.names),
         "preset": config.preset,
         "input_size": list(config.model.input_size),
+        "background": list(config.model.background),
         "score": config.model.score,
         "post": config.to_dict()["post"],
         "license": license,

@@ -143,7 +143,7 @@ def measure_loss(run: Run, detector: Detector, data: Dataset) -> dict[str, Any]:
     eager: list[Detections] = []
     file: list[Detections] = []
     for sample in data:
-        pixels = np.asarray(load_image(sample))
+        pixels = np.asarray(load_image(sample, detector.background))
         eager.append(detector.predict(pixels, detector.config.post.score_threshold))
         file.append(_detect(run, detector, pixels))
     before, after = (evaluate(each, data, detector.names)["coco"] for each in (eager, file))

@@ -14,6 +14,7 @@ from torch import Tensor
 from multibox.builtin import find_model
 from multibox.config import Config
 from multibox.data.images import load_image, resize_image, size_of
+from multibox.data.pixels import as_colour
 from multibox.inference.inputs import AnyImage, Images, in_batches, is_one, open_image, several
 from multibox.inference.load import ExportedDetector, checked_threads, choose_device
 from multibox.models.anchor_layout import anchors_for
@@ -52,6 +53,8 @@ class Detector:
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         self.config = config
         self.names = names
+        self.background = as_colour(config.model.background)
+        """Colour that shows through transparent pixels."""
         self.precision = "float32"
         self._quick: SSD | None = None
         self._copied: tuple[int, ...] = ()
@@ -96,7 +99,7 @@ class Detector:
 
     def prepare(self, image: Any) -> Resized:
         """Open an image for `detect`."""
-        opened = open_image(image)
+        opened = open_image(image, self.background)
         return np.asarray(resize_image(opened, self.config.model.input_size)), size_of(opened)
 
     @torch.inference_mode()
@@ -169,5 +172,5 @@ def find_all(detector: Detector | ExportedDetector, dataset: Dataset, max_detect
 
     Images are decoded ahead in threads, not in processes: a script that calls this needs no `__main__` guard.
     """
-    batches = in_batches(dataset, lambda sample: cast("Any", detector.prepare(load_image(sample))))
+    batches = in_batches(dataset, lambda sample: cast("Any", detector.prepare(load_image(sample, detector.background))))
     return [found[:max_detections] for batch in batches for found in detector.detect(batch)]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multibox.data.images import decode_image, read_image, upright_rgb
+from multibox.data.pixels import WHITE, Colour
 from multibox.errors import ImageError
 from multibox.limits import decoding_threads
 
@@ -55,7 +56,7 @@ def is_one(image: Any) -> bool:
     return False
 
 
-def open_image(image: Any) -> Image.Image:
+def open_image(image: Any, background: Colour = WHITE) -> Image.Image:
     """Return any accepted form of an image (`AnyImage`) as a PIL image in RGB, upright.
 
     Raises:
@@ -63,29 +64,29 @@ def open_image(image: Any) -> Image.Image:
             something else.
     """
     if isinstance(image, Image.Image):
-        return upright_rgb(image)
+        return upright_rgb(image, background=background)
     if _has_pixels(image):
         return Image.fromarray(_array(image))
     if isinstance(image, str | os.PathLike):
-        return read_image(Path(cast("str", image)))
+        return read_image(Path(cast("str", image)), background)
     if isinstance(image, bytes | bytearray | memoryview):
-        return decode_image(bytes(cast("bytes", image)), "the image given as bytes")
+        return decode_image(bytes(cast("bytes", image)), "the image given as bytes", background)
     if hasattr(image, "read"):
         data = image.read()
         if not isinstance(data, bytes):
             raise ImageError(f"the file given as {image!r} gives text; open it in binary mode (open(path, 'rb'))")
-        return decode_image(data, str(getattr(image, "name", "the image given as a file")))
+        return decode_image(data, str(getattr(image, "name", "the image given as a file")), background)
     raise _no_image(image)
 
 
-def pixels_of(image: Any) -> NDArray[np.uint8]:
+def pixels_of(image: Any, background: Colour = WHITE) -> NDArray[np.uint8]:
     """Return any accepted form of an image (`AnyImage`) as uint8 RGB [H, W, 3], without a copy where possible.
 
     Raises:
         ImageError: as `open_image` does.
     """
     in_memory = _has_pixels(image) and not isinstance(image, Image.Image)
-    return _array(image) if in_memory else np.asarray(open_image(image))
+    return _array(image) if in_memory else np.asarray(open_image(image, background))
 
 
 def several(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multibox.builtin import builtin_name, find_model, runnable
+from multibox.data.pixels import WHITE, as_colour
 from multibox.errors import ConfigError, MissingExtraError
 from multibox.inference.engines import SUFFIXES, Engine, limits, open_engine
 from multibox.inference.inputs import AnyImage, Images, is_one, pixels_of, several
@@ -33,9 +34,11 @@ class ExportedDetector:
         self.about = engine.about
         self.names = tuple(engine.about["names"])
         self.thresholds = tuple(engine.about["post"]["thresholds"])
+        self.background = as_colour(engine.about.get("background", WHITE))
+        """Colour that shows through transparent pixels; white in files of older versions."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_exported, self.engine.opened
+        return open_exported, self.engine.opened, {"background": self.background}
 
     @overload
     def predict(  # pyright: ignore[reportOverlappingOverload] - a file object is an iterator, too
@@ -59,7 +62,7 @@ class ExportedDetector:
 
     def prepare(self, image: Any) -> Pixels:
         """Open an image for `detect`."""
-        return pixels_of(image)
+        return pixels_of(image, self.background)
 
     def detect(self, images: list[Pixels], lowest: NDArray[np.float32] | None = None) -> list[Detections]:
         """Return the detections in prepared images [H, W, 3]; neighbours of one size share a batch.

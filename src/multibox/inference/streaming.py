@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, Union
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multibox.data.images import read_image
+from multibox.data.pixels import Colour
 from multibox.errors import ImageError
 from multibox.files import write_bytes_whole
 from multibox.inference.inputs import AHEAD, BATCH, ahead
@@ -75,7 +77,8 @@ def predict_stream(
     networks = [ThreadPoolExecutor(1, "multibox-network") for _ in shared]
     try:
         running: deque[Future[list[Seen]]] = deque()
-        batches = _in_batches(ahead(_decode, map(Path, paths), _room), BATCH if len(shared) == 1 else SMALL_BATCH)
+        decoded = ahead(partial(_decode, background=shared[0].background), map(Path, paths), _room)
+        batches = _in_batches(decoded, BATCH if len(shared) == 1 else SMALL_BATCH)
         for batch, network, detector in zip(batches, cycle(networks), cycle(shared), strict=False):
             running.append(network.submit(_look, detector, batch, threshold))
             if len(running) > len(shared):
@@ -136,9 +139,9 @@ def _look(detector: AnyDetector, batch: list[_Decoded | Seen], threshold: float 
     return [Seen(each.path, each.image, of[id(each)]) if isinstance(each, _Decoded) else each for each in batch]
 
 
-def _decode(path: Path) -> _Decoded | Seen:
+def _decode(path: Path, background: Colour) -> _Decoded | Seen:
     try:
-        image = read_image(path)
+        image = read_image(path, background)
     except ImageError as error:
         return Seen(path, None, error)
     return _Decoded(path, image, np.asarray(image))

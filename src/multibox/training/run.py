@@ -19,6 +19,7 @@ from multibox.data.formats import FORMATS
 from multibox.data.formats.text import OnBad
 from multibox.data.left_out import sentences, training_counts
 from multibox.data.loading import AugmentedImages, in_order, load_batches
+from multibox.data.pixels import as_colour
 from multibox.errors import ConfigError, WeightsError, did_you_mean
 from multibox.files import write_text_whole
 from multibox.inference.load import choose_device
@@ -52,6 +53,7 @@ OPTION_KEYS = {
     "val_split": "data.val_split",
     "format": "data.format",
     "on_bad": "data.on_bad",
+    "background": "model.background",
 }
 """The setting of each option that has one."""
 UNFOLD_IMAGES, UNFOLD_BATCH = 64, 16
@@ -74,6 +76,8 @@ class RunOptions:
     """None takes `val` or holds some training images out; "none" does without."""
     format: str | None = None
     on_bad: OnBad | None = None
+    background: str | None = None
+    """Colour that shows through transparent pixels: a name, #rrggbb or three numbers."""
     config: Path | None = None
     """A TOML file with any part of the settings."""
     changes: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
@@ -252,7 +256,7 @@ def _start_from(model: SSD, config: Config, training: Dataset, reporter: Reporte
         return False
     note, known = load_weights(model, config.train.weights, training.class_names)
     reporter.note(note)
-    images = AugmentedImages(training, config.model.input_size, ())
+    images = AugmentedImages(training, config.model.input_size, (), background=as_colour(config.model.background))
     batches = load_batches(images, in_order(min(len(training), UNFOLD_IMAGES), UNFOLD_BATCH), 0, pin=False)
     if measure_norms(model, (batch.images for batch in batches)):
         reporter.note("batch norms that were folded into these weights got the statistics of training images")

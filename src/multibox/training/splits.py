@@ -11,6 +11,7 @@ from multibox.data.checking import check_images, with_classes
 from multibox.data.formats import find_splits, open_dataset, split_for
 from multibox.data.left_out import counted
 from multibox.data.loading import AugmentedImages, choose_workers, load_batches, use_processes
+from multibox.data.pixels import as_colour
 from multibox.data.sampling import EpochBatches, repeat_factors
 from multibox.errors import ConfigError, DataError, did_you_mean
 from multibox.structures import Dataset
@@ -146,6 +147,7 @@ def load_training(
         find_augmentation(train.augmentation),
         seed=train.seed,
         fill=(red, green, blue),
+        background=as_colour(config.model.background),
     )
     workers = choose_workers(train.workers, device)
     processes = use_processes(workers, device)

@@ -6,6 +6,7 @@ import torch
 
 from multibox.config import Config
 from multibox.data.loading import AugmentedImages, in_order, load_batches
+from multibox.data.pixels import as_colour
 from multibox.evaluation.report import best_threshold
 from multibox.evaluation.voc_metrics import mean, precision_recall
 from multibox.models.anchor_layout import anchors_for
@@ -28,7 +29,9 @@ class Validation:
         self.dataset = dataset
         self.config = config
         self.device = device
-        self.images = AugmentedImages(dataset, config.model.input_size, ())
+        self.images = AugmentedImages(
+            dataset, config.model.input_size, (), background=as_colour(config.model.background)
+        )
         self.per_class: dict[str, float | None] = {}
         """Average precision at IoU 0.5 of each class, of the weights scored last."""
         self.thresholds: tuple[float, ...] = ()
