@@ -21,6 +21,7 @@ class Fake:
     """A detector that finds one object per image: its mean says the score, its brightness the class."""
 
     names = NAMES
+    background = (255, 255, 255)
 
     def __init__(self):
         self.batches = []
