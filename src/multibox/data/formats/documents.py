@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 from multibox.data.formats.text import (
     ADVICE,
     child,
+    decoded,
     files_below,
     files_in,
     folders_in,
@@ -29,6 +31,9 @@ JsonKind = Literal["coco", "labelme", "createml", "labelstudio", ""]
 _HEAD = 1 << 16
 # A string that the end of the head cuts runs to that end: looking for another beginning inside it would take long.
 _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*+)(?:"\s*(:)?|\\?\Z)|[{}\[\]]', re.DOTALL)
+_ENCODING = re.compile(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._-]+)")
+_DECLARATION = re.compile(r"^\s*<\?xml.*?\?>", re.DOTALL)
+_SEVERAL_BYTES = ("gb", "big5", "shift_jis", "shift-jis", "sjis", "cp932", "euc", "x-euc")
 _IMAGE_KEYS = {"image", "imagefilename", "image_filename", "filename"}
 _REGION = re.compile(r'"(rectanglelabels|polygonlabels|brushlabels|ellipselabels|original_width)"\s*:')
 
@@ -97,8 +102,13 @@ def xml_root(path: Path) -> str:
     return match[1] if match else ""
 
 
-def parse_xml(data: bytes, where: str) -> Any:
-    """Read XML from its bytes; `where` names them in errors. External and expanding entities are refused.
+def parse_xml(data: bytes, where: str, tell: Callable[[str], None] | None = None) -> Any:
+    """Read XML from its bytes, in the encoding that it declares; external and expanding entities are refused.
+
+    Args:
+        data: the bytes.
+        where: names them in errors.
+        tell: called with the encoding where that was guessed, because it is another than declared or UTF-8.
 
     Raises:
         DataError: it is no XML, or holds what may be an attack.
@@ -108,12 +118,46 @@ def parse_xml(data: bytes, where: str) -> Any:
         from defusedxml.ElementTree import ParseError, fromstring
     except ImportError:
         raise MissingExtraError("Reading XML", "train") from None
+    broken = (ParseError, DefusedXmlException, ValueError, LookupError)
     try:
         # defusedxml is ten times slower; without "<!" there is no DTD, so nothing for it to defuse.
         plain = b"<!" not in data and b"\0" not in data
         return ElementTree.fromstring(data) if plain else fromstring(data)
-    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-        raise DataError(f"{where} is no XML ({error}); {ADVICE}") from None
+    except broken as error:
+        problem = DataError(f"{where} is no XML ({error}); {ADVICE}")
+    text, guess = _in_its_encoding(data, where)
+    if text is not None:
+        try:
+            tree = fromstring(_DECLARATION.sub("", text, count=1))
+        except broken:
+            raise problem from None
+        if guess and tell is not None:
+            tell(guess)
+        return tree
+    raise problem
+
+
+def _in_its_encoding(data: bytes, where: str) -> tuple[str | None, str]:
+    """Return the text of XML that expat does not read, and the encoding if it was guessed; None if UTF-8 is no help.
+
+    Expat knows no encoding of several bytes per character, such as GB 2312, but UTF-8 and UTF-16.
+    """
+    declared = _ENCODING.match(data[:200])
+    name = declared[1].decode("ascii").lower() if declared else "utf-8"
+    if name.startswith(_SEVERAL_BYTES):
+        with suppress(UnicodeError, LookupError):
+            return data.decode("gb18030" if name.startswith("gb") else name), ""
+    try:
+        data.decode("utf-8")
+        if b"\0" not in data and name in ("utf-8", "utf8"):
+            return None, ""  # it is what it says, and broken all the same
+    except UnicodeError:
+        pass
+    try:
+        text, guess = decoded(data, where)
+    except DataError:
+        return None, ""
+    return text, guess or ("" if declared is None else "UTF-8, not as it declares" * (b"\0" not in data))
 
 
 def number(value: Any) -> float:

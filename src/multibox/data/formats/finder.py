@@ -80,6 +80,10 @@ class ImageFinder:
                 return self._at(place, (exact or hits)[0])
         return None
 
+    def holds(self, listed: str) -> bool:
+        """Return whether a listed image lies in one of the folders under exactly this name."""
+        return any(self._holds(folder, name) for name in tails(safe_name(listed)) for folder in self.folders)
+
     def take_guesses(self) -> list[tuple[Reason, str]]:
         """Return what was guessed since the last call: the words for one and many, and the image."""
         taken, self._guesses = self._guesses, []

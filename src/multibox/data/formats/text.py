@@ -116,7 +116,7 @@ def read_text(path: Path, tell: Callable[[Path, str], None] | None = None) -> st
     return text
 
 
-def decoded(data: bytes, where: Path) -> tuple[str, str]:
+def decoded(data: bytes, where: Path | str) -> tuple[str, str]:
     """Return the text of a file's bytes, and the encoding's name if it was guessed; empty if the bytes tell it.
 
     Raises:

@@ -1,15 +1,18 @@
 """PASCAL VOC: one XML file per image, lists of images in ImageSets/Main; also the trees that people make of it."""
 
+import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
 
-from multibox.data.formats.documents import parse_xml
+from multibox.data.formats.documents import around, around_turned, parse_xml
 from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, place_image, target_names
 from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
@@ -26,11 +29,13 @@ from multibox.data.formats.text import (
     name_splits,
     number_text,
     read_lines,
+    safe_name,
+    split_folders,
     stem_of,
     write_lines,
 )
 from multibox.data.images import image_bytes, shown_size
-from multibox.data.left_out import BROKEN_FILE, LISTED_TWICE
+from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, LISTED_TWICE, OUTLINE, Reason
 from multibox.errors import DataError
 from multibox.structures import Dataset, Sample, Size
 
@@ -39,11 +44,23 @@ _CLASS_LIST_ENDS = ("_train", "_val", "_trainval", "_test")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
+_YEAR = re.compile(r"VOC(19|20)\d\d", re.IGNORECASE)
+_OTHER_NAME = Reason(
+    "label file names another image, which exists too; the image of the file's own name was taken",
+    "label files name other images, which exist too; the images of the files' own names were taken",
+)
+_SECOND_BOX = Reason(
+    "object has a second <bndbox>; the first was taken", "objects have a second <bndbox>; the first was taken"
+)
+
+
 @dataclass(frozen=True)
 class _Split:
     root: Path
     xml_folder: Path
     list_file: Path | None = None
+    prefix: str = ""
+    """Put before the names of its images: the year of several in a VOCdevkit."""
 
 
 @dataclass(frozen=True)
@@ -53,35 +70,46 @@ class _Object:
     difficult: bool = False
     crowd: bool = False
     """Our own element, so that COCO's crowds survive; such an object is also marked difficult."""
-
-
-@dataclass(frozen=True)
-class _Annotation:
-    filename: str
-    size: Size | None
-    objects: list[_Object]
+    outline: bool = False
+    """Made of a polygon or of a box that is turned."""
 
 
 def recognise(folder: Path) -> str | None:
     """Return what makes this folder a VOC tree, or None."""
     xml_folder = _xml_folder(folder)
     if xml_folder is not None:
-        return f"{xml_folder.name}/*.xml" if xml_folder != folder else "*.xml"
+        inside = xml_folder.relative_to(folder)
+        return f"{inside.as_posix()}/*.xml" if xml_folder != folder else "*.xml"
     if _list_files(folder):
         return "ImageSets"
-    return next((f"{part.name}/*.xml" for part in _split_folders(folder)), None)
+    parts = [*_split_parts(folder).values(), *_years(folder)]
+    return f"{parts[0].relative_to(folder).as_posix()}/*.xml" if parts else None
 
 
-def find_splits(root: Path) -> dict[str, _Split]:
-    """Return the splits: ImageSets' lists, else folders named like splits, else one called "all"."""
+def find_splits(root: Path) -> dict[str, list[_Split]]:
+    """Return the splits: ImageSets' lists, else folders named like splits, else one called "all".
+
+    A VOCdevkit joins its years by the names of their splits: trainval has the images of 2007 and 2012.
+    """
+    one = _splits_of(root)
+    if one:
+        return {name: [split] for name, split in one.items()}
+    joined: dict[str, list[_Split]] = {}
+    for year in _years(root):
+        for name, split in _splits_of(year).items():
+            joined.setdefault(name, []).append(replace(split, prefix=f"{year.name}/"))
+    return {name: joined[name] for name in in_order(joined)}
+
+
+def _splits_of(root: Path) -> dict[str, _Split]:
     xml_folder = _xml_folder(root)
     lists = _list_files(root)
     if lists:
         place = xml_folder or root / "Annotations"
         return {name: _Split(root, place, path) for name, path in lists.items()}
     if xml_folder is None:
-        parts = {part.name: part for part in _split_folders(root)}
-        return {name: _Split(part, _xml_folder(part) or part) for name, part in name_splits(parts).items()}
+        parts = name_splits(_split_parts(root))
+        return {name: _Split(part, _xml_folder(part) or part) for name, part in parts.items()}
     parts = {part.name: part for part in folders_in(xml_folder) if files_below(part, ".xml")}
     if parts and not files_in(xml_folder, ".xml") and all(map(is_split_name, parts)):
         return {name: _Split(root, part) for name, part in name_splits(parts).items()}
@@ -91,85 +119,127 @@ def find_splits(root: Path) -> dict[str, _Split]:
 def read(root: Path, split: str, options: ReadOptions) -> Dataset:
     """Read one split; coordinates are kept as written unless `options.one_based`.
 
-    Classes come in the order of the alphabet, over the XML files of all splits, unless the options name them.
+    Classes come in the order of a labelmap.txt beside, else of the alphabet, over the XML files of all splits, unless
+    the options name them.
 
     Raises:
         DataError: for a listed name without XML or image, or XML that VOC does not write.
     """
-    source = find_splits(root)[split]
     index = IndexBuilder(root, "voc", split, options, shared=False)
     labels: dict[str, int] = {}
     read_already: set[Path] = set()
-    finder = _finder(source)
-    for path in _listed(source, index):
-        index.source = path
-        with index.skipping(BROKEN_FILE, path.name):
-            annotation = _read_annotation(path)
-            read_already.add(path)
-            _add(index, finder, path, path.relative_to(source.xml_folder), annotation, labels)
+    for source in find_splits(root)[split]:
+        finder = _finder(source, split)
+        for path in _listed(source, index):
+            index.source = path
+            with index.skipping(BROKEN_FILE, path.name):
+                tree = _annotation(path, index)
+                read_already.add(path)
+                _add(index, finder, path, source, tree, labels)
     declared = list(labels)
     if options.class_names is None:
         labels.update(dict.fromkeys(_other_classes(root, read_already), 0))
-    return index.finish(declared, order=sorted(labels), clip=False)
+    mapped = _labelmap(root)
+    order = [*mapped, *sorted(labels.keys() - set(mapped))]
+    return index.finish(declared, order=order, clip=False)
 
 
 def _add(
-    index: IndexBuilder,
-    finder: ImageFinder,
-    path: Path,
-    inside: Path,
-    annotation: _Annotation,
-    labels: dict[str, int],
+    index: IndexBuilder, finder: ImageFinder, path: Path, source: _Split, tree: Any, labels: dict[str, int]
 ) -> None:
-    stem = inside.with_suffix("").as_posix()
-    suffix = Path(annotation.filename.replace("\\", "/")).suffix
+    stem = path.relative_to(source.xml_folder).with_suffix("").as_posix()
+    filename = (tree.findtext("filename") or "").strip()
     # The XML's own name comes first: <filename> goes stale when people rename files.
-    found = finder.find_stem(stem, suffix) or (finder.find(annotation.filename) if annotation.filename else None)
-    found = index.check_found(found, finder, annotation.filename or stem, str(path), path.name)
+    found = finder.find_stem(stem, Path(filename.replace("\\", "/")).suffix)
+    if found is None and filename:
+        found = finder.find(filename)
+    elif found is not None and _is_another(filename, found) and finder.holds(filename):
+        index.guessed(_OTHER_NAME, f"{path.name} ({found.name}, not {filename})")
+    found = index.check_found(found, finder, filename or stem, str(path), path.name)
     if found is None:
         return
     name = f"{stem}{found.suffix}" if found.name.startswith(Path(stem).name) else found.name
-    row = index.add_image(name, found, path, annotation.size)
+    row = index.add_image(source.prefix + name, found, path, _read_size(tree.find("size")))
     if row is None:
         return
     less = 1.0 if index.options.one_based else 0.0
-    for number, thing in enumerate(annotation.objects, 1):
-        x1, y1, x2, y2 = thing.box_xyxy
-        label = labels.setdefault(thing.name, len(labels))
-        box = (x1 - less, y1 - less, x2, y2)
-        index.add_box(row, box, label, difficult=thing.difficult, crowd=thing.crowd, line=number)
+    for number, element in enumerate(tree.findall("object"), 1):
+        with index.skipping(BROKEN_BOX, path.name):
+            thing = _read_object(element, f"{path}, object {number}")
+            x1, y1, x2, y2 = thing.box_xyxy
+            label = labels.setdefault(thing.name, len(labels))
+            box = (x1 - less, y1 - less, x2, y2)
+            flags = {"difficult": thing.difficult, "crowd": thing.crowd, "outline": thing.outline}
+            index.add_box(row, box, label, **flags, line=number)
+            if thing.outline:
+                index.count(OUTLINE, path.name)
+            if len(element.findall("bndbox")) > 1:
+                index.guessed(_SECOND_BOX, path.name)
 
 
-def _read_annotation(path: Path) -> _Annotation:
-    tree = _parsed(path)
+def _is_another(filename: str, found: Path) -> bool:
+    """Return whether <filename> means another image than the one found, not the same with another ending."""
+    stem = stem_of(safe_name(filename).rpartition("/")[2])
+    return bool(stem) and stem != stem_of(found.name)
+
+
+def _annotation(path: Path, index: IndexBuilder) -> Any:
+    tree = _parsed(path, index)
     if tree.tag != "annotation":
         raise DataError(f"{path} is no VOC label file: expected <annotation> outermost, got <{tree.tag}>; {ADVICE}")
-    things = [_read_object(thing, f"{path}, object {number}") for number, thing in enumerate(tree.findall("object"), 1)]
-    return _Annotation((tree.findtext("filename") or "").strip(), _read_size(tree.find("size")), things)
+    return tree
 
 
-def _parsed(path: Path) -> Any:
+def _parsed(path: Path, index: IndexBuilder | None = None) -> Any:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); {ADVICE}") from None
-    return parse_xml(data, str(path))
+    return parse_xml(data, str(path), None if index is None else partial(index.tell_encoding, path))
 
 
 def _read_object(thing: Any, where: str) -> _Object:
     name = (thing.findtext("name") or "").strip()
-    box = thing.find("bndbox")
-    if not name or box is None:
-        raise DataError(f"{where}: no <{'bndbox' if name else 'name'}>; {ADVICE}")
-    corners: list[float] = []
-    for tag in _CORNERS:
-        text = box.findtext(tag)
-        try:
-            corners.append(float(text))
-        except (TypeError, ValueError):
-            raise DataError(f"{where}: <{tag}> should be a number, got {text!r}; {ADVICE}") from None
+    if not name:
+        raise DataError(f"{where}: no <name>; {ADVICE}", kind="unreadable-label")
+    box = _corners(thing.find("bndbox"), where)
+    outline = box is None
+    box = box or _around_polygon(thing.find("polygon"), where) or _around_turned(thing.find("robndbox"), where)
+    if box is None:
+        raise DataError(f"{where}: no <bndbox>; {ADVICE}", kind="unreadable-label")
     crowd = is_yes(thing.findtext("crowd"))
-    return _Object(name, tuple(corners), is_yes(thing.findtext("difficult")) and not crowd, crowd)
+    return _Object(name, box, is_yes(thing.findtext("difficult")) and not crowd, crowd, outline)
+
+
+def _corners(box: Any, where: str) -> tuple[float, ...] | None:
+    return None if box is None else tuple(_number(box, tag, where) for tag in _CORNERS)
+
+
+def _around_polygon(polygon: Any, where: str) -> tuple[float, ...] | None:
+    """Return the box around x1, y1, x2, y2, ... or around <pt><x>, <y>; None without a polygon."""
+    if polygon is None:
+        return None
+    points = [(_number(point, "x", where), _number(point, "y", where)) for point in polygon.findall("pt")]
+    tags = {child.tag for child in polygon}
+    numbers = itertools.takewhile(lambda number: f"x{number}" in tags, itertools.count(1))
+    points += [(_number(polygon, f"x{number}", where), _number(polygon, f"y{number}", where)) for number in numbers]
+    return around(points) if points else None
+
+
+def _around_turned(box: Any, where: str) -> tuple[float, ...] | None:
+    """Return the box around roLabelImg's <robndbox>: centre, size, and an angle in radians; None without one."""
+    if box is None:
+        return None
+    cx, cy, width, height, angle = (_number(box, tag, where) for tag in ("cx", "cy", "w", "h", "angle"))
+    return around_turned(cx - width / 2, cy - height / 2, width, height, math.degrees(angle), (cx, cy))
+
+
+def _number(parent: Any, tag: str, where: str) -> float:
+    text = parent.findtext(tag)
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: <{tag}> should be a number, got {text!r}; {ADVICE}", kind="not-a-number") from None
 
 
 def _read_size(size: Any) -> Size | None:
@@ -186,7 +256,8 @@ def _listed(source: _Split, index: IndexBuilder) -> Iterable[Path]:
         return held.values()
     chosen: dict[str, Path] = {}
     loose = {stem.casefold(): path for stem, path in held.items()}
-    for line in read_lines(source.list_file):
+    index.source = source.list_file
+    for line in read_lines(source.list_file, index.tell_encoding):
         name = _listed_name(line, held)
         if name is None:
             continue
@@ -198,7 +269,8 @@ def _listed(source: _Split, index: IndexBuilder) -> Iterable[Path]:
             if path is None:
                 raise DataError(
                     f"{source.list_file} lists {name!r}, but {source.xml_folder / name}.xml is missing; "
-                    f"add it, take the name off the list, or {SKIP}"
+                    f"add it, take the name off the list, or {SKIP}",
+                    kind="list-names-missing-file",
                 )
             chosen[name] = path
     return chosen.values()
@@ -220,7 +292,7 @@ def _listed_name(line: str, held: Mapping[str, Path]) -> str | None:
 def _other_classes(root: Path, read_already: set[Path]) -> set[str]:
     """Return the class names in the XML files of all splits that are not read yet; broken ones name none."""
     names: set[str] = set()
-    for folder in {split.xml_folder for split in find_splits(root).values()}:
+    for folder in {split.xml_folder for splits in find_splits(root).values() for split in splits}:
         for path in (folder / name for name in files_below(folder, ".xml")):
             if path not in read_already:
                 try:
@@ -231,18 +303,31 @@ def _other_classes(root: Path, read_already: set[Path]) -> set[str]:
     return names
 
 
-def _finder(source: _Split) -> ImageFinder:
+def _labelmap(root: Path) -> list[str]:
+    """Return the classes of CVAT's labelmap.txt (`name:colour:parts:actions`) beside, without the background."""
+    file = root / "labelmap.txt"
+    lines = read_lines(file) if file.is_file() else []
+    names = [line.partition(":")[0].strip() for line in lines if not line.startswith("#")]
+    return list(dict.fromkeys(name for name in names if name and name != "background"))
+
+
+def _finder(source: _Split, split: str) -> ImageFinder:
     root, folder = source.root, source.xml_folder
-    by_split = [root / name / folder.name for name in IMAGE_FOLDERS]
+    inside = folder.relative_to(root).parts[1:] or (folder.name,)
+    by_split = [root.joinpath(name, *inside) for name in (*IMAGE_FOLDERS, "Data")]
     usual = [root / name for name in IMAGE_FOLDERS]
-    return ImageFinder(root, [*by_split, *usual, folder, *(folder.parent / name for name in IMAGE_FOLDERS)])
+    beside = [folder, *(folder.parent / name for name in IMAGE_FOLDERS)]
+    return ImageFinder(root, [*by_split, *usual, *beside], split)
 
 
 def _xml_folder(folder: Path) -> Path | None:
     for name in _XML_FOLDERS:
         place = child(folder, name)
         if place is not None and _holds_voc(place, files_below(place, ".xml"), by_name=True):
-            return place
+            parts = folders_in(place)
+            # ImageNet's Annotations/CLS-LOC; a folder of the split's name is found as a split.
+            deeper = len(parts) == 1 and not is_split_name(parts[0].name) and not files_in(place, ".xml")
+            return parts[0] if deeper else place
     here = [path.name for path in files_in(folder, ".xml")]
     return folder if _holds_voc(folder, here, by_name=False) else None
 
@@ -275,8 +360,27 @@ def _list_files(folder: Path) -> dict[str, Path]:
     return {name: lists[name] for name in in_order(lists) if name not in extra}
 
 
-def _split_folders(folder: Path) -> list[Path]:
-    return [part for part in folders_in(folder) if is_split_name(part.name) and _xml_folder(part) is not None]
+def _split_parts(folder: Path) -> dict[str, Path]:
+    """Return the folders by split that hold XML: in the folder itself, else in images/ as TensorFlow's tutorial has."""
+    for place in (folder, child(folder, "images")):
+        parts = split_folders(place) if place is not None else {}
+        held = {name: part for name, part in parts.items() if _xml_folder(part) is not None}
+        if held:
+            return held
+    return {}
+
+
+def _years(folder: Path) -> list[Path]:
+    """Return VOC2007, VOC2012 ... of a VOCdevkit, or of folders into which its archives were unpacked, if several."""
+    here = [part for part in folders_in(folder) if _YEAR.fullmatch(part.name)]
+    inside = [place for part in folders_in(folder) if part.name.upper().startswith("VOC") for place in _devkits(part)]
+    years = [part for part in here + inside if _xml_folder(part) is not None or _list_files(part)]
+    return sorted(years, key=lambda year: (year.name, year)) if len(years) > 1 else []
+
+
+def _devkits(folder: Path) -> list[Path]:
+    places = [folder, *(one for one in [child(folder, "VOCdevkit")] if one is not None)]
+    return [part for place in places for part in folders_in(place) if _YEAR.fullmatch(part.name)]
 
 
 def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[str]:
