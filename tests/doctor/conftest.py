@@ -121,6 +121,7 @@ def _csv(folder: Path, rows: Rows, classes: list[str], split: str) -> None:
     (folder / split).mkdir(parents=True)
     lines = ["img_name,label,xmin,ymin,xmax,ymax\n"]
     for name, things in rows.items():
+        lines += [] if things else [f"{name}.png,,,,,\n"]
         lines += [f"{name}.png,{label},{','.join(map(str, box))}\n" for label, box in things]
     (folder / split / "label.csv").write_text("".join(lines))
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))

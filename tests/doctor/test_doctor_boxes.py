@@ -42,8 +42,8 @@ ONE_BOX = {
     "reversed-box": (lambda b: [("dog", [b[2], b[3], b[0], b[1]])], ALL, 0),
     "empty-box": (lambda b: [("dog", [b[0], b[1], b[0], b[3]])], ALL, -1),
     "tiny-box": (lambda b: [("dog", [b[0], b[1], b[0] + 0.5, b[3]])], ALL, -1),
-    "outside-box": (lambda b: [("dog", [260, 10, 300, 60])], PIXELS, -1),
-    "clipped-box": (lambda b: [("dog", [-30, b[1], 40, b[3]])], (*PIXELS, "yolo"), 0),
+    "outside-box": (lambda b: [("dog", [260, 10, 300, 60])], ALL, -1),
+    "clipped-box": (lambda b: [("dog", [-30, b[1], 40, b[3]])], ALL, 0),
     "whole-image-box": (lambda b: [("dog", [0, 0, 200, 120])], ALL, 0),
     "not-a-number": (lambda b: [("dog", [math.nan, b[1], b[2], b[3]])], ("voc", "coco", "csv", "yolo", "recordio"), -1),
     "duplicate-box": (lambda b: [("dog", b), ("dog", b)], ALL, 0),
@@ -91,8 +91,8 @@ WHOLE_SET = {
         ("recordio", {"layout": "xywh"}),
         ("recordio", {"layout": "cxcywh"}),
     ],
-    "normalised-boxes": [("voc", {"fractions": True}), ("coco", {"fractions": True})],
-    "pixel-boxes": [("yolo", {"fractions": False})],
+    "normalised-boxes": [("voc", {"fractions": True}), ("coco", {"fractions": True}), ("csv", {"fractions": True})],
+    "pixel-boxes": [("yolo", {"fractions": False}), ("recordio", {"fractions": False})],
 }
 
 
@@ -110,7 +110,7 @@ def test_a_whole_set_read_wrongly_is_one_finding_and_read_rightly_by_the_copy(se
     assert np.abs(copy.boxes_xyxy - right).max() < 0.01
 
 
-@pytest.mark.parametrize("format", [*PIXELS, "yolo"])
+@pytest.mark.parametrize("format", ALL)
 def test_exchanged_axes_are_found_and_exchanged_back(sets, tmp_path, format):
     objects = sets.clean()
     swapped = {n: [(c, [r[1], r[0], r[3], r[2]]) for c, r in rows] for n, rows in objects.items()}

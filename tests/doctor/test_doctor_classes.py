@@ -119,7 +119,7 @@ def test_rare_and_uneven_classes_are_noted(sets, tmp_path, format):
     assert [one.severity for one in found(folder, "class-imbalance")] == ["note"]
 
 
-@pytest.mark.parametrize(("images", "severity"), [(12, "warning"), (2, "note")])
+@pytest.mark.parametrize(("images", "severity"), [(14, "warning"), (2, "note")])
 def test_a_class_of_one_split_is_a_mistake_if_chance_would_have_shared_it(sets, tmp_path, images, severity):
     objects = rename(sets.clean(40), "dog", "bird", images)
     classes = ("cat", "dog", "bird")
@@ -152,9 +152,10 @@ def test_findings_are_grouped_and_the_worst_first(sets, tmp_path):
     objects["image08"][0] = ("dog", [50, 60, 40, 70])
     folder = sets.write(tmp_path, "voc", sets.in_format(objects, "voc"))
     kinds = [one.kind for one in examine(folder)]
-    assert kinds == ["reversed-box", "reversed-box", "empty-box", "whole-image-box", "rare-class", "rare-class"][
-        : len(kinds)
-    ]
+    assert (
+        kinds
+        == ["reversed-box", "reversed-box", "empty-box", "whole-image-box", "rare-class", "rare-class"][: len(kinds)]
+    )
     assert worst_first(reversed(examine(folder)))[0].kind == "reversed-box"
 
 

@@ -136,6 +136,8 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     source = splits[split]
     root = path.parent if path.is_file() else path
     table = _table(source.file)
+    if not table.fractions and table.rows and options.raw is None:
+        _refuse_fractions(table)
     index = IndexBuilder(root, "csv", split, options, shared=True, fractions=table.fractions)
     index.source = source.file
     others = {one.file for one in splits.values()} - {source.file}
@@ -167,7 +169,7 @@ def _add_row(
     if image is None or not any(row.corners):
         return
     if row.label not in meaning:
-        raise DataError(f"{row.where}: class {row.label!r} is not in classes.txt; {ADVICE}")
+        raise DataError(f"{row.where}: class {row.label!r} is not in classes.txt; {ADVICE}", kind="class-out-of-range")
     box = _box(row, table, index.sizes[image])
     difficult, crowd = (is_yes(row.rest.get(name)) for name in ("difficult", "crowd"))
     index.add_box(image, box, meaning[row.label], difficult=difficult, crowd=crowd, line=row.line)
@@ -193,7 +195,8 @@ def _box(row: _Row, table: _Table, size: Size | None) -> list[float]:
         corners = [float(text.replace(",", ".")) for text in row.corners]
     except ValueError:
         raise DataError(
-            f"{row.where}: xmin, ymin, xmax, ymax should be numbers, got {', '.join(row.corners)!r}; {ADVICE}"
+            f"{row.where}: xmin, ymin, xmax, ymax should be numbers, got {', '.join(row.corners)!r}; {ADVICE}",
+            kind="not-a-number",
         ) from None
     if table.fractions and size is not None:
         edges = (size.width, size.height) * 2
@@ -241,10 +244,7 @@ def _single_name(file: Path) -> str:
 def _table(file: Path) -> _Table:
     cells = _cells(file)
     columns, fractions = _header(file, cells[:1])
-    table = _Table(file, columns, cells[1:], fractions)
-    if not fractions and cells[1:]:
-        _refuse_fractions(table)
-    return table
+    return _Table(file, columns, cells[1:], fractions)
 
 
 def _cells(file: Path, *, only_header: bool = False) -> list[tuple[int, list[str]]]:
@@ -280,7 +280,8 @@ def _refuse_fractions(table: _Table) -> None:
     values = [_number(text) for row in itertools.islice(table, 100) for text in row.corners]
     if any(0.0 < value < 1.0 for value in values) and max(values) <= 1.0:
         raise DataError(
-            f"{table.file}: the corners are fractions of the image, expected pixels; multiply them by its size"
+            f"{table.file}: the corners are fractions of the image, expected pixels; multiply them by its size",
+            kind="normalised-boxes",
         )
 
 

@@ -122,7 +122,7 @@ def _add_image(
     """Return the row of an image, None if it is skipped, and its objects."""
     objects, size = None, None
     with index.skipping(BROKEN_FILE, subject):
-        objects = _objects(label, where)
+        objects = _objects(label, where, any_size=index.options.raw is not None)
     if objects is None:
         return None, _NONE
     with index.skipping(UNREADABLE_IMAGE, subject):
@@ -142,11 +142,13 @@ def _add_boxes(
         with index.skipping(BROKEN_BOX, where):
             if label != int(label) or (classes is not None and label >= classes):
                 known = f"among the {classes} classes of {names_file}" if classes is not None else "a whole number"
-                raise DataError(f"{where}, object {number}: class {label:g} is not {known}; {ADVICE}")
+                raise DataError(
+                    f"{where}, object {number}: class {label:g} is not {known}; {ADVICE}", kind="class-out-of-range"
+                )
             index.add_box(image, box, int(label), difficult=flag, line=number)
 
 
-def _objects(label: NDArray[np.float32], where: str) -> _Objects:
+def _objects(label: NDArray[np.float32], where: str, *, any_size: bool = False) -> _Objects:
     """Return [objects, width] of a label [header width, object width, more header ..., class, x1, y1, x2, y2, ...]."""
     header, width = (int(label[0]), int(label[1])) if len(label) >= 2 and np.isfinite(label[:2]).all() else (0, 0)
     if header < 2 or width < 5 or len(label) < header or (len(label) - header) % width:
@@ -159,9 +161,12 @@ def _objects(label: NDArray[np.float32], where: str) -> _Objects:
     corners = rows[:, 1:5][np.isfinite(rows[:, 1:5])]
     if not np.isfinite(rows[:, 0]).all():
         raise DataError(f"{where}: a class is not a number; {ADVICE}")
-    if len(corners) and (np.abs(corners) > 1 + _SLACK).any():
+    if not any_size and len(corners) and (np.abs(corners) > 1 + _SLACK).any():
         worst = float(np.abs(corners).max())
-        raise DataError(f"{where}: expected corners as fractions of the image from 0 to 1, got {worst:g}; {ADVICE}")
+        raise DataError(
+            f"{where}: expected corners as fractions of the image from 0 to 1, got {worst:g}; {ADVICE}",
+            kind="pixel-boxes",
+        )
     return rows
 
 
