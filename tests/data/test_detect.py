@@ -48,11 +48,10 @@ def test_two_at_once_are_refused_until_one_is_named(tmp_path: Path, image: AnyIm
     assert open_dataset(root, format="voc").format == "voc" and open_dataset(root, format="coco").format == "coco"
 
 
-def test_bccd_is_refused_with_both_named(shared: Path) -> None:
-    with pytest.raises(DataError) as error:
-        open_dataset(shared / "bccd", "test")
-    assert "bccd/BCCD (voc)" in str(error.value) and "bccd/test.csv (csv)" in str(error.value)
-    assert open_dataset(shared / "bccd", "test", format="voc").root == shared / "bccd" / "BCCD"
+def test_bccd_and_its_csv_of_the_same_boxes_are_one_data_set(shared: Path) -> None:
+    dataset = open_dataset(shared / "bccd", "test")
+    assert (dataset.root, len(dataset)) == (shared / "bccd" / "BCCD", 72)
+    assert "bccd/BCCD (voc) is read; bccd/test.csv (csv) holds the same boxes" in dataset.notes[0]
 
 
 def test_no_data_set_says_what_was_looked_for_and_found(tmp_path: Path, image: AnyImage) -> None:

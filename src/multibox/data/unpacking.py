@@ -1,6 +1,5 @@
 """Images and archives that are unpacked once, into the user's cache folder, with a limit on what may come out."""
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -57,18 +56,22 @@ def unpacked_folder(source: Path, fill: Callable[[Path, Allowance], None]) -> Pa
     """
     try:
         state = source.stat()
-        key = f"{source.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
-        name = f"{source.stem[:40]}-{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:20]}"
-        target = cache_folder() / "unpacked" / name
+    except OSError as error:
+        raise DataError(f"{source} cannot be read ({error.strerror})") from None
+    key = f"{source.resolve()}\0{state.st_size}\0{state.st_mtime_ns}"
+    name = f"{source.stem[:40]}-{hashlib.sha256(key.encode(errors='surrogateescape')).hexdigest()[:20]}"
+    target = cache_folder() / "unpacked" / name
+    try:
         if target.is_dir():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         room = shutil.disk_usage(target.parent).free - _LEFT_FREE
         allowance = Allowance(source, max(0, min(MOST_TIMES_LARGER * state.st_size + _ALWAYS_ALLOWED, room)))
-        # If another program was quicker, the folder holds the same by now
-        with contextlib.suppress(FileExistsError), whole_folder(target) as folder:
+        with whole_folder(target) as folder:
             fill(folder, allowance)
     except OSError as error:
+        if target.is_dir():
+            return target  # another program was quicker
         raise DataError(f"{source} cannot be unpacked to {cache_folder()} ({error.strerror or error})") from None
     return target
 
