@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from multibox.data.formats import coco, createml, csv_boxes, cvat, label_studio, labelme, recordio, voc, yolo
-from multibox.data.formats.raw_labels import RawLabels
 from multibox.data.formats.joining import Joined
 from multibox.data.formats.locating import Format, Found, Writer, search
+from multibox.data.formats.raw_labels import RawLabels
 from multibox.data.formats.text import OnBad, ReadOptions, Unknown, pick_split, split_for
 from multibox.errors import ConfigError, DataError, did_you_mean
 from multibox.structures import Dataset

@@ -3,15 +3,16 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
 
-from multibox.data.formats.raw_labels import RawLabels
+from multibox.columns import Numbers, Paths, Texts
 from multibox.data.formats.locating import Found
+from multibox.data.formats.raw_labels import RawLabels
 from multibox.data.formats.text import ReadOptions, canonical, in_order, is_split_name
-from multibox.structures import Dataset
+from multibox.structures import Dataset, Sizes
 
 
 @dataclass(frozen=True)
@@ -78,18 +79,17 @@ def join(datasets: Sequence[Dataset], labels: Sequence[str], split: str) -> Data
     tables = [np.array([names.index(name) for name in one.class_names], np.int64) for one in datasets]
     shifts = [0, *accumulate(int(one.starts[-1]) for one in datasets)]
     starts = [one.starts[:-1] + shift for one, shift in zip(datasets, shifts[:-1], strict=True)]
-    lengths = [list(one.lengths) or [None] * len(one) for one in datasets]
+    lengths = [one.lengths or [None] * len(one) for one in datasets]
+    named = list(zip(labels, datasets, strict=True))
     return Dataset(
         root=datasets[0].root,
         format=", ".join(dict.fromkeys(one.format for one in datasets)),
         split=split,
         class_names=names,
-        image_names=[
-            f"{label}/{name}" for one, label in zip(datasets, labels, strict=True) for name in one.image_names
-        ],
-        paths=[path for one in datasets for path in one.paths],
-        sizes=[size for one in datasets for size in one.sizes],
-        offsets=[offset for one in datasets for offset in one.offsets],
+        image_names=Texts.of(f"{label}/{name}" for label, one in named for name in one.image_names),
+        paths=Paths.of(path for one in datasets for path in one.paths),
+        sizes=Sizes.of(size for one in datasets for size in one.sizes),
+        offsets=Numbers.of(offset for one in datasets for offset in one.offsets),
         starts=np.concatenate([*starts, [shifts[-1]]]).astype(np.int64),
         boxes_xyxy=np.concatenate([one.boxes_xyxy for one in datasets]),
         labels=np.concatenate([table[one.labels] for one, table in zip(datasets, tables, strict=True)]),
@@ -97,11 +97,11 @@ def join(datasets: Sequence[Dataset], labels: Sequence[str], split: str) -> Data
         crowd=np.concatenate([one.crowd for one in datasets]),
         notes=tuple(dict.fromkeys(note for one in datasets for note in one.notes)),
         left_out=dict(sum((Counter(one.left_out) for one in datasets), Counter[str]())),
-        lengths=[length for one in lengths for length in one] if any(one.lengths for one in datasets) else (),
+        lengths=Numbers.of(chain(*lengths) if any(one.lengths for one in datasets) else ()),
     )
 
 
-def _join_raw(parts: Sequence[RawLabels], image_names: Sequence[str], split: str) -> RawLabels:
+def _join_raw(parts: Sequence[RawLabels], image_names: Texts, split: str) -> RawLabels:
     """Return labels as written of several sets, in the order of `join`."""
     names = list(dict.fromkeys(name for one in parts for name in one.class_names))
     tables = [np.array([names.index(name) for name in one.class_names], np.int64) for one in parts]
@@ -112,12 +112,12 @@ def _join_raw(parts: Sequence[RawLabels], image_names: Sequence[str], split: str
         format=", ".join(dict.fromkeys(one.format for one in parts)),
         split=split,
         class_names=names,
-        image_names=list(image_names),
-        paths=[path for one in parts for path in one.paths],
-        sources=[source for one in parts for source in one.sources],
-        sizes=[size for one in parts for size in one.sizes],
-        offsets=[offset for one in parts for offset in one.offsets],
-        lengths=[length for one in parts for length in one.lengths],
+        image_names=image_names,
+        paths=Paths.of(path for one in parts for path in one.paths),
+        sources=Paths.of(source for one in parts for source in one.sources),
+        sizes=Sizes.of(size for one in parts for size in one.sizes),
+        offsets=Numbers.of(offset for one in parts for offset in one.offsets),
+        lengths=Numbers.of(length for one in parts for length in one.lengths),
         boxes_xyxy=np.concatenate([one.boxes_xyxy for one in parts]),
         owners=np.concatenate(owners),
         labels=np.concatenate([table[one.labels] for one, table in zip(parts, tables, strict=True)]),
@@ -127,4 +127,5 @@ def _join_raw(parts: Sequence[RawLabels], image_names: Sequence[str], split: str
         outline=np.concatenate([one.outline for one in parts]),
         fractions=all(one.fractions for one in parts),
         problems=[problem for one in parts for problem in one.problems],
+        notes=list(dict.fromkeys(note for one in parts for note in one.notes)),
     )

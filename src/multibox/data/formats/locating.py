@@ -6,10 +6,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
+from multibox.columns import Texts
 from multibox.data.archives import unpack_zip
 from multibox.data.formats import csv_boxes
 from multibox.data.formats.agreement import differ
-from multibox.data.formats.raw_labels import RawLabels
 from multibox.data.formats.text import ReadOptions, files_in, folders_in, in_order, is_split_name, split_in
 from multibox.errors import DataError
 from multibox.structures import Dataset
@@ -72,13 +72,18 @@ class Found:
         """Read one split, as `open_dataset` does; the notes begin with those on where it was found."""
         if not self.parts:
             dataset = self.reader.read(self.path, split, options)
+            if options.raw:
+                options.raw[-1].notes[:0] = self.notes
             return replace(dataset, notes=(*self.notes, *dataset.notes))
         part, inner = self._part_splits()[split]
         dataset = part.read(inner, options)
         prefix = part.path.relative_to(self.path).as_posix()
-        names = [f"{prefix}/{name}" for name in dataset.image_names]
+        names = Texts.of(f"{prefix}/{name}" for name in dataset.image_names)
         if options.raw:
-            options.raw[-1] = _renamed(options.raw[-1], self.path, split, names)
+            raw = options.raw[-1]
+            options.raw[-1] = replace(
+                raw, root=self.path, split=split, image_names=names, notes=[*self.notes, *raw.notes]
+            )
         return replace(dataset, root=self.path, split=split, image_names=names, notes=(*self.notes, *dataset.notes))
 
     def _part_splits(self) -> dict[str, tuple["Found", str]]:
@@ -90,10 +95,6 @@ class Found:
                 own = _split_of(part.path.relative_to(self.path))
                 found[own if len(inner) == 1 else f"{own}-{name}"] = (part, name)
         return found
-
-
-def _renamed(raw: RawLabels, root: Path, split: str, image_names: list[str]) -> RawLabels:
-    return replace(raw, root=root, split=split, image_names=image_names)
 
 
 def search(path: Path, formats: Mapping[str, Format]) -> Found:
