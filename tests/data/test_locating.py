@@ -89,14 +89,18 @@ def flat(root: Path, image: AnyImage, *names: str) -> Path:
 
 
 def test_folders_named_like_splits_are_splits_at_any_depth(tmp_path: Path, image: AnyImage) -> None:
-    flat(tmp_path / "set" / "train_zip" / "train", image, "a", "b")
-    flat(tmp_path / "set" / "test_zip" / "test", image, "a")
+    for folder, names in {"train_zip/train": ["a.jpg", "b.jpg"], "test_zip/test": ["a.jpg"]}.items():
+        for name in names:
+            image(tmp_path / "set" / folder / name)
+        box = {"x": 5, "y": 5, "width": 4, "height": 4}
+        content = [{"image": name, "annotations": [{"label": "cat", "coordinates": box}]} for name in names]
+        (tmp_path / "set" / folder / "_annotations.createml.json").write_text(json.dumps(content))
     assert find_splits(tmp_path / "set") == ["train", "test"]
     train = open_dataset(tmp_path / "set", "train")
-    assert list(train.image_names) == ["train_zip/a.jpg", "train_zip/b.jpg"]
+    assert list(train.image_names) == ["train_zip/train/a.jpg", "train_zip/train/b.jpg"]
     assert (train.split, train.root) == ("train", tmp_path / "set")
     raw = read_raw(tmp_path / "set", "test")
-    assert (raw.split, list(raw.image_names)) == ("test", ["test_zip/a.jpg"])
+    assert (raw.split, list(raw.image_names)) == ("test", ["test_zip/test/a.jpg"])
 
 
 @pytest.mark.parametrize("case", ["y25b_flat_splits", "k40_kaggle_two_levels"])

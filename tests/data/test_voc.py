@@ -194,7 +194,7 @@ def test_a_single_file_that_is_no_xml_is_still_a_voc_tree(tmp_path: Path, image:
     (tmp_path / "Annotations" / "a.xml").write_text("hello")
     with pytest.raises(DataError, match=r"a\.xml is no XML"):
         open_dataset(tmp_path)
-    (tmp_path / "Annotations" / "a.xml").write_text("<?xml version='1.0'?><annotations><image/></annotations>")
+    (tmp_path / "Annotations" / "a.xml").write_text("<?xml version='1.0'?><notes><image/></notes>")
     with pytest.raises(DataError, match="is no data set"):
         open_dataset(tmp_path, format="voc")  # it is CVAT's
     (tmp_path / "Annotations" / "a.xml").write_bytes(annotation("a.jpg", thing("Ü")).encode("utf-16"))
