@@ -97,10 +97,10 @@ def test_folders_named_like_splits_are_splits_at_any_depth(tmp_path: Path, image
         (tmp_path / "set" / folder / "_annotations.createml.json").write_text(json.dumps(content))
     assert find_splits(tmp_path / "set") == ["train", "test"]
     train = open_dataset(tmp_path / "set", "train")
-    assert list(train.image_names) == ["train_zip/train/a.jpg", "train_zip/train/b.jpg"]
+    assert list(train.image_names) == ["train_zip/a.jpg", "train_zip/b.jpg"]
     assert (train.split, train.root) == ("train", tmp_path / "set")
     raw = read_raw(tmp_path / "set", "test")
-    assert (raw.split, list(raw.image_names)) == ("test", ["test_zip/test/a.jpg"])
+    assert (raw.split, list(raw.image_names)) == ("test", ["test_zip/a.jpg"])
 
 
 @pytest.mark.parametrize("case", ["y25b_flat_splits", "k40_kaggle_two_levels"])
