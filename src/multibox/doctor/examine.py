@@ -9,10 +9,12 @@ from multibox.data.formats.raw_labels import RawLabels
 from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, LABELLED_TWICE, MISSING_IMAGE, UNREADABLE_IMAGE
 from multibox.doctor.box_checks import Faults, check_boxes, find_faults
 from multibox.doctor.class_checks import check_classes
+from multibox.doctor.coco_ids import COCO_KINDS, check_coco
 from multibox.doctor.findings import KINDS, Finding, finding, worst_first
 from multibox.doctor.frames import check_orientations, check_sizes
 from multibox.doctor.image_files import check_image_files, look_at_images
 from multibox.doctor.readings import Reading, find_reading
+from multibox.doctor.split_checks import check_splits
 from multibox.doctor.survey import Survey, survey_split
 from multibox.doctor.twins import check_twins
 from multibox.errors import DataError
@@ -93,7 +95,7 @@ def diagnose(
     surveys, findings = _read(Path(data), split, format, fast)
     examined = {name: _diagnose_split(survey) for name, survey in surveys.items()}
     findings += [one for one_split in examined.values() for one in _of_split(one_split)]
-    findings += _of_set(surveys)
+    findings += _of_set(surveys, whole=split is None)
     findings += _of_images(surveys, fast, progress)
     # An image may belong to several splits, as to VOC's train and trainval
     return Diagnosis(worst_first(dict.fromkeys(findings)), examined)
@@ -128,11 +130,13 @@ def _of_split(split: SplitDiagnosis) -> Iterator[Finding]:
     yield from reader_problems(split.survey.raw)
     yield from check_boxes(split.survey, split.reading, split.faults)
     yield from check_sizes(split.survey)
+    yield from check_coco(split.survey)
 
 
-def _of_set(surveys: Mapping[str, Survey]) -> Iterator[Finding]:
-    """Yield what the splits show together."""
+def _of_set(surveys: Mapping[str, Survey], *, whole: bool) -> Iterator[Finding]:
+    """Yield what the splits show together; `whole` says that they are all splits of the data set."""
     yield from check_classes(surveys)
+    yield from check_splits(surveys, whole=whole)
 
 
 def _of_images(surveys: Mapping[str, Survey], fast: bool, progress: Progress | None) -> Iterator[Finding]:
@@ -148,6 +152,8 @@ def _of_images(surveys: Mapping[str, Survey], fast: bool, progress: Progress | N
 def reader_problems(raw: RawLabels) -> Iterator[Finding]:
     """Yield what the reader could not use."""
     for problem in raw.problems:
+        if raw.format == "coco" and problem.kind in COCO_KINDS:
+            continue  # `check_coco` says it
         kind = _known(problem.kind) or _KIND_OF_REASON.get(problem.reason, "unreadable-label")
         yield finding(kind, problem.source, problem.message, problem.subject)
 

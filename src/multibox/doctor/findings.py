@@ -239,6 +239,9 @@ KINDS: dict[str, Kind] = {
     ),
     "missing-category": Kind("error", "Categories without id or name have no class.", "Add id and name.", "leaves out"),
     "text-id": Kind("warning", "Many tools expect numbers.", "Write ids as numbers.", "repairs"),
+    "category-zero": Kind(
+        "note", "Tools that keep 0 for the background lose this class.", "Count categories from 1.", "repairs"
+    ),
     "crowd-without-rle": Kind(
         "note", "COCO's tools expect run lengths of a crowd.", "Nothing to do here.", "left to you"
     ),

@@ -79,19 +79,29 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
 def _add_images(index: IndexBuilder, images: list[Any], finder: ImageFinder, file: Path) -> dict[Any, int | None]:
     """Add the images that are there, and return the row of each id; None where it is skipped."""
     rows: dict[Any, int | None] = {}
+    entries: list[tuple[int, Any, str]] = []
+    names: dict[Any, list[str]] = {}
     for number, image in enumerate(images, start=1):
-        entry = None
         with index.skipping(BROKEN_FILE, f"image {number}"):
-            entry = _image_entry(image, f"{file}, image entry {number}")
-        if entry is None:
-            continue
-        key, listed = entry
-        if key in rows:
-            raise DataError(
-                f"{file}, image entry {number} ({listed}): id {key} is used twice; give every image its own"
+            key, listed = _image_entry(image, f"{file}, image entry {number}")
+            entries.append((number, key, listed))
+            names.setdefault(key, []).append(listed)
+    for number, key, listed in entries:
+        if len(names[key]) > 1 and (key in rows or len(set(names[key])) > 1):
+            twice = DataError(
+                f"{file}, image entry {number} ({listed}): id {key} is used twice; give every image its own",
+                kind="duplicate-id",
             )
+            if index.options.raw is None:
+                raise twice  # nothing tells whose the boxes are
+            rows.setdefault(key, None)
+            with index.skipping(BROKEN_FILE, listed):
+                raise twice
+            continue
         found = index.find_image(finder, listed, str(file))
-        rows[key] = None if found is None else index.add_image(safe_name(listed), found, file, _size(image))
+        rows[key] = (
+            None if found is None else index.add_image(safe_name(listed), found, file, _size(images[number - 1]))
+        )
     return rows
 
 
@@ -109,19 +119,15 @@ def _add_box(
 ) -> None:
     name = f"id {thing['id']}" if is_mapping(thing) and "id" in thing else f"number {number}"
     with index.skipping(BROKEN_BOX, f"annotation {name}"):
-        try:
-            image, category = thing["image_id"], thing["category_id"]
-            hash((image, category))
-            x, y, width, height = map(float, thing["bbox"])
-        except (KeyError, TypeError, ValueError, OverflowError):
-            raise DataError(
-                f"{file}, annotation {name}: expected image_id, category_id and bbox of four numbers; {ADVICE}"
-            ) from None
+        image, category, (x, y, width, height) = _read_annotation(thing, f"{file}, annotation {name}")
         if image not in rows:
-            raise DataError(f"{file}, annotation {name}: image_id {image!r} is the id of no image; {ADVICE}")
+            raise DataError(
+                f"{file}, annotation {name}: image_id {image!r} is the id of no image; {ADVICE}", kind="dangling-id"
+            )
         if category not in categories.index:
             raise DataError(
-                f"{file}, annotation {name}: category_id {category!r} is not among the categories; {ADVICE}"
+                f"{file}, annotation {name}: category_id {category!r} is not among the categories; {ADVICE}",
+                kind="dangling-id",
             )
         row = rows[image]
         if row is not None:
@@ -131,6 +137,23 @@ def _add_box(
             line = thing.get("id")
             line = line if isinstance(line, int) and 0 < line < 1 << 62 else number
             index.add_box(row, box, categories.index[category], difficult=difficult, crowd=crowd, line=line)
+
+
+def _read_annotation(thing: Any, where: str) -> tuple[Any, Any, tuple[float, ...]]:
+    """Return the image's id, the category's id and the four numbers of the box."""
+    for key, kind in (("image_id", "dangling-id"), ("category_id", "missing-category"), ("bbox", "unreadable-label")):
+        if not is_mapping(thing) or key not in thing:
+            raise DataError(f"{where}: expected image_id, category_id and bbox of four numbers; {ADVICE}", kind=kind)
+    try:
+        hash((thing["image_id"], thing["category_id"]))
+        box = tuple(map(float, thing["bbox"]))
+        if len(box) != 4:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(
+            f"{where}: expected image_id, category_id and bbox of four numbers; {ADVICE}", kind="not-a-number"
+        ) from None
+    return thing["image_id"], thing["category_id"], box
 
 
 def _size(image: Mapping[str, Any]) -> Size | None:
