@@ -20,7 +20,8 @@ from multibox.data.formats.text import OnBad
 from multibox.data.left_out import sentences, training_counts
 from multibox.data.loading import AugmentedImages, in_order, load_batches
 from multibox.data.pixels import as_colour
-from multibox.errors import ConfigError, WeightsError, did_you_mean
+from multibox.doctor.glance import TOLD_BY_TRAINING, glance, glance_lines
+from multibox.errors import ConfigError, DataError, WeightsError, did_you_mean
 from multibox.files import write_text_whole
 from multibox.inference.load import choose_device
 from multibox.limits import keep_freed_memory
@@ -212,7 +213,7 @@ def _resume(folder: Path, data: Path | None, options: RunOptions, reporter: Repo
 
 def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Reporter, hold: Hold) -> Trainer:
     resumed = options.resume is not None
-    training, validation, notes = open_splits(config.data)
+    training, validation, notes = _open_examined(config, reporter, resumed=resumed)
     for note in notes:
         reporter.note(note)
     config = _identify(config, folder, training, validation)
@@ -248,6 +249,19 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
         write_text_whole(folder / CONFIG, config.to_toml(with_data=True))
     reporter.note(_summary(trainer))
     return trainer
+
+
+def _open_examined(config: Config, reporter: Reporter, *, resumed: bool) -> tuple[Dataset, Dataset | None, list[str]]:
+    """Return what `open_splits` does, after a glance at the data, which a resumed run has had."""
+    data = config.data
+    found = [] if resumed else glance(data.path, None if data.format == "auto" else data.format)
+    try:
+        training, validation, notes = open_splits(data)
+    except DataError:
+        for line in glance_lines(found, data.path):
+            reporter.note(line)
+        raise
+    return training, validation, [*notes, *glance_lines(found, data.path, TOLD_BY_TRAINING)]
 
 
 def _start_from(model: SSD, config: Config, training: Dataset, reporter: Reporter) -> bool:
