@@ -1,6 +1,6 @@
 """CreateML JSON: a list of images, each with boxes as their centre and size in pixels; also as Roboflow writes it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     labels: dict[str, int] = {}
     for file in source.files:
         index.source = file
-        for place, thing in enumerate(_entries(file), start=1):
+        for place, thing in enumerate(_entries(file, index.tell_encoding), start=1):
             with index.skipping(BROKEN_FILE, f"entry {place}"):
                 _add(index, finder, thing, file, f"{file}, entry {place}", labels)
     declared = list(labels)
@@ -91,7 +91,8 @@ def _read_box(box: Any, where: str) -> tuple[str, tuple[float, float, float, flo
     except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(
             f"{where} ({label}): expected coordinates x, y, width and height in numbers, "
-            f"got {str(box.get('coordinates'))[:60]}; {ADVICE}"
+            f"got {str(box.get('coordinates'))[:60]}; {ADVICE}",
+            kind="not-a-number",
         ) from None
     return label, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
@@ -113,8 +114,8 @@ def _labels_in(files: Iterable[Path]) -> set[str]:
     return names - {""}
 
 
-def _entries(file: Path) -> list[Any]:
-    content = load_json(file)
+def _entries(file: Path, tell: Callable[[Path, str], None] | None = None) -> list[Any]:
+    content = load_json(file, tell)
     if not is_list(content):
         raise DataError(f"{file} is no CreateML: expected a list of images with their annotations; export it anew")
     return content

@@ -228,13 +228,13 @@ def _add_shape(
 def _read_shape(thing: Any, where: str) -> _Shape:
     label = (thing.get("label") or "").strip()
     if not label:
-        raise DataError(f"{where}: <{thing.tag}> has no label; {ADVICE}")
+        raise DataError(f"{where}: <{thing.tag}> has no label; {ADVICE}", kind="missing-category")
     try:
         box, outline = _place(thing)
     except (TypeError, ValueError, OverflowError):
         values = ", ".join(f'{key}="{str(value)[:30]}"' for key, value in thing.items() if key != "label")
         raise DataError(
-            f"{where}: <{thing.tag}> should say its place in numbers, got {values[:120]}; {ADVICE}"
+            f"{where}: <{thing.tag}> should say its place in numbers, got {values[:120]}; {ADVICE}", kind="not-a-number"
         ) from None
     marks = {one.get("name"): one.text for one in thing.iterfind("attribute")}
     crowd = is_yes(marks.get("crowd")) or is_yes(marks.get("is_crowd")) or is_yes(marks.get("iscrowd"))

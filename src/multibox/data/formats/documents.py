@@ -83,13 +83,13 @@ def _first_keys(head: str) -> set[str]:
     return keys
 
 
-def load_json(path: Path) -> Any:
-    """Read a JSON file.
+def load_json(path: Path, tell: Callable[[Path, str], None] | None = None) -> Any:
+    """Read a JSON file; `tell` is told of an encoding that was guessed.
 
     Raises:
         DataError: it cannot be read or is no JSON.
     """
-    text = read_text(path)
+    text = read_text(path, tell)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     labels: dict[str, int] = {}
     for file in source.files:
         index.source = file
-        for place, thing in enumerate(_tasks(file), start=1):
+        for place, thing in enumerate(_tasks(file, index.tell_encoding), start=1):
             with index.skipping(BROKEN_FILE, f"task {place}"):
                 task = _read_task(thing, f"{file}, task {place}", doubts)
                 if task is not None:
@@ -151,13 +151,15 @@ def _add_region(
         try:
             placed = _place(value, size)
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise DataError(f"{where}: expected its place in percent, got {str(value)[:80]}; {ADVICE}") from None
+            raise DataError(
+                f"{where}: expected its place in percent, got {str(value)[:80]}; {ADVICE}", kind="not-a-number"
+            ) from None
         if placed is None:
             index.count(NOT_A_BOX, subject)
             return
         names = _names(region)
         if not names:
-            raise DataError(f"{where}: it has no label; {ADVICE}")
+            raise DataError(f"{where}: it has no label; {ADVICE}", kind="missing-category")
         if region.get("image_rotation") not in (None, 0, "0"):
             raise DataError(f"{where}: the image was turned in Label Studio, so its place is not known; {ADVICE}")
         doubts.several_labels += len(names) > 1
@@ -302,8 +304,8 @@ def _fitting(declared: Size | None, found: Path) -> Size | None:
     return declared if declared is not None and declared == Size(own.width, own.height) else own
 
 
-def _tasks(file: Path) -> list[Any]:
-    content = load_json(file)
+def _tasks(file: Path, tell: Callable[[Path, str], None] | None = None) -> list[Any]:
+    content = load_json(file, tell)
     if not is_list(content):
         raise DataError(f"{file} is no Label Studio export: expected a list of tasks; export it as JSON")
     return content

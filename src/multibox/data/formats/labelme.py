@@ -101,7 +101,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     for file in source.files:
         index.source = file
         with index.skipping(BROKEN_FILE, file.name):
-            content = load_json(file)
+            content = load_json(file, index.tell_encoding)
             if _has_shapes(content):
                 _add(index, finder, source.base, file, _read_annotation(content, file, index), labels, unpacked)
             else:
@@ -201,13 +201,14 @@ def _read_shape(thing: Any, where: str, place: int) -> _Shape | None:
     label = thing.get("label")
     label = str(label).strip() if isinstance(label, (str, int, float)) else ""
     if not label:
-        raise DataError(f"{where}: it has no label; {ADVICE}")
+        raise DataError(f"{where}: it has no label; {ADVICE}", kind="missing-category")
     try:
         points = [(number(x), number(y)) for x, y in thing["points"]]
         box = _circled(points) if kind == "circle" else around(points)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(
-            f"{where} ({label}): expected points of two numbers each, got {str(thing.get('points'))[:60]}; {ADVICE}"
+            f"{where} ({label}): expected points of two numbers each, got {str(thing.get('points'))[:60]}; {ADVICE}",
+            kind="not-a-number",
         ) from None
     raw_flags = thing.get("flags")
     flags: dict[str, Any] = raw_flags if is_mapping(raw_flags) else {}
