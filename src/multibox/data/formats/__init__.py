@@ -7,7 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from multibox.data.formats import coco, createml, csv_boxes, cvat, label_studio, labelme, recordio, voc, yolo
+from multibox.data.formats import (
+    coco,
+    createml,
+    csv_boxes,
+    cvat,
+    imagefolder,
+    label_studio,
+    labelme,
+    parquet,
+    recordio,
+    voc,
+    webdataset,
+    yolo,
+)
 from multibox.data.formats.joining import Joined
 from multibox.data.formats.locating import Format, Found, Writer, search
 from multibox.data.formats.raw_labels import RawLabels
@@ -86,6 +99,20 @@ FORMATS: dict[str, Format] = {
     ),
     "createml": Format(
         "CreateML", "createml: a .json list of images", createml.recognise, createml.find_splits, createml.read
+    ),
+    "imagefolder": Format(
+        "imagefolder",
+        "imagefolder: metadata.jsonl",
+        imagefolder.recognise,
+        imagefolder.find_splits,
+        imagefolder.read,
+        imagefolder.write,
+    ),
+    "parquet": Format(
+        "Parquet", "parquet: *.parquet with image and objects", parquet.recognise, parquet.find_splits, parquet.read
+    ),
+    "webdataset": Format(
+        "WebDataset", "webdataset: *.tar shards", webdataset.recognise, webdataset.find_splits, webdataset.read
     ),
 }
 DataPath = str | Path | Found | Joined

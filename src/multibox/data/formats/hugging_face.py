@@ -184,7 +184,7 @@ def _column(objects: Mapping[str, Any], keys: Iterable[str], count: int) -> list
     return [value in (1, True) for value in held] if is_list(held) and len(held) == count else [False] * count
 
 
-def declared_size(row: Mapping[str, Any]) -> Size | None:
+def declared_size(row: Any) -> Size | None:
     """Return the size that a row's `width` and `height` say, or None."""
     try:
         size = Size(int(number(row["height"])), int(number(row["width"])))

@@ -162,19 +162,24 @@ def _add(
     row = index.add_image(source.prefix + name, found, path, _read_size(tree.find("size")))
     if row is None:
         return
+    add_boxes(index, row, tree, str(path), path.name, labels)
+
+
+def add_boxes(index: IndexBuilder, row: int, tree: Any, where: str, subject: str, labels: dict[str, int]) -> None:
+    """Add the objects of an <annotation> to an image; names that `labels` lacks are put into it."""
     less = 1.0 if index.options.one_based else 0.0
     for number, element in enumerate(tree.findall("object"), 1):
-        with index.skipping(BROKEN_BOX, path.name):
-            thing = _read_object(element, f"{path}, object {number}")
+        with index.skipping(BROKEN_BOX, subject):
+            thing = _read_object(element, f"{where}, object {number}")
             x1, y1, x2, y2 = thing.box_xyxy
             label = labels.setdefault(thing.name, len(labels))
             box = (x1 - less, y1 - less, x2, y2)
             flags = {"difficult": thing.difficult, "crowd": thing.crowd, "outline": thing.outline}
             index.add_box(row, box, label, **flags, line=number)
             if thing.outline:
-                index.count(OUTLINE, path.name)
+                index.count(OUTLINE, subject)
             if len(element.findall("bndbox")) > 1:
-                index.guessed(_SECOND_BOX, path.name)
+                index.guessed(_SECOND_BOX, subject)
 
 
 def _is_another(filename: str, found: Path) -> bool:
