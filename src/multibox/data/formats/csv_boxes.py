@@ -96,7 +96,8 @@ class _Table:
 def recognise(path: Path) -> str | None:
     """Return what makes this file or folder a CSV data set, or None."""
     if path.is_file():
-        return path.name if path.suffix.lower() in _SUFFIXES else None
+        is_metadata = path.name.lower() == "metadata.csv"  # of an imagefolder
+        return path.name if path.suffix.lower() in _SUFFIXES and not (is_metadata and explain(path)) else None
     files = _split_files(path)
     return next((file.relative_to(path).as_posix() for file in files.values()), None)
 
