@@ -101,7 +101,10 @@ def test_a_missing_image_is_named_once(table: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a.jpg,1,1,9,9,cat\n", "its header names no column for filename, label, xmin, .*found a.jpg, 1, 1, 9, 9, cat"),
+        ("file,kind,left,up\n", "its header names no column for label, ymin, xmax, ymax; .*found file, kind, left, up"),
+        ("cat,a.jpg,1,1,9,9\n", "has no header: its first line is cat, a.jpg, 1, 1, 9, 9; put a line"),
+        ("a.jpg,10,10,9,9,cat\n", "has no header: its first line is a.jpg, 10,"),  # x, y, width, height?
+        ("cat,10,20,90,30,a.jpg,80,60\n", "has no header"),  # corners?
         ("file,kind,x1,y1,x2,y2\n", "names no column for label;"),
         ("", "is empty"),
         (f"{HEADER}\na.jpg,cat,0.1,0.1,0.9,0.9\n", "corners are fractions of the image"),

@@ -167,6 +167,11 @@ def roboflow_yolo(root: Path) -> None:
     write(root / "data.yaml", *ROBOFLOW["data.yaml"])
 
 
+def makesense_csv(root: Path) -> None:
+    images(root)
+    write(root / "labels_my-project_2026-11-28-10-30-00.csv", *(f"cat,10,20,20,30,{name}.jpg,80,60" for name in NAMES))
+
+
 def im2rec(root: Path) -> None:
     images(root)
     write(root / "train.lst", *LISTED)
@@ -193,6 +198,7 @@ READ: list[tuple[str, str, Callable[[Path], None]]] = [
     ("Roboflow", "CSV", partial(parts, make=partial(table, file="_annotations.csv", folder=""))),
     ("makesense.ai", "VOC XML", partial(voc, labels="", folder="")),
     ("makesense.ai", "YOLO", partial(yolo, labels="labels", folder="images", files={"classes.txt": CLASSES})),
+    ("makesense.ai", "CSV", makesense_csv),
     (
         "VoTT",
         "CSV",
@@ -268,7 +274,6 @@ VIA = {"a.jpg1": {"filename": "a.jpg", "regions": [{"shape_attributes": {"name":
     ("tool", "export", "file", "text"),
     [
         ("Label Studio", "CSV", "project-1.csv", "image,id,label,annotator\n/data/upload/a.jpg,1,[],1"),
-        ("makesense.ai", "CSV", "labels.csv", "cat,10,20,20,30,a.jpg,80,60"),
         ("VoTT", "JSON", "x-export.json", json.dumps({"name": "x", "assets": {}})),
         ("VGG VIA", "VIA JSON", "via_project.json", json.dumps(VIA)),
         ("VGG VIA", "VIA CSV", "via_project.csv", "filename,file_size,region_shape_attributes\na.jpg,1,{}"),

@@ -1,11 +1,12 @@
 """Text and numbers of label files, and the names of splits, files and folders around them."""
 
+import codecs
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TextIO
 
 from multibox.data.image_listing import IMAGE_SUFFIXES
 from multibox.errors import DataError, did_you_mean
@@ -139,6 +140,42 @@ def decoded(data: bytes, where: Path | str) -> tuple[str, str]:
         if not _CONTROL.search(text):
             return text, encoding
     raise DataError(f"{where} is not UTF-8 text; save it as UTF-8", kind="unknown-encoding")
+
+
+def open_text(path: Path, tell: Callable[[Path, str], None] | None = None) -> TextIO:
+    """Open a text file of any size for reading, in the encoding that `read_text` would find.
+
+    Raises:
+        DataError: as `read_text`.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(1 << 20)
+            is_utf8 = _is_utf8(head, file)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check that it exists and is a file") from None
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding, guess = "utf-16", ""
+    elif is_utf8 and b"\0" not in head:
+        encoding, guess = "utf-8-sig", ""
+    else:
+        guess = decoded(head if len(head) < 1 << 20 else head[: head.rfind(b"\n") + 1], path)[1]
+        encoding = guess or "utf-8"
+    if guess and tell is not None:
+        tell(path, guess)
+    return path.open(encoding=encoding, newline="")
+
+
+def _is_utf8(head: bytes, rest: BinaryIO) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        decoder.decode(head)
+        while block := rest.read(1 << 20):
+            decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeError:
+        return False
+    return True
 
 
 def _wide_encoding(data: bytes) -> str:
