@@ -71,7 +71,7 @@ class _Classes:
     described: dict[str, str]
     """Open Images: name of each id."""
     met: dict[str, int]
-    """Place of each label, as the file writes it, in the order met; of lines that hold a box."""
+    """Place of each label, as the file writes it: in `listed`, else in the order met; of lines that hold a box."""
     broken: set[str]
     """Labels of other lines, which are no classes unless they are met as well."""
 
@@ -150,7 +150,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
         index.notes.append(f"names that only broken lines have were not taken for classes: {', '.join(ghosts)}")
     names = [classes.described.get(label, label) for label in classes.met]
     if classes.listed is not None:
-        return index.finish(_by_list(classes), order=classes.listed)
+        return index.finish(classes.listed)
     return index.finish(names, order=_order(names, classes, index))
 
 
@@ -285,11 +285,14 @@ def _place(row: _Row, columns: Columns, classes: _Classes, *, sound: bool) -> in
     where, listed = f"{columns.file}, line {row.line}", classes.listed
     if row.label.lower() in ("", "nan"):
         raise DataError(f"{where}: no class; {ADVICE}", kind="unreadable-label")
-    if listed is not None and row.label not in listed and not (row.label.isdecimal() and int(row.label) < len(listed)):
-        known = f"classes.txt, which names {len(listed)} classes"
-        raise DataError(f"{where}: class {row.label!r} is not in {known}; {ADVICE}", kind="class-out-of-range")
-    if sound:
-        return classes.met.setdefault(row.label, len(classes.met))
+    place = len(classes.met)
+    if listed is not None:
+        place = listed.index(row.label) if row.label in listed else int(row.label) if row.label.isdecimal() else -1
+        if not 0 <= place < len(listed):
+            known = f"classes.txt, which names {len(listed)} classes"
+            raise DataError(f"{where}: class {row.label!r} is not in {known}; {ADVICE}", kind="class-out-of-range")
+    if sound or listed is not None:
+        return classes.met.setdefault(row.label, place)
     classes.broken.add(row.label)
     return 0  # the box is dropped when the index is finished
 
@@ -308,12 +311,6 @@ def _meet(row: _Row, columns: Columns, classes: _Classes) -> None:
 
 def _is_sound(box: list[float]) -> bool:
     return all(map(math.isfinite, box)) and box[0] <= box[2] and box[1] <= box[3]
-
-
-def _by_list(classes: _Classes) -> list[str]:
-    """Return the names of the labels met: as listed, or by their place in the list."""
-    listed = classes.listed or []
-    return [label if label in listed else listed[int(label)] for label in classes.met]
 
 
 def _order(names: list[str], classes: _Classes, index: IndexBuilder) -> list[str]:
