@@ -1,12 +1,14 @@
 """What the doctor says of class names and numbers of objects."""
 
+from pathlib import Path
+
 import pytest
 
 from multibox import examine
 from multibox.data.formats import open_dataset
 from multibox.doctor.class_checks import twins
 from multibox.doctor.examine import diagnose
-from multibox.doctor.findings import KINDS, worst_first
+from multibox.doctor.findings import KINDS, kinds_markdown, worst_first
 from multibox.doctor.repair import repair
 
 ALL = ("voc", "coco", "yolo", "csv", "recordio")
@@ -164,3 +166,10 @@ def test_every_kind_has_words_and_a_way_to_mend():
     for kind, about in KINDS.items():
         assert kind == kind.lower() and " " not in kind
         assert about.why.endswith(".") and about.mend
+
+
+def test_the_page_of_kinds_is_the_table():
+    page = Path(__file__).parents[2] / "docs" / "doctor-kinds.md"
+    text = page.read_text(encoding="utf-8")
+    assert text == kinds_markdown(), "write it anew: multibox list findings --markdown > docs/doctor-kinds.md"
+    assert max(map(len, text.splitlines())) < 120

@@ -16,14 +16,18 @@ CLASSES = 20
 
 
 def show(
-    what: Annotated[str, typer.Argument(help="models, presets, recipes, settings, backbones, formats or importers.")],
+    what: Annotated[
+        str, typer.Argument(help="models, presets, recipes, settings, findings, backbones, formats or importers.")
+    ],
     diff: Annotated[
         tuple[str, str] | None, typer.Option("--diff", help="Two recipes: print the settings in which they differ.")
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Settings: write them here, or - for standard output.")
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Settings: print docs/settings.md.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Settings, findings: print their page of docs/.")
+    ] = False,
 ) -> None:
     """List the names that other commands take.
 
@@ -36,13 +40,14 @@ def show(
         "presets": _presets,
         "recipes": lambda: _recipes(diff),
         "settings": lambda: _settings(json_file, markdown),
+        "findings": lambda: _findings(markdown),
         "backbones": _backbones,
         "formats": _formats,
         "importers": _importers,
     }
     if what not in tables:
         raise ConfigError(f"cannot list {what!r}{did_you_mean(what, tables)}; known: {', '.join(tables)}")
-    if what != "settings" and (json_file is not None or markdown):
+    if what != "settings" and (json_file is not None or (markdown and what != "findings")):
         raise ConfigError(f"--json and --markdown belong to `multibox list settings`, not to {what}")
     tables[what]()
 
@@ -115,6 +120,15 @@ def _settings(json_file: Path | None, markdown: bool) -> None:
     if str(json_file) == "-":
         return typer.echo(text, nl=False)
     write_text_whole(json_file, text)
+
+
+def _findings(markdown: bool) -> None:
+    from multibox.doctor.findings import KINDS, kinds_markdown
+
+    if markdown:
+        return typer.echo(kinds_markdown(), nl=False)
+    rows = [(kind, about.severity, about.fix, about.why) for kind, about in KINDS.items()]
+    print_rows(["kind", "severity", "--fix", "why it matters"], rows, "multibox doctor DATA looks for all of them")
 
 
 def _backbones() -> None:

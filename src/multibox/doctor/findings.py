@@ -9,8 +9,8 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """The worst first. Error: training breaks or learns wrong things. Warning: likely a mistake. Note: worth knowing."""
 
-Fix = Literal["repairs", "leaves out", "left to you"]
-"""What `--fix` does. "leaves out" drops the box, image or label file that is meant."""
+Fix = Literal["repairs", "leaves out", "in part", "left to you"]
+"""What `--fix` does. "leaves out" drops the box, image or label file that is meant; "in part" mends what is certain."""
 
 
 class Kind(NamedTuple):
@@ -156,7 +156,9 @@ KINDS: dict[str, Kind] = {
     "swapped-axes": Kind("error", _WRONG_PLACE, "Exchange x and y in the label files.", "repairs"),
     "normalised-boxes": Kind("error", _WRONG_PLACE, "Multiply the coordinates by the size of the image.", "repairs"),
     "pixel-boxes": Kind("error", _WRONG_PLACE, "Divide the coordinates by the size of the image.", "repairs"),
-    "scale-mismatch": Kind("error", _WRONG_PLACE, "Scale the boxes to the size that the images have now.", "repairs"),
+    "scale-mismatch": Kind(
+        "error", _WRONG_PLACE, "Scale the boxes to the size that the images have now.", "left to you"
+    ),
     "one-based-boxes": Kind(
         "note",
         "Corners that count from 1 shift each box by up to one pixel.",
@@ -185,7 +187,7 @@ KINDS: dict[str, Kind] = {
         "Look at it; remove it if it is no object.",
         "left to you",
     ),
-    "duplicate-box": Kind("warning", "The object counts twice.", "Remove one of them.", "repairs"),
+    "duplicate-box": Kind("warning", "The object counts twice.", "Remove one of them.", "leaves out"),
     "same-place-two-classes": Kind(
         "warning", "The same place has two classes, so neither is learned well.", "Keep the right class.", "left to you"
     ),
@@ -203,12 +205,12 @@ KINDS: dict[str, Kind] = {
     "class-out-of-range": Kind("error", _TRAIN, "Correct the class, or add its name.", "leaves out"),
     "background-class": Kind(
         "warning",
-        "The detector has a background of its own; a class of that name teaches it nothing.",
+        "The detector has a background of its own; this one teaches it nothing.",
         "Remove the class, or rename it if it is an object.",
         "left to you",
     ),
     "misspelt-class": Kind(
-        "warning", "One class counts as two.", "Give it one spelling, or `--rename OLD=NEW`.", "repairs"
+        "warning", "One class counts as two.", "Give it one spelling, or `--rename OLD=NEW`.", "in part"
     ),
     "no-objects": Kind(
         "error", "There is nothing to learn.", "Check that the label files lie where they belong.", "left to you"
@@ -263,3 +265,19 @@ KINDS: dict[str, Kind] = {
     "unreachable-by-anchors": Kind("warning", "Few anchors reach them.", "--set anchors.fit=4", "left to you"),
 }
 """Every kind by its id, in the order in which findings of one severity are shown."""
+
+
+def kinds_markdown() -> str:
+    """Return docs/doctor-kinds.md: every kind by severity, with what `--fix` does."""
+    lines = [
+        "# What can multibox doctor find?",
+        "",
+        "Written by `multibox list findings --markdown`. The severity is the usual one; if the doctor knows more, it",
+        "gives another. [What the doctor does](doctor.md) says how to use it, and what the last column means.",
+    ]
+    for severity in SEVERITIES:
+        lines += ["", f"## {severity.capitalize()}s", "", "| kind | why it matters | `--fix` |", "|---|---|---|"]
+        lines += [
+            f"| `{kind}` | {about.why} | {about.fix} |" for kind, about in KINDS.items() if about.severity == severity
+        ]
+    return "\n".join(lines) + "\n"

@@ -102,12 +102,17 @@ def repair(diagnosis: Diagnosis, destination: str | Path) -> Repair:
 
 def remaining_kinds() -> frozenset[str]:
     """Return the kinds that a repaired copy may still have: those that are left to a person."""
-    return frozenset(kind for kind, about in KINDS.items() if about.fix == "left to you")
+    return frozenset(kind for kind, about in KINDS.items() if about.fix in ("left to you", "in part"))
 
 
 def _is_unusable(one: Finding) -> bool:
     """Return whether a finding is about something that the reader could not use, so that the copy lacks it."""
-    return KINDS[one.kind].fix == "leaves out" and one.kind not in (*_LEFT_OUT, *_DROPPED, "empty-split")
+    return KINDS[one.kind].fix == "leaves out" and one.kind not in (
+        *_LEFT_OUT,
+        *_DROPPED,
+        "duplicate-box",
+        "empty-split",
+    )
 
 
 def _unusable(one: Finding) -> Change:
