@@ -89,8 +89,8 @@ SIXTEEN = {
     **{f"tiff rgb {o}": (tiff(COLOUR16, 2, order=o), COLOUR16) for o in "<>"},
     **{f"tiff planes {o}": (tiff(COLOUR16, 2, order=o, planar=True), COLOUR16) for o in "<>"},
     "tiff from white": (tiff(65535 - GREY16, 0), GREY16),
-    "tiff int32": (tiff(GREY16.astype(np.int32)), GREY16),
-    "tiff uint32": (tiff(GREY16.astype(np.uint32)), GREY16),
+    "tiff from white >": (tiff(65535 - GREY16, 0, order=">"), GREY16),
+    **{f"tiff {t} {o}": (tiff(GREY16.astype(t), order=o), GREY16) for o in "<>" for t in ("i4", "u4", "f4", "f8")},
 }
 
 
@@ -122,7 +122,7 @@ def test_floats_follow_the_smallest_scale_that_holds_them(full):
 
 def test_kinds_of_tiff_that_pillow_cannot_read_are_named():
     with pytest.raises(ImageError, match=r"^a\.tif begins like a \.tif file .* rare kind; save it again"):
-        decode_image(tiff(COLOUR16.astype(np.float64), 2), "a.tif")
+        decode_image(tiff(COLOUR16.astype(np.float32), 2), "a.tif")
 
 
 def test_greys_with_a_transparent_value_show_white():
@@ -219,6 +219,20 @@ def test_bombs_are_refused_by_their_headers(tmp_path, width, height, said):
         decode_image(bomb(width, height), "a.png")
     with pytest.raises(ImageError, match=said):
         image_size(tmp_path / "a.png")
+
+
+def test_a_progressive_jpeg_of_endless_scans_is_refused():
+    start = PROGRESSIVE.index(b"\xff\xc2") + 5
+    many = bytearray(PROGRESSIVE[:-2] + b"\xff\xda\0\x08\x01\x01\0\x01\x3f\0" * 20_000)
+    many[start : start + 4] = struct.pack(">HH", 2000, 2000)
+    with pytest.raises(ImageError, match=r"a\.jpg has 200\d\d scans, which may be an attack"):
+        decode_image(bytes(many) + b"\xff\xd9", "a.jpg")
+
+
+def test_a_png_that_unpacks_to_much_text_is_refused_in_little_memory():
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200_000_000)))
+    with pytest.raises(ImageError, match=r"a\.png"):
+        decode_image(png(np.zeros((2, 2), np.uint8), "grey", text), "a.png")
 
 
 @pytest.fixture

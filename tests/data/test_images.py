@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from multibox.data.formats import open_dataset
 from multibox.data.image_listing import find_images, list_images
-from multibox.data.images import decode_image, image_size, read_image, resize_image
+from multibox.data.images import decode_image, image_size, load_image, read_image, resize_image
 from multibox.errors import ImageError
 from multibox.structures import Size
 
@@ -178,13 +179,20 @@ eGkAAAAAAwgICAAAABhpcG1hAAAAAAAAAAEAAQWBAgMFhAAAACRtZGF0AAAAGCgBrxOA+BDhp//6AqP9
 """An image of 64x48 pixels, all (200, 40, 90)."""
 
 
-def test_heic_is_read_with_its_extra(tmp_path):
+def test_heic_is_read_with_its_extra(tmp_path, monkeypatch):
     pytest.importorskip("pi_heif", reason="needs multibox[heic]")
     path = tmp_path / "a.heic"
     path.write_bytes(base64.b64decode(HEIC))
     assert image_size(path) == Size(48, 64)
     assert np.abs(read(path)[5, 5].astype(int) - (200, 40, 90)).max() <= 3
     assert find_images([tmp_path]).paths == [path]
+    (tmp_path / "labels.csv").write_text("filename,label,xmin,ymin,xmax,ymax\na.heic,cat,1,2,30,40\n")
+    dataset = open_dataset(tmp_path)
+    assert dataset.image_names == ["a.heic"]
+    assert load_image(dataset[0]).size == (64, 48)
+    monkeypatch.setattr("multibox.data.images.reads_heif", lambda: False)
+    with pytest.raises(ImageError, match=r"a\.heic is a HEIC image: pip install 'multibox\[heic\]'"):
+        load_image(dataset[0])
 
 
 def test_bytes_and_file_agree(tmp_path):

@@ -36,11 +36,16 @@ _UPRIGHT = {
 }
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 
-MOST_BYTES = 900_000_000
-"""Memory that the pixels of one image may take while it is decoded: 4 bytes each in RGB, 8 where they are converted."""
+MOST_BYTES = 1_000_000_000
+"""Memory that one image may take while it is decoded."""
+_BYTES_PER_PIXEL = {"JPEG2000": 20, "WEBP": 16, "HEIF": 12, "AVIF": 10}
+"""Memory of decoding by format, measured on 40 megapixels (Pillow 13.0); other formats depend on the mode alone."""
+_IN_RGB, _CONVERTED, _DEEP, _PROGRESSIVE = 4, 10, 16, 6
 _ALWAYS_READ = 50_000_000
 _MOST_PER_BYTE = 300
 """Pixels per byte of a file, above `_ALWAYS_READ` pixels. A blank colour PNG has 344, a blank JPEG under 200."""
+_MOST_PASSES = 20_000_000_000
+"""Pixels times scans of a progressive JPEG: libjpeg passes once per scan, over 5 billion pixels a second."""
 
 # On truncated and flipped bytes Pillow raises almost every kind of exception, warnings among them. Only calls of
 # Pillow on such bytes stand in a `try` with this; our own mistakes must not be called a damaged file
@@ -60,6 +65,7 @@ def decode_image(data: bytes, where: str, background: Colour = WHITE) -> Image.I
     """Decode the bytes of an image file as `read_image` does; `where` names them in errors."""
     data = with_end(data, where) if lacks_end(data) else data
     with _open(data, where) as image:
+        _check_scans(image, data, where)
         deep = deep_colour(image)
         _load(image, where)
         if not deep:
@@ -107,6 +113,8 @@ def _upright(pixels: Image.Image, image: Image.Image, where: str, background: Co
     rgb = to_rgb(pixels, where, background)
     if orientation not in _UPRIGHT:
         return rgb
+    if rgb.width * rgb.height * 2 * _IN_RGB > MOST_BYTES:
+        raise _too_large(rgb, where)
     turned = rgb.transpose(_UPRIGHT[orientation])
     turned.info.clear()
     return turned
@@ -218,23 +226,39 @@ def _unknown(head: bytes, heif: bool, where: str) -> ImageError:
     )
 
 
-def _check_size(image: Image.Image, size: int, where: str) -> None:
+def _check_size(image: ImageFile.ImageFile, size: int, where: str) -> None:
     """Refuse an image that takes more memory than `MOST_BYTES`, or unpacks to far more than its file's `size`."""
     pixels = image.width * image.height
-    progressive = bool(image.info.get("progressive"))
-    most = MOST_BYTES // ((4 if image.mode == "RGB" else 8) + 6 * progressive)
-    if pixels > most:
-        raise ImageError(
-            f"{where} has {image.width} x {image.height} pixels, more than the {most} that fit into memory in its "
-            "kind; make it smaller",
-            kind="huge-image",
-        )
+    if pixels * _memory_per_pixel(image) > MOST_BYTES:
+        raise _too_large(image, where)
     if pixels > _ALWAYS_READ and pixels > _MOST_PER_BYTE * size:
         raise ImageError(
             f"{where} says that its {size} bytes are {image.width} x {image.height} pixels, which may be an attack; "
             "make it smaller",
             kind="huge-image",
         )
+
+
+def _memory_per_pixel(image: ImageFile.ImageFile) -> int:
+    plain = _IN_RGB if image.mode == "RGB" else _CONVERTED
+    deep = image.mode.startswith("I") or image.mode == "F" or deep_colour(image)
+    progressive = _PROGRESSIVE if image.info.get("progressive") else 0
+    return _BYTES_PER_PIXEL.get(image.format or "", _DEEP if deep else plain) + progressive
+
+
+def _too_large(image: Image.Image, where: str) -> ImageError:
+    return ImageError(
+        f"{where} has {image.width} x {image.height} pixels, which take more than {MOST_BYTES / 1e9:g} GB to decode; "
+        "make it smaller",
+        kind="huge-image",
+    )
+
+
+def _check_scans(image: Image.Image, data: bytes, where: str) -> None:
+    """Refuse a progressive JPEG whose scans would keep the decoder busy for minutes."""
+    scans = data.count(b"\xff\xda") if image.info.get("progressive") else 0
+    if scans * image.width * image.height > _MOST_PASSES:
+        raise ImageError(f"{where} has {scans} scans, which may be an attack; save it again", kind="huge-image")
 
 
 def _orientation(image: Image.Image) -> int:

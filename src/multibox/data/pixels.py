@@ -1,8 +1,9 @@
 """Pixels of any kind to 8-bit RGB: deep values scaled, transparency over a background, CMYK and Lab converted."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,16 @@ _ROWS = 256
 """Rows converted at a time, so that a large image is not held several times over."""
 _WHITE_IS_ZERO = 0
 _PHOTOMETRIC, _BITS = 262, 258
+_SWAPPED = re.compile(r"^([IF];\d+)B")
+
+# Kinds of TIFF that Pillow can decode, but does not know: byte order, photometric, sample format, fill order, bits
+_KINDS: dict[tuple[Any, ...], tuple[str, str]] = {
+    (TiffImagePlugin.MM, 0, (1,), 1, (16,), ()): ("I;16B", "I;16B"),
+    (TiffImagePlugin.MM, 1, (1,), 1, (32,), ()): ("I", "I;32B"),
+    (TiffImagePlugin.II, 1, (3,), 1, (64,), ()): ("F", "F;64F"),
+    (TiffImagePlugin.MM, 1, (3,), 1, (64,), ()): ("F", "F;64BF"),
+}
+cast("dict[Any, Any]", TiffImagePlugin.OPEN_INFO).update(_KINDS)
 
 
 def as_colour(values: Sequence[float]) -> Colour:
@@ -46,10 +57,10 @@ def to_rgb(image: Image.Image, where: str, background: Colour = WHITE) -> Image.
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         grey = grey_to_8_bit(values, where)
-        pixels = np.repeat((255 - grey if _white_is_zero(image) else grey)[..., None], 3, axis=2)
+        drawn = Image.fromarray(255 - grey if _white_is_zero(image) else grey).convert("RGB")
         if isinstance(transparent, int):
-            pixels[values == transparent] = background
-        return Image.fromarray(pixels)
+            drawn.paste(background, mask=Image.fromarray(values == transparent))
+        return drawn
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or transparent is not None:
         return _over(image, background)
     return image.convert("RGB")
@@ -105,11 +116,17 @@ def join_bytes(high: Image.Image, low: Image.Image, where: str) -> Image.Image:
 
 
 def mend_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Correct how Pillow would decode 16-bit colours in separate planes: it takes every byte for a value."""
+    """Correct two mistakes of Pillow about the byte order of an opened TIFF.
+
+    It takes each byte of 16-bit colours in separate planes for a value. And it swaps the bytes of compressed numbers of
+    32 and 64 bits, which libtiff has swapped already.
+    """
     raw = [_raw_mode(tile) for tile in image.tile]
     if set(image.tag_v2.get(_BITS, (1,))) == {16} and all(mode in ("R", "G", "B", "A") for mode in raw):
         order = "L" if image.tag_v2.prefix == b"II" else "B"
         _set_raw_modes(image, [f"{mode};16{order}" for mode in raw])
+    elif any(tile[0] == "libtiff" for tile in image.tile):
+        _set_raw_modes(image, [_SWAPPED.sub(r"\1N", mode) for mode in raw])
 
 
 def _raw_mode(tile: Any) -> str:
