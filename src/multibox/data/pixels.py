@@ -31,7 +31,7 @@ _KINDS: dict[tuple[Any, ...], tuple[str, str]] = {
     (TiffImagePlugin.II, 1, (3,), 1, (64,), ()): ("F", "F;64F"),
     (TiffImagePlugin.MM, 1, (3,), 1, (64,), ()): ("F", "F;64BF"),
 }
-cast("dict[Any, Any]", TiffImagePlugin.OPEN_INFO).update(_KINDS)
+cast(Any, TiffImagePlugin).OPEN_INFO.update(_KINDS)
 
 
 def as_colour(values: Sequence[float]) -> Colour:
