@@ -40,6 +40,7 @@ def check_classes(surveys: Surveys) -> Iterator[Finding]:
         what = f"class {rare!r} ({total[rare]} objects) seems to be {common!r} ({total[common]})"
         fix = "" if certain else f"If they are one class, join them with --rename {rare}={common}."
         yield finding("misspelt-class", place, what, f"class {rare}", fix=fix)
+    yield from _named_twice(surveys)
     for name, count in total.items():
         if not count and not _dropped_by_reader(name, surveys):
             yield finding("unused-class", place, f"class {name!r} has no objects", f"class {name}")
@@ -55,6 +56,15 @@ def check_classes(surveys: Surveys) -> Iterator[Finding]:
         what = f"class {common!r} has {_objects(most)}, {rare!r} {least}: {most / least:.0f} times as many"
         yield finding("class-imbalance", place, what, f"class {rare}")
     yield from _objects_at_all(surveys)
+
+
+def _named_twice(surveys: Surveys) -> Iterator[Finding]:
+    """Yield names that stand in a list of classes twice, as spellings that differ in spaces at the ends do."""
+    for split, survey in surveys.items():
+        for name, count in Counter(survey.raw.class_names).items():
+            if count > 1:
+                what = f"class {name!r} stands in the list of classes {count} times"
+                yield finding("misspelt-class", survey.raw.root, what, f"class {name}, split {split}")
 
 
 def class_counts(survey: Survey) -> Counter[str]:

@@ -27,13 +27,15 @@ _MISFIT = 0.05
 """Share of boxes that must not fit as declared, for another reading to be believed."""
 _MOST = 0.1
 """Boxes that may not fit under the other reading, as a share of those that do not fit as declared."""
+_CERTAIN = 20
+"""Boxes of which one may not fit as declared, if all do under another reading."""
 _SCALED = 0.3
 """Share of boxes centred outside their images from which the labels are said to be made at a larger size: a factor of
 1.25 brings a third of evenly spread boxes there, single slips hardly any."""
 _CORNER = 0.67
 """Part of the image, from the upper left corner, that no box of a whole split leaves if labels were made smaller."""
-_ENOUGH = 20
-"""Boxes needed to say so."""
+_ENOUGH, _SEVERAL = 12, 6
+"""Boxes, and images with boxes, needed to say so."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _columns(survey: Survey, reading: Reading) -> Reading:
     kind, layout, read = others[best]
     surely = before >= 2 and before >= _MISFIT * count and after[best] <= _MOST * before
     # One box that leaves its image may be a mistake of its own, but hardly if all fit in another way
-    hardly = kind == "wrong-box-format" and after[best] == 0 and count >= _ENOUGH
+    hardly = kind == "wrong-box-format" and after[best] == 0 and count >= _CERTAIN
     if not (surely or hardly) or _would_do_for_any(columns, layout, kind):
         return reading
     changed = reading.boxes_xyxy.copy()
@@ -160,13 +162,17 @@ def _scale(survey: Survey, reading: Reading) -> Reading:
     beyond = ((boxes[:, :2] + boxes[:, 2:]) / 2 > wh).any(axis=1)
     reach = (boxes[:, 2:] / wh).max(axis=0)
     count = len(boxes)
-    if beyond.sum() >= 4 and beyond.mean() >= _SCALED:
+    # Only beyond the right and lower edges: boxes made larger never pass the others
+    over = misfits(boxes, wh) & (boxes[:, :2] >= 0).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
+    if (beyond.sum() >= 4 and beyond.mean() >= _SCALED) or (over.sum() >= 4 and over.mean() >= 0.5):
         factor = float(np.quantile((boxes[:, 2:] / wh).max(axis=1), 0.98))
-        what = f"{int(beyond.sum())} of {count} boxes are centred outside their images: the coordinates seem about "
+        what = (
+            f"{int(over.sum())} of {count} boxes leave their images at the right or below: the coordinates seem about "
+        )
         what += f"{factor:.2g} times too large"
         return _with(survey, reading, reading.boxes_xyxy, "scale-mismatch", what, usable)
     nearest = (boxes[:, :2] / wh).min(axis=0)
-    several = len(np.unique(survey.raw.owners[usable])) >= 10
+    several = len(np.unique(survey.raw.owners[usable])) >= _SEVERAL
     if count >= _ENOUGH and several and (reach <= _CORNER).all() and (nearest < 0.1 * reach).all():
         if max(reach) > 1.2 * min(reach):
             return reading

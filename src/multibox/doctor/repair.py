@@ -6,7 +6,7 @@ a person can decide stays as it is: the last column of `findings.KINDS` says whi
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +20,11 @@ from multibox.data.convert import check_destination, write_dataset
 from multibox.data.formats import FORMATS
 from multibox.data.formats.sizes import TURNED
 from multibox.data.formats.text import number_text, stem_of
+from multibox.data.images import orientation_of
 from multibox.doctor.class_checks import class_counts, twins
 from multibox.doctor.examine import Diagnosis, SplitDiagnosis
 from multibox.doctor.findings import KINDS, Finding
+from multibox.doctor.frames import stored_boxes
 from multibox.errors import DataError
 from multibox.files import same_name, write_text_whole
 from multibox.structures import Boxes, Dataset, Flags, Sizes
@@ -84,7 +86,7 @@ def repair(diagnosis: Diagnosis, destination: str | Path) -> Repair:
     changes = [_unusable(one) for one in diagnosis.findings if _is_unusable(one)]
     datasets: dict[str, Dataset] = {}
     for name, split in diagnosis.splits.items():
-        dataset, changed = _repaired(split, _images_out(split, diagnosis.findings), plan)
+        dataset, changed = _repaired(split, diagnosis.findings, plan)
         changes += changed
         if len(dataset):
             datasets[name] = dataset
@@ -154,10 +156,11 @@ def _joined_classes(diagnosis: Diagnosis) -> dict[str, str]:
     return joined
 
 
-def _repaired(split: SplitDiagnosis, out: Mapping[int, str], plan: _Plan) -> tuple[Dataset, list[Change]]:
+def _repaired(split: SplitDiagnosis, findings: Sequence[Finding], plan: _Plan) -> tuple[Dataset, list[Change]]:
     """Return a split with its boxes, classes and images mended, and the changes."""
+    out = _images_out(split, findings)
     survey, raw, joined = split.survey, split.survey.raw, plan.joined
-    boxes, keep, changes = _repaired_boxes(split)
+    boxes, keep, changes = _repaired_boxes(split, _images_turned(split, findings))
     names = list(dict.fromkeys(joined.get(name, name) for name in raw.class_names))
     table = np.array([names.index(joined.get(name, name)) for name in raw.class_names], np.int64)
     misspelt = [name for name in raw.class_names if name in joined]
@@ -188,15 +191,23 @@ def _repaired(split: SplitDiagnosis, out: Mapping[int, str], plan: _Plan) -> tup
     return (dataset.subset(kept) if out else dataset), changes
 
 
-def _repaired_boxes(split: SplitDiagnosis) -> tuple[Boxes, Flags, list[Change]]:
-    """Return the boxes [N, 4] as they should be, which of them are kept [N], and the changes."""
+def _repaired_boxes(split: SplitDiagnosis, turned: Collection[int]) -> tuple[Boxes, Flags, list[Change]]:
+    """Return the boxes [N, 4] as they should be, which of them are kept [N], and the changes.
+
+    Args:
+        split: Whose boxes they are.
+        turned: Images whose boxes are turned with them, beside those that the reader turns.
+    """
     survey, faults = split.survey, split.faults.boxes
     boxes = split.reading.boxes_xyxy.copy()
+    for image in turned:
+        rows = slice(*np.searchsorted(survey.raw.owners, (image, image + 1)).tolist())
+        boxes[rows] = stored_boxes(survey, image, orientation_of(survey.raw.sample(image)))
     why = np.full(len(boxes), "", "U32")
     for kind, rows in split.reading.kinds.items():
         why[rows] = kind
-    turned = survey.fit.done[survey.raw.owners] == TURNED
-    why[(why == "") & turned] = "exif-mismatch"
+    follows = (survey.fit.done == TURNED) | np.isin(np.arange(len(survey.image_wh)), list(turned))
+    why[(why == "") & follows[survey.raw.owners]] = "exif-mismatch"
     why[why == ""] = "size-mismatch"  # said of those that are changed by nothing else
     reversed_rows = faults.get("reversed-box")
     if reversed_rows is not None:
@@ -228,6 +239,16 @@ def _without_slivers(boxes: Boxes, keep: Flags, why: NDArray[np.str_], clipped: 
         keep = keep & ~thin
         why[thin] = "outside-box"
     return boxes, keep
+
+
+def _images_turned(split: SplitDiagnosis, findings: Iterable[Finding]) -> list[int]:
+    """Return the images whose labels follow the stored orientation, which the reader cannot know."""
+    raw, done = split.survey.raw, split.survey.fit.done
+    named = {(one.file, one.where) for one in findings if one.kind == "exif-mismatch"}
+    if not named:
+        return []
+    places = zip(raw.sources, raw.image_names, strict=True)
+    return [row for row, (source, name) in enumerate(places) if (str(source), name) in named and done[row] != TURNED]
 
 
 def _box_changes(split: SplitDiagnosis, boxes: Boxes, keep: Flags, why: NDArray[np.str_]) -> Iterator[Change]:
