@@ -18,6 +18,7 @@ from multibox.doctor.split_checks import check_splits
 from multibox.doctor.survey import Survey, survey_split
 from multibox.doctor.twins import check_twins
 from multibox.errors import DataError
+from multibox.presets import resolve
 
 Progress = Callable[[int, int], None]
 """Takes the images done so far and all images."""
@@ -92,11 +93,17 @@ def diagnose(
         DataError: There is no data set, or none of its splits can be read.
         ConfigError: An unknown format or preset.
     """
+    if preset is not None:
+        resolve(preset)  # an unknown one is refused before anything is read
     surveys, findings = _read(Path(data), split, format, fast)
     examined = {name: _diagnose_split(survey) for name, survey in surveys.items()}
     findings += [one for one_split in examined.values() for one in _of_split(one_split)]
     findings += _of_set(surveys, whole=split is None)
     findings += _of_images(surveys, fast, progress)
+    if preset is not None:
+        from multibox.doctor.preset_fit import check_preset  # needs torch
+
+        findings += check_preset(surveys, preset)
     # An image may belong to several splits, as to VOC's train and trainval
     return Diagnosis(worst_first(dict.fromkeys(findings)), examined)
 
