@@ -45,7 +45,6 @@ def change(content, path, value):
         (("images", 3, "id"), 1, "duplicate-id", "images, entry 4"),
         (("annotations", 2, "image_id"), 77, "dangling-id", "annotation 3"),
         (("annotations", 2, "image_id"), None, "dangling-id", "annotation 3"),
-        (("annotations", 2, "category_id"), 77, "dangling-id", "annotation 3"),
         (("annotations", 2, "category_id"), None, "missing-category", "annotation 3"),
         (("annotations", 2, "area"), None, "missing-area", "annotations"),
         (("annotations", 2, "iscrowd"), 1, "crowd-without-rle", "annotation 3"),
@@ -63,6 +62,15 @@ def test_one_damage(tmp_path, content, path, value, kind, where):
 def test_a_sound_file_has_no_findings(tmp_path, content):
     (tmp_path / "annotations.json").write_text(json.dumps(content))
     assert [one for one in examine(tmp_path) if one.kind not in QUIET] == []
+
+
+def test_a_category_that_is_not_there(tmp_path, content):
+    content["annotations"][2]["category_id"] = 77
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    found = {one.kind: one for one in examine(tmp_path) if one.kind not in QUIET}
+    assert set(found) == {"missing-category", "dangling-id"}
+    assert found["missing-category"].what == "1 annotation has category_id 77, which is no category"
+    assert found["dangling-id"].where == "annotation 3"
 
 
 def test_ids_that_are_text(tmp_path, content):

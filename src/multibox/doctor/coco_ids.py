@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from multibox.data.formats.text import is_list, is_mapping, read_text
+from multibox.data.left_out import counted
 from multibox.doctor.findings import Finding, finding
 from multibox.doctor.survey import Survey
 from multibox.errors import DataError
@@ -111,6 +112,13 @@ def _dangling(file: Path, lists: Mapping[str, list[Mapping[str, Any]]]) -> Itera
         field: {entry["id"] for entry in lists[name] if _known(entry.get("id"))}
         for field, name in (("image_id", "images"), ("category_id", "categories"))
     }
+    used = Counter(entry["category_id"] for entry in lists["annotations"] if _known(entry.get("category_id")))
+    for category, count in used.items():
+        if category not in known["category_id"] and lists["categories"]:
+            what = (
+                f"{counted(count, 'annotation has', 'annotations have')} category_id {category!r}, which is no category"
+            )
+            yield finding("missing-category", file, what, f"category {category!r}")
     for number, entry in enumerate(lists["annotations"], start=1):
         for field, ids in known.items():
             value = entry.get(field)
