@@ -125,6 +125,12 @@ def test_annotators_predictions_and_unfinished_tasks(tmp_path: Path, image: AnyI
     }
 
 
+def test_regions_of_one_id_stay_apart(tmp_path: Path, image: AnyImage) -> None:
+    image(tmp_path / "a.jpg")
+    studio(tmp_path / "x.json", task("a.jpg", region(rect(), id="r"), region(rect(50), label="bee", id="r")))
+    assert open_dataset(tmp_path).boxes_xyxy.tolist() == [[10, 10, 40, 30], [50, 10, 80, 30]]
+
+
 def test_json_min(tmp_path: Path, image: AnyImage) -> None:
     image(tmp_path / "a.jpg")
     flat = {"original_width": 100, "original_height": 50}

@@ -234,12 +234,18 @@ def _joined(results: list[Any]) -> list[Any]:
         if not is_mapping(value) or str(result.get("type")) in ("choices", "textarea", "taxonomy", "rating", "number"):
             continue  # an answer about the whole image or about a region
         key = result.get("id") if is_textual(result.get("id")) else place
-        if key in regions:
-            first = regions[key]
+        first = regions.get(key)
+        if first is not None and not _same_place(first["value"], value):
+            regions[place] = result  # scripts that write such files give every region one id
+        elif first is not None:
             regions[key] = {**result, **first, "value": {**value, **first["value"]}}
         else:
             regions[key] = result
     return list(regions.values())
+
+
+def _same_place(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one[key] == other[key] for key in ("x", "y", "width", "height", "points") if key in one and key in other)
 
 
 def _flat_regions(task: Mapping[str, Any]) -> Iterator[Any]:
