@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multibox.data.formats import find_splits, open_dataset, split_for
+from multibox.data.formats import find_splits, open_dataset, read_raw, split_for
 from multibox.errors import DataError, ImageError
 
 AnyImage = Callable[..., Path]
@@ -91,9 +91,7 @@ def test_a_broken_entry_stops_with_its_name_or_is_skipped(tree: Path, what: Any,
         ("", "is no JSON"),
         ("[]", "not COCO's"),
         (content(categories=None), "expected categories"),
-        (content(categories=[{"id": 1}]), "expected categories"),
         (content(images=[]), "holds no images"),
-        (content(images=[content()["images"][0]] * 2), "id 7 is used twice"),
     ],
 )
 def test_a_file_that_cannot_be_used(tree: Path, what: Any, expected: str) -> None:
@@ -101,6 +99,135 @@ def test_a_file_that_cannot_be_used(tree: Path, what: Any, expected: str) -> Non
     for on_bad in ("stop", "skip"):
         with pytest.raises(DataError, match=expected):
             open_dataset(tree, "train", on_bad=on_bad)  # pyright: ignore[reportArgumentType]
+
+
+def test_ids_that_are_used_twice(tree: Path) -> None:
+    first, second = content()["images"]
+    for images, names, what in (
+        ([first, first, second], ["a.jpg", "b.jpg"], "1 second labelling of an image was skipped: a.jpg"),
+        ([first, second, first | {"file_name": "c.jpg"}], ["b.jpg"], "2 broken label files were skipped: a.jpg, c.jpg"),
+    ):
+        write(tree, content(images=images))
+        with pytest.raises(DataError, match=r"a\.jpg\): id 7 is used twice") as error:
+            open_dataset(tree, "train")
+        assert error.value.kind == "duplicate-id"
+        held = open_dataset(tree, "train", on_bad="skip")
+        assert held.image_names == names and len(held.labels) == 2 and held.notes == (what,)
+    write(tree, content(categories=[*content()["categories"], {"id": 2, "name": "car"}, {"id": 5}]))
+    with pytest.raises(DataError, match="category 'car' has the id 2 of another"):
+        open_dataset(tree, "train")
+    assert open_dataset(tree, "train", on_bad="skip").class_names == ("bicycle", "toothbrush")
+    assert [one.kind for one in read_raw(tree, "train").problems] == ["duplicate-id", "missing-category"]
+
+
+def test_boxes_of_outlines_and_masks(tree: Path) -> None:
+    mask = {"size": [50, 100], "counts": [500 * 10 // 10 + 5, 3, 47, 4, 4441]}  # column 10: rows 5 to 7; 11: 5 to 8
+    packed = {"size": [4, 4], "counts": "52203"}
+    things: list[dict[str, Any]] = [
+        {"segmentation": [[10, 20, 30, 20, 20, 45], [5, 30, 6, 31, 7, 30]], "bbox": None},
+        {"segmentation": mask},
+        {"segmentation": {"size": [50, 100], "counts": [90, 20, 4890]}, "bbox": []},  # over the end of a column
+        {"segmentation": [[1, 2, 3]]},
+        {"segmentation": {"size": [50, 100], "counts": [0, 10**12]}, "iscrowd": 1},
+        {"segmentation": [], "keypoints": [1, 2, 2]},
+        {"segmentation": packed | {"size": [1, 10**9]}},
+    ]
+    rows = [{"id": n, "image_id": 3, "category_id": 2, **one} for n, one in enumerate(things, 1)]
+    write(tree, content(annotations=rows))
+    with pytest.raises(DataError, match="annotation id 4: expected image_id, category_id and bbox"):
+        open_dataset(tree, "train")
+    held = open_dataset(tree, "train", on_bad="skip")
+    assert held.boxes_xyxy.tolist() == [[5, 20, 30, 45], [10, 5, 12, 9], [1, 0, 3, 50]]
+    assert held.left_out == {"outline": 3, "broken_box": 4}
+
+
+def test_packed_run_lengths(tree: Path) -> None:
+    pytest.importorskip("hotcoco")
+    from hotcoco import mask
+
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        pixels = np.zeros((50, 100), np.uint8)
+        x, y = rng.integers(0, 90), rng.integers(0, 40)
+        pixels[y : y + rng.integers(1, 10), x : x + rng.integers(1, 10)] = rng.integers(0, 2, 1) | 1
+        packed = mask.encode(np.asfortranarray(pixels))
+        counts = packed["counts"]
+        text = counts.decode() if isinstance(counts, bytes) else counts
+        write(tree, box(bbox=None, segmentation={"size": [50, 100], "counts": text}))
+        rows, columns = np.nonzero(pixels)
+        expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert open_dataset(tree, "train").boxes_xyxy.tolist() == [expected]
+
+
+def test_ids_that_are_text(tree: Path) -> None:
+    images = [{"id": "10", "file_name": "a.jpg"}, {"id": "9", "file_name": "b.jpg"}]
+    things = [{"id": "x", "image_id": "9", "category_id": "10", "bbox": [1, 2, 3, 4]}]
+    categories = [{"id": "10", "name": "dog"}, {"id": "9", "name": "cat"}]
+    write(tree, {"images": images, "annotations": things, "categories": categories})
+    held = open_dataset(tree, "train")
+    assert held.class_names == ("cat", "dog") and held[1].labels.tolist() == [1]
+    assert held.notes == ("3 lists have ids that are text, compared as they are: images, annotations, categories",)
+    write(tree, {"images": images, "annotations": [things[0] | {"image_id": 9}], "categories": categories})
+    with pytest.raises(DataError, match="image_id 9 is the id of no image") as error:
+        open_dataset(tree, "train")
+    assert error.value.kind == "dangling-id"
+
+
+def test_a_category_without_name(case: Callable[[str], Path], tree: Path) -> None:
+    held = open_dataset(case("silent-choices") / "c38_null_id_in_class")
+    assert held.class_names == ("cat", "2") and len(held.labels) == 6
+    assert held.notes == ("1 category has no name and is called by its id: id 2",)
+    write(tree, content(categories=[*content()["categories"], {"id": 3, "name": None}]))
+    held = open_dataset(tree, "train")
+    assert held.class_names == ("bicycle", "toothbrush")
+    assert held.notes == ("1 category without name and boxes was not taken for a class: id 3",)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "gbk"])
+def test_json_in_other_encodings(tree: Path, encoding: str) -> None:
+    what = content(categories=[{"id": 90, "name": "红"}, {"id": 2, "name": "绿灯"}])
+    path = write(tree, "")
+    path.write_bytes(json.dumps(what, ensure_ascii=False).encode(encoding))
+    held = open_dataset(tree, "train")
+    assert held.class_names == ("绿灯", "红") and len(held.labels) == 2
+    assert bool(held.notes) == (encoding in ("utf-16-le", "gbk"))
+
+
+def test_names_as_in_a_web_address(case: Callable[[str], Path]) -> None:
+    held = open_dataset(case("url-encoded-names") / "c10_urlenc")
+    assert len(held) == 6 and "decoded, as in a web address" in held.notes[0]
+
+
+def test_an_image_of_the_same_name_in_another_split_is_not_taken(tree: Path) -> None:
+    (tree / "train2017" / "b.jpg").unlink()
+    with pytest.raises(ImageError, match=r"image 'b\.jpg' is missing"):
+        open_dataset(tree, "train")
+
+
+@pytest.mark.parametrize(
+    ("file", "pictures"),
+    [
+        ("annotations/instances_{}.json", "images/{}"),
+        ("annotations/{}.json", "{}2017"),
+        ("annotations/person_keypoints_{}2017.json", "{}2017"),
+        ("{}/_annotations.coco.json", "{}"),
+        ("{}/annotations.json", "{}/images"),
+        ("{}/annotations/instances_default.json", "{}/images/default"),
+        ("{}_zip/{}/labels.json", "{}_zip/{}"),
+        ("{}.json", "images/{}"),
+    ],
+)
+def test_layouts(tmp_path: Path, image: AnyImage, file: str, pictures: str) -> None:
+    for split in ("train", "val"):
+        for name in ("a.jpg", "b.jpg"):
+            image(tmp_path / pictures.format(split, split) / name)
+        path = tmp_path / file.format(split, split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content()))
+    assert len(find_splits(tmp_path)) == 2
+    for split in ("train", "val"):
+        held = open_dataset(tmp_path, split)
+        assert len(held.labels) == 2 and split in held.paths[0].relative_to(tmp_path).as_posix() and not held.notes
 
 
 def test_a_missing_image(tree: Path) -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from multibox.data.formats.csv_columns import CORNERS, Columns, find_columns
-from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, place_image, target_names
+from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, folders_of_split, place_image, target_names
 from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
     ADVICE,
     ReadOptions,
-    canonical,
     child,
     files_in,
     folders_in,
@@ -343,14 +342,10 @@ def _descriptions(root: Path, file: Path, columns: Columns) -> dict[str, str]:
 
 
 def _finder(root: Path, file: Path, split: str) -> ImageFinder:
-    places = [base / name for base in dict.fromkeys((file.parent, root)) for name in IMAGE_FOLDERS]
-    parts = [part for place in places for part in folders_in(place) if _holds_split(part, split)]
-    by_split = [folder for part in parts for folder in (part, child(part, "images")) if folder is not None]
-    return ImageFinder(root, [*by_split, *places], split)
-
-
-def _holds_split(folder: Path, split: str) -> bool:
-    return is_split_name(split_in(folder.name)) and canonical(split_in(folder.name)) == canonical(split)
+    bases = (file.parent, root)
+    return ImageFinder(
+        root, [*folders_of_split(bases, split), *(base / name for base in bases for name in IMAGE_FOLDERS)], split
+    )
 
 
 def _root_of(file: Path) -> Path:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from multibox.data.formats.text import (
     canonical,
+    child,
     files_below,
+    folders_in,
     is_split_name,
     safe_name,
     split_in,
@@ -162,6 +164,19 @@ def _split_words(names: Iterable[str]) -> set[str]:
     """Return the splits that names of folders tell; trainval tells both."""
     words = {canonical(split_in(name)) for name in names if is_split_name(split_in(name))} - {"all", "default"}
     return words | ({"train", "val"} if "trainval" in words else set())
+
+
+def folders_of_split(bases: Iterable[Path], split: str) -> list[Path]:
+    """Return where a split's images usually lie: train2017, images/train or train/images for `train`, if they exist."""
+    places = [base / name for base in dict.fromkeys(bases) for name in IMAGE_FOLDERS]
+    parts = [part for place in places for part in folders_in(place) if _holds_split(part, split)]
+    inside = [folder for part in parts for name in ("", "images") if (folder := child(part, name)) is not None]
+    # Of train and train2017, which both are train, the one that is called like the split comes first.
+    return sorted(inside, key=lambda folder: split not in (folder.name, folder.parent.name))
+
+
+def _holds_split(folder: Path, split: str) -> bool:
+    return is_split_name(split_in(folder.name)) and canonical(split_in(folder.name)) == canonical(split)
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

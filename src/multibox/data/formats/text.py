@@ -107,14 +107,22 @@ def read_text(path: Path, tell: Callable[[Path, str], None] | None = None) -> st
     Raises:
         DataError: the file is missing or is no such text.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check that it exists and is a file") from None
-    text, guess = decoded(data, path)
+    text, guess = decoded(read_bytes(path), path)
     if guess and tell is not None:
         tell(path, guess)
     return text
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); check that it exists and is a file") from None
 
 
 def decoded(data: bytes, where: Path | str) -> tuple[str, str]:
