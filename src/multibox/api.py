@@ -9,7 +9,8 @@ import torch
 
 from multibox.builtin import NO_WEIGHTS
 from multibox.data.checking import check_images
-from multibox.data.formats import open_dataset
+from multibox.data.choosing import merges_known
+from multibox.data.formats import DataPaths, open_dataset
 from multibox.data.formats.text import OnBad
 from multibox.errors import ConfigError
 from multibox.evaluation.report import Metrics
@@ -63,7 +64,7 @@ def create(
 
 
 def train(
-    data: str | Path | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
     *,
     preset: str | None = None,
     recipe: str | None = None,
@@ -75,6 +76,8 @@ def train(
     val_split: str | None = None,
     format: str | None = None,
     on_bad: OnBad | None = None,
+    classes: Sequence[str] | None = None,
+    merge: Mapping[str, Sequence[str]] | None = None,
     background: str | None = None,
     config: str | Path | None = None,
     changes: Mapping[str, Any] | None = None,
@@ -84,7 +87,8 @@ def train(
     """Train a detector and return it with its best weights; prints a line now and then.
 
     Args:
-        data: A data set in any known format; with `resume`, where the same data lies now.
+        data: A data set in any known format, or several, which are joined by class name; with `resume`, where the same
+            data lies now.
         preset: The network; None takes the weights' own, or multibox-fine.
         recipe: How to train it; None takes `default`.
         minutes: Length of the run in minutes, start-up and validation included.
@@ -97,6 +101,8 @@ def train(
             validate.
         format: The data set's format; None recognises it.
         on_bad: "stop" at a broken file (the default), or "skip" it and count.
+        classes: The classes to learn, by name after merging; None takes all.
+        merge: New class names with the classes that each joins, such as {"car": ["truck", "bus"]}.
         background: Colour that shows through transparent pixels, such as "white" (the default), "#808080" or
             "128,128,128"; prediction uses it, too.
         config: A TOML file with settings.
@@ -120,20 +126,23 @@ def train(
         val_split=val_split,
         format=format,
         on_bad=on_bad,
+        classes=None if classes is None else tuple(classes),
+        merge=None if merge is None else tuple(f"{new}={','.join(old)}" for new, old in merge.items()),
         background=background,
         config=_path(config),
         changes=dict(changes or {}),
         resume=_path(resume),
         device=device,
     )
-    trainer = prepare(_path(data), options)
+    several = None if data is None else [data] if isinstance(data, str | Path) else data
+    trainer = prepare(None if several is None else [Path(one) for one in several], options)
     trainer.fit()
     return open_checkpoint(trainer.folder, device=trainer.device)
 
 
 def evaluate(
     detector: Detector | ExportedDetector,
-    data: str | Path,
+    data: DataPaths,
     *,
     split: str | None = None,
     rename: Mapping[str, str] | None = None,
@@ -146,8 +155,9 @@ def evaluate(
 
     Args:
         detector: The detector.
-        data: A data set in any known format. Classes are matched to the detector's by name, and objects of other
-            classes are left out; the notes of `open_for`'s data set count them.
+        data: A data set in any known format, or several. Classes that the detector's run joined are joined; then they
+            are matched to the detector's by name, and objects of other classes are left out; the notes of `open_for`'s
+            data set count them.
         split: The split; None takes the only one.
         rename: From the data set's class names to the detector's; "" leaves a class out.
         max_detections: Detections kept per image, best first.
@@ -165,7 +175,7 @@ def evaluate(
 
 def open_for(
     detector: Detector | ExportedDetector,
-    data: str | Path,
+    data: DataPaths,
     *,
     split: str | None = None,
     rename: Mapping[str, str] | None = None,
@@ -177,8 +187,9 @@ def open_for(
     Its notes name the classes that are scored and count the objects that were left out.
     """
     dataset = open_dataset(
-        data, split, format=format, class_names=detector.names, on_bad=on_bad, rename=rename, unknown="drop"
-    )
+        data, split, format=format, class_names=detector.names, on_bad=on_bad, rename=rename,
+        merge=merges_known(detector.merge, detector.names), unknown="drop",
+    )  # fmt: skip
     dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *_scored_classes(dataset)))
     # With "stop" the first use of a broken image raises early enough
     return check_images(dataset, on_bad) if on_bad == "skip" else dataset

@@ -22,6 +22,7 @@ SETTINGS = {
     "val_split": "data.val_split",
     "format": "data.format",
     "on_bad": "data.on_bad",
+    "background": "model.background",
     "classes": "data.classes",
     "merge": "data.merge",
     "data": "data.path",
@@ -32,6 +33,13 @@ OTHERS = {
     "replay", "on_nan",
 }  # fmt: skip
 """What a command is asked for that is no setting."""
+
+
+def test_an_option_of_our_own_is_named_before_its_setting(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["multibox", "train", "DATA", "--minute", "1"])
+    with pytest.raises(SystemExit):
+        main.main()
+    assert "did you mean --minutes 1?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

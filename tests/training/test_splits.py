@@ -31,10 +31,10 @@ def test_without_a_validation_split_a_stable_tenth_is_held_out(squares, tmp_path
     assert len(trainer.training) == 11
     assert len(trainer.validation.dataset) == 1
     names = [f"{i}.png" for i in range(100)]
-    kept = {names[i] for i in held_out(names)}
+    kept = {names[i] for i in held_out(names, np.arange(100))}
     assert len(kept) == 10
     backwards = names[::-1]
-    assert {backwards[i] for i in held_out(backwards)} == kept
+    assert {backwards[i] for i in held_out(backwards, np.arange(100))} == kept
 
 
 def test_an_unreadable_image_stops_before_the_run_or_is_skipped(squares, tmp_path):

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from multibox.cli.options import PLOTS, Data, Device, Flip, Format, Model, OnBad, SkipOrStop, check_suffix, own_files
+from multibox.cli.options import (
+    PLOTS,
+    DataSets,
+    Device,
+    Flip,
+    Format,
+    Model,
+    OnBad,
+    SkipOrStop,
+    check_suffix,
+    own_files,
+)
 
 if TYPE_CHECKING:
     from multibox.evaluation.report import Metrics
@@ -17,7 +28,7 @@ TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "AR
 
 def evaluate(
     model: Model,
-    data: Data,
+    data: DataSets,
     split: Annotated[str | None, typer.Option(help="Split to score; needed where there are several.")] = None,
     rename: Annotated[list[str] | None, typer.Option(metavar="A=B", help=_RENAME)] = None,
     max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per image.")] = 100,
@@ -50,7 +61,7 @@ def evaluate(
 
     to_stdout = json_file == Path("-")
     outputs = [path for path in (None if to_stdout else json_file, plot) if path is not None]
-    inputs = [data, *own_files(model), *(Path(text) for text in rename or () if "=" not in text)]
+    inputs = [*data, *own_files(model), *(Path(text) for text in rename or () if "=" not in text)]
     check_outputs(outputs, overwrite=overwrite, inputs=inputs)
     if plot is not None:
         check_suffix(plot, PLOTS)
@@ -61,7 +72,7 @@ def evaluate(
     metrics = measure(detections, dataset, detector.names, max_detections=max_detections, bootstrap=bootstrap)
     for note in dataset.notes:
         typer.echo(note, err=to_stdout)
-    print_metrics(metrics, f"{model} on {data} ({dataset.split})", stderr=to_stdout)
+    print_metrics(metrics, f"{model} on {', '.join(map(str, data))} ({dataset.split})", stderr=to_stdout)
     if "intervals" in metrics:
         typer.echo(describe_intervals(metrics, bootstrap), err=to_stdout)
     text = json.dumps(metrics, indent=1)

@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -43,18 +43,20 @@ class HintedCommand(TyperCommand):
         except Exception as error:
             # By name: newer versions of typer carry a click of their own
             option = getattr(error, "option_name", "") if type(error).__name__ == "NoSuchOption" else ""
-            hint = option_hint(option, given) if option else None
+            own = [name for parameter in self.params for name in parameter.opts]
+            hint = option_hint(option, given, own) if option else None
             if hint is None:
                 raise
             raise ConfigError(hint) from None
 
 
-def option_hint(option: str, args: Sequence[str] = ()) -> str | None:
+def option_hint(option: str, args: Sequence[str] = (), own: Collection[str] = ()) -> str | None:
     """Return the sentence about an unknown option that stands for a setting; None if it stands for none.
 
     Args:
         option: As given, such as --imgsz.
         args: The whole command line, for its value.
+        own: The command's options, which are named in place of the settings that they set.
     """
     from multibox.config import Config
     from multibox.settings import NO_SETTING, assigned, list_settings, meant_settings, plain_name
@@ -67,8 +69,12 @@ def option_hint(option: str, args: Sequence[str] = ()) -> str | None:
     if not meant:
         return None
     value = _value(option, args)
-    examples = " or ".join(f"--set {key}{assigned(known[key], value) or '=VALUE'}" for key in meant)
-    return f"{option} is no option of this command; did you mean {examples}?"
+    examples: list[str] = []
+    for key in meant:
+        own_option = "--" + key.rpartition(".")[2].replace("_", "-")
+        setting = f"--set {key}{assigned(known[key], value) or '=VALUE'}"
+        examples.append(f"{own_option} {value or 'VALUE'}" if own_option in own else setting)
+    return f"{option} is no option of this command; did you mean {' or '.join(examples)}?"
 
 
 def _resumed_without_folder(args: Sequence[str]) -> str | None:

@@ -18,7 +18,13 @@ class OnBad(StrEnum):
 
 
 Model = Annotated[str, typer.Argument(help="coco, face, a .safetensors, .onnx or .xml file, or a run folder.")]
-Data = Annotated[Path, typer.Argument(help="Data set: a folder or file in a known format.")]
+_DATA = "Data set: a folder or file in a known format, or a .zip of one"
+Data = Annotated[Path, typer.Argument(help=f"{_DATA}.")]
+DataSets = Annotated[list[Path], typer.Argument(metavar="DATA...", help=f"{_DATA}; several are joined by class name.")]
+Classes = Annotated[str | None, typer.Option(metavar="A,B", help="Take these classes only, after merging.")]
+Merge = Annotated[
+    list[str] | None, typer.Option(metavar="NEW=A,B", help="Join classes A and B under one name; repeatable.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Flip = Annotated[bool, typer.Option("--flip", help="Average over mirror images too; takes twice as long.")]
 Format = Annotated[str | None, typer.Option(help="voc, coco, yolo, csv or recordio, where it cannot be recognised.")]
@@ -33,6 +39,11 @@ PLOTS = (".png", ".svg", ".pdf")
 """Suffixes of plots."""
 IMAGES = (".png", ".jpg", ".jpeg")
 """Suffixes of contact sheets."""
+
+
+def class_list(text: str | None) -> tuple[str, ...] | None:
+    """Return the names that `--classes` gives, separated by commas; None if it is not given."""
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def check_suffix(path: Path, known: Collection[str]) -> None:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from multibox.errors import MultiboxError
 from multibox.tensors import LossParts
 from multibox.training.reporter import Reporter, Row
-from multibox.training.run import RunOptions, prepare
+from multibox.training.run import Data, RunOptions, prepare
 from multibox.training.trainer import Trainer
 
 REFRESH = 0.5
@@ -60,7 +60,7 @@ class BarReporter(Reporter):
         self.bar.update(self.task, completed=trainer.pace.step, total=trainer.pace.total, **shown)
 
 
-def train_with_progress(data: Path | None, options: RunOptions) -> Trainer:
+def train_with_progress(data: Data | None, options: RunOptions) -> Trainer:
     """Train and return the trainer; Ctrl-C leaves a resumable run and exits with 130."""
     console = Console()
     reporter = BarReporter(console) if console.is_terminal else Reporter(typer.echo)

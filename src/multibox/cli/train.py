@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multibox.cli.options import Background, Device, Format, OnBad
+from multibox.cli.options import Background, Classes, Device, Format, Merge, OnBad, class_list
 
 if TYPE_CHECKING:
     from multibox.experiments.seeds import Run
-    from multibox.training.run import RunOptions
+    from multibox.structures import Dataset
+    from multibox.training.run import Data, RunOptions
     from multibox.training.trainer import Trainer
 
+_DATA = "Data set: a folder or file in a known format, or a .zip of one; several are joined by class name."
 _PRESET = "Network; see `multibox list presets`. Default: the weights' own, or multibox-fine."
 _WEIGHTS = "What to start from: coco, none, a detector's file or run folder, or a backbone's weights."
 _RESUME = "Go on with this run folder; it needs nothing else. --minutes or --epochs prolong."
@@ -20,7 +22,7 @@ _ABLATE = "A run for every combination of loss, localization, matcher; such as l
 
 
 def train(
-    data: Annotated[Path | None, typer.Argument(help="Data set: a folder or file in a known format.")] = None,
+    data: Annotated[list[Path] | None, typer.Argument(metavar="DATA...", help=_DATA)] = None,
     preset: Annotated[str | None, typer.Option(help=_PRESET)] = None,
     recipe: Annotated[
         str | None, typer.Option(help="How to train it; see `multibox list recipes`. Default: default.")
@@ -37,6 +39,8 @@ def train(
     ] = None,
     format: Format = None,
     on_bad: Annotated[OnBad | None, typer.Option(help="A broken file: stop (default), or skip it and count.")] = None,
+    classes: Classes = None,
+    merge: Merge = None,
     background: Background = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings, such as a run's config.toml.")] = None,
     set_: Annotated[
@@ -46,7 +50,9 @@ def train(
         bool, typer.Option("--dry-run", help="Print every setting with the layer it came from, and end.")
     ] = False,
     resume: Annotated[Path | None, typer.Option(help=_RESUME)] = None,
-    moved: Annotated[Path | None, typer.Option("--data", help="With --resume: where the same data lies now.")] = None,
+    moved: Annotated[
+        list[Path] | None, typer.Option("--data", help="With --resume: where the same data lies now; repeatable.")
+    ] = None,
     device: Device = "auto",
     seeds: Annotated[int | None, typer.Option(min=1, help=_SEEDS)] = None,
     ablate: Annotated[str | None, typer.Option(help=_ABLATE)] = None,
@@ -60,7 +66,7 @@ def train(
     from multibox.settings import parse_assignments
     from multibox.training.run import RunOptions
 
-    if moved is not None and (resume is None or data is not None):
+    if moved and (resume is None or data):
         raise ConfigError("--data belongs to --resume, where the same data lies elsewhere; otherwise give DATA alone")
     options = RunOptions(
         preset=preset,
@@ -73,6 +79,8 @@ def train(
         val_split=val_split,
         format=format,
         on_bad=on_bad.value if on_bad else None,
+        classes=class_list(classes),
+        merge=None if merge is None else tuple(merge),
         background=background,
         config=config,
         changes=dict(parse_assignments(set_ or [])),
@@ -83,8 +91,8 @@ def train(
     if dry_run:
         _print_settings(data, options)
     elif ablate is None and seeds is None:
-        _once(data or moved, options)
-    elif data is None:
+        _once(data or moved or None, options)
+    elif not data:
         raise ConfigError("train needs DATA, a data set's folder or file")
     elif ablate is not None:
         _ablate(data, options, ablate, seeds or 1)
@@ -92,7 +100,7 @@ def train(
         _repeat(data, options, seeds or 1)
 
 
-def _print_settings(data: Path | None, options: "RunOptions") -> None:
+def _print_settings(data: list[Path] | None, options: "RunOptions") -> None:
     from multibox.cli.lists import print_layers
     from multibox.training.run import resolve_options
 
@@ -100,7 +108,7 @@ def _print_settings(data: Path | None, options: "RunOptions") -> None:
     print_layers(config, origins)
 
 
-def _once(data: Path | None, options: "RunOptions") -> None:
+def _once(data: list[Path] | None, options: "RunOptions") -> None:
     from multibox.cli.progress import train_with_progress
 
     trainer = train_with_progress(data, options)
@@ -114,21 +122,22 @@ def next_command(trainer: "Trainer") -> str:
     split = _unseen_split(trainer)
     if split is None:
         return shlex.join(["multibox", "predict", str(trainer.folder)]) + " IMAGES"
-    return shlex.join(["multibox", "eval", str(trainer.folder), trainer.config.data.path[0], "--split", split])
+    return shlex.join(["multibox", "eval", str(trainer.folder), *trainer.config.data.path, "--split", split])
 
 
 def _unseen_split(trainer: "Trainer") -> str | None:
     """Return a split without any training image: val, else test, else another."""
-    from multibox.data.formats import find_splits, open_dataset
+    from multibox.data.formats import locate, open_dataset
     from multibox.errors import DataError
 
     data = trainer.config.data
     format = None if data.format == "auto" else data.format
-    learned = set(trainer.training.image_names)
-    splits = find_splits(data.path[0], format)
+    learned = _image_places(trainer.training)
+    found = locate(data.path, format)
+    splits = found.splits()
     for split in sorted(splits, key=lambda name: (name != "val", name != "test", splits.index(name))):
         try:
-            names = open_dataset(data.path[0], split, format=format, on_bad="skip").image_names
+            names = _image_places(open_dataset(found, split, on_bad="skip"))
         except DataError:
             continue
         if learned.isdisjoint(names):
@@ -136,7 +145,12 @@ def _unseen_split(trainer: "Trainer") -> str | None:
     return None
 
 
-def _repeat(data: Path, options: "RunOptions", seeds: int) -> None:
+def _image_places(dataset: "Dataset") -> set[tuple[Path, int | None]]:
+    """Return where each image lies; images of two splits may share a name."""
+    return set(zip(dataset.paths, dataset.offsets, strict=True))
+
+
+def _repeat(data: list[Path], options: "RunOptions", seeds: int) -> None:
     from multibox.experiments.seeds import repeat
     from multibox.training.reporter import Reporter
 
@@ -144,7 +158,7 @@ def _repeat(data: Path, options: "RunOptions", seeds: int) -> None:
     typer.echo(f"written to {options.out}/seeds.csv")
 
 
-def _ablate(data: Path, options: "RunOptions", names: str, seeds: int) -> None:
+def _ablate(data: list[Path], options: "RunOptions", names: str, seeds: int) -> None:
     from rich.table import Table
 
     from multibox.cli.console import table_console
@@ -161,7 +175,7 @@ def _ablate(data: Path, options: "RunOptions", names: str, seeds: int) -> None:
     typer.echo(f"written to {options.out}/ablation.md and ablation.csv")
 
 
-def _train_one(data: Path, options: "RunOptions") -> "Trainer":
+def _train_one(data: "Data", options: "RunOptions") -> "Trainer":
     from multibox.cli.progress import train_with_progress
 
     try:

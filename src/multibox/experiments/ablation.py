@@ -5,7 +5,6 @@ import itertools
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from multibox.config import SIGMOID_LOSSES, LossConfig, MatchingConfig
@@ -13,7 +12,7 @@ from multibox.errors import ConfigError, did_you_mean
 from multibox.experiments.seeds import METRICS, Run, Spread, Train, repeat, spread
 from multibox.files import write_text_whole
 from multibox.training.reporter import Reporter, csv_text
-from multibox.training.run import RunOptions, resolve_options
+from multibox.training.run import Data, RunOptions, resolve_options
 
 Settings = dict[str, Any]
 Grid = dict[str, tuple[str, ...]]
@@ -123,14 +122,14 @@ def make_grid(grid: Grid) -> list[Cell]:
 
 
 def ablate(
-    data: Path, options: RunOptions, grid: Grid, seeds: int, *, train: Train, reporter: Reporter
+    data: Data, options: RunOptions, grid: Grid, seeds: int, *, train: Train, reporter: Reporter
 ) -> list[CellRuns]:
     """Train every combination with every seed in OUT/VALUE-VALUE/seed-k; keep ablation.csv and .md in OUT up to date.
 
     As with `repeat`, the same call goes on where it was stopped, and a run that fails is a result.
 
     Args:
-        data: the data set.
+        data: the data set, or several that are joined.
         options: of every run; `out` is the folder for all of them.
         grid: from `parse_axes`.
         seeds: runs per combination.
@@ -155,7 +154,7 @@ def ablate(
     return results
 
 
-def _check(data: Path, options: RunOptions, cells: Sequence[Cell], axes: Sequence[str]) -> None:
+def _check(data: Data, options: RunOptions, cells: Sequence[Cell], axes: Sequence[str]) -> None:
     """Refuse before the first run what would stop a later one."""
     taken = sorted({key for cell in cells for key in cell.settings} & options.changes.keys())
     if taken:

@@ -16,7 +16,7 @@ from multibox.files import write_text_whole
 from multibox.inference.detector import find_all, open_checkpoint
 from multibox.training.folder import STATE
 from multibox.training.reporter import Reporter, csv_text
-from multibox.training.run import RunOptions, resolve_options
+from multibox.training.run import Data, RunOptions, in_a_list, resolve_options
 from multibox.training.trainer import Trainer
 
 METRICS = ("AP", "AP50", "AP75", "mAP")
@@ -24,7 +24,7 @@ METRICS = ("AP", "AP50", "AP75", "mAP")
 CONFIDENCE = 0.95
 ASKED, RESULT = "settings.json", "figures.json"
 
-Train = Callable[[Path, RunOptions], Trainer]
+Train = Callable[[Data, RunOptions], Trainer]
 """Prepares a run, or resumes it, and trains it to its end."""
 
 
@@ -52,14 +52,14 @@ class Spread:
     high: float | None
 
 
-def repeat(data: Path, options: RunOptions, seeds: int, *, train: Train, reporter: Reporter) -> list[Run]:
+def repeat(data: Data, options: RunOptions, seeds: int, *, train: Train, reporter: Reporter) -> list[Run]:
     """Train with train.seed 0, 1 ... in OUT/seed-0, OUT/seed-1 ... and score each run's last weights.
 
     The same call goes on where it was stopped: it keeps the runs that have their metrics and resumes an interrupted
     one. A run whose loss is not finite is a result as well.
 
     Args:
-        data: the data set.
+        data: the data set, or several that are joined.
         options: of every run; `out` is the folder for all of them.
         seeds: how many.
         train: does one run.
@@ -118,7 +118,7 @@ def seeds_csv(runs: Sequence[Run]) -> str:
     return csv_text(("run", *METRICS, "problem"), rows)
 
 
-def _checked(data: Path, options: RunOptions) -> tuple[Path, RunOptions]:
+def _checked(data: Data, options: RunOptions) -> tuple[Path, RunOptions]:
     """Return the folder and the options with their preset and recipe named."""
     if options.out is None:
         raise ConfigError("several runs need --out, the folder for all of them; the same command then goes on with it")
@@ -132,11 +132,12 @@ def _checked(data: Path, options: RunOptions) -> tuple[Path, RunOptions]:
     return options.out, dataclasses.replace(options, preset=config.preset, recipe=config.recipe)
 
 
-def _remember(out: Path, data: Path, options: RunOptions) -> None:
+def _remember(out: Path, data: Data, options: RunOptions) -> None:
     """Write down what the runs of this folder are, or refuse to mix them with others."""
     names = [field.name for field in dataclasses.fields(options)]
     names = [name for name in names if name not in ("out", "resume", "device", "on_bad", "started")]
-    asked = {"data": data.resolve(), **{name: getattr(options, name) for name in names}}
+    paths = [path.resolve() for path in in_a_list(data)]
+    asked = {"data": paths[0] if len(paths) == 1 else paths, **{name: getattr(options, name) for name in names}}
     asked = json.loads(json.dumps(asked, default=str))
     path = out / ASKED
     if not path.is_file() and out.is_dir() and any(out.iterdir()):
@@ -159,7 +160,7 @@ def _forget(out: Path) -> None:
             folder.rmdir()
 
 
-def _run(data: Path, options: RunOptions, folder: Path, seed: int, train: Train) -> Run:
+def _run(data: Data, options: RunOptions, folder: Path, seed: int, train: Train) -> Run:
     """Begin one run, or go on with it where it has a state, and write down its result."""
     if (folder / STATE).is_file():
         options = RunOptions(resume=folder, device=options.device)

@@ -209,6 +209,7 @@ def describe(
         "license": license,
         "source": without_folders(source),
         "weights_sha256": weights_hash(detector.model.state_dict()),
+        **({"merge": list(detector.merge)} if detector.merge else {}),
     }
 
 

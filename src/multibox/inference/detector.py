@@ -55,6 +55,8 @@ class Detector:
         self.names = names
         self.background = as_colour(config.model.background)
         """Colour that shows through transparent pixels."""
+        self.merge: tuple[str, ...] = ()
+        """Rules by which the run joined classes, such as `car=truck,bus`; `evaluate` applies them."""
         self.precision = "float32"
         self._quick: SSD | None = None
         self._copied: tuple[int, ...] = ()
@@ -164,7 +166,9 @@ def open_checkpoint(
     model = build_model(checkpoint.config, len(checkpoint.class_names))
     model.load_state_dict(dict(checkpoint.state))
     config = checkpoint.config.updated({"post.flip": True}) if flip else checkpoint.config
-    return Detector(model, config, checkpoint.class_names, device, threads)
+    detector = Detector(model, config, checkpoint.class_names, device, threads)
+    detector.merge = checkpoint.merge
+    return detector
 
 
 def find_all(detector: Detector | ExportedDetector, dataset: Dataset, max_detections: int = 100) -> list[Detections]:

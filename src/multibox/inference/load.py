@@ -36,6 +36,8 @@ class ExportedDetector:
         self.thresholds = tuple(engine.about["post"]["thresholds"])
         self.background = as_colour(engine.about.get("background", WHITE))
         """Colour that shows through transparent pixels; white in files of older versions."""
+        self.merge: tuple[str, ...] = tuple(engine.about.get("merge", ()))
+        """Rules by which the run joined classes, such as `car=truck,bus`; `evaluate` applies them."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_exported, self.engine.opened, {"background": self.background}

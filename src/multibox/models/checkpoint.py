@@ -19,7 +19,7 @@ from multibox.models.anchor_layout import anchors_hash
 FORMAT_VERSION = 3
 SCALE, ZERO_POINT = ".scale", ".zero_point"
 """Ends of the names of two tensors beside an 8-bit one, whose value is (stored - zero point) * scale."""
-_KNOWN = {"format_version", "config", "names", "anchors_hash", "metrics", "source", "license"}
+_KNOWN = {"format_version", "config", "names", "anchors_hash", "metrics", "source", "license", "merge"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Checkpoint:
     source: str = ""
     """Where the weights come from."""
     license: str = ""
+    merge: tuple[str, ...] = ()
+    """Rules by which the run joined classes, such as `car=truck,bus`."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -47,6 +49,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "metrics": checkpoint.metrics,
         "source": checkpoint.source,
         "license": checkpoint.license,
+        # Older versions do not know this entry
+        **({"merge": list(checkpoint.merge)} if checkpoint.merge else {}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}
     write_bytes_whole(path, save(tensors, {"multibox": json.dumps(metadata)}))
@@ -112,4 +116,12 @@ def _parse(path: Path, values: dict[str, Any], state: dict[str, Tensor]) -> Chec
     config = Config.from_dict(values["config"], str(path))
     if values["anchors_hash"] != anchors_hash(config):
         raise WeightsError(f"{path}: this version makes other anchors from its config; its detections would be wrong")
-    return Checkpoint(state, config, tuple(values["names"]), values["metrics"], values["source"], values["license"])
+    return Checkpoint(
+        state,
+        config,
+        tuple(values["names"]),
+        values["metrics"],
+        values["source"],
+        values["license"],
+        tuple(values.get("merge", ())),
+    )

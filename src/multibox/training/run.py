@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from multibox.analysis.advice import look_at_boxes
 from multibox.config import Config, read_toml, with_one_length
 from multibox.data.augmentation import find_augmentation
 from multibox.data.checking import fingerprint
-from multibox.data.formats import FORMATS
+from multibox.data.choosing import parse_merges
+from multibox.data.formats import check_format
 from multibox.data.formats.text import OnBad
 from multibox.data.left_out import sentences, training_counts
 from multibox.data.loading import AugmentedImages, in_order, load_batches
 from multibox.data.pixels import as_colour
 from multibox.doctor.glance import TOLD_BY_TRAINING, glance, glance_lines
-from multibox.errors import ConfigError, DataError, WeightsError, did_you_mean
+from multibox.errors import ConfigError, DataError, WeightsError
 from multibox.files import write_text_whole
 from multibox.inference.load import choose_device
 from multibox.limits import keep_freed_memory
@@ -54,11 +56,17 @@ OPTION_KEYS = {
     "val_split": "data.val_split",
     "format": "data.format",
     "on_bad": "data.on_bad",
+    "classes": "data.classes",
+    "merge": "data.merge",
     "background": "model.background",
 }
 """The setting of each option that has one."""
 UNFOLD_IMAGES, UNFOLD_BATCH = 64, 16
 """Training images that folded batch norms get their statistics from, and how many at once."""
+
+
+Data = Path | Sequence[Path]
+"""One data set, or several that are joined by class name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +85,10 @@ class RunOptions:
     """None takes `val` or holds some training images out; "none" does without."""
     format: str | None = None
     on_bad: OnBad | None = None
+    classes: tuple[str, ...] | None = None
+    """Those to learn, by name; None takes all."""
+    merge: tuple[str, ...] | None = None
+    """Classes to join, such as `car=truck,bus`."""
     background: str | None = None
     """Colour that shows through transparent pixels: a name, #rrggbb or three numbers."""
     config: Path | None = None
@@ -94,13 +106,18 @@ class RunOptions:
             raise ConfigError("--minutes and --epochs exclude each other; give one of them")
 
 
-def prepare(data: Path | None, options: RunOptions, reporter: Reporter | None = None) -> Trainer:
+def in_a_list(data: Data) -> list[Path]:
+    """Return one data set or several as a list."""
+    return [data] if isinstance(data, Path) else list(data)
+
+
+def prepare(data: Data | None, options: RunOptions, reporter: Reporter | None = None) -> Trainer:
     """Read the data, resolve the config, fit the anchors, build the network, make or reopen the run folder.
 
     A mistake that is found here leaves no folder behind.
 
     Args:
-        data: The data set; None where a run is resumed that knows it.
+        data: The data set, or several that are joined; None where a run is resumed that knows it.
         options: What was asked for.
         reporter: Gets the sentences a user should read.
 
@@ -121,7 +138,7 @@ def prepare(data: Path | None, options: RunOptions, reporter: Reporter | None = 
         return _assemble(config, folder, options, reporter, hold)
 
 
-def resolve_options(data: Path | None, options: RunOptions) -> tuple[Config, dict[str, str]]:
+def resolve_options(data: Data | None, options: RunOptions) -> tuple[Config, dict[str, str]]:
     """Return the settings of a run, and for each by dotted key the layer that set it.
 
     The layers, lowest first: defaults, preset, recipe, the recipe's tuning for the preset (`presets.resolve_layers`),
@@ -162,12 +179,9 @@ def _check_without_data(config: Config) -> None:
     """
     find_augmentation(config.train.augmentation)
     check_backbone(config.model.backbone)
-    if config.data.format not in ("auto", *FORMATS):
-        known = ", ".join(FORMATS)
-        raise ConfigError(
-            f"data.format: unknown format {config.data.format!r}{did_you_mean(config.data.format, FORMATS)}; "
-            f"known: auto, {known}"
-        )
+    parse_merges(config.data.merge)
+    if config.data.format != "auto":
+        check_format(config.data.format)
     if config.data.fingerprint:
         raise ConfigError("data.fingerprint: the run sets it itself; leave it away")
     check_anchors(config)
@@ -185,15 +199,15 @@ def _read_file(path: Path | None) -> dict[str, Any]:
     return values
 
 
-def _given(data: Path | None, options: RunOptions) -> dict[str, Any]:
+def _given(data: Data | None, options: RunOptions) -> dict[str, Any]:
     """Return what the command's own options say, by dotted key."""
     given: dict[str, Any] = {key: getattr(options, name) for name, key in OPTION_KEYS.items()}
     given["train.weights"] = None if options.weights is None else str(options.weights)
-    given["data.path"] = None if data is None else [str(data.resolve())]
+    given["data.path"] = None if data is None else [str(path.resolve()) for path in in_a_list(data)]
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _resume(folder: Path, data: Path | None, options: RunOptions, reporter: Reporter) -> Trainer:
+def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Reporter) -> Trainer:
     config = read_config(folder)
     _refuse_other_settings(folder, options, config)
     given = _given(data, options)

@@ -2,105 +2,140 @@
 
 import hashlib
 from collections.abc import Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from multibox.config import Config, DataConfig
 from multibox.data.augmentation import find_augmentation
 from multibox.data.checking import check_images, with_classes
-from multibox.data.formats import find_splits, open_dataset, split_for
+from multibox.data.choosing import choose_classes
+from multibox.data.formats import Found, Joined, locate, open_dataset, split_for
+from multibox.data.formats.joining import join, set_labels
 from multibox.data.left_out import counted
 from multibox.data.loading import AugmentedImages, choose_workers, load_batches, use_processes
 from multibox.data.pixels import as_colour
 from multibox.data.sampling import EpochBatches, repeat_factors
-from multibox.errors import ConfigError, DataError, did_you_mean
-from multibox.structures import Dataset
+from multibox.data.similar import Hashes, image_hashes, scene_groups
+from multibox.errors import DataError
+from multibox.structures import Dataset, Labels
 from multibox.tensors import Batch
 from multibox.training.optimizer import known_batch_size
 from multibox.training.reporter import Reporter
 
 HELD_OUT = 0.1
 """Share of the images that is validated on where the data has no validation split."""
+MOST_COMPARED = 100_000
+"""Images among which scenes are looked for before a run; of more it would take minutes."""
 
 
 def open_splits(data: DataConfig) -> tuple[Dataset, Dataset | None, list[str]]:
     """Return the training split, the validation split (or a part held out of training), and what to say about them.
 
+    Several data sets are joined by class name. Each gives its training split to training; to validation it gives what
+    it would alone, its validation split or a part held out.
+
     Raises:
         ConfigError: `data.classes` or `data.merge` name a class that the data does not have.
         DataError: there is nothing to learn from, or too little to hold some out.
     """
-    if len(data.path) != 1:
-        raise ConfigError(f"data.path={list(data.path)}: expected one data set; put them into one folder or file first")
-    (path,) = data.path
     format = None if data.format == "auto" else data.format
-    splits = find_splits(path, format)
-
-    def read(split: str | None) -> Dataset:
-        return check_images(open_dataset(path, split, format=format, on_bad=data.on_bad), data.on_bad)
-
-    training = read(split_for(splits, "train") if data.train_split == "auto" else data.train_split)
-    validation = None
-    if data.val_split != "none":
-        val_split = split_for(splits, "val") if data.val_split == "auto" else data.val_split
-        if val_split is not None and val_split != training.split:
-            validation = read(val_split)
-        else:
-            training, validation = hold_out(training, path)
-    training, validation = choose_classes(training, validation, data)
+    sets = [locate(path, format) for path in dict.fromkeys(data.path)]
+    opened = [_open_one(found, data) for found in sets]
+    training, validation = opened[0]
+    if len(opened) > 1:
+        labels = set_labels(found.path for found in sets)
+        training = join([one for one, _ in opened], labels, training.split)
+        held = [(held, label) for (_, held), label in zip(opened, labels, strict=True) if held is not None]
+        validation = join([one for one, _ in held], [label for _, label in held], held[0][0].split) if held else None
+    training, validation = _choose_classes(training, validation, data)
     training, validation, untaught = match_classes(training, validation)
     if training.crowd.all():
         raise DataError(
-            f"{path}: no image to train on (split {training.split}) has an object; there is nothing to learn"
+            f"{', '.join(data.path)}: no image to train on (split {training.split}) has an object; there is nothing to "
+            "learn"
         )
     notes = dict.fromkeys((*training.notes, *(validation.notes if validation else ()), *untaught))
     return training, validation, list(notes)
 
 
-def hold_out(training: Dataset, path: str) -> tuple[Dataset, Dataset]:
-    """Divide a split into nine tenths to train on and one to validate on."""
-    if len(training) < 2:
-        raise DataError(
-            f"{path}: {len(training)} image is too few to train and validate; add more, or --val-split none"
-        )
-    held = held_out(training.image_names)
-    return training.subset([i for i in range(len(training)) if i not in held]), training.subset(sorted(held))
+def _open_one(found: Found | Joined, data: DataConfig) -> tuple[Dataset, Dataset | None]:
+    """Return the training split of one data set, and its validation split or a part held out."""
+    splits = found.splits()
+
+    def read(split: str | None) -> Dataset:
+        return check_images(open_dataset(found, split, on_bad=data.on_bad), data.on_bad)
+
+    training = read(split_for(splits, "train") if data.train_split == "auto" else data.train_split)
+    if data.val_split == "none":
+        return training, None
+    val_split = split_for(splits, "val") if data.val_split == "auto" else data.val_split
+    if val_split is not None and val_split != training.split:
+        return training, read(val_split)
+    return hold_out(training, found.path)
 
 
-def held_out(image_names: Sequence[str]) -> set[int]:
-    """Return the images to hold out: a tenth, chosen by a hash of the name, so that it stays the same tenth."""
-    order = sorted(range(len(image_names)), key=lambda i: hashlib.sha256(image_names[i].encode()).digest())
-    return set(order[: max(1, round(len(order) * HELD_OUT))])
+def hold_out(training: Dataset, path: Path, hashes: Hashes | None = None) -> tuple[Dataset, Dataset]:
+    """Divide a split into nine tenths to train on and one to validate on; images of one scene stay together.
 
-
-def choose_classes(training: Dataset, validation: Dataset | None, data: DataConfig) -> tuple[Dataset, Dataset | None]:
-    """Return both splits with the classes that `data.merge` joins under new names and `data.classes` chooses.
+    Args:
+        training: the split.
+        path: the data set, for messages.
+        hashes: of its images, from `image_hashes`; None computes them, up to `MOST_COMPARED` images.
 
     Raises:
-        ConfigError: a class that neither split has.
+        DataError: it has fewer than two images.
     """
-    if not data.merge and not data.classes:
-        return training, validation
-    names = list(dict.fromkeys((*training.class_names, *(validation.class_names if validation else ()))))
-    joined: dict[str, str] = {}
-    for rule in data.merge:
-        new, _, old = rule.partition("=")
-        parts = [part.strip() for part in old.split(",")]
-        _check_known("data.merge", parts, names)
-        joined |= dict.fromkeys(parts, new.strip())
-    after = list(dict.fromkeys(joined.get(name, name) for name in names))
-    _check_known("data.classes", data.classes, after)
-    wanted = data.classes or after
-    return with_classes(training, wanted, joined), validation and with_classes(validation, wanted, joined)
+    count = len(training)
+    if count < 2:
+        raise DataError(f"{path}: {count} image is too few to train and validate; add more, or --val-split none")
+    if hashes is None and count <= MOST_COMPARED:
+        hashes = image_hashes(training)
+    groups = np.arange(count) if hashes is None else scene_groups(list(training.image_names), hashes)
+    held = held_out(training.image_names, groups)
+    scenes = int((np.bincount(groups) > 1).sum())
+    together = "images of one scene were kept together" if held else "all look like one scene, which was divided"
+    if hashes is None:
+        together = f"scenes were not looked for among more than {MOST_COMPARED:,} images"
+    elif not scenes:
+        together = "no two look like one scene"
+    held = held or held_out(training.image_names, np.arange(count))
+    note = f"{path}: {len(held)} of {count} images ({training.split}) are held out for validation; {together}"
+    validation = training.subset(sorted(held))
+    training = replace(training, notes=(*training.notes, note))
+    return training.subset(i for i in range(count) if i not in held), validation
 
 
-def _check_known(setting: str, wanted: Sequence[str], class_names: Sequence[str]) -> None:
-    for name in wanted:
-        if name not in class_names:
-            raise ConfigError(
-                f"{setting}: the data has no class {name!r}{did_you_mean(name, class_names)}; "
-                f"it has {', '.join(class_names)}"
-            )
+def held_out(image_names: Sequence[str], groups: Labels) -> set[int]:
+    """Return the images to hold out: about a tenth, chosen by a hash of the name, so that it stays the same tenth.
+
+    Args:
+        image_names: of N images.
+        groups: [N]; the number of each image's group, all of which is held out or nothing.
+
+    Returns:
+        Indices, at most half a tenth more than a tenth unless the smallest group is larger; none for a single group.
+    """
+    order = sorted(range(len(image_names)), key=lambda i: hashlib.sha256(image_names[i].encode()).digest())
+    wanted = max(1, round(len(order) * HELD_OUT))
+    sizes = np.bincount(groups)
+    by_name = list(dict.fromkeys(groups[order].tolist()))
+    if len(by_name) == 1:
+        return set()
+    chosen: set[int] = set()
+    count = 0
+    for group in by_name:
+        if count < wanted and count + sizes[group] <= 1.5 * wanted:
+            chosen.add(group)
+            count += int(sizes[group])
+    chosen = chosen or {min(by_name, key=lambda group: int(sizes[group]))}
+    return set(np.flatnonzero(np.isin(groups, list(chosen))).tolist())
+
+
+def _choose_classes(training: Dataset, validation: Dataset | None, data: DataConfig) -> tuple[Dataset, Dataset | None]:
+    chosen = choose_classes([training] if validation is None else [training, validation], data.classes, data.merge)
+    return chosen[0], chosen[1] if validation is not None else None
 
 
 def match_classes(training: Dataset, validation: Dataset | None) -> tuple[Dataset, Dataset | None, list[str]]:

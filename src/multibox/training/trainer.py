@@ -315,6 +315,7 @@ class Trainer:
             self.training.class_names,
             {**metrics, "measured_by": f"multibox {__version__} train, step {self.pace.step}"} if metrics else {},
             self.source,
+            merge=self.config.data.merge,
         )
         save_checkpoint(self.folder / "last.safetensors", checkpoint)
         score = last.get("val_map50")

@@ -129,6 +129,7 @@ def open_dataset(
     class_names: Iterable[str] | None = None,
     on_bad: OnBad = "stop",
     rename: Mapping[str, str] | None = None,
+    merge: Mapping[str, str] | None = None,
     one_based: bool = False,
     unknown: Unknown = "refuse",
 ) -> Dataset:
@@ -142,6 +143,7 @@ def open_dataset(
         on_bad: "stop" at the first broken file or box, or "skip" it and count it in `Dataset.left_out`.
         rename: the data set's class names to other names, before they are compared with `class_names`; "" drops the
             objects of a class.
+        merge: as `rename`, for classes that the data need not have, such as those that a model's run joined.
         one_based: VOC only; corners are 1-based and inclusive, so that a box spans xmin - 1 .. xmax.
         unknown: "refuse" an object whose class is not among `class_names`, or "drop" it and count it in
             `Dataset.left_out`.
@@ -156,7 +158,7 @@ def open_dataset(
     found = locate(path, format)
     chosen = pick_split(found.splits(), split, found.path)
     names = None if class_names is None else tuple(class_names)
-    return found.read(chosen, ReadOptions(on_bad, names, rename, unknown, one_based))
+    return found.read(chosen, ReadOptions(on_bad, names, rename, merge, unknown, one_based))
 
 
 def read_raw(path: DataPaths, split: str, *, format: str | None = None) -> RawLabels:

@@ -387,9 +387,10 @@ class IndexBuilder:
         self, labels: Labels, owners: Labels, declared: Sequence[str], order: Sequence[str] | None
     ) -> tuple[Labels, tuple[str, ...]]:
         """Return each object's index among the classes, -1 if it is dropped, and the classes."""
-        rename = self.options.rename or {}
-        for old in (name for name in rename if name not in (*declared, *(order or ()))):
+        asked = self.options.rename or {}
+        for old in (name for name in asked if name not in (*declared, *(order or ()))):
             self.notes.append(f"the data has no class {old!r} to rename{did_you_mean(old, declared)}")
+        rename = {**(self.options.merge or {}), **asked}
         names = [rename.get(name, name) for name in declared]
         own = tuple(dict.fromkeys(new for name in (order or declared) if (new := rename.get(name, name))))
         class_names = own if self.options.class_names is None else tuple(self.options.class_names)

@@ -95,7 +95,7 @@ def join(datasets: Sequence[Dataset], labels: Sequence[str], split: str) -> Data
         labels=np.concatenate([table[one.labels] for one, table in zip(datasets, tables, strict=True)]),
         difficult=np.concatenate([one.difficult for one in datasets]),
         crowd=np.concatenate([one.crowd for one in datasets]),
-        notes=tuple(dict.fromkeys(note for one in datasets for note in one.notes)),
+        notes=tuple(dict.fromkeys(f"{label}: {note}" for label, one in named for note in one.notes)),
         left_out=dict(sum((Counter(one.left_out) for one in datasets), Counter[str]())),
         lengths=Numbers.of(chain(*lengths) if any(one.lengths for one in datasets) else ()),
     )

@@ -33,6 +33,8 @@ class ReadOptions:
     on_bad: OnBad = "stop"
     class_names: tuple[str, ...] | None = None
     rename: Mapping[str, str] | None = None
+    merge: Mapping[str, str] | None = None
+    """As `rename`, but for classes that the data need not have."""
     unknown: Unknown = "refuse"
     one_based: bool = False
     raw: "list[RawLabels] | None" = None
