@@ -112,7 +112,7 @@ class Dataset:
 
     root: Path
     format: str
-    """voc, coco, yolo, csv or recordio."""
+    """A name of `multibox.data.formats.FORMATS`."""
     split: str
     class_names: tuple[str, ...]
     image_names: Texts

@@ -1,6 +1,7 @@
 """docs/labels.md tells the truth: folders as annotation tools write them are read to the right boxes, or refused."""
 
 import json
+import tarfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -136,6 +137,45 @@ def createml(root: Path, file: str) -> None:
     write(root / file, json.dumps(entries))
 
 
+def objects(label: object) -> dict[str, object]:
+    x1, y1, x2, y2 = BOX
+    return {"bbox": [[x1, y1, x2 - x1, y2 - y1]], "categories": [label]}
+
+
+def imagefolder(root: Path) -> None:
+    images(root / "train")
+    pairs = zip(NAMES, CLASSES, strict=True)
+    rows = [{"file_name": f"{name}.jpg", "objects": objects(label)} for name, label in pairs]
+    write(root / "train" / "metadata.jsonl", *map(json.dumps, rows))
+
+
+def parquet(root: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="needs multibox[hub]")
+    images(root)
+    files = [root / f"{name}.jpg" for name in NAMES]
+    rows = [
+        {"image": {"bytes": file.read_bytes(), "path": file.name}, "objects": objects(label)}
+        for label, file in enumerate(files)
+    ]
+    label = {"feature": {"names": CLASSES, "_type": "ClassLabel"}, "_type": "List"}
+    features = {"info": {"features": {"image": {"_type": "Image"}, "objects": {"categories": label}}}}
+    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"huggingface": json.dumps(features)})
+    (root / "data").mkdir()
+    pytest.importorskip("pyarrow.parquet").write_table(table, root / "data" / "train-00000-of-00001.parquet")
+    for file in files:
+        file.unlink()
+
+
+def webdataset(root: Path) -> None:
+    images(root)
+    with tarfile.open(root / "train-000000.tar", "w") as tar:
+        for name, label in zip(NAMES, CLASSES, strict=True):
+            write(root / f"{name}.json", json.dumps({"objects": objects(label)}))
+            for file in (root / f"{name}.jpg", root / f"{name}.json"):
+                tar.add(file, file.name)
+                file.unlink()
+
+
 def parts(root: Path, make: Callable[[Path], None], names: Sequence[str] = ("train", "valid")) -> None:
     for name in names:
         make(root / name)
@@ -233,6 +273,9 @@ READ: list[tuple[str, str, Callable[[Path], None]]] = [
     ("Ultralytics", "data.yaml", partial(yolo, labels="labels/train", folder="images/train", files=YAML)),
     ("Darknet", "obj.data", partial(yolo, labels="obj_train_data", folder="obj_train_data", files=DARKNET)),
     ("MXNet im2rec", "train.lst", im2rec),
+    ("Hugging Face imagefolder", "metadata.jsonl", imagefolder),
+    ("Hugging Face Parquet", "parquet", parquet),
+    ("WebDataset", "KEY.json", webdataset),
     ("Open Images CSV", "", partial(table, file="train-annotations-bbox.csv", folder="train", **OPEN_IMAGES)),
 ]  # fmt: skip
 
@@ -242,7 +285,8 @@ def row_of(tool: str) -> str:
 
 
 @pytest.mark.parametrize(("tool", "export", "make"), READ, ids=[f"{tool}-{export}" for tool, export, _ in READ])
-def test_what_the_page_calls_read_is_read(tool, export, make, tmp_path):
+def test_what_the_page_calls_read_is_read(tool, export, make, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert export in row_of(tool)
     root = tmp_path / "data"
     make(root)

@@ -142,7 +142,11 @@ def _backbones() -> None:
 def _formats() -> None:
     from multibox.data.formats import FORMATS
 
-    print_rows(["format"], [(name,) for name in FORMATS])
+    rows = [
+        (name, one.title, "read, written" if one.write else "read", one.looked_for.removeprefix(f"{name}: "))
+        for name, one in FORMATS.items()
+    ]
+    print_rows(["format", "title", "multibox", "recognised by"], rows)
 
 
 def _importers() -> None:

@@ -27,8 +27,14 @@ Merge = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Flip = Annotated[bool, typer.Option("--flip", help="Average over mirror images too; takes twice as long.")]
-Format = Annotated[str | None, typer.Option(help="voc, coco, yolo, csv or recordio, where it cannot be recognised.")]
-WrittenFormat = Annotated[str, typer.Option(help="voc, coco, yolo, csv or recordio.")]
+# The names stand in one table, `FORMATS`, whose import would make --help slow
+Format = Annotated[
+    str | None,
+    typer.Option(help="Where it cannot be recognised: voc, yolo or another of multibox list formats."),
+]
+WrittenFormat = Annotated[
+    str, typer.Option(help="voc, coco, yolo or another that multibox list formats calls written.")
+]
 Background = Annotated[
     str | None,
     typer.Option(help="Colour behind transparent pixels: a name, #808080 or 128,128,128; else the model's."),

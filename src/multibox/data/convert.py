@@ -48,7 +48,7 @@ def convert(
     Args:
         source: the folder or file of a data set.
         destination: a folder that is not there yet, or is empty.
-        to: voc, coco, yolo, csv or recordio.
+        to: a format of `FORMATS` that is written.
         format: the source's format; recognised when not given.
         on_bad: "stop" at the first broken file or box, or "skip" it and count it in the notes.
         link: make hard links to the images where possible, instead of copies.
@@ -83,7 +83,7 @@ def write_dataset(
     Args:
         splits: name of each split to its labels; classes are joined by name where the splits differ.
         destination: a folder that is not there yet, or is empty.
-        format: voc, coco, yolo, csv or recordio.
+        format: one of `FORMATS` that is written.
         link: make hard links to the images where possible, instead of copies.
 
     Returns:

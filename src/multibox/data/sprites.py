@@ -193,7 +193,7 @@ def make_sprites(
         objects: fewest and most creatures in an image.
         size: width and height in pixels, at least 32.
         seed: of all random draws.
-        format: voc, coco, yolo, csv or recordio.
+        format: one of `FORMATS` that is written.
         progress: called with the number of images drawn so far.
 
     Raises:
