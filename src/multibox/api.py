@@ -79,6 +79,8 @@ def train(
     classes: Sequence[str] | None = None,
     merge: Mapping[str, Sequence[str]] | None = None,
     background: str | None = None,
+    cache_gb: float | None = None,
+    cache_dir: str | Path | None = None,
     config: str | Path | None = None,
     changes: Mapping[str, Any] | None = None,
     resume: str | Path | None = None,
@@ -105,6 +107,9 @@ def train(
         merge: New class names with the classes that each joins, such as {"car": ["truck", "bus"]}.
         background: Colour that shows through transparent pixels, such as "white" (the default), "#808080" or
             "128,128,128"; prediction uses it, too.
+        cache_gb: Most GB of decoded images that are kept; None is half of the free memory, or of the free disk of
+            `cache_dir`.
+        cache_dir: Folder in which decoded images are kept for later runs; None keeps them in memory, for this run.
         config: A TOML file with settings.
         changes: Settings by dotted key, such as {"train.lr": 0.001}; they override `config`.
         resume: A run folder to go on with; it needs nothing else, and `minutes` or `epochs` prolong it.
@@ -129,6 +134,8 @@ def train(
         classes=None if classes is None else tuple(classes),
         merge=None if merge is None else tuple(f"{new}={','.join(old)}" for new, old in merge.items()),
         background=background,
+        cache_gb=cache_gb,
+        cache_dir=_path(cache_dir),
         config=_path(config),
         changes=dict(changes or {}),
         resume=_path(resume),

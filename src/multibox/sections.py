@@ -474,6 +474,21 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             separator=";",
         ),
     ] = ()
+    cache_gb: Annotated[
+        NotNegative | Literal["auto"],
+        means(
+            "Most GB (10^9 bytes) of decoded images that are kept; the others are decoded in every epoch. auto is half "
+            "of the free memory, or of the free disk where `data.cache_dir` is given.",
+            such_as=4.0,
+        ),
+    ] = "auto"
+    cache_dir: Annotated[
+        Name,
+        means(
+            "Folder in which decoded images are kept for later runs. none keeps them in memory, for this run.",
+            expected="none, or the path of a folder",
+        ),
+    ] = "none"
     fingerprint: Annotated[
         str,
         means(

@@ -13,9 +13,8 @@ from multibox.data.augmentation import (
     View,
     find_augmentation,
     plan,
-    project,
-    render,
 )
+from multibox.data.rendering import project, render
 from multibox.errors import ConfigError
 from multibox.structures import Size
 
@@ -30,14 +29,14 @@ def gradient(width=100, height=80):
 
 def test_no_operation_is_a_plain_resize():
     view = plan((), Size(80, 100), BOXES, np.random.default_rng(0))
-    pixels = render(gradient(), view, (40, 50), FILL)
+    pixels = render(np.array(gradient()), view, (40, 50), FILL)
     assert np.array_equal(pixels, np.asarray(gradient().resize((50, 40), Image.Resampling.BILINEAR)))
     assert np.allclose(project(view, BOXES), [[0.1, 0.25, 0.3, 0.75]])
 
 
 def test_flips_move_boxes_with_pixels():
     view = plan((Flip(1.0), Flip(1.0, vertical=True)), Size(80, 100), BOXES, np.random.default_rng(0))
-    pixels = render(gradient(), view, (80, 100), FILL)
+    pixels = render(np.array(gradient()), view, (80, 100), FILL)
     assert np.array_equal(pixels, np.asarray(gradient())[::-1, ::-1])
     assert np.allclose(project(view, BOXES), [[0.7, 0.25, 0.9, 0.75]])
 
@@ -45,7 +44,7 @@ def test_flips_move_boxes_with_pixels():
 def test_a_window_beyond_the_image_is_filled():
     view = View(100, 80, BOXES)
     view.window = (-100.0, -80.0, 100.0, 80.0)
-    pixels = render(gradient(), view, (160, 200), FILL)
+    pixels = render(np.array(gradient()), view, (160, 200), FILL)
     assert (pixels[:80] == FILL).all()
     assert (pixels[:, :100] == FILL).all()
     assert np.array_equal(pixels[80:, 100:], np.asarray(gradient()))
@@ -59,7 +58,7 @@ def test_a_marked_object_stays_under_its_box(seed, name):
     image[20:60, 10:30] = 255
     operations = [op for op in AUGMENTATIONS[name] if not isinstance(op, ColourJitter)]
     view = plan(operations, Size(80, 100), BOXES, np.random.default_rng(seed))
-    pixels = render(Image.fromarray(image), view, (200, 200), (0, 0, 0))
+    pixels = render(image, view, (200, 200), (0, 0, 0))
     x1, y1, x2, y2 = project(view, BOXES)[0] * 200
     ys, xs = np.nonzero(pixels[..., 0] > 127)
     assert abs(xs.min() - x1) <= 3
@@ -71,7 +70,7 @@ def test_a_marked_object_stays_under_its_box(seed, name):
 @given(seed=st.integers(0, 10_000))
 def test_same_generator_same_image(seed):
     views = [plan(AUGMENTATIONS["default"], Size(80, 100), BOXES, np.random.default_rng(seed)) for _ in range(2)]
-    first, second = (render(gradient(), view, (64, 64), FILL) for view in views)
+    first, second = (render(np.array(gradient()), view, (64, 64), FILL) for view in views)
     assert np.array_equal(first, second)
     assert views[0].window == views[1].window
 
@@ -105,7 +104,9 @@ def test_colour_jitter_keeps_grey_grey_without_hue_and_is_mild_on_average():
     grey = Image.new("RGB", (8, 8), (100, 100, 100))
     means = []
     for seed in range(200):
-        pixels = render(grey, plan((operation,), Size(8, 8), BOXES[:0], np.random.default_rng(seed)), (8, 8), FILL)
+        pixels = render(
+            np.array(grey), plan((operation,), Size(8, 8), BOXES[:0], np.random.default_rng(seed)), (8, 8), FILL
+        )
         assert np.ptp(pixels[0, 0].astype(int)) <= 1
         means.append(pixels.mean())
     assert 85 < np.mean(means) < 115

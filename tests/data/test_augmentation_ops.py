@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from multibox.data import augmentation_ops as colour
-from multibox.data.augmentation import AUGMENTATIONS, Flip, View, plan, project, render
+from multibox.data.augmentation import AUGMENTATIONS, Flip, View, plan
 from multibox.data.augmentation_ops import (
     CaffePatch,
     Expand,
@@ -22,6 +22,7 @@ from multibox.data.augmentation_ops import (
 )
 from multibox.data.formats import open_dataset
 from multibox.data.loading import AugmentedImages
+from multibox.data.rendering import project, render
 from multibox.structures import Size, iou
 
 FILL = (124, 116, 104)
@@ -197,13 +198,13 @@ def test_images_without_objects_are_left_alone(operation):
 
 @pytest.mark.parametrize("window", [(-90, -90, -10, -10), (100, 0, 180, 80), (99.9999999, 0, 180, 80)])
 def test_a_window_that_shows_nothing_is_filled(window):
-    assert (render(noise(), look(window), (30, 40), FILL) == np.broadcast_to(FILL, (30, 40, 3))).all()
-    assert render(noise(), look((99.98, 0, 180, 80)), (30, 40), FILL).shape == (30, 40, 3)
+    assert (render(np.array(noise()), look(window), (30, 40), FILL) == np.broadcast_to(FILL, (30, 40, 3))).all()
+    assert render(np.array(noise()), look((99.98, 0, 180, 80)), (30, 40), FILL).shape == (30, 40, 3)
 
 
 def test_distortions_leave_the_filling_alone():
     view = look((-100, 0, 100, 80), distortions=[partial(colour.shift_and_scale, scale=0.0, shift=7.0)])
-    pixels = render(noise(), view, (80, 200), FILL)
+    pixels = render(np.array(noise()), view, (80, 200), FILL)
     assert (pixels[:, :100] == FILL).all()
     assert (pixels[:, 100:] == 7).all()
 
@@ -212,7 +213,7 @@ def test_interpolations_are_drawn_evenly_and_used():
     drawn = [view.resample for view in views(RandomInterpolation(), 1000)]
     assert sorted(set(drawn)) == [0, 1, 2, 3, 4]
     assert min(drawn.count(each) for each in set(drawn)) > 150
-    pixels = render(noise(), look(WHOLE, resample=Image.Resampling.NEAREST), (40, 30), FILL)
+    pixels = render(np.array(noise()), look(WHOLE, resample=Image.Resampling.NEAREST), (40, 30), FILL)
     assert np.array_equal(pixels, np.asarray(noise().resize((30, 40), Image.Resampling.NEAREST)))
 
 
@@ -264,7 +265,7 @@ def test_every_recipe_gives_fractions_and_a_image(seed, name, count):
     corner = rng.uniform((-10, -10), (95, 75), (count, 2))
     boxes = np.hstack([corner, corner + rng.uniform(0.5, 60, (count, 2))])
     view = plan(AUGMENTATIONS[name], Size(80, 100), boxes, rng)
-    pixels = render(noise(), view, (24, 32), FILL)
+    pixels = render(np.array(noise()), view, (24, 32), FILL)
     kept = view.kept()
     shown = project(view, boxes[kept])
     assert pixels.shape == (24, 32, 3) and pixels.dtype == np.uint8 and kept.shape == (count,)
@@ -282,7 +283,7 @@ def test_a_marked_object_stays_under_its_box(seed, name):
     if not view.kept()[0]:
         assert name == "caffe"
         return
-    pixels = render(Image.fromarray(image), view, (200, 200), (0, 0, 0))
+    pixels = render(image, view, (200, 200), (0, 0, 0))
     ys, xs = np.nonzero(pixels[..., 0] > 127)
     found = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
     assert (abs(found - project(view, BOXES[:1])[0] * 200) <= 5).all()

@@ -11,12 +11,14 @@ import torch
 from multibox.data import loading
 from multibox.data.augmentation import AUGMENTATIONS
 from multibox.data.augmented import collate_items
+from multibox.data.decoded import decode_once
 from multibox.data.formats import open_dataset
 from multibox.data.loading import (
     AugmentedImages,
     choose_workers,
     in_order,
     load_batches,
+    prepares_between,
     use_processes,
 )
 from multibox.data.mixing import Mosaic, Scene
@@ -65,8 +67,9 @@ def test_collate_pads_and_empty_images_are_all_padding():
     assert batch.lost_boxes == 3
 
 
-def make(dataset, recipe="default", cache=1 << 30):
-    return AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS[recipe], seed=3, cache_bytes=cache)
+def make(dataset, recipe="default", most_gb=None):
+    decoded = decode_once(dataset, None, Size(64, 64), most_gb=most_gb).training
+    return AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS[recipe], seed=3, decoded=decoded)
 
 
 def same(batches, others):
@@ -79,16 +82,22 @@ def same(batches, others):
 KEYS = [[(0, 1), (0, 4), (0, 2)], [(5, 2), (5, 0), (5, 1)]]
 
 
-@pytest.mark.parametrize(("workers", "processes"), [(1, False), (3, False), (2, True)])
-def test_items_do_not_depend_on_order_workers_or_cache(squares, workers, processes):
+@pytest.mark.parametrize(
+    ("workers", "way"), [(1, {}), (3, {}), (1, {"between": True}), (3, {"between": True}), (2, {"processes": True})]
+)
+def test_items_do_not_depend_on_order_workers_or_store(squares, workers, way):
     dataset = open_dataset(squares, "train")
-    cached, plain = make(dataset), make(dataset, cache=0)
-    alone = list(load_batches(cached, KEYS, 0, pin=False))
+    stored, plain = make(dataset), make(dataset, most_gb=0)
+    alone = list(load_batches(stored, KEYS, 0, pin=False))
+    assert stored.decoded.store.filled == 4
+    assert plain.decoded.store is None
     assert same(alone, load_batches(plain, KEYS, 0, pin=False))
-    assert same(alone, load_batches(make(dataset), KEYS, workers, pin=False, processes=processes, tell=pytest.fail))
+    worked = make(dataset)
+    assert same(alone, load_batches(worked, KEYS, workers, pin=False, tell=pytest.fail, **way))
+    # What one worker decoded is there for all
+    assert worked.decoded.store.filled == 4
+    assert same(alone, load_batches(worked, KEYS, workers, pin=False, tell=pytest.fail, **way))
     assert not torch.equal(alone[0].images[2], alone[1].images[0])
-    assert len(cached.cache) == 4
-    assert not plain.cache
 
 
 def test_a_key_says_whether_its_image_is_mixed(squares):
@@ -186,11 +195,14 @@ def test_crowds_are_not_asked_for(squares):
     assert len(images[(0, 1)][0].labels) == 1
 
 
-@pytest.mark.parametrize(("cores", "threads", "processes"), [(1, 1, 1), (3, 2, 2), (64, 4, 8)])
+@pytest.mark.parametrize(("cores", "threads", "processes"), [(1, 1, 1), (3, 3, 2), (5, 4, 4), (64, 4, 8)])
 def test_workers_are_the_cores_that_this_process_may_use(monkeypatch, cores, threads, processes):
     monkeypatch.setattr(loading, "available_cores", lambda: cores)
     assert choose_workers("auto") == threads
     assert choose_workers("auto", "cuda") == processes
     assert choose_workers(0) == 0
+    assert prepares_between("auto", "cpu") == (cores < 5)
+    assert not prepares_between("auto", "cuda")
+    assert not prepares_between(2, "cpu")
     assert not use_processes(8, "cpu")
     assert use_processes(processes, "cuda") == (processes > 2)

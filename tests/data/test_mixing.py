@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from multibox.data.augmentation import AUGMENTATIONS, ColourJitter, plan, project, render
+from multibox.data.augmentation import AUGMENTATIONS, ColourJitter, plan
 from multibox.data.augmentation_ops import View
+from multibox.data.decoded import decode_once
 from multibox.data.formats import open_dataset
-from multibox.data.images import load_image, size_of
+from multibox.data.images import load_at_most, load_image, size_of
 from multibox.data.loading import AugmentedImages, load_batches
 from multibox.data.mixing import CopyPaste, Mixing, MixUp, Mosaic, Scene, mix, narrow
+from multibox.data.rendering import project, render, snap
 from multibox.data.sampling import Key
 from multibox.structures import Size
 
@@ -312,12 +314,10 @@ def test_a_mosaic_comes_first_as_others_have_no_other_size(name):
 @pytest.mark.parametrize("name", MIXING)
 def test_items_depend_on_seed_epoch_and_index_alone(squares, name):
     dataset = open_dataset(squares, "train")
-    make = lambda cache=1 << 30, seed=3: AugmentedImages(  # noqa: E731
-        dataset, Size(48, 64), AUGMENTATIONS[name], seed=seed, cache_bytes=cache
-    )
+    make = lambda seed=3: AugmentedImages(dataset, Size(48, 64), AUGMENTATIONS[name], seed=seed)  # noqa: E731
     keys = [[(epoch, index) for index in range(4)] for epoch in range(3)]
     alone = list(load_batches(make(), keys, 0, pin=False))
-    backwards = make(0)
+    backwards = make()
     items = {key: backwards[key] for key in reversed([key for batch in keys for key in batch])}
     worked = list(load_batches(make(), keys, 1, pin=False))
     for batch, other, batch_keys in zip(alone, worked, keys, strict=True):
@@ -348,14 +348,14 @@ def test_a_data_set_of_one_image(squares, name):
         (pixels, boxes, labels, _), title, size = images[epoch, 0]
         assert pixels.shape == (64, 64, 3) and len(boxes) == len(labels)
         assert (title, size) == (dataset.image_names[0], (96, 96))
-    assert len(images.cache) == 1
 
 
-def test_partners_come_from_the_cache(squares, monkeypatch):
+def test_partners_come_from_the_store(squares, monkeypatch):
     dataset = open_dataset(squares, "train")
-    images = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS["mosaic"])
-    read = []
-    monkeypatch.setattr("multibox.data.augmented.load_image", lambda s: read.append(s.name) or load_image(s))
+    decoded = decode_once(dataset, None, Size(64, 64)).training
+    images = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS["mosaic"], decoded=decoded)
+    read, load = [], load_at_most
+    monkeypatch.setattr("multibox.data.decoded.load_at_most", lambda s, *n: read.append(s.name) or load(s, *n))
     for epoch in range(5):
         for index in range(len(dataset)):
             images[epoch, index]
@@ -398,15 +398,20 @@ BEFORE = {
 
 @pytest.mark.parametrize("name", BEFORE)
 def test_recipes_without_mixing_are_as_before(squares, name):
-    """Boxes and labels by their hash; pixels by the path of that commit, as Pillow's versions may round differently."""
+    """Draws by a hash of the boxes they give; pixels and boxes then follow the window at whole pixels."""
     dataset = open_dataset(squares, "train")
     images = AugmentedImages(dataset, Size(64, 80), AUGMENTATIONS[name], seed=3)
     digest = hashlib.sha256()
     for epoch, index in [(epoch, index) for epoch in range(3) for index in range(len(dataset))]:
         pixels, boxes, labels, _ = images[epoch, index][0]
-        digest.update(boxes.round(6).tobytes() + labels.tobytes())
         sample = dataset[index]
         image = load_image(sample)
         view = plan(AUGMENTATIONS[name], size_of(image), sample.boxes_xyxy, np.random.default_rng((3, epoch, index)))
-        assert np.array_equal(pixels, render(image, view, (64, 80), (124, 116, 104)))
+        drawn = project(view, sample.boxes_xyxy[view.kept()])
+        digest.update(drawn.round(6).tobytes() + labels.tobytes())
+        snap(view, size_of(image))
+        assert np.array_equal(pixels, render(np.array(image), view, (64, 80), (124, 116, 104)))
+        assert np.array_equal(boxes, project(view, sample.boxes_xyxy[view.kept()]))
+        # By a pixel of the window at most
+        assert np.abs(boxes - drawn).max(initial=0) <= 1 / min(view.window_size())
     assert digest.hexdigest()[:16] == BEFORE[name]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _DATA = "Data set: a folder or file in a known format, or a .zip of one; several are joined by class name."
 _PRESET = "Network; see `multibox list presets`. Default: the weights' own, or multibox-fine."
 _WEIGHTS = "What to start from: coco, none, a detector's file or run folder, or a backbone's weights."
+_CACHE_GB = "Most GB of decoded images to keep. Default: half of the free memory, or of the free disk of --cache-dir."
+_CACHE_DIR = "Folder in which decoded images are kept for later runs. Default: in memory, for this run."
 _RESUME = "Go on with this run folder; it needs nothing else. --minutes or --epochs prolong."
 _SEEDS = "So many runs with train.seed 0, 1 ... in OUT/seed-0 ..., and their spread."
 _ABLATE = "A run for every combination of loss, localization, matcher; such as loss=focal/ohem,matcher."
@@ -42,6 +44,8 @@ def train(
     classes: Classes = None,
     merge: Merge = None,
     background: Background = None,
+    cache_gb: Annotated[float | None, typer.Option(min=0, help=_CACHE_GB)] = None,
+    cache_dir: Annotated[Path | None, typer.Option(help=_CACHE_DIR)] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings, such as a run's config.toml.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, such as train.lr=0.001; repeatable.")
@@ -82,6 +86,8 @@ def train(
         classes=class_list(classes),
         merge=None if merge is None else tuple(merge),
         background=background,
+        cache_gb=cache_gb,
+        cache_dir=cache_dir,
         config=config,
         changes=dict(parse_assignments(set_ or [])),
         resume=resume,

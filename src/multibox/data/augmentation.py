@@ -1,8 +1,8 @@
 """Augmentation recipes: named sequences of operations, planned as one view and rendered once.
 
-The operations move a window over the image and multiply a colour matrix. `render` then crops and resizes once and
-transforms colours once, so ten operations cost as much as one. Only the recipes of original SSD implementations also
-leave distortions that no matrix can express.
+The operations move a window over the image and multiply a colour matrix. Then `rendering.render` crops and resizes
+once and transforms colours once, so ten operations cost as much as one. Only the recipes of original SSD
+implementations also leave distortions that no matrix can express.
 """
 
 import math
@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from multibox.data.augmentation_ops import (
     CaffeDistort,
@@ -27,7 +25,6 @@ from multibox.data.augmentation_ops import (
     View,
     log_uniform,
 )
-from multibox.data.images import resize_image
 from multibox.data.mixing import CopyPaste, Mixing, MixUp, Mosaic
 from multibox.errors import ConfigError, did_you_mean
 from multibox.structures import Boxes, Size
@@ -181,51 +178,3 @@ def plan(operations: Sequence[Operation], size: Size, boxes_xyxy: Boxes, rng: np
         if not isinstance(operation, Mixing):
             operation(view, rng)
     return view
-
-
-def render(image: Image.Image, view: View, size: Size, fill: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Return the pixels that the view shows, uint8 RGB [h, w, 3] of `size`, with `fill` beyond the image."""
-    shown = _crop_and_resize(image, view, size, fill)
-    if not np.array_equal(view.colour, np.eye(3, 4)):
-        shown = shown.convert("RGB", tuple(view.colour.ravel().tolist()))
-    pixels = np.asarray(shown)
-    pixels = pixels[:, ::-1] if view.mirror else pixels
-    return pixels[::-1] if view.upend else pixels
-
-
-def project(view: View, boxes_xyxy: Boxes) -> Boxes:
-    """Return boxes as fractions 0 to 1 of the view, cut at its border; some may have lost their area."""
-    x1, y1, x2, y2 = view.window
-    size = np.array([x2 - x1, y2 - y1] * 2)
-    inside = np.clip((boxes_xyxy - (x1, y1, x1, y1)) / size, 0.0, 1.0)
-    if view.mirror:
-        inside[:, [0, 2]] = 1 - inside[:, [2, 0]]
-    if view.upend:
-        inside[:, [1, 3]] = 1 - inside[:, [3, 1]]
-    return inside
-
-
-def _crop_and_resize(image: Image.Image, view: View, size: Size, fill: tuple[int, int, int]) -> Image.Image:
-    x1, y1, x2, y2 = view.window
-    inner = (max(x1, 0.0), max(y1, 0.0), min(x2, float(view.width)), min(y2, float(view.height)))
-    height, width = size
-    # Patches of an expanded image may show almost nothing of it, which Pillow cannot resize
-    if min(inner[2] - inner[0], inner[3] - inner[1]) < 0.01:
-        return Image.new("RGB", (width, height), fill)
-    across, down = width / (x2 - x1), height / (y2 - y1)
-    # The part inside is pasted at whole pixels, so boxes are off by half a pixel at most
-    left, right = round((inner[0] - x1) * across), round((inner[2] - x1) * across)
-    top, bottom = round((inner[1] - y1) * down), round((inner[3] - y1) * down)
-    high, wide = max(1, bottom - top), max(1, right - left)
-    if view.resample == Image.Resampling.BILINEAR:
-        shown = resize_image(image, Size(high, wide), inner)
-    else:
-        shown = image.resize((wide, high), view.resample, box=inner)
-    # Caffe SSD distorts before the resize, at full size; after it this costs a fraction
-    for distort in view.distortions:
-        shown = distort(shown)
-    if shown.size == (width, height):
-        return shown
-    canvas = Image.new("RGB", (width, height), fill)
-    canvas.paste(shown, (left, top))
-    return canvas

@@ -1,4 +1,4 @@
-"""Augmented images and their batches as numpy arrays, without PyTorch, so that worker processes start fast.
+"""Augmented images and their batches as numpy arrays.
 
 All random draws depend on the seed, the epoch, the index of the image and the index of its copy in the epoch, and on
 nothing else. Which of these make a batch depends on the seed and the step (`EpochBatches`). So an item is the same
@@ -10,23 +10,23 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from functools import partial
 from multiprocessing import connection, parent_process
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from multibox.data.augmentation import Operation, plan, project, render
-from multibox.data.images import load_image, size_of
+from multibox.data.augmentation import Operation, plan
+from multibox.data.decoded import DecodedImages
 from multibox.data.mixing import Mixing, Scene, mix, narrow
-from multibox.data.pixels import WHITE, Colour
+from multibox.data.rendering import project, render, snap
 from multibox.data.sampling import Key
+from multibox.data.store import Decoded
+from multibox.limits import keep_freed_memory
 from multibox.structures import Dataset, Sample, Size
-
-CACHE_BYTES = 2 << 30
-"""Decoded images are kept up to this much memory in all; the rest is decoded again each time."""
 
 Item = tuple[Scene, str, Size]
 """What an image shows, its name and the size of the original."""
@@ -47,7 +47,16 @@ class Arrays(NamedTuple):
 
 
 class AugmentedImages:
-    """Images of the network's size with their labels; an item is the same whichever thread or process makes it."""
+    """Images of the network's size with their labels; an item is the same whichever thread or process makes it.
+
+    Args:
+        dataset: the images and their labels.
+        size: of what is returned.
+        operations: the recipe.
+        seed: of all draws.
+        fill: colour beyond the images.
+        decoded: the same images decoded, through a store; None decodes each time.
+    """
 
     def __init__(
         self,
@@ -57,66 +66,55 @@ class AugmentedImages:
         *,
         seed: int = 0,
         fill: tuple[int, int, int] = (124, 116, 104),
-        background: Colour = WHITE,
-        cache_bytes: int = CACHE_BYTES,
+        decoded: DecodedImages | None = None,
     ) -> None:
         self.dataset = dataset
-        self.size = size
+        self.size = Size(*size)
         self.operations = operations
         self.mixing = [operation for operation in operations if isinstance(operation, Mixing)]
         self.seed = seed
         self.fill = fill
-        self.background = background
-        self.cache: dict[int, NDArray[np.uint8]] = {}
-        self.cache_left = cache_bytes
+        self.decoded = decoded or DecodedImages(dataset, self.size)
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-    def __getstate__(self) -> dict[str, object]:
-        # Decoded images stay behind: a worker process decodes its own share
-        return {**self.__dict__, "cache": {}}
 
     def __getitem__(self, key: Key | tuple[int, ...]) -> Item:
         """Return what the augmented image shows, its name and the size of the original."""
         epoch, index, copy, mixed = key if isinstance(key, Key) else Key(key[0], key[1], key[2] if len(key) > 2 else 0)
         sample = self.dataset[index]
-        image = self._image(index, sample)
+        image = self.decoded[index]
         # The first copy has no third number, so that runs of older versions are repeated exactly
         rng = np.random.default_rng((self.seed, epoch, index, copy) if copy else (self.seed, epoch, index))
         own, other = partial(self._scene, sample, image, rng), partial(self._other, rng)
         scene = mix(self.mixing if mixed else (), own, other, self.size, rng)
-        return scene, sample.name, size_of(image)
+        return scene, sample.name, image.original
 
-    def batch(self, keys: Sequence[tuple[int, ...]]) -> Arrays:
-        """Return the items of `keys` as one batch."""
-        return collate_items([self[key] for key in keys])
+    def batch(self, keys: Sequence[tuple[int, ...]], pool: Executor | None = None, threads: int = 1) -> Arrays:
+        """Return the items of `keys` as one batch, made by so many threads of `pool`, each by one task."""
+        if pool is None:
+            return collate_items(self._items(keys))
+        shares = list(pool.map(self._items, [keys[i::threads] for i in range(threads)]))
+        return collate_items([shares[i % threads][i // threads] for i in range(len(keys))])
+
+    def _items(self, keys: Sequence[tuple[int, ...]]) -> list[Item]:
+        return [self[key] for key in keys]
 
     def _other(self, rng: np.random.Generator, size: Size) -> Scene:
         index = int(rng.integers(len(self)))
-        sample = self.dataset[index]
-        return self._scene(sample, self._image(index, sample), rng, size)
+        return self._scene(self.dataset[index], self.decoded[index], rng, size)
 
-    def _scene(self, sample: Sample, image: Image.Image, rng: np.random.Generator, size: Size) -> Scene:
+    def _scene(self, sample: Sample, image: Decoded, rng: np.random.Generator, size: Size) -> Scene:
         # A crowd is a region of many objects: no single box to learn
         keep = ~sample.crowd
         boxes, labels = sample.boxes_xyxy[keep], sample.labels[keep]
-        view = plan(self.operations, size_of(image), boxes, rng)
+        view = plan(self.operations, image.original, boxes, rng)
         if size != self.size:
             narrow(view, size.width / self.size.width, size.height / self.size.height, rng)
-        pixels = render(image, view, size, self.fill)
+        snap(view, Size(*image.pixels.shape[:2]))
+        pixels = render(image.pixels, view, size, self.fill)
         kept = view.kept()
         return Scene(pixels, project(view, boxes[kept]), labels[kept], int((~kept).sum()))
-
-    def _image(self, index: int, sample: Sample) -> Image.Image:
-        if (cached := self.cache.get(index)) is not None:
-            return Image.fromarray(cached)
-        image = load_image(sample, self.background)
-        pixels = np.asarray(image)
-        if pixels.nbytes <= self.cache_left:
-            self.cache_left -= pixels.nbytes
-            self.cache[index] = pixels
-        return image
 
 
 def collate_items(items: Sequence[Item]) -> Arrays:
@@ -135,17 +133,14 @@ def collate_items(items: Sequence[Item]) -> Arrays:
 _held: list[AugmentedImages] = []
 
 
-def start_worker(images: AugmentedImages, cache_bytes: int) -> None:
-    """Keep the images that this worker makes items of.
-
-    Args:
-        images: the worker's own copy.
-        cache_bytes: this worker's share of the memory for decoded images.
-    """
+def start_worker(images: AugmentedImages) -> None:
+    """Keep the images that this worker makes items of: its own copy, on the common store."""
     # Ctrl-C ends the main process, which ends its workers; Windows cannot block the signal before the start
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    images.cache_left = cache_bytes
+    # One thread per worker, and the memory of a batch stays for the next one
+    torch.set_num_threads(1)
+    keep_freed_memory(always=True)
     _held[:] = [images]
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

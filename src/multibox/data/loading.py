@@ -1,8 +1,9 @@
-"""Batches prepared ahead of the steps, by threads or by worker processes.
+"""Batches prepared between the steps, or ahead of them by threads or worker processes.
 
-Threads are the default: Pillow and NumPy release the interpreter's lock for most of the work. Worker processes pay off
-beside a GPU with many cores, where Python itself is the limit. They send batches through pipes, which need no
-/dev/shm. If one of them dies, threads go on with the same batches.
+On a CPU with few cores each batch is prepared between two steps, by all cores. A thread beside the step would take one
+of the cores for which the step's own threads then wait. Worker processes pay off beside a GPU with many cores, where
+Python itself is the limit. They send batches through pipes, which need no /dev/shm. If one of them dies, threads go on
+with the same batches.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
@@ -25,6 +26,8 @@ from multibox.tensors import Batch
 PREFETCH_BYTES = 1 << 30
 """Most memory for batches prepared ahead; two are always prepared."""
 MOST_THREADS, MOST_PROCESSES = 4, 8
+MOST_BETWEEN = 4
+"""Cores up to which batches are prepared between the steps; with more, Python's lock leaves most of them idle."""
 _NO_PROCESSES = (OSError, ImportError, NotImplementedError, AssertionError, BrokenProcessPool)
 """What is raised where processes cannot be started: no semaphores, too many processes, in a daemonic process."""
 _KILLED = "a worker process that prepares images was killed or crashed, often for lack of memory"
@@ -40,6 +43,7 @@ def load_batches(
     *,
     pin: bool,
     processes: bool = False,
+    between: bool = False,
     tell: Tell = lambda line: None,
 ) -> Iterator[Batch]:
     """Yield every batch of `batches`, in order.
@@ -52,6 +56,7 @@ def load_batches(
         workers: threads or processes that prepare batches ahead; 0 prepares each when it is taken.
         pin: put batches into page-locked memory.
         processes: whether workers are processes. If they cannot be started or die, threads take over.
+        between: whether each batch is prepared when it is taken, its images shared among `workers` threads.
         tell: receives one sentence if that happens.
 
     Raises:
@@ -59,10 +64,12 @@ def load_batches(
         MultiboxError: memory ran out.
     """
     step = batches.start_step if isinstance(batches, EpochBatches) else 0
-    if not workers:
-        while step < _end(batches):
-            yield _prepare(images, _keys(batches, step), pin)
-            step += 1
+    if between or not workers:
+        with contextlib.ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(workers, "multibox-images")) if workers > 1 else None
+            while step < _end(batches):
+                yield _prepare(images, _keys(batches, step), pin, pool, workers)
+                step += 1
         return
     with contextlib.closing(_Pool(images, workers, pin, processes, tell)) as pool:
         waiting: deque[tuple[Keys, Future[Batch]]] = deque()
@@ -80,16 +87,25 @@ def load_batches(
 def choose_workers(asked: int | str, device: str = "cpu") -> int:
     """Return how many workers prepare images: as asked for or, if -1 or "auto", all cores but one.
 
-    At most 4 threads beside training on a CPU, which needs the cores itself, and at most 8 processes beside a GPU.
+    At most 4 threads beside training on a CPU, which needs the cores itself, and at most 8 processes beside a GPU. All
+    cores where images are prepared between the steps.
     """
     if isinstance(asked, int) and asked >= 0:
         return asked
+    if prepares_between(asked, device):
+        return available_cores()
     return min(MOST_THREADS if device == "cpu" else MOST_PROCESSES, max(1, available_cores() - 1))
 
 
 def use_processes(workers: int, device: str) -> bool:
     """Return whether workers should be processes: beside a GPU, if there are at least three."""
     return device != "cpu" and workers > 2
+
+
+def prepares_between(asked: int | str, device: str) -> bool:
+    """Return whether batches are prepared between the steps: on a CPU of few cores, unless a number was asked for."""
+    automatic = not isinstance(asked, int) or asked < 0
+    return automatic and device == "cpu" and available_cores() <= MOST_BETWEEN
 
 
 def in_order(images: int, batch_size: int) -> list[list[tuple[int, int]]]:
@@ -121,7 +137,7 @@ class _Pool:
                     workers,
                     multiprocessing.get_context("spawn"),
                     initializer=start_worker,
-                    initargs=(images, images.cache_left // workers),
+                    initargs=(images,),
                 )
             except _NO_PROCESSES as error:
                 self._give_up(f"worker processes cannot be started here ({error})")
@@ -170,9 +186,9 @@ def _ahead(images: AugmentedImages, batches: EpochBatches | Sequence[Keys], work
     return max(2, min(2 * workers, PREFETCH_BYTES // (size * 3 * height * width)))
 
 
-def _prepare(images: AugmentedImages, keys: Keys, pin: bool) -> Batch:
+def _prepare(images: AugmentedImages, keys: Keys, pin: bool, pool: Executor | None = None, threads: int = 1) -> Batch:
     try:
-        return _to_batch(images.batch(keys), pin)
+        return _to_batch(images.batch(keys, pool, threads), pin)
     except MemoryError:
         raise MultiboxError(
             f"memory ran out while {len(keys)} images of {list(images.size)} pixels were prepared; "

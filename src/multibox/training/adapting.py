@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from multibox.analysis.advice import median_side
 from multibox.analysis.anchor_fit import box_shapes, fit_shapes
 from multibox.config import Config
+from multibox.data.decoded import DecodedImages
 from multibox.data.left_out import DIFFICULT, drop_boxes
 from multibox.errors import ConfigError
 from multibox.models.anchor_layout import cell_shapes
@@ -83,7 +84,13 @@ def spare_knowledge(model: SSD, config: Config, data: Dataset, device: str, repo
 
 
 def find_numbers(
-    config: Config, model: SSD, training: Dataset, device: str, precision: str, reporter: Reporter
+    config: Config,
+    model: SSD,
+    training: Dataset,
+    device: str,
+    precision: str,
+    reporter: Reporter,
+    decoded: DecodedImages | None = None,
 ) -> Config:
     """Replace a batch size and a learning rate of `auto` by numbers, and tell them; the network stays as it is.
 
@@ -95,14 +102,21 @@ def find_numbers(
         reporter.note(f"batch size {size}: {why}")
         config = config.updated({"train.batch_size": size})
     if config.train.lr == "auto":
-        rate = choose_rate(*sweep_rates(model, config, training, device=device, precision=precision))
+        rates = sweep_rates(model, config, training, device=device, precision=precision, decoded=decoded)
+        rate = choose_rate(*rates)
         reporter.note(f"learning rate {rate:g}: in the range test nine tenths of the loss's fall were done there")
         config = config.updated({"train.lr": rate})
     return config
 
 
 def sweep_rates(
-    model: SSD, config: Config, training: Dataset, *, device: str, precision: str
+    model: SSD,
+    config: Config,
+    training: Dataset,
+    *,
+    device: str,
+    precision: str,
+    decoded: DecodedImages | None = None,
 ) -> tuple[list[float], list[float]]:
     """Train a copy of the network on the run's own first batches, each at a higher rate; return rates and losses.
 
@@ -116,9 +130,8 @@ def sweep_rates(
         train_mode(stepper.model)
         batches = order_images(training, config)
         batches.steps = STEPS
-        for rate, batch in zip(
-            rates, load_training(training, config, batches, device, Reporter(lambda line: None)), strict=False
-        ):
+        loaded = load_training(training, config, batches, device, Reporter(lambda line: None), decoded)
+        for rate, batch in zip(rates, loaded, strict=False):
             set_learning_rate(stepper.optimizer, rate)
             loss = stepper.step(batch.to(device)).total.item()
             if not math.isfinite(loss):

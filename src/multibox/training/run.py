@@ -18,6 +18,7 @@ from multibox.data.augmentation import find_augmentation
 from multibox.data.checking import fingerprint
 from multibox.data.choosing import parse_merges
 from multibox.data.formats import check_format
+from multibox.data.decoded import DecodedImages, DecodedSplits, decode_once
 from multibox.data.formats.text import OnBad
 from multibox.data.left_out import sentences, training_counts
 from multibox.data.loading import AugmentedImages, in_order, load_batches
@@ -59,8 +60,12 @@ OPTION_KEYS = {
     "classes": "data.classes",
     "merge": "data.merge",
     "background": "model.background",
+    "cache_gb": "data.cache_gb",
+    "cache_dir": "data.cache_dir",
 }
 """The setting of each option that has one."""
+FREE_KEYS = ("train.epochs", "train.minutes", "data.cache_gb", "data.cache_dir")
+"""Settings that a resumed run may change: its length, and where decoded images are kept."""
 UNFOLD_IMAGES, UNFOLD_BATCH = 64, 16
 """Training images that folded batch norms get their statistics from, and how many at once."""
 
@@ -91,6 +96,10 @@ class RunOptions:
     """Classes to join, such as `car=truck,bus`."""
     background: str | None = None
     """Colour that shows through transparent pixels: a name, #rrggbb or three numbers."""
+    cache_gb: float | None = None
+    """Most GB of decoded images that are kept."""
+    cache_dir: Path | None = None
+    """Folder in which they are kept for later runs; None keeps them in memory."""
     config: Path | None = None
     """A TOML file with any part of the settings."""
     changes: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
@@ -204,6 +213,7 @@ def _given(data: Data | None, options: RunOptions) -> dict[str, Any]:
     given: dict[str, Any] = {key: getattr(options, name) for name, key in OPTION_KEYS.items()}
     given["train.weights"] = None if options.weights is None else str(options.weights)
     given["data.path"] = None if data is None else [str(path.resolve()) for path in in_a_list(data)]
+    given["data.cache_dir"] = None if options.cache_dir is None else str(options.cache_dir.absolute())
     return {key: value for key, value in given.items() if value is not None}
 
 
@@ -211,7 +221,7 @@ def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Repo
     config = read_config(folder)
     _refuse_other_settings(folder, options, config)
     given = _given(data, options)
-    config = config.updated({k: given[k] for k in ("data.path", "train.epochs", "train.minutes") if k in given})
+    config = config.updated({k: given[k] for k in ("data.path", *FREE_KEYS) if k in given})
     if not config.data.path:
         raise ConfigError(f"{folder / CONFIG} does not say which data it was trained on; give --data DATA as well")
     hold = Hold(folder)
@@ -242,20 +252,21 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
         keep_freed_memory()
     model = build_model(config, len(training.class_names), config.train.seed)
     check_memory(model, config, device=device, precision=precision)
+    decoded = _decode_once(config, training, validation, reporter)
     _check_input_size(model, config)
     known = False
     if not resumed:
-        known = _start_from(model, config, training, reporter)
+        known = _start_from(model, config, training, decoded.training, reporter)
         if known:
             config = spare_knowledge(model, config, validation or training, device, reporter)
-        config = find_numbers(config, model, training, device, precision, reporter)
+        config = find_numbers(config, model, training, device, precision, reporter, decoded.training)
     findings = look_at_boxes(training, config)
     for finding in findings:
         reporter.note(finding)
     trainer = Trainer(
         model, config, training, validation, folder,
         device=device, precision=precision, source=_source(config, training), known=known, reporter=reporter,
-        started=options.started, hold=hold, findings=findings,
+        started=options.started, hold=hold, findings=findings, decoded=decoded,
     )  # fmt: skip
     if resumed:
         trainer.resume()
@@ -278,13 +289,26 @@ def _open_examined(config: Config, reporter: Reporter, *, resumed: bool) -> tupl
     return training, validation, [*notes, *glance_lines(found, data.path, TOLD_BY_TRAINING)]
 
 
-def _start_from(model: SSD, config: Config, training: Dataset, reporter: Reporter) -> bool:
+def _decode_once(config: Config, training: Dataset, validation: Dataset | None, reporter: Reporter) -> DecodedSplits:
+    folder, most = config.data.cache_dir, config.data.cache_gb
+    return decode_once(
+        training,
+        validation,
+        config.model.input_size,
+        background=as_colour(config.model.background),
+        most_gb=None if most == "auto" else most,
+        folder=None if folder == "none" else Path(folder).expanduser(),
+        tell=reporter.note,
+    )
+
+
+def _start_from(model: SSD, config: Config, training: Dataset, decoded: DecodedImages, reporter: Reporter) -> bool:
     """Load the weights to start from; return whether they know every class already."""
     if config.train.weights == "none":
         return False
     note, known = load_weights(model, config.train.weights, training.class_names)
     reporter.note(note)
-    images = AugmentedImages(training, config.model.input_size, (), background=as_colour(config.model.background))
+    images = AugmentedImages(training, config.model.input_size, (), decoded=decoded)
     batches = load_batches(images, in_order(min(len(training), UNFOLD_IMAGES), UNFOLD_BATCH), 0, pin=False)
     if measure_norms(model, (batch.images for batch in batches)):
         reporter.note("batch norms that were folded into these weights got the statistics of training images")
@@ -343,7 +367,7 @@ def _refuse_other_settings(folder: Path, options: RunOptions, config: Config) ->
     asked += [(f"--set {key}", key, value) for key, value in options.changes.items()]
     for option, key, value in asked:
         # A run may be prolonged, and it has replaced every `auto` by a number
-        free = option in ("--epochs", "--minutes") or key == "anchors.fit"
+        free = key in FREE_KEYS[2:] or option in ("--epochs", "--minutes") or key == "anchors.fit"
         free = free or (key in ("train.lr", "train.batch_size") and value == "auto")
         if value is not None and not free and config.updated({key: value}) != config:
             has: Any = functools.reduce(getattr, key.split("."), config)

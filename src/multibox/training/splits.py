@@ -11,15 +11,16 @@ from multibox.config import Config, DataConfig
 from multibox.data.augmentation import find_augmentation
 from multibox.data.checking import check_images, with_classes
 from multibox.data.choosing import choose_classes
+from multibox.data.decoded import DecodedImages
 from multibox.data.formats import Found, Joined, locate, open_dataset, split_for
 from multibox.data.formats.joining import join, set_labels
 from multibox.data.left_out import counted
-from multibox.data.loading import AugmentedImages, choose_workers, load_batches, use_processes
+from multibox.data.loading import AugmentedImages, choose_workers, load_batches, prepares_between, use_processes
 from multibox.data.pixels import as_colour
 from multibox.data.sampling import EpochBatches, repeat_factors
 from multibox.data.similar import Hashes, image_hashes, scene_groups
 from multibox.errors import DataError
-from multibox.structures import Dataset, Labels
+from multibox.structures import Dataset, Labels, Size
 from multibox.tensors import Batch
 from multibox.training.optimizer import known_batch_size
 from multibox.training.reporter import Reporter
@@ -171,19 +172,28 @@ def order_images(training: Dataset, config: Config) -> EpochBatches:
 
 
 def load_training(
-    training: Dataset, config: Config, batches: EpochBatches, device: str, reporter: Reporter
+    training: Dataset,
+    config: Config,
+    batches: EpochBatches,
+    device: str,
+    reporter: Reporter,
+    decoded: DecodedImages | None = None,
 ) -> Generator[Batch]:
-    """Yield `batches` of images, augmented and in memory from where `device` takes them."""
+    """Yield `batches` of images, augmented and in memory from where `device` takes them; `decoded` keeps them."""
     train = config.train
     red, green, blue = (round(value) for value in config.model.mean)
+    size = Size(*config.model.input_size)
     images = AugmentedImages(
         training,
-        config.model.input_size,
+        size,
         find_augmentation(train.augmentation),
         seed=train.seed,
         fill=(red, green, blue),
-        background=as_colour(config.model.background),
+        decoded=decoded or DecodedImages(training, size, background=as_colour(config.model.background)),
     )
     workers = choose_workers(train.workers, device)
     processes = use_processes(workers, device)
-    yield from load_batches(images, batches, workers, pin=device != "cpu", processes=processes, tell=reporter.note)
+    between = prepares_between(train.workers, device)
+    yield from load_batches(
+        images, batches, workers, pin=device != "cpu", processes=processes, between=between, tell=reporter.note
+    )

@@ -12,6 +12,7 @@ import torch
 from multibox import __version__
 from multibox.analysis.advice import nothing_matched, score_stays_low, what_would_help
 from multibox.config import Config
+from multibox.data.decoded import DecodedSplits
 from multibox.data.left_out import AUGMENTATION, sentences
 from multibox.errors import ConfigError
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
@@ -58,6 +59,7 @@ class Trainer:
         started: `time.monotonic()` when the command began; a timed run counts from there.
         hold: Keeps other processes out of the folder; let go when training ends.
         findings: What is strange about the training boxes; the reason given if nothing is learned.
+        decoded: The images of both splits, through a store that is closed when training ends; None decodes each time.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Trainer:
         started: float | None = None,
         hold: Hold | None = None,
         findings: Sequence[str] = (),
+        decoded: DecodedSplits | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -84,7 +87,10 @@ class Trainer:
         self.known = known
         self.reporter = reporter or Reporter()
         self.stepper = Stepper(model, config, device=device, precision=precision)
-        self.validation = Validation(validation, config, device) if validation is not None else None
+        self.decoded = decoded
+        self.validation: Validation | None = None
+        if validation is not None:
+            self.validation = Validation(validation, config, device, decoded and decoded.validation)
         self.training = training
         self.batches = order_images(training, config)
         self.steps_per_epoch = self.batches.steps_per_epoch
@@ -138,7 +144,10 @@ class Trainer:
         """
         plan = ThreadPlan(self.config.train.threads) if self.device == "cpu" else contextlib.nullcontext()
         # One loader for all epochs: it prepares images of the next one while this one is validated
-        images = contextlib.closing(load_training(self.training, self.config, self.batches, self.device, self.reporter))
+        decoded = self.decoded and self.decoded.training
+        images = contextlib.closing(
+            load_training(self.training, self.config, self.batches, self.device, self.reporter, decoded)
+        )
         with Interrupt() as interrupt, contextlib.closing(self.records), self._released(), plan as threads:
             self._begin()
             with images as batches:
@@ -355,5 +364,7 @@ class Trainer:
             yield
         finally:
             torch.backends.cudnn.benchmark = before
+            if self.decoded is not None:
+                self.decoded.close()
             if self.hold is not None:
                 self.hold.close()

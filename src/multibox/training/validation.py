@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from multibox.config import Config
-from multibox.data.loading import AugmentedImages, in_order, load_batches
+from multibox.data.decoded import DecodedImages
+from multibox.data.loading import AugmentedImages, choose_workers, in_order, load_batches, prepares_between
 from multibox.data.pixels import as_colour
 from multibox.evaluation.report import best_threshold
 from multibox.evaluation.voc_metrics import mean, precision_recall
@@ -13,7 +14,7 @@ from multibox.models.anchor_layout import anchors_for
 from multibox.models.prediction import quick_copy
 from multibox.models.ssd import SSD
 from multibox.postprocess import detect
-from multibox.structures import Dataset, Detections
+from multibox.structures import Dataset, Detections, Size
 from multibox.thresholds import DEFAULT_THRESHOLD
 from multibox.training.optimizer import known_batch_size
 from multibox.training.step import compute_loss
@@ -23,15 +24,22 @@ if TYPE_CHECKING:
 
 
 class Validation:
-    """A split held out of training, decoded once and scored as often as asked."""
+    """A split held out of training, decoded once and scored as often as asked.
 
-    def __init__(self, dataset: Dataset, config: Config, device: str) -> None:
+    Args:
+        dataset: the split.
+        config: of the run.
+        device: where to compute.
+        decoded: its images at the network's size, through a store; None decodes them in each validation.
+    """
+
+    def __init__(self, dataset: Dataset, config: Config, device: str, decoded: DecodedImages | None = None) -> None:
         self.dataset = dataset
         self.config = config
         self.device = device
-        self.images = AugmentedImages(
-            dataset, config.model.input_size, (), background=as_colour(config.model.background)
-        )
+        size = Size(*config.model.input_size)
+        anew = DecodedImages(dataset, size, exact=True, background=as_colour(config.model.background))
+        self.images = AugmentedImages(dataset, size, (), decoded=decoded or anew)
         self.per_class: dict[str, float | None] = {}
         """Average precision at IoU 0.5 of each class, of the weights scored last."""
         self.thresholds: tuple[float, ...] = ()
@@ -48,8 +56,10 @@ class Validation:
         class_names = self.dataset.class_names
         detections: list[Detections] = []
         losses: list[torch.Tensor] = []
+        asked = self.config.train.workers
+        workers, between = choose_workers(asked, self.device), prepares_between(asked, self.device)
         batches = in_order(len(self.dataset), known_batch_size(self.config.train))
-        for batch in load_batches(self.images, batches, 0, pin=False):
+        for batch in load_batches(self.images, batches, workers, pin=self.device != "cpu", between=between):
             outputs, _, parts = compute_loss(network, batch.to(self.device), self.config)
             losses.append(parts.total * len(batch.image_names))
             anchors = anchors_for(outputs, self.config)

@@ -1,0 +1,116 @@
+"""What a view shows of an image: one crop and resize, one change of colours, one flip.
+
+The resize is PyTorch's for bytes, which gives Pillow's pixels (a test holds both to one grey level) in a fifth of the
+time. It takes whole pixels, so windows are moved to whole pixels first (`snap`), and boxes follow the moved window.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional
+
+from multibox.data.augmentation_ops import View
+from multibox.structures import Boxes, Size
+
+Pixels = NDArray[np.uint8]
+_SAME = np.eye(3, 4)
+
+
+def snap(view: View, shape: Size) -> None:
+    """Move the window's edges inside the image to whole pixels of its decoded form, of `shape`, at least one wide."""
+    x1, y1, x2, y2 = view.window
+    if view.resample == Image.Resampling.BILINEAR:
+        x1, x2 = _snap(x1, x2, view.width, shape.width)
+        y1, y2 = _snap(y1, y2, view.height, shape.height)
+        view.window = (x1, y1, x2, y2)
+
+
+def _snap(low: float, high: float, length: int, pixels: int) -> tuple[float, float]:
+    if low >= length or high <= 0:
+        return low, high
+    scale = pixels / length
+    first = min(round(low * scale), pixels - 1)
+    last = max(round(high * scale), first + 1, 1)
+    return (low if low <= 0 else first / scale), (high if high >= length else last / scale)
+
+
+def render(pixels: Pixels, view: View, size: Size, fill: tuple[int, int, int]) -> Pixels:
+    """Return the pixels that the view shows, uint8 RGB [h, w, 3] of `size`, with `fill` beyond the image.
+
+    Args:
+        pixels: [H, W, 3], the whole image, perhaps shrunk; not changed. What is returned may be a part of it.
+        view: in pixels of the original image.
+        size: of what is returned.
+        fill: colour beyond the image, before the view's change of colours.
+    """
+    shown = _crop_and_resize(pixels, view, size, fill)
+    if not np.array_equal(view.colour, _SAME):
+        image = Image.fromarray(shown).convert("RGB", tuple(view.colour.ravel().tolist()))
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.mirror else image
+        return np.asarray(image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if view.upend else image)
+    flipped = [axis for axis, flip in ((1, view.mirror), (0, view.upend)) if flip]
+    # NumPy would copy a mirrored image byte by byte
+    return torch.as_tensor(shown).flip(flipped).numpy() if flipped else shown
+
+
+def project(view: View, boxes_xyxy: Boxes) -> Boxes:
+    """Return boxes as fractions 0 to 1 of the view, cut at its border; some may have lost their area."""
+    x1, y1, x2, y2 = view.window
+    size = np.array([x2 - x1, y2 - y1] * 2)
+    inside = np.clip((boxes_xyxy - (x1, y1, x1, y1)) / size, 0.0, 1.0)
+    if view.mirror:
+        inside[:, [0, 2]] = 1 - inside[:, [2, 0]]
+    if view.upend:
+        inside[:, [1, 3]] = 1 - inside[:, [3, 1]]
+    return inside
+
+
+def resize_pixels(pixels: Pixels, size: Size) -> Pixels:
+    """Resize to `size` as `images.resize_image` does: bilinear, half-pixel centres, antialiased when shrinking."""
+    if pixels.shape[:2] == size:
+        return pixels
+    image = torch.as_tensor(pixels).permute(2, 0, 1)[None]
+    resized = functional.interpolate(image, size, mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _crop_and_resize(pixels: Pixels, view: View, size: Size, fill: tuple[int, int, int]) -> Pixels:
+    x1, y1, x2, y2 = view.window
+    inner = (max(x1, 0.0), max(y1, 0.0), min(x2, float(view.width)), min(y2, float(view.height)))
+    height, width = size
+    # Patches of an expanded image may show almost nothing of it, which cannot be resized
+    if min(inner[2] - inner[0], inner[3] - inner[1]) < 0.01:
+        return np.full((height, width, 3), fill, np.uint8)
+    across, down = width / (x2 - x1), height / (y2 - y1)
+    # The part inside is pasted at whole pixels, so boxes are off by half a pixel at most
+    left, right = round((inner[0] - x1) * across), round((inner[2] - x1) * across)
+    top, bottom = round((inner[1] - y1) * down), round((inner[3] - y1) * down)
+    shape = Size(max(1, bottom - top), max(1, right - left))
+    shown = _resized_part(pixels, view, inner, shape)
+    if view.distortions:
+        # Caffe SSD distorts before the resize, at full size; after it this costs a fraction
+        image = Image.fromarray(shown)
+        for distort in view.distortions:
+            image = distort(image)
+        shown = np.array(image)
+    if shape == size:
+        return shown
+    canvas = np.empty((height, width, 3), np.uint8)
+    canvas[:] = np.full((width, 3), fill, np.uint8)
+    place = canvas[top : top + shape.height, left : left + shape.width]
+    place[:] = shown[: place.shape[0], : place.shape[1]]
+    return canvas
+
+
+def _resized_part(pixels: Pixels, view: View, inner: tuple[float, float, float, float], shape: Size) -> Pixels:
+    """Return the part `inner` of the image, in pixels of the original, at `shape`."""
+    down, across = pixels.shape[0] / view.height, pixels.shape[1] / view.width
+    x1, y1, x2, y2 = inner[0] * across, inner[1] * down, inner[2] * across, inner[3] * down
+    if view.resample == Image.Resampling.BILINEAR:
+        # Whole pixels already, but for rounding
+        left, top = min(round(x1), pixels.shape[1] - 1), min(round(y1), pixels.shape[0] - 1)
+        part = pixels[top : max(round(y2), top + 1), left : max(round(x2), left + 1)]
+        return resize_pixels(part, shape)
+    box = (x1, y1, min(x2, pixels.shape[1]), min(y2, pixels.shape[0]))
+    return np.array(Image.fromarray(pixels).resize((shape.width, shape.height), view.resample, box=box))
