@@ -17,8 +17,8 @@ from multibox.config import Config, read_toml, with_one_length
 from multibox.data.augmentation import find_augmentation
 from multibox.data.checking import fingerprint
 from multibox.data.choosing import parse_merges
-from multibox.data.formats import check_format
 from multibox.data.decoded import DecodedImages, DecodedSplits, decode_once
+from multibox.data.formats import check_format
 from multibox.data.formats.text import OnBad
 from multibox.data.left_out import sentences, training_counts
 from multibox.data.loading import AugmentedImages, in_order, load_batches
