@@ -133,7 +133,7 @@ def test_labels_made_at_another_size_are_found(sets, tmp_path, format, factor):
     assert "scale-mismatch" in kinds(folder)
 
 
-@pytest.mark.parametrize("format", ["csv", "coco"])
+@pytest.mark.parametrize("format", ALL)
 def test_corners_that_count_from_one_are_noted(sets, tmp_path, format):
     objects = sets.clean()
     for name in ("image01", "image03", "image05"):
@@ -143,6 +143,8 @@ def test_corners_that_count_from_one_are_noted(sets, tmp_path, format):
     objects = {name: [(label, near(box)) for label, box in rows] for name, rows in objects.items()}
     folder = sets.write(tmp_path / "one", format, sets.in_format(objects, format))
     assert kinds(folder) == {"one-based-boxes"}
+    (found,) = (one for one in diagnose(folder, fast=True).findings if one.kind == "one-based-boxes")
+    assert found.severity == ("note" if format == "voc" else "warning")
 
 
 @st.composite

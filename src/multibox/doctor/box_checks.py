@@ -25,6 +25,9 @@ INSIDE = 0.97
 NESTED, NESTED_MAYBE = 0.7, 0.5
 """Overlap from which a box inside another of its class is a second label, or may be: a warning, and a note."""
 
+_AT_THE_EDGE = 3
+"""Images with a corner at 1 that are needed to say that corners count from 1."""
+
 
 class Pair(NamedTuple):
     """Two boxes of one image that seem to be one object."""
@@ -171,20 +174,22 @@ def overlapping(boxes_xyxy: Boxes, owners: Labels) -> tuple[Labels, Labels]:
 def _one_based(survey: Survey, reading: Reading) -> Iterator[Finding]:
     """Yield a finding if the corners of the split seem to count from 1.
 
-    Objects cut by the left or upper edge pile up at the lowest coordinate, which is then 1 and never 0.
+    Objects cut by the left or upper edge pile up at the lowest coordinate, which is then 1 and never 0. VOC's own do.
     """
-    if survey.raw.fractions or len(survey.boxes_xyxy) < 10:
+    rows = survey.finite & ~survey.raw.outline & np.isfinite(survey.box_wh).all(axis=1)
+    boxes, whole = reading.boxes_xyxy[rows], np.rint(reading.boxes_xyxy[rows])
+    # Fractions have six digits
+    if len(boxes) < 10 or (np.abs(boxes - whole) > 0.001 + 2e-6 * survey.box_wh[rows].max(axis=1)[:, None]).any():
         return
-    boxes = reading.boxes_xyxy[survey.finite & ~survey.raw.outline]
-    if not len(boxes) or (boxes != np.rint(boxes)).any():
-        return
-    low: NDArray[np.float64] = boxes[:, :2]
+    low: NDArray[np.float64] = whole[:, :2]
+    at_one = (low == 1).any(axis=1)
     ones, twos = int((low == 1).sum()), int((low == 2).sum())
-    if (low < 1).any() or ones < 2 or ones <= twos:
+    if (low < 1).any() or len(np.unique(survey.raw.owners[rows][at_one])) < _AT_THE_EDGE or ones <= 2 * twos:
         return
     usual = " as VOC's own do" if survey.raw.format == "voc" else ""
     what = f"corners count from 1{usual}: none of {low.size} left and upper edges is at 0, {ones} are at 1"
-    yield finding("one-based-boxes", survey.raw.sources[0].parent, what, f"split {survey.raw.split}")
+    place, severity = survey.raw.sources[0].parent, "note" if usual else None
+    yield finding("one-based-boxes", place, what, f"split {survey.raw.split}", severity=severity)
 
 
 def _outlines(survey: Survey) -> Iterator[Finding]:

@@ -160,7 +160,7 @@ KINDS: dict[str, Kind] = {
         "error", _WRONG_PLACE, "Scale the boxes to the size that the images have now.", "left to you"
     ),
     "one-based-boxes": Kind(
-        "note",
+        "warning",
         "Corners that count from 1 shift each box by up to one pixel.",
         "Nothing for VOC; else subtract 1 from the upper left corner.",
         "left to you",

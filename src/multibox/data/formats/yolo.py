@@ -186,7 +186,7 @@ def _numbers_in(tokens: list[str], where: str) -> tuple[int, list[float]]:
     except ValueError:
         raise DataError(
             f"{where}: expected a class number and fractions, got {' '.join(tokens)[:60]!r}; {ADVICE}",
-            kind="not-a-number",
+            kind="not-a-number" if any(map(str.isdigit, "".join(tokens))) else "unreadable-label",
         ) from None
     return int(values[0]), values[1:]
 
