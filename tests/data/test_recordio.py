@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from multibox.data.formats import find_splits, open_dataset
+from multibox.data.formats import find_splits, open_dataset, read_raw
 from multibox.data.images import image_bytes
 from multibox.data.records import ImageRecord, read_record, scan, write_record
 from multibox.errors import DataError, ImageError
@@ -154,3 +154,34 @@ def test_a_magic_number_inside_splits_the_record_as_dmlc_does(tmp_path: Path) ->
     head = 24 + 4 + 4  # header, one float, "abcd"
     assert struct.unpack_from("<II", data) == (0xCED7230A, 1 << 29 | head)
     assert struct.unpack_from("<II", data, 8 + head) == (0xCED7230A, 3 << 29 | 3) and data[16 + head :] == b"xyz\0"
+
+
+def test_one_damaged_record_or_line_leaves_the_others(pikachu: Path, image: Callable[..., Path]) -> None:
+    path = pikachu / "train.rec"
+    path.write_bytes(b"xx" + path.read_bytes()[2:])
+    with pytest.raises(DataError, match=r"train\.idx does not fit"):
+        open_dataset(pikachu, "train")
+    held = open_dataset(pikachu, "train", on_bad="skip")
+    assert held.image_names == ["4"] and held.left_out == {"broken_file": 1}
+    whole = (pikachu / "val.rec").read_bytes()
+    (pikachu / "val.rec").write_bytes(whole[:-50])  # without .idx nothing is found behind the damage
+    assert open_dataset(pikachu, "val", on_bad="skip").image_names == ["4"]
+    lines = ["0\t2\t5\t1\t0.1\t0.2\t0.5\t0.6\tC:\\set\\a.png", "whatever", "1\t2\t5\t1\t0\t0\t1\t1\tzz.png"]
+    for split in ("train", "test"):
+        image(pikachu / "lists" / "images" / split / "a.png")
+    (pikachu / "lists" / "train.lst").write_text("\n".join(lines))
+    held = open_dataset(pikachu / "lists", on_bad="skip")
+    assert held.paths == [pikachu / "lists/images/train/a.png"] and held.boxes_xyxy.tolist() == [[10, 10, 50, 30]]
+    assert held.left_out == {"broken_file": 1, "missing_image": 1}
+    kinds = [one.kind for one in read_raw(pikachu / "lists", "train").problems]
+    assert kinds == ["", "list-names-missing-file"]
+
+
+def test_raw_values_are_kept_as_written(pikachu: Path) -> None:
+    nan = float("nan")
+    label = [2, 5, 0, 10, 20, 30, 40, nan, 0.1, 0.1, 0.3, 0.3, 0, nan, 0.1, 0.3, 0.3, 0, 0.1, 0.1, 0.5, 0.5]
+    (pikachu / "val.rec").write_bytes(by_hand(label, encoded((100, 50))))
+    assert open_dataset(pikachu, "val", on_bad="skip").boxes_xyxy.tolist() == [[10, 5, 50, 25]]
+    raw = read_raw(pikachu, "val")
+    assert raw.lines.tolist() == [1, 3, 4] and raw.boxes_xyxy[0].tolist() == [1000, 1000, 3000, 2000]
+    assert [one.kind for one in raw.problems] == ["not-a-number"] and raw.problems[0].source == pikachu / "val.rec"

@@ -1,6 +1,7 @@
 """MXNet RecordIO detection sets (.rec with .idx, such as the Pikachu files), and im2rec's .lst with images beside."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.data.formats.finder import Fractions, ImageFinder, target_names
+from multibox.data.formats.finder import Fractions, ImageFinder, folders_of_split, target_names
 from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
     ADVICE,
@@ -68,7 +69,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     index = IndexBuilder(root, "recordio", split, options, shared=True, fractions=True)
     index.source = file
     names, names_file = _class_names(root)
-    images = _from_records(index, file) if file.suffix.lower() == ".rec" else _from_list(index, file)
+    images = _from_records(index, file) if file.suffix.lower() == ".rec" else _from_list(index, file, split)
     highest = -1
     for image, objects, where in images:
         _add_boxes(index, image, objects, None if names is None else len(names), names_file, where)
@@ -84,7 +85,7 @@ def _from_records(index: IndexBuilder, file: Path) -> Iterator[tuple[int, _Objec
     """Add the images of a .rec file; yield each one's row, its objects and where it is."""
     called = _names_in_list(file.with_suffix(".lst"))
     seen: set[str] = set()
-    for number, (offset, record) in enumerate(_records(file)):
+    for number, (offset, record) in enumerate(_records(file, index)):
         name = safe_name(called.get(record.key, "")) or str(record.key)
         # Some writers give every record the key 0.
         name = name if name not in seen else f"record{number}"
@@ -96,11 +97,12 @@ def _from_records(index: IndexBuilder, file: Path) -> Iterator[tuple[int, _Objec
             yield image, objects, where
 
 
-def _from_list(index: IndexBuilder, file: Path) -> Iterator[tuple[int, _Objects, str]]:
+def _from_list(index: IndexBuilder, file: Path, split: str) -> Iterator[tuple[int, _Objects, str]]:
     """Add the images of a .lst file, as `_from_records` does."""
-    finder = ImageFinder(index.root, [file.parent])
-    for listed in _read_list(file):
-        found = index.find_image(finder, listed.image, str(file))
+    finder = ImageFinder(index.root, [file.parent, *folders_of_split([index.root], split)], split)
+    for listed in _read_list(file, index):
+        found = finder.find(listed.image)
+        found = index.check_found(found, finder, listed.image, str(file), listed.image, "list-names-missing-file")
         if found is None:
             continue
         where, name = f"{file}: image {listed.image}", safe_name(listed.image)
@@ -122,7 +124,7 @@ def _add_image(
     """Return the row of an image, None if it is skipped, and its objects."""
     objects, size = None, None
     with index.skipping(BROKEN_FILE, subject):
-        objects = _objects(label, where, any_size=index.options.raw is not None)
+        objects = _objects(label, where)
     if objects is None:
         return None, _NONE
     with index.skipping(UNREADABLE_IMAGE, subject):
@@ -137,9 +139,15 @@ def _add_boxes(
     assert size is not None
     boxes = _in_pixels(objects[:, 1:5], size)
     difficult = objects[:, 5] > 0 if objects.shape[1] > 5 else np.zeros(len(objects), np.bool_)
-    rows = zip(objects[:, 0].tolist(), boxes.tolist(), difficult.tolist(), strict=True)
-    for number, (label, box, flag) in enumerate(rows, start=1):
+    worst: list[float] = np.abs(np.nan_to_num(objects[:, 1:5], posinf=0, neginf=0)).max(axis=1, initial=0).tolist()
+    rows = zip(objects[:, 0].tolist(), boxes.tolist(), difficult.tolist(), worst, strict=True)
+    for number, (label, box, flag, far) in enumerate(rows, start=1):
         with index.skipping(BROKEN_BOX, where):
+            if not math.isfinite(label):
+                raise DataError(f"{where}, object {number}: its class is not a number; {ADVICE}", kind="not-a-number")
+            if far > 1 + _SLACK and index.options.raw is None:
+                expected = "expected corners as fractions of the image from 0 to 1"
+                raise DataError(f"{where}, object {number}: {expected}, got {far:g}; {ADVICE}", kind="pixel-boxes")
             if label != int(label) or (classes is not None and label >= classes):
                 known = f"among the {classes} classes of {names_file}" if classes is not None else "a whole number"
                 raise DataError(
@@ -148,7 +156,7 @@ def _add_boxes(
             index.add_box(image, box, int(label), difficult=flag, line=number)
 
 
-def _objects(label: NDArray[np.float32], where: str, *, any_size: bool = False) -> _Objects:
+def _objects(label: NDArray[np.float32], where: str) -> _Objects:
     """Return [objects, width] of a label [header width, object width, more header ..., class, x1, y1, x2, y2, ...]."""
     header, width = (int(label[0]), int(label[1])) if len(label) >= 2 and np.isfinite(label[:2]).all() else (0, 0)
     if header < 2 or width < 5 or len(label) < header or (len(label) - header) % width:
@@ -157,17 +165,7 @@ def _objects(label: NDArray[np.float32], where: str, *, any_size: bool = False) 
             f"got {len(label)} numbers; make the file with im2rec --pack-label"
         )
     rows = label[header:].reshape(-1, width)
-    rows = rows[~(rows[:, 0] < 0)]  # -1 fills up
-    corners = rows[:, 1:5][np.isfinite(rows[:, 1:5])]
-    if not np.isfinite(rows[:, 0]).all():
-        raise DataError(f"{where}: a class is not a number; {ADVICE}")
-    if not any_size and len(corners) and (np.abs(corners) > 1 + _SLACK).any():
-        worst = float(np.abs(corners).max())
-        raise DataError(
-            f"{where}: expected corners as fractions of the image from 0 to 1, got {worst:g}; {ADVICE}",
-            kind="pixel-boxes",
-        )
-    return rows
+    return rows[~(rows[:, 0] < 0)]  # -1 fills up
 
 
 def _in_pixels(fractions: NDArray[np.float32], size: Size) -> NDArray[np.float64]:
@@ -180,60 +178,70 @@ def _in_pixels(fractions: NDArray[np.float32], size: Size) -> NDArray[np.float64
     return pixels
 
 
-def _records(file: Path) -> Iterator[tuple[int, ImageRecord]]:
-    index = file.with_suffix(".idx")
-    if not index.is_file():
-        yield from scan(file)
+def _records(file: Path, index: IndexBuilder) -> Iterator[tuple[int, ImageRecord]]:
+    """Yield the records with their positions; one that is damaged is skipped if an .idx tells where the next begins."""
+    positions = file.with_suffix(".idx")
+    if not positions.is_file():
+        with index.skipping(BROKEN_FILE, file.name):
+            yield from scan(file)
         return
-    for number, line in enumerate(read_lines(index), start=1):
-        try:
-            offset = int(line.split()[1])
-            record = read_record(file, offset)
-        except (ValueError, IndexError):
-            raise DataError(
-                f"{index}, line {number}: expected a key and a position, got {line!r}; delete the .idx"
-            ) from None
-        except DataError as error:
-            raise DataError(
-                f"{index} does not fit {file} ({error}); delete the .idx to have the file searched"
-            ) from None
-        yield offset, record
+    for number, line in enumerate(read_lines(positions), start=1):
+        with index.skipping(BROKEN_FILE, f"{positions.name}, line {number}"):
+            yield _record_at(file, positions, number, line)
 
 
-def _read_list(file: Path) -> Iterator[_Listed]:
-    for number, line in enumerate(read_lines(file), start=1):
+def _record_at(file: Path, positions: Path, number: int, line: str) -> tuple[int, ImageRecord]:
+    try:
+        offset = int(line.split()[1])
+        return offset, read_record(file, offset)
+    except (ValueError, IndexError, OverflowError):
+        raise DataError(
+            f"{positions}, line {number}: expected a key and a position, got {line[:60]!r}; delete the .idx"
+        ) from None
+    except DataError as error:
+        raise DataError(
+            f"{positions} does not fit {file} ({error}); delete the .idx to have the file searched"
+        ) from None
+
+
+def _read_list(file: Path, index: IndexBuilder) -> Iterator[_Listed]:
+    for number, line in enumerate(read_lines(file, index.tell_encoding), start=1):
         cells = line.split("\t")
-        try:
-            yield _Listed(
-                int(float(cells[0])), np.array([float(cell) for cell in cells[1:-1]], "<f4"), cells[-1].strip()
-            )
-        except (ValueError, IndexError, OverflowError):
-            expected = "expected a number, the label and an image, with tabs between"
-            raise DataError(f"{file}, line {number}: {expected}, got {line[:60]!r}; make it with im2rec") from None
+        with index.skipping(BROKEN_FILE, f"line {number}"):
+            try:
+                numbers = np.array([float(cell) for cell in cells[1:-1]], "<f4")
+                listed = _Listed(int(float(cells[0])), numbers, cells[-1].strip())
+            except (ValueError, IndexError, OverflowError):
+                expected = "expected a number, the label and an image, with tabs between"
+                raise DataError(f"{file}, line {number}: {expected}, got {line[:60]!r}; make it with im2rec") from None
+            yield listed
 
 
 def _names_in_list(file: Path) -> dict[int, str]:
-    try:
-        return {row.key: row.image for row in _read_list(file)} if file.is_file() else {}
-    except DataError:
-        return {}  # it only gives names to what the .rec holds
+    # It only gives names to what the .rec holds, so nothing depends on its broken lines.
+    return {row.key: row.image for row in _read_list(file, _quiet(file))} if file.is_file() else {}
+
+
+def _quiet(file: Path) -> IndexBuilder:
+    """Return an index for a file that is only looked at: opening its split says what is wrong with it."""
+    return IndexBuilder(file.parent, "recordio", "", ReadOptions(on_bad="skip"), shared=True)
 
 
 def _highest_class(file: Path) -> int:
     if file.suffix.lower() == ".rec":
-        labels = (record.label for _, record in _records(file))
+        labels = (record.label for _, record in _records(file, _quiet(file)))
     else:
-        labels = (listed.label for listed in _read_list(file))
+        labels = (listed.label for listed in _read_list(file, _quiet(file)))
     highest = -1
     for label in labels:
-        # Opening that split says what is wrong with it
         with contextlib.suppress(DataError):
             highest = max(highest, _highest(_objects(label, str(file))))
     return highest
 
 
 def _highest(objects: _Objects) -> int:
-    return int(objects[:, 0].max(initial=-1))
+    finite = objects[np.isfinite(objects[:, 0]), 0]
+    return int(finite.max(initial=-1))
 
 
 def _class_names(root: Path) -> tuple[list[str] | None, Path | None]:
