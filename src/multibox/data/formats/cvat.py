@@ -115,7 +115,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
 
 def _declare(tree: Any, labels: dict[str, int]) -> None:
     """Put the names of a file's labels behind those that are known, and then those that only its shapes use."""
-    for label in tree.iterfind("./meta//label"):
+    for label in tree.iterfind("./meta//labels/label"):
         name = (label.findtext("name") or "").strip()
         # A skeleton's points are labels with a parent
         if name and not (label.findtext("parent") or "").strip():
@@ -151,8 +151,8 @@ def _add_frames(
     index: IndexBuilder, tree: Any, file: Path, finder: ImageFinder, subset: str | None, labels: Mapping[str, int]
 ) -> None:
     """Add the frames of a video's tracks; frames whose image is there and that no box is in are background."""
-    tracks = tree.findall("track")
-    if not tracks or (subset is not None and _subset_of(tree, tree) != subset):
+    tracks = [track for track in tree.iterfind("track") if subset is None or _subset_of(track, tree) == subset]
+    if not tracks:
         return
     size = _size(tree.findtext("./meta//original_size/height"), tree.findtext("./meta//original_size/width"))
     frames = _Frames(finder, index.root)
@@ -278,14 +278,14 @@ def _size(height: str | None, width: str | None) -> Size | None:
     return size if min(size) > 0 else None
 
 
-def _subset_of(image: Any, tree: Any) -> str:
-    own = (image.get("subset") or "").strip()
+def _subset_of(thing: Any, tree: Any) -> str:
+    own = (thing.get("subset") or "").strip()
     return own or (tree.findtext("./meta/task/subset") or "").strip() or _NO_SUBSET
 
 
 def _subsets(tree: Any) -> list[str]:
-    """Return the subsets of a file's images, or of its video."""
-    return [_subset_of(image, tree) for image in tree.iterfind("image")] or [_subset_of(tree, tree)]
+    """Return the subset of each image and track of a file."""
+    return [_subset_of(thing, tree) for thing in (*tree.iterfind("image"), *tree.iterfind("track"))]
 
 
 def _parsed(file: Path) -> Any:
@@ -317,7 +317,9 @@ def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[st
     for name in next(iter(splits.values())).class_names:
         marks = "".join(f"<attribute><name>{mark}</name>{_CHECKBOX}</attribute>" for mark in ("difficult", "is_crowd"))
         lines.append(f"        <label><name>{escape(name)}</name><attributes>{marks}</attributes></label>")
-    lines += ["      </labels>", "    </project>", "  </meta>"]
+    lines += ["      </labels>", "      <tasks>"]
+    lines += [f"        <task><name>{name}</name><subset>{name}</subset></task>" for name in map(escape, splits)]
+    lines += ["      </tasks>", "    </project>", "  </meta>"]
     number = 0
     for split, dataset in splits.items():
         for name, sample in zip(target_names(dataset), dataset, strict=True):
