@@ -202,3 +202,10 @@ def test_a_broken_task(tmp_path: Path, image: AnyImage) -> None:
     with pytest.raises(DataError, match=r"x\.json, task 2: expected an object"):
         open_dataset(tmp_path)
     assert open_dataset(tmp_path, on_bad="skip").left_out == {"broken_file": 1}
+
+
+def test_predictions_alone_are_no_labels(tmp_path: Path, image: AnyImage) -> None:
+    image(tmp_path / "a.jpg")
+    studio(tmp_path / "x.json", task("a.jpg", annotations=[], predictions=[{"result": [region(rect())]}]))
+    with pytest.raises(DataError, match=r"x\.json: none of the 1 tasks has a finished annotation, and predictions"):
+        open_dataset(tmp_path)

@@ -280,7 +280,9 @@ def _size(height: str | None, width: str | None) -> Size | None:
 
 def _subset_of(thing: Any, tree: Any) -> str:
     own = (thing.get("subset") or "").strip()
-    return own or (tree.findtext("./meta/task/subset") or "").strip() or _NO_SUBSET
+    return (
+        own or (tree.findtext("./meta/task/subset") or tree.findtext("./meta/job/subset") or "").strip() or _NO_SUBSET
+    )
 
 
 def _subsets(tree: Any) -> list[str]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -34,6 +35,9 @@ _TOKEN = re.compile(r'"((?:[^"\\]|\\.)*+)(?:"\s*(:)?|\\?\Z)|[{}\[\]]', re.DOTALL
 _ENCODING = re.compile(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9._-]+)")
 _DECLARATION = re.compile(r"^\s*<\?xml.*?\?>", re.DOTALL)
 _SEVERAL_BYTES = ("gb", "big5", "shift_jis", "shift-jis", "sjis", "cp932", "euc", "x-euc")
+_LIST_ENDS = frozenset({"data", "annotation_id"})
+_OBJECT_ENDS = frozenset({"images", "categories", "shapes", "imagePath", "imageData"})
+"""Keys that tell the tool by themselves."""
 _IMAGE_KEYS = {"image", "imagefilename", "image_filename", "filename"}
 _REGION = re.compile(r'"(rectanglelabels|polygonlabels|brushlabels|ellipselabels|original_width)"\s*:')
 
@@ -52,21 +56,30 @@ def start_of(path: Path, count: int = _HEAD) -> str:
 
 def json_kind(path: Path) -> JsonKind:
     """Return which tool wrote a JSON file, by the keys at its beginning; "" if none that is known."""
-    head = start_of(path)
-    keys = _first_keys(head)
+    try:
+        state = path.stat()
+    except OSError:
+        return ""
+    return _kind_of(str(path), state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _kind_of(path: str, size: int, changed: int) -> JsonKind:
+    # Several recognisers ask this about each JSON file of a folder, of which there is one per image with some tools
+    head = start_of(Path(path))
     if head.startswith("["):
+        keys = _first_keys(head, _LIST_ENDS)
         if "data" in keys or "annotation_id" in keys or _REGION.search(head):
             return "labelstudio"
         return "createml" if keys & _IMAGE_KEYS and keys & {"annotations", "annotation"} else ""
-    if not head.startswith("{"):
-        return ""
+    keys = _first_keys(head, _OBJECT_ENDS) if head.startswith("{") else set[str]()
     if keys & {"images", "categories"} or ("annotations" in keys and "shapes" not in keys):
         return "coco"
     return "labelme" if keys & {"shapes", "imagePath", "imageData"} else ""
 
 
-def _first_keys(head: str) -> set[str]:
-    """Return the keys of the outermost object, or of the first object in the outermost list, as far as they show."""
+def _first_keys(head: str, enough: frozenset[str]) -> set[str]:
+    """Return the keys of the outermost object, or of the first object in the outermost list, up to one of `enough`."""
     keys: set[str] = set()
     wanted, depth = (2 if head.startswith("[") else 1), 0
     for token in _TOKEN.finditer(head):
@@ -74,6 +87,8 @@ def _first_keys(head: str) -> set[str]:
         if text == '"':
             if token[2] and depth == wanted:
                 keys.add(token[1])
+                if token[1] in enough:
+                    break
         elif text in "{[":
             depth += 1
         else:

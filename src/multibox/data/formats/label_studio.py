@@ -100,14 +100,21 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     finder = ImageFinder(root, _image_folders(source, root, split), split)
     doubts = _Doubts()
     labels: dict[str, int] = {}
+    count = 0
     for file in source.files:
         index.source = file
         for place, thing in enumerate(_tasks(file, index.tell_encoding), start=1):
+            count += 1
             with index.skipping(BROKEN_FILE, f"task {place}"):
                 task = _read_task(thing, f"{file}, task {place}", doubts)
                 if task is not None:
                     _add(index, finder, task, file, labels, doubts)
     index.notes += doubts.notes()
+    if doubts.not_labelled and doubts.not_labelled == count:
+        raise DataError(
+            f"{', '.join(map(str, source.files[:3]))}: none of the {doubts.not_labelled} tasks has a finished "
+            "annotation, and predictions are no labels; accept or draw them in Label Studio and export again"
+        )
     declared = list(labels)
     others = {file for one in splits.values() for file in one.files} - set(source.files)
     used = set(declared) | {name for file in others for name in _labels_in(file)}

@@ -28,6 +28,7 @@ from multibox.data.formats.text import (
     ReadOptions,
     is_list,
     is_mapping,
+    is_yes,
     read_lines,
     safe_name,
     stem_of,
@@ -212,8 +213,8 @@ def _read_shape(thing: Any, where: str, place: int) -> _Shape | None:
         ) from None
     raw_flags = thing.get("flags")
     flags: dict[str, Any] = raw_flags if is_mapping(raw_flags) else {}
-    difficult = thing.get("difficult") is True or flags.get("difficult") is True
-    return _Shape(label, box, kind != "rectangle", difficult, flags.get("crowd") is True, place)
+    difficult = any(is_yes(str(held.get("difficult"))) for held in (thing, flags))
+    return _Shape(label, box, kind != "rectangle", difficult, is_yes(str(flags.get("crowd"))), place)
 
 
 def _circled(points: list[tuple[float, float]]) -> tuple[float, float, float, float]:
