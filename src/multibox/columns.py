@@ -7,6 +7,7 @@ worker processes of a run share one copy in the system's file cache.
 import mmap
 import os
 import weakref
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ Bytes = NDArray[np.uint8]
 
 _BLOCK = 1 << 16
 """Rows handled at once, so that working memory stays small."""
+_START = 4096
+"""Bytes by which a mapped file is known again; a column file has the checksum of its header there."""
 _ENCODING = ("utf-8", "surrogatepass")
 """Any text of Python and back, file names that are no UTF-8 included."""
 
@@ -83,6 +86,11 @@ class Texts(Sequence[str]):
 
     def __setstate__(self, state: tuple[Any, Any]) -> None:
         self.blob, self.starts = local(state[0]), local(state[1])
+
+    def arrays(self) -> tuple[Bytes, Integers]:
+        """Return blob and starts without what other rows left in the blob."""
+        first, last = int(self.starts[0]), int(self.starts[-1])
+        return (self.blob[first:last], self.starts - first) if first else (self.blob[:last], self.starts)
 
     def take(self, rows: Integers) -> "Texts":
         """Return the texts of these rows, in this order."""
@@ -191,7 +199,10 @@ class GrowingPaths:
 
     def append(self, path: Path) -> None:
         """Add a path at the end."""
-        folder, name = os.path.split(path)
+        self.append_text(*os.path.split(path))
+
+    def append_text(self, folder: str, name: str) -> None:
+        """Add a path at the end, given as its folder and the name in it."""
         if folder not in self._folders:
             self._folders[folder] = len(self._table)
             self._table.append(folder)
@@ -261,7 +272,7 @@ class MappedFile(mmap.mmap):
 
     path: str
     stamp: tuple[int, int]
-    """Its size and time, which tell whether another process sees the same file."""
+    """Its size and the CRC-32 of its start, which tell whether another process sees the same file."""
 
 
 class Segment(NamedTuple):
@@ -285,9 +296,8 @@ def map_file(path: str | Path) -> MappedFile:
         ValueError: it is empty.
     """
     with open(path, "rb") as file:  # noqa: PTH123 (also takes text)
-        status = os.fstat(file.fileno())
         mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
-    mapped.path, mapped.stamp = os.path.abspath(path), (status.st_size, status.st_mtime_ns)  # noqa: PTH100
+        mapped.path, mapped.stamp = os.path.abspath(path), (len(mapped), zlib.crc32(file.read(_START)))  # noqa: PTH100
     return mapped
 
 

@@ -2,13 +2,14 @@
 
 import shlex
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from multibox.errors import MultiboxError
 from multibox.tensors import LossParts
@@ -51,6 +52,14 @@ class BarReporter(Reporter):
         """Print the metrics of an epoch."""
         super().row(trainer, row)
         self._update(trainer)
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Generator[Callable[[int], None], None, None]:
+        """Show a bar that vanishes at the end."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.bar.console, transient=True, refresh_per_second=2) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda more: bar.advance(task, more)
 
     def waiting(self, what: str) -> None:
         """Show in the bar what takes a while."""

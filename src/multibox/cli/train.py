@@ -135,18 +135,20 @@ def _unseen_split(trainer: "Trainer") -> str | None:
     """Return a split without any training image: val, else test, else another."""
     from multibox.data.formats import locate, open_dataset
     from multibox.errors import DataError
+    from multibox.training.run import cache_folder
 
     data = trainer.config.data
     format = None if data.format == "auto" else data.format
+    cache = cache_folder(trainer.config, trainer.folder)
     learned = _image_places(trainer.training)
     found = locate(data.path, format)
     splits = found.splits()
     for split in sorted(splits, key=lambda name: (name != "val", name != "test", splits.index(name))):
         try:
-            names = _image_places(open_dataset(found, split, on_bad="skip"))
+            places = _image_places(open_dataset(found, split, on_bad=data.on_bad, cache=cache))
         except DataError:
             continue
-        if learned.isdisjoint(names):
+        if learned.isdisjoint(places):
             return split
     return None
 

@@ -11,6 +11,7 @@ from multibox.config import SIGMOID_LOSSES, LossConfig, MatchingConfig
 from multibox.errors import ConfigError, did_you_mean
 from multibox.experiments.seeds import METRICS, Run, Spread, Train, repeat, spread
 from multibox.files import write_text_whole
+from multibox.training.folder import CACHE
 from multibox.training.reporter import Reporter, csv_text
 from multibox.training.run import Data, RunOptions, resolve_options
 
@@ -144,6 +145,7 @@ def ablate(
     out = options.out
     if out is None:
         raise ConfigError("--ablate needs --out, the folder for all runs; the same command then goes on with it")
+    options = dataclasses.replace(options, cache=options.cache or out.parent / CACHE)
     results: list[CellRuns] = []
     for number, cell in enumerate(cells, start=1):
         reporter.note(f"combination {number} of {len(cells)}: {cell.name}")

@@ -14,7 +14,7 @@ from multibox.errors import ConfigError, MultiboxError
 from multibox.evaluation.report import evaluate
 from multibox.files import write_text_whole
 from multibox.inference.detector import find_all, open_checkpoint
-from multibox.training.folder import STATE
+from multibox.training.folder import CACHE, STATE
 from multibox.training.reporter import Reporter, csv_text
 from multibox.training.run import Data, RunOptions, in_a_list, resolve_options
 from multibox.training.trainer import Trainer
@@ -129,13 +129,14 @@ def _checked(data: Data, options: RunOptions) -> tuple[Path, RunOptions]:
     if "train.seed" in options.changes:
         raise ConfigError("several runs count train.seed up from 0; leave --set train.seed away")
     config, _ = resolve_options(data, options)
-    return options.out, dataclasses.replace(options, preset=config.preset, recipe=config.recipe)
+    cache = options.cache or options.out.parent / CACHE
+    return options.out, dataclasses.replace(options, preset=config.preset, recipe=config.recipe, cache=cache)
 
 
 def _remember(out: Path, data: Data, options: RunOptions) -> None:
     """Write down what the runs of this folder are, or refuse to mix them with others."""
     names = [field.name for field in dataclasses.fields(options)]
-    names = [name for name in names if name not in ("out", "resume", "device", "on_bad", "started")]
+    names = [name for name in names if name not in ("out", "resume", "device", "on_bad", "started", "cache")]
     paths = [path.resolve() for path in in_a_list(data)]
     asked = {"data": paths[0] if len(paths) == 1 else paths, **{name: getattr(options, name) for name in names}}
     asked = json.loads(json.dumps(asked, default=str))
@@ -163,7 +164,7 @@ def _forget(out: Path) -> None:
 def _run(data: Data, options: RunOptions, folder: Path, seed: int, train: Train) -> Run:
     """Begin one run, or go on with it where it has a state, and write down its result."""
     if (folder / STATE).is_file():
-        options = RunOptions(resume=folder, device=options.device)
+        options = RunOptions(resume=folder, device=options.device, cache=options.cache)
     else:
         options = dataclasses.replace(options, out=folder, changes={**options.changes, "train.seed": seed})
     try:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from multibox.config import Config
-from multibox.errors import ConfigError, WeightsError
+from multibox.errors import ConfigError, MultiboxError, WeightsError
 from multibox.files import write_bytes_whole
 from multibox.training.step import Stepper
 
@@ -26,6 +26,10 @@ WEIGHTS = ("best.safetensors", "last.safetensors")
 OWN = (CONFIG, "state", LOCK, "metrics.csv", "images")
 """What a run leaves beside weights and TensorBoard's events."""
 EVENTS = "events.out.tfevents"
+CACHE = ".cache"
+"""Folder beside run folders for what is remembered of their data."""
+CHEAP_BYTES = 1 << 24
+"""A cache of less is made anew in seconds; it goes with the run that was refused."""
 SCRATCH = ".*.part"
 """Files that were being written when the process was killed."""
 
@@ -125,6 +129,18 @@ def new_folder(out: Path | None, preset: str) -> Generator[tuple[Path, "Hold"]]:
             # Each is removed only if it is empty: the deepest one goes first
             for path in made:
                 path.rmdir()
+        raise
+
+
+@contextmanager
+def fresh_cache(cache: Path) -> Generator[Path]:
+    """Yield a cache folder; if the block fails by a mistake, one that was made here and cost little goes again."""
+    known = cache.exists()
+    try:
+        yield cache
+    except MultiboxError:
+        if not known and sum(path.stat().st_size for path in cache.glob("*")) < CHEAP_BYTES:
+            shutil.rmtree(cache, ignore_errors=True)
         raise
 
 

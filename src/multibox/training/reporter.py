@@ -3,7 +3,8 @@
 import csv
 import io
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,23 @@ class Reporter:
 
     def waiting(self, what: str) -> None:
         """Say what takes a while, such as a validation."""
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Generator[Callable[[int], None], None, None]:
+        """Tell how far something is before the training; yield a function that takes how many more are done."""
+        began = told = time.monotonic()
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done, told
+            done += more
+            now = time.monotonic()
+            if now - told >= LINE_EVERY:
+                told = now
+                left = (now - began) / done * (total - done)
+                self.write(f"{done:,} of {total:,} {what}, {describe_seconds(left)} left")
+
+        yield advance
 
     def progress(self, trainer: "Trainer", parts: LossParts) -> str:
         """Return losses, speed since the last call and the time left."""

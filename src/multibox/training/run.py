@@ -19,6 +19,7 @@ from multibox.data.checking import fingerprint
 from multibox.data.choosing import parse_merges
 from multibox.data.decoded import DecodedImages, DecodedSplits, decode_once
 from multibox.data.formats import check_format
+from multibox.data.formats.index_cache import share
 from multibox.data.formats.text import OnBad
 from multibox.data.left_out import sentences, training_counts
 from multibox.data.loading import AugmentedImages, in_order, load_batches
@@ -39,7 +40,7 @@ from multibox.structures import Dataset
 from multibox.thresholds import class_thresholds
 from multibox.training.adapting import drop_difficult, enlarge_input, find_numbers, fit_anchors, spare_knowledge
 from multibox.training.capacity import check_memory
-from multibox.training.folder import CONFIG, Hold, new_folder, read_config, remove_scratch
+from multibox.training.folder import CACHE, CONFIG, Hold, fresh_cache, new_folder, read_config, remove_scratch
 from multibox.training.norms import measure_norms
 from multibox.training.reporter import Reporter
 from multibox.training.splits import open_splits
@@ -107,6 +108,8 @@ class RunOptions:
     resume: Path | None = None
     """The run folder to go on with; everything else stands in it."""
     device: str = "auto"
+    cache: Path | None = None
+    """Folder of what is remembered of the data; None takes `CACHE` beside the run folder. Several runs share one."""
     started: float | None = None
     """`time.monotonic()` when the command began; a timed run counts from there."""
 
@@ -143,7 +146,7 @@ def prepare(data: Data | None, options: RunOptions, reporter: Reporter | None = 
     config, _ = resolve_options(data, options)
     if not config.data.path:
         raise ConfigError("train needs DATA, a data set's folder or file; or --resume RUN to go on with a run")
-    with new_folder(options.out, config.preset) as (folder, hold):
+    with new_folder(options.out, config.preset) as (folder, hold), fresh_cache(cache_folder(config, folder, options)):
         return _assemble(config, folder, options, reporter, hold)
 
 
@@ -237,13 +240,15 @@ def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Repo
 
 def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Reporter, hold: Hold) -> Trainer:
     resumed = options.resume is not None
-    training, validation, notes = _open_examined(config, reporter, resumed=resumed)
+    cache = cache_folder(config, folder, options)
+    training, validation, notes = _open_examined(config, cache, reporter, resumed=resumed)
     for note in notes:
         reporter.note(note)
     config = _identify(config, folder, training, validation)
     class_thresholds(config.post.thresholds, training.class_names)
     if config.train.difficult == "drop":
         training = drop_difficult(training)
+    training, validation = share(training, cache, "training"), validation and share(validation, cache, "validation")
     if not resumed:
         config = fit_anchors(enlarge_input(config, training, reporter), training)
     device = choose_device(options.device)
@@ -276,12 +281,21 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
     return trainer
 
 
-def _open_examined(config: Config, reporter: Reporter, *, resumed: bool) -> tuple[Dataset, Dataset | None, list[str]]:
+def cache_folder(config: Config, folder: Path, options: RunOptions | None = None) -> Path:
+    """Return where a run remembers what it found out about its data: `data.cache_dir`, or `CACHE` beside the run."""
+    if config.data.cache_dir != "none":
+        return Path(config.data.cache_dir).expanduser()
+    return (options and options.cache) or folder.parent / CACHE
+
+
+def _open_examined(
+    config: Config, cache: Path, reporter: Reporter, *, resumed: bool
+) -> tuple[Dataset, Dataset | None, list[str]]:
     """Return what `open_splits` does, after a glance at the data, which a resumed run has had."""
     data = config.data
     found = [] if resumed else glance(data.path, None if data.format == "auto" else data.format)
     try:
-        training, validation, notes = open_splits(data)
+        training, validation, notes = open_splits(data, cache, reporter.counting)
     except DataError:
         for line in glance_lines(found, data.path):
             reporter.note(line)

@@ -9,10 +9,10 @@ import numpy as np
 
 from multibox.config import Config, DataConfig
 from multibox.data.augmentation import find_augmentation
-from multibox.data.checking import check_images, with_classes
+from multibox.data.checking import Counting, open_checked, silence, with_classes
 from multibox.data.choosing import choose_classes
 from multibox.data.decoded import DecodedImages
-from multibox.data.formats import Found, Joined, locate, open_dataset, split_for
+from multibox.data.formats import Found, Joined, locate, split_for
 from multibox.data.formats.joining import join, set_labels
 from multibox.data.left_out import counted
 from multibox.data.loading import AugmentedImages, choose_workers, load_batches, prepares_between, use_processes
@@ -31,11 +31,18 @@ MOST_COMPARED = 100_000
 """Images among which scenes are looked for before a run; of more it would take minutes."""
 
 
-def open_splits(data: DataConfig) -> tuple[Dataset, Dataset | None, list[str]]:
+def open_splits(
+    data: DataConfig, cache: Path | None = None, counting: Counting = silence
+) -> tuple[Dataset, Dataset | None, list[str]]:
     """Return the training split, the validation split (or a part held out of training), and what to say about them.
 
     Several data sets are joined by class name. Each gives its training split to training; to validation it gives what
     it would alone, its validation split or a part held out.
+
+    Args:
+        data: which data, and how it is read.
+        cache: folder of cache files; None for none.
+        counting: tells how far the check of the images is.
 
     Raises:
         ConfigError: `data.classes` or `data.merge` name a class that the data does not have.
@@ -43,7 +50,7 @@ def open_splits(data: DataConfig) -> tuple[Dataset, Dataset | None, list[str]]:
     """
     format = None if data.format == "auto" else data.format
     sets = [locate(path, format) for path in dict.fromkeys(data.path)]
-    opened = [_open_one(found, data) for found in sets]
+    opened = [_open_one(found, data, cache, counting) for found in sets]
     training, validation = opened[0]
     if len(opened) > 1:
         labels = set_labels(found.path for found in sets)
@@ -61,12 +68,14 @@ def open_splits(data: DataConfig) -> tuple[Dataset, Dataset | None, list[str]]:
     return training, validation, list(notes)
 
 
-def _open_one(found: Found | Joined, data: DataConfig) -> tuple[Dataset, Dataset | None]:
+def _open_one(
+    found: Found | Joined, data: DataConfig, cache: Path | None, counting: Counting
+) -> tuple[Dataset, Dataset | None]:
     """Return the training split of one data set, and its validation split or a part held out."""
     splits = found.splits()
 
     def read(split: str | None) -> Dataset:
-        return check_images(open_dataset(found, split, on_bad=data.on_bad), data.on_bad)
+        return open_checked(found, split, on_bad=data.on_bad, cache=cache, counting=counting)
 
     training = read(split_for(splits, "train") if data.train_split == "auto" else data.train_split)
     if data.val_split == "none":

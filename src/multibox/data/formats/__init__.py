@@ -21,6 +21,7 @@ from multibox.data.formats import (
     webdataset,
     yolo,
 )
+from multibox.data.formats.index_cache import Identity, open_cached
 from multibox.data.formats.joining import Joined
 from multibox.data.formats.locating import Format, Found, Writer, search
 from multibox.data.formats.raw_labels import RawLabels
@@ -132,6 +133,8 @@ def open_dataset(
     merge: Mapping[str, str] | None = None,
     one_based: bool = False,
     unknown: Unknown = "refuse",
+    cache: Path | None = None,
+    refresh: bool = False,
 ) -> Dataset:
     """Read the labels of one split; images are not opened, except their headers where boxes are fractions.
 
@@ -147,6 +150,9 @@ def open_dataset(
         one_based: VOC only; corners are 1-based and inclusive, so that a box spans xmin - 1 .. xmax.
         unknown: "refuse" an object whose class is not among `class_names`, or "drop" it and count it in
             `Dataset.left_out`.
+        cache: folder of cache files, from which the split comes if no label file changed since; None for none. The
+            columns then lie in a file that is mapped into memory.
+        refresh: with `cache`, read the label files even if they seem unchanged.
 
     Raises:
         DataError: the path holds no data set or several, the split does not exist or is empty, a file is broken, or a
@@ -155,10 +161,26 @@ def open_dataset(
     """
     if on_bad not in ("stop", "skip"):
         raise ConfigError(f"on_bad should be 'stop' or 'skip', got {on_bad!r}")
-    found = locate(path, format)
-    chosen = pick_split(found.splits(), split, found.path)
     names = None if class_names is None else tuple(class_names)
-    return found.read(chosen, ReadOptions(on_bad, names, rename, merge, unknown, one_based))
+    options = ReadOptions(on_bad, names, rename, merge, unknown, one_based)
+
+    def read() -> Dataset:
+        found = locate(path, format)
+        return found.read(pick_split(found.splits(), split, found.path), options)
+
+    if cache is None:
+        return read()
+    return open_cached(_identity(path), split, format, options, cache, read, refresh=refresh)
+
+
+def _identity(path: DataPaths) -> list[Identity]:
+    """Return what tells data sets apart in a cache."""
+    if isinstance(path, Joined):
+        return [one for found in path.sets for one in _identity(found)]
+    if isinstance(path, Found):
+        return [Identity(path.path, (path.format, *path.notes, *(str(part.path) for part in path.parts)))]
+    paths = [path] if isinstance(path, str | Path) else path
+    return [Identity(Path(one)) for one in paths]
 
 
 def read_raw(path: DataPaths, split: str, *, format: str | None = None) -> RawLabels:

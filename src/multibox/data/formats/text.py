@@ -3,7 +3,8 @@
 import codecs
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TextIO
@@ -99,6 +100,20 @@ def pick_split(available: Sequence[str], wanted: str | None, where: Path) -> str
     raise DataError(f"{where} has no split {wanted!r}{did_you_mean(wanted, available)}; it holds: {listing}")
 
 
+_watched: list[set[str]] = []
+
+
+@contextmanager
+def folders_read() -> Generator[set[str], None, None]:
+    """Collect the folders whose text files are read in this block, in any thread: a cache has to watch them."""
+    folders: set[str] = set()
+    _watched.append(folders)
+    try:
+        yield folders
+    finally:
+        _watched[:] = [one for one in _watched if one is not folders]
+
+
 def read_text(path: Path, tell: Callable[[Path, str], None] | None = None) -> str:
     """Read a text file as people's tools write it: UTF-8, UTF-16, or an older encoding that is guessed.
 
@@ -109,6 +124,8 @@ def read_text(path: Path, tell: Callable[[Path, str], None] | None = None) -> st
     Raises:
         DataError: the file is missing or is no such text.
     """
+    for folders in _watched:
+        folders.add(str(path.parent))
     text, guess = decoded(read_bytes(path), path)
     if guess and tell is not None:
         tell(path, guess)
