@@ -1,7 +1,10 @@
 """Each fault of boxes in each format where it can stand, found under its own id; the copy is free of it."""
 
 import csv
+import io
+import json
 import math
+import tarfile
 
 import numpy as np
 import pytest
@@ -167,3 +170,38 @@ def test_overlapping_pairs_are_all_pairs_of_an_image_that_overlap(drawn):
         (a, b) for a in range(len(boxes)) for b in range(a + 1, len(boxes)) if owners[a] == owners[b] and overlap[a, b]
     }
     assert found == wanted and len(first) == len(found)
+
+
+@pytest.mark.parametrize("format", ["yolo", "recordio"])
+def test_fractions_divided_twice_are_found_and_multiplied_back(sets, tmp_path, format):
+    objects = sets.clean()
+    width, height = sets.size
+    small = {n: [(c, np.divide(b, [width, height] * 2).tolist()) for c, b in rows] for n, rows in objects.items()}
+    folder = sets.write(tmp_path / "data", format, sets.in_format(small, format))
+    diagnosis = diagnose(folder, fast=True)
+    assert kinds_in(diagnosis) == {"normalised-boxes"}
+    repair(diagnosis, tmp_path / "copy")
+    right = np.array([box for rows in objects.values() for _, box in rows])
+    assert np.abs(open_dataset(tmp_path / "copy", format=format).boxes_xyxy - right).max() < 0.05
+
+
+def test_images_in_a_container_are_examined_and_a_format_that_is_only_read_becomes_coco(sets, tmp_path):
+    objects = sets.clean()
+    objects["image04"].append(objects["image04"][0])
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data" / "train-000.tar", "w") as shard:
+        for name, rows in sets.in_format(objects, "coco").items():
+            picture = io.BytesIO()
+            sets.photo(int(name[-2:])).save(picture, "PNG")
+            data = picture.getvalue() if name != "image07" else picture.getvalue()[:200]
+            label = {"objects": {"bbox": [box for _, box in rows], "category": [one for one, _ in rows]}}
+            for suffix, content in (("png", data), ("json", json.dumps(label).encode())):
+                member = tarfile.TarInfo(f"{name}.{suffix}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+    diagnosis = diagnose(tmp_path / "data")
+    assert kinds_in(diagnosis) - {"near-duplicate-image"} == {"duplicate-box", "truncated-image"}
+    done = repair(diagnosis, tmp_path / "copy")
+    assert done.format == "coco"
+    copy = open_dataset(tmp_path / "copy")
+    assert len(copy) == 11 and len(copy.labels) == 33 and "image07.png" not in list(copy.image_names)

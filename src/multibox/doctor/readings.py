@@ -83,23 +83,26 @@ def _units(survey: Survey, reading: Reading) -> Reading:
     """Turn fractions into pixels where pixels are expected, and the reverse; decided image by image."""
     boxes, wh = reading.boxes_xyxy, survey.box_wh
     edges = np.concatenate([wh, wh], axis=1)
-    if survey.raw.fractions:
-        # Corners reach half a box beyond a fraction of 1, and tools that misread columns one whole box
-        far = survey.finite & (np.abs(boxes / edges) > 3.0).any(axis=1)
-        wrong = far & ~(np.abs(boxes / edges / edges) > 3.0).any(axis=1)
-        kind, boxes_then = "pixel-boxes", boxes / edges
-        what = "are pixels, where fractions of the image from 0 to 1 are expected"
-    else:
-        small = survey.finite & (np.abs(boxes) <= 1.05).all(axis=1) & (wh > 8).all(axis=1)
+    small = survey.finite & (np.abs(boxes) <= 1.05).all(axis=1) & (wh > 8).all(axis=1)
+    # Corners reach half a box beyond a fraction of 1, and tools that misread columns one whole box
+    far = survey.finite & (np.abs(boxes / edges) > 3.0).any(axis=1)
+    if not survey.raw.fractions:
         wrong = small & (boxes != np.rint(boxes)).any(axis=1)
         kind, boxes_then = "normalised-boxes", boxes * edges
         what = "are fractions of the image, where pixels are expected"
+    elif small.mean() > 0.5:
+        wrong, kind, boxes_then = small, "normalised-boxes", boxes * edges
+        what = "are fractions that were divided by the size of the image twice"
+    else:
+        wrong = far & ~(np.abs(boxes / edges / edges) > 3.0).any(axis=1)
+        kind, boxes_then = "pixel-boxes", boxes / edges
+        what = "are pixels, where fractions of the image from 0 to 1 are expected"
     if not wrong.any():
         return reading
     images = np.zeros(len(survey.image_wh), np.bool_)
     images[survey.raw.owners[wrong]] = True
     # The corners of a whole image are 0 and 1 in fractions; so are those of a slip of the mouse in pixels
-    whole = images[survey.raw.owners] & survey.finite & (survey.raw.fractions | (np.abs(boxes) <= 1.05).all(axis=1))
+    whole = images[survey.raw.owners] & survey.finite & ((kind == "pixel-boxes") | small)
     found = _by_file(survey, kind, whole, what)
     return Reading(np.where(whole[:, None], boxes_then, boxes), found, {kind: whole})
 
