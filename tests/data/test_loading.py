@@ -206,3 +206,17 @@ def test_workers_are_the_cores_that_this_process_may_use(monkeypatch, cores, thr
     assert not prepares_between(2, "cpu")
     assert not use_processes(8, "cpu")
     assert use_processes(processes, "cuda") == (processes > 2)
+
+
+def test_images_are_made_without_further_threads_and_the_step_keeps_its_own(squares, monkeypatch):
+    dataset, seen, batch = open_dataset(squares, "train"), [], AugmentedImages._items
+    monkeypatch.setattr(AugmentedImages, "_items", lambda *a: seen.append(torch.get_num_threads()) or batch(*a))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for workers, between in ((0, False), (2, False), (2, True)):
+            assert len(list(load_batches(make(dataset), KEYS, workers, pin=False, between=between))) == 2
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}

@@ -138,7 +138,7 @@ def start_worker(images: AugmentedImages) -> None:
     # Ctrl-C ends the main process, which ends its workers; Windows cannot block the signal before the start
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # One thread per worker, and the memory of a batch stays for the next one
+    # As in the threads of `loading`; and the memory of a batch stays for the next one
     torch.set_num_threads(1)
     keep_freed_memory(always=True)
     _held[:] = [images]

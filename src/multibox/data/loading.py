@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from threading import Barrier
 
 import torch
 
@@ -65,10 +66,9 @@ def load_batches(
     """
     step = batches.start_step if isinstance(batches, EpochBatches) else 0
     if between or not workers:
-        with contextlib.ExitStack() as stack:
-            pool = stack.enter_context(ThreadPoolExecutor(workers, "multibox-images")) if workers > 1 else None
+        with _plain_threads(max(1, workers)) as threads:
             while step < _end(batches):
-                yield _prepare(images, _keys(batches, step), pin, pool, workers)
+                yield _prepare(images, _keys(batches, step), pin, threads, max(1, workers))
                 step += 1
         return
     with contextlib.closing(_Pool(images, workers, pin, processes, tell)) as pool:
@@ -129,7 +129,7 @@ class _Pool:
         self.pin = pin
         self.tell = tell
         # Beside processes one thread receives and pins their batches
-        self.threads = ThreadPoolExecutor(1 if processes else workers, "multibox-images")
+        self.threads = _plain_threads(1 if processes else workers)
         self.processes: ProcessPoolExecutor | None = None
         if processes:
             try:
@@ -177,6 +177,27 @@ class _Pool:
             self.processes.shutdown(wait=False, cancel_futures=True)
             self.processes = None
         self.tell(f"{why}; a thread of this process prepares the same batches from now on")
+
+
+def _plain_threads(count: int) -> ThreadPoolExecutor:
+    """Return threads in which PyTorch computes without further threads, which would contend with those of the step.
+
+    On a busy machine a resize by several threads takes fifty times as long, since each waits for the slowest.
+    """
+    pool, started, before = ThreadPoolExecutor(count, "multibox-images"), Barrier(count + 1), torch.get_num_threads()
+
+    def start() -> None:
+        # Asked first, as the first question in a thread takes over the number of the process
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+        started.wait()
+
+    for _ in range(count):
+        pool.submit(start)
+    started.wait()
+    # Part of the setting is the process's; the threads keep theirs
+    torch.set_num_threads(before)
+    return pool
 
 
 def _ahead(images: AugmentedImages, batches: EpochBatches | Sequence[Keys], workers: int) -> int:
