@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import monotonic
 
 import typer
@@ -51,6 +51,20 @@ def counting(what: str, total: int) -> Generator[Callable[[int], None], None, No
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def counting_up(what: str) -> Generator[Callable[[int, int], None], None, None]:
+    """Show progress as `counting` does, where the total is known only later: the function takes both numbers."""
+    with ExitStack() as stack:
+        reports: list[Callable[[int], None]] = []
+
+        def report(done: int, total: int) -> None:
+            if not reports:
+                reports.append(stack.enter_context(counting(what, total)))
+            reports[0](done)
+
+        yield report
 
 
 def _lines(what: str, total: int) -> Callable[[int], None]:

@@ -1,7 +1,5 @@
 """`multibox doctor`."""
 
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,6 +40,7 @@ def doctor(
     """
     import json
 
+    from multibox.cli.console import counting_up
     from multibox.data.convert import check_destination
     from multibox.doctor.examine import diagnose
     from multibox.doctor.repair import repair
@@ -54,7 +53,7 @@ def doctor(
         check_suffix(sheet, IMAGES)
     if fix is not None:
         check_destination(fix)
-    with _progress("examining") as progress:
+    with counting_up("examining") as progress:
         diagnosis = diagnose(data, split=split, preset=preset, format=format, progress=progress)
     findings = diagnosis.findings
     for line in [*describe(findings), summary(findings, str(data))]:
@@ -68,7 +67,7 @@ def doctor(
         typer.echo(_draw(diagnosis, sheet), err=to_stdout)
     if fix is not None:
         done = repair(diagnosis, fix)
-        with _progress("examining the copy") as progress:
+        with counting_up("examining the copy") as progress:
             left = diagnose(fix, preset=preset, format=done.format, progress=progress).findings
         for line in _describe_repair(done, left):
             typer.echo(line, err=to_stdout)
@@ -135,19 +134,3 @@ def _draw(diagnosis: "Diagnosis", path: Path) -> str:
     drawn.save(image, "PNG" if path.suffix.lower() == ".png" else "JPEG")
     write_bytes_whole(path, image.getvalue())
     return f"wrote {path}"
-
-
-@contextmanager
-def _progress(what: str) -> "Generator[Callable[[int, int], None], None, None]":
-    """Yield a function that shows images done of all, from its first call on."""
-    from multibox.cli.console import counting
-
-    with ExitStack() as stack:
-        shown: list[Callable[[int], None]] = []
-
-        def report(done: int, total: int) -> None:
-            if not shown:
-                shown.append(stack.enter_context(counting(what, total)))
-            shown[0](done)
-
-        yield report

@@ -1,12 +1,23 @@
 """Writing a data set in any label format, whole or not at all, and converting one format into another."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from multibox.data.formats import FORMATS, Format, Writer, check_format, find_splits, locate, open_dataset
+from multibox.data.choosing import choose_classes
+from multibox.data.formats import (
+    FORMATS,
+    DataPaths,
+    Format,
+    Found,
+    Joined,
+    Writer,
+    check_format,
+    locate,
+    open_dataset,
+)
 from multibox.data.formats.text import OnBad
 from multibox.data.left_out import CROWD, counted, drop_boxes
 from multibox.errors import ConfigError, DataError
@@ -33,12 +44,14 @@ class Conversion:
 
 
 def convert(
-    source: str | Path,
+    source: DataPaths,
     destination: str | Path,
     to: str,
     *,
     format: str | None = None,
     on_bad: OnBad = "stop",
+    classes: Sequence[str] = (),
+    merge: Sequence[str] = (),
     link: bool = False,
 ) -> Conversion:
     """Write every split of a data set in another format.
@@ -46,33 +59,58 @@ def convert(
     Coordinates are written as they were read, images byte for byte. Nothing is left behind when it fails.
 
     Args:
-        source: the folder or file of a data set.
+        source: the folder or file of a data set, or several that are joined by class name.
         destination: a folder that is not there yet, or is empty.
         to: a format of `FORMATS` that is written.
         format: the source's format; recognised when not given.
         on_bad: "stop" at the first broken file or box, or "skip" it and count it in the notes.
+        classes: those to write, by name after merging; none writes all.
+        merge: classes to join, such as `car=truck,bus`.
         link: make hard links to the images where possible, instead of copies.
 
     Raises:
         DataError: the source cannot be read or the destination is in use.
-        ConfigError: for an unknown format.
+        ConfigError: for an unknown format or class.
     """
+    writer_of(to)
     check_destination(destination)
-    found = locate(Path(source), format)
-    names = find_splits(found.path, found.format)
-    splits = {name: open_dataset(found.path, name, format=found.format, on_bad=on_bad) for name in names}
-    notes = [f"{name}: {note}" for name, dataset in splits.items() for note in dataset.notes]
+    found = locate(source, format)
+    splits, notes = read_splits(found, on_bad)
+    splits = dict(zip(splits, choose_classes(list(splits.values()), classes, merge), strict=True))
+    notes += [f"{name}: {note}" for name, dataset in splits.items() for note in dataset.notes]
     notes += write_dataset(splits, destination, to, link=link)
     return Conversion(
         source=found.path,
         destination=Path(destination),
         read_as=found.format,
-        written_as=to,
+        written_as=check_format(to),
         splits={name: len(dataset) for name, dataset in splits.items()},
         boxes=sum(len(dataset.labels) for dataset in splits.values()),
         class_names=tuple(dict.fromkeys(name for one in splits.values() for name in one.class_names)),
         notes=tuple(notes),
     )
+
+
+def read_splits(found: Found | Joined, on_bad: OnBad) -> tuple[dict[str, Dataset], list[str]]:
+    """Return every split of a data set, and a note for each that is left out because it holds no images.
+
+    Raises:
+        DataError: a split cannot be read, or none holds images.
+    """
+    splits: dict[str, Dataset] = {}
+    notes: list[str] = []
+    empty: DataError | None = None
+    for name in found.splits():
+        try:
+            splits[name] = open_dataset(found, name, on_bad=on_bad)
+        except DataError as error:
+            if error.kind != "empty-split":
+                raise
+            empty = empty or error
+            notes.append(f"{error}; it is left out")
+    if empty is not None and not splits:
+        raise empty
+    return splits, notes
 
 
 def write_dataset(
@@ -97,7 +135,7 @@ def write_dataset(
     check_destination(destination)
     if not splits:
         raise DataError(f"nothing to write to {destination}: no splits were given; give at least one")
-    splits, notes = _without_what_it_cannot_hold(_with_same_classes(splits), FORMATS[format])
+    splits, notes = _without_what_it_cannot_hold(with_same_classes(splits), FORMATS[check_format(format)])
     try:
         with whole_folder(destination) as folder:
             notes += write(splits, folder, link=link)
@@ -112,8 +150,7 @@ def writer_of(format: str) -> Writer:
     Raises:
         ConfigError: there is no such format, or it is only read.
     """
-    check_format(format)
-    write = FORMATS[format].write
+    write = FORMATS[check_format(format)].write
     if write is None:
         known = ", ".join(name for name, one in FORMATS.items() if one.write is not None)
         raise ConfigError(f"format {format!r} is read, not written; give one of {known}")
@@ -133,7 +170,8 @@ def check_destination(destination: str | Path) -> None:
         raise DataError(f"{destination} exists already; give a folder that is not there yet, or empty it")
 
 
-def _with_same_classes(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
+def with_same_classes(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """Return splits that share one list of classes, joined by name in the order met."""
     names = tuple(dict.fromkeys(name for dataset in splits.values() for name in dataset.class_names))
     joined: dict[str, Dataset] = {}
     for split, dataset in splits.items():

@@ -62,12 +62,13 @@ def image_hashes(samples: Iterable[Sample], progress: Callable[[], object] | Non
             return hash_pixels(pixels)
         except DataError:
             return np.zeros(1 + _THUMBNAIL**2 * 3 // 8, np.uint64)
-        finally:
+
+    rows: list[Hashes] = []
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for row in pool.map(one, samples):
+            rows.append(row)
             if progress is not None:
                 progress()
-
-    with ThreadPoolExecutor(available_cores()) as pool:
-        rows = list(pool.map(one, samples))
     return np.stack(rows) if rows else np.zeros((0, 1 + _THUMBNAIL**2 * 3 // 8), np.uint64)
 
 

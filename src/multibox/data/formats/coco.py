@@ -14,7 +14,14 @@ import msgspec
 import numpy as np
 
 from multibox.data.formats.documents import around, json_kind
-from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, folders_of_split, place_image, target_names
+from multibox.data.formats.finder import (
+    IMAGE_FOLDERS,
+    ImageFinder,
+    folders_of_split,
+    own_places,
+    place_image,
+    target_names,
+)
 from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
     ADVICE,
@@ -421,17 +428,17 @@ def _looks_like_coco(file: Path) -> bool:
     return False
 
 
-def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[str]:
-    """Write annotations/instances_SPLIT.json, and the images in a folder for each split."""
+def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool, refer: bool = False) -> list[str]:
+    """Write annotations/instances_SPLIT.json, and the images in a folder for each split unless `refer` is set."""
     (folder / "annotations").mkdir()
     for split, dataset in splits.items():
         categories = [{"id": number, "name": name} for number, name in enumerate(dataset.class_names, start=1)]
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for number, (name, sample) in enumerate(
-            zip(target_names(dataset, share_stems=True), dataset, strict=True), start=1
-        ):
-            place_image(sample, folder / split / name, link=link)
+        names = own_places(dataset) if refer else target_names(dataset, share_stems=True)
+        for number, (name, sample) in enumerate(zip(names, dataset, strict=True), start=1):
+            if not refer:
+                place_image(sample, folder / split / name, link=link)
             size = sample.size or shown_size(sample)
             images.append({"id": number, "file_name": name, "width": size.width, "height": size.height})
             for row in range(len(sample.labels)):

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from multibox.data.formats.csv_columns import CORNERS, Columns, find_columns
-from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, folders_of_split, place_image, target_names
+from multibox.data.formats.finder import (
+    IMAGE_FOLDERS,
+    ImageFinder,
+    folders_of_split,
+    own_places,
+    place_image,
+    target_names,
+)
 from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
     ADVICE,
@@ -393,8 +400,11 @@ def _refuse_fractions(columns: Columns) -> None:
         )
 
 
-def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[str]:
-    """Write SPLIT/label.csv and SPLIT/images, as the d2l bananas are, and classes.txt for the order of the classes."""
+def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool, refer: bool = False) -> list[str]:
+    """Write SPLIT/label.csv and SPLIT/images, as the d2l bananas are, and classes.txt for the order of the classes.
+
+    With `refer` the tables name the images where they are.
+    """
     flags = [
         name for name in ("difficult", "crowd") if any(getattr(dataset, name).any() for dataset in splits.values())
     ]
@@ -403,8 +413,10 @@ def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[st
         with (folder / split / "label.csv").open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["img_name", "label", *CORNERS, *flags])
-            for name, sample in zip(target_names(dataset, share_stems=True), dataset, strict=True):
-                place_image(sample, folder / split / "images" / name, link=link)
+            names = own_places(dataset) if refer else target_names(dataset, share_stems=True)
+            for name, sample in zip(names, dataset, strict=True):
+                if not refer:
+                    place_image(sample, folder / split / "images" / name, link=link)
                 if not len(sample.labels):
                     table.writerow([name, *[""] * (5 + len(flags))])
                 for row, label in enumerate(sample.labels):

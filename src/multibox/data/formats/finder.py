@@ -208,6 +208,11 @@ def place_image(sample: Sample, target: Path, *, link: bool) -> None:
         raise ImageError(f"{sample.path} cannot be copied to {target} ({error.strerror})") from None
 
 
+def own_places(dataset: Dataset) -> list[str]:
+    """Return the absolute path of each image, for label files that refer to images where they are."""
+    return [path.absolute().as_posix() for path in dataset.paths]
+
+
 def target_names(dataset: Dataset, *, share_stems: bool = False) -> list[str]:
     """Return the file name of each image in a written data set.
 

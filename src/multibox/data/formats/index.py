@@ -223,7 +223,10 @@ class IndexBuilder:
             self.options.raw.append(self._as_written(declared))
         if not len(self._names):
             skipped = f" ({'; '.join(self._sentences())})" if self._counts else ""
-            raise DataError(f"{self.root}: split {self.split!r} holds no images{skipped}; check its list or folder")
+            raise DataError(
+                f"{self.root}: split {self.split!r} holds no images{skipped}; check its list or folder",
+                kind="empty-split",
+            )
         rows, owners = self._in_order()
         boxes, labels, _, flags = self._objects(rows)
         boxes = self._as_shown(boxes, owners)

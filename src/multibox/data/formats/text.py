@@ -91,7 +91,7 @@ def pick_split(available: Sequence[str], wanted: str | None, where: Path) -> str
     if wanted is None:
         if len(available) == 1:
             return available[0]
-        raise DataError(f"{where} holds several splits ({listing}); name one of them")
+        raise DataError(f"{where} holds several splits ({listing}); name one of them with --split")
     if wanted in available:
         return wanted
     alike = [split for split in available if canonical(split) == canonical(wanted)]

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.data.formats.finder import Fractions, ImageFinder, place_image, target_names
+from multibox.data.formats.finder import Fractions, ImageFinder, own_places, place_image, target_names
 from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
     ADVICE,
@@ -386,8 +386,8 @@ class _LabelFinder:
         for tail in (*wanted, *tails(twin("/" + listed)[1:]), *tails(listed)):
             if tail in self.known:
                 return self.root / tail
-        if not at_home and Path(usual).is_file():
-            return Path(usual)
+        if not at_home and (there := [text for text in (usual, beside) if Path(text).is_file()]):
+            return Path(there[0])
         for tail in wanted:
             if len(self.loose.get(same_name(tail), ())) == 1:
                 text = self.loose[same_name(tail)][0]
@@ -438,8 +438,19 @@ def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[st
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = zip(labels, rows, strict=True)
             write_lines(path, (" ".join([str(label), *(f"{x:.12g}" for x in row)]) for label, row in lines))
-    # A list in JSON's spelling is YAML too, and quotes names like "no" and "007".
-    names = next(iter(splits.values())).class_names
-    listing = ", ".join(json.dumps(name, ensure_ascii=False) for name in names)
-    write_lines(folder / "data.yaml", [*(f"{split}: images/{split}" for split in splits), f"names: [{listing}]"])
+    _write_yaml(folder, {split: f"images/{split}" for split in splits}, next(iter(splits.values())).class_names)
     return fractions.sentences("YOLO")
+
+
+def write_lists(splits: Mapping[str, Dataset], folder: Path) -> None:
+    """Write data.yaml and SPLIT.txt, which list images of a YOLO data set where they are, with labels beside them."""
+    for split, dataset in splits.items():
+        write_lines(folder / f"{split}.txt", own_places(dataset))
+    _write_yaml(folder, {split: f"{split}.txt" for split in splits}, next(iter(splits.values())).class_names)
+
+
+def _write_yaml(folder: Path, sources: Mapping[str, str], class_names: Iterable[str]) -> None:
+    # A list in JSON's spelling is YAML too, and quotes names like "no" and "007".
+    listing = ", ".join(json.dumps(name, ensure_ascii=False) for name in class_names)
+    lines = [f"{split}: {source}" for split, source in sources.items()]
+    write_lines(folder / "data.yaml", [*lines, f"names: [{listing}]"])
