@@ -31,7 +31,7 @@ TINY_SIDE = 20
 _HASHED = Size(32, 32)
 _CHUNK = 16
 _SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
     "MPO": (".jpg", ".jpeg", ".jpe", ".mpo"),
     "PNG": (".png", ".apng"),
     "BMP": (".bmp", ".dib"),
