@@ -569,6 +569,31 @@ def one_stem_with_two_endings(made):
     made.after.append(lambda: photo(90).save(made.image().with_suffix(".jpg")))
 
 
+@damage("name-collision", "voc")
+def one_name_in_other_capitals(made):
+    def after():
+        photo(90).save(made.image("IMAGE03"))
+        made.label("IMAGE03").write_text(made.label("image05").read_text().replace("image05", "IMAGE03"))
+        path = made.folder / LISTS / "train.txt"
+        path.write_text(path.read_text() + "IMAGE03\n")
+
+    made.after.append(after)
+
+
+@damage("empty-split", "csv")
+def a_table_with_its_header_alone(made):
+    made.after.append(lambda: made.label(split="val").write_text("img_name,label,xmin,ymin,xmax,ymax\n"))
+
+
+@damage("unreadable-image", "yolo", "voc")
+def a_link_that_leads_nowhere(made):
+    def after():
+        made.image().unlink()
+        made.image().symlink_to(made.folder / "nowhere.png")
+
+    made.after.append(after)
+
+
 # Label files
 
 

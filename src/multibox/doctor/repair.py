@@ -6,7 +6,7 @@ a person can decide stays as it is: the last column of `findings.KINDS` says whi
 
 import csv
 import io
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -83,7 +83,8 @@ def repair(diagnosis: Diagnosis, destination: str | Path) -> Repair:
     """
     check_destination(destination)
     plan = _Plan(_joined_classes(diagnosis), _mistaken(diagnosis.findings))
-    changes = [_unusable(one) for one in diagnosis.findings if _is_unusable(one)]
+    read = {str(path) for split in diagnosis.splits.values() for path in split.survey.raw.paths}
+    changes = [_unusable(one) for one in diagnosis.findings if _is_unusable(one, read)]
     datasets: dict[str, Dataset] = {}
     for name, split in diagnosis.splits.items():
         dataset, changed = _repaired(split, diagnosis.findings, plan)
@@ -107,14 +108,14 @@ def remaining_kinds() -> frozenset[str]:
     return frozenset(kind for kind, about in KINDS.items() if about.fix in ("left to you", "in part"))
 
 
-def _is_unusable(one: Finding) -> bool:
-    """Return whether a finding is about something that the reader could not use, so that the copy lacks it."""
-    return KINDS[one.kind].fix == "leaves out" and one.kind not in (
-        *_LEFT_OUT,
-        *_DROPPED,
-        "duplicate-box",
-        "empty-split",
-    )
+def _is_unusable(one: Finding, read: Container[str]) -> bool:
+    """Return whether a finding is about something that the reader could not use, so that the copy lacks it.
+
+    `read` holds the files of all images that were read.
+    """
+    if one.kind in _LEFT_OUT:
+        return one.file not in read and one.kind != "split-overlap"
+    return KINDS[one.kind].fix == "leaves out" and one.kind not in (*_DROPPED, "duplicate-box", "empty-split")
 
 
 def _unusable(one: Finding) -> Change:

@@ -83,4 +83,9 @@ def _without_labels(surveys: Mapping[str, Survey]) -> Iterator[Finding]:
                 what = f"{path.name} has no labels of its own: those of {stems[stem]} may be meant for it"
                 yield finding("name-collision", path, what, path.name)
             else:
-                yield finding("image-without-label", path, f"no label file or list names {path.name}", path.name)
+                yield finding(
+                    "image-without-label",
+                    path,
+                    f"{path.name} is in no split: no label file or list names it",
+                    path.name,
+                )

@@ -250,7 +250,7 @@ def _add_image(index: IndexBuilder, row: _Row, columns: Columns, finder: ImageFi
     name = name if Path(name).suffix else found.name
     size: Size | None = None
     if columns.fractions:
-        with index.skipping(UNREADABLE_IMAGE, row.filename):
+        with index.skipping(UNREADABLE_IMAGE, row.filename, found):
             size = image_size(found)
         if size is None:
             return None

@@ -37,8 +37,8 @@ _ROUNDING_PX = 0.01  # less than this over the edge is rounding in the label fil
 class Skipping:
     """A block whose `DataError` is counted under a reason if `on_bad` is "skip", and raised if it is "stop"."""
 
-    def __init__(self, index: "IndexBuilder", reason: str, subject: str) -> None:
-        self.index, self.reason, self.subject = index, reason, subject
+    def __init__(self, index: "IndexBuilder", reason: str, subject: str, source: Path | None = None) -> None:
+        self.index, self.reason, self.subject, self.source = index, reason, subject, source
 
     def __enter__(self) -> None:
         pass
@@ -47,7 +47,8 @@ class Skipping:
         if not isinstance(error, DataError) or self.index.options.on_bad != "skip":
             return False
         self.index.count(self.reason, self.subject)
-        self.index.problems.append(Problem(self.reason, error.kind, self.index.source, self.subject, str(error)))
+        source = self.source or self.index.source
+        self.index.problems.append(Problem(self.reason, error.kind, source, self.subject, str(error)))
         return True
 
 
@@ -77,9 +78,12 @@ class IndexBuilder:
         self._guesses: dict[Reason, _Count] = {}
         self._told: set[Path] = set()
 
-    def skipping(self, reason: str, subject: str) -> Skipping:
-        """Return a block that turns a `DataError` into a count under `reason`, if the options say so."""
-        return Skipping(self, reason, subject)
+    def skipping(self, reason: str, subject: str, source: Path | None = None) -> Skipping:
+        """Return a block that turns a `DataError` into a count under `reason`, if the options say so.
+
+        `source` is the file at fault where it is another than the label file being read.
+        """
+        return Skipping(self, reason, subject, source)
 
     def count(self, reason: str, subject: str) -> None:
         """Count something under a reason of `left_out`, with the file or image that it concerns."""

@@ -139,7 +139,7 @@ def _note_classes(index: IndexBuilder, classes: Mapping[int, str], file: Path) -
 def _add(index: IndexBuilder, entry: _Entry, boxes: list[_Box], places: Mapping[int, int], layout: Layout) -> None:
     size: Size | None = None
     if boxes:
-        with index.skipping(UNREADABLE_IMAGE, entry.path.name):
+        with index.skipping(UNREADABLE_IMAGE, entry.path.name, entry.path):
             size = image_size(entry.path)
         if size is None:
             return
