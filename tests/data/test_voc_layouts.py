@@ -200,3 +200,22 @@ def test_one_broken_object_leaves_the_others(tmp_path: Path, image: AnyImage) ->
         ("label-without-image", "b.xml"),
         ("", "c.xml"),
     ]
+
+
+def test_the_first_files_may_be_empty(tmp_path: Path, image: AnyImage) -> None:
+    for number in range(10):
+        voc(tmp_path, image, f"{number}.xml", f"{number}.jpg")
+        (tmp_path / f"{number}.xml").write_bytes(b"")
+    voc(tmp_path, image, "x.xml", "x.jpg")
+    assert open_dataset(tmp_path, on_bad="skip").image_names == ["x.jpg"]
+
+
+def test_names_that_are_spelt_differently_are_said(tmp_path: Path, image: AnyImage) -> None:
+    voc(tmp_path, image, "Annotations/IMG_1.xml", "images/img_1.JPG")
+    voc(tmp_path, image, "Annotations/my%20cat.xml", "images/my cat.jpg", filename="my%20cat.jpg")
+    held = open_dataset(tmp_path)
+    assert [path.name for path in held.paths] == ["img_1.JPG", "my cat.jpg"]
+    assert held.notes == (
+        "1 image was found under a name that is spelt differently: IMG_1 (img_1.JPG)",
+        "1 image name was decoded, as in a web address: my%20cat.jpg",
+    )

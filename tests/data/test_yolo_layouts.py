@@ -247,3 +247,39 @@ def test_raw_values_are_kept_as_written(tmp_path: Path, image: AnyImage) -> None
         "unreadable-label": "a.txt",
         "class-out-of-range": "a.txt",
     }
+
+
+@pytest.mark.parametrize(
+    "folders", ["images labels", "Images labels", "IMAGES LABELS", "images Labels", "JPEGImages labels"]
+)
+def test_folders_in_other_capitals(tmp_path: Path, image: AnyImage, folders: str) -> None:
+    pictures, labels = folders.split()
+    entries = {f"{pictures}/train/a.jpg": None, f"{labels}/train/a.txt": LINE}
+    root = files(tmp_path, image, {**entries, "data.yaml": f"train: {pictures}/train\nnames: [cat]\n"})
+    assert boxes(root) == {"a.jpg": [BOX]}
+    (root / "data.yaml").unlink()
+    assert pictures == "JPEGImages" or boxes(root) == {"a.jpg": [BOX]}
+
+
+def test_choices_between_files_are_said(tmp_path: Path, image: AnyImage) -> None:
+    text = "train: images/train\nnames: [cat]\nkpt_shape: [2, 3]\n"
+    entries = {"images/train/a.jpg": None, "labels/train/a.txt": LINE.strip() + " 0.1 0.2 1\n", "classes.txt": "dog\n"}
+    root = files(tmp_path, image, {**entries, "images/train/a.txt": LINE + LINE, "data.yaml": text})
+    held = open_dataset(root)
+    assert held.boxes_xyxy.tolist() == [BOX] and held.class_names == ("cat",)
+    assert held.notes == (
+        "classes.txt names other classes than data.yaml, which was taken",
+        "1 image has a second label file beside it, which was not taken: a.txt",
+        "1 line has another number of key points than kpt_shape says; its box was taken: a.txt, line 1",
+    )
+
+
+def test_data_yaml_given_by_a_relative_path(tmp_path: Path, image: AnyImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "path: .\ntrain: train.txt\nval: images\nnames: [cat]\n"
+    entries = {"images/a.jpg": None, "labels/a.txt": LINE, "train.txt": "images/a.jpg\n", "data.yaml": text}
+    files(tmp_path / "set", image, entries)
+    monkeypatch.chdir(tmp_path)
+    for path in ("set/data.yaml", "set", "./set/"):
+        assert boxes(Path(path), "train") == boxes(Path(path), "val") == {"a.jpg": [BOX]}
+    monkeypatch.chdir(tmp_path / "set")
+    assert boxes(Path("data.yaml"), "train") == boxes(Path("../set"), "train") == {"a.jpg": [BOX]}

@@ -237,9 +237,10 @@ def _is_empty(row: _Row) -> bool:
     """Return whether a row says that its image shows no object."""
     if not any(row.corners):
         return True
+    if row.label.lower() not in _NO_FINDING:
+        return False
     corners = [corner.lower() for corner in row.corners]
-    nothing = all(corner in _NOTHING for corner in corners) or [*map(_number, corners)] == [0, 0, 1, 1]
-    return nothing and row.label.lower() in _NO_FINDING
+    return all(corner in _NOTHING for corner in corners) or [*map(_number, corners)] == [0, 0, 1, 1]
 
 
 def _add_image(index: IndexBuilder, row: _Row, columns: Columns, finder: ImageFinder) -> int | None:

@@ -77,8 +77,9 @@ class ImageFinder:
             if len(exact) > 1:
                 self._guesses.append((_FITS_TWO, f"{tail} ({exact[0]}, not {' or '.join(exact[1:])})"))
             if exact or len(hits) == 1:
-                if not exact and same_name(stem_of(hits[0])) != same_name(tail):
-                    self._guesses.append((_DECODED, hits[0]))
+                if not exact:
+                    same = same_name(stem_of(hits[0])) == same_name(tail)
+                    self._guesses.append((_OTHER_CAPITALS if same else _DECODED, f"{tail} ({hits[0]})"))
                 return self._at(place, (exact or hits)[0])
         return None
 
@@ -153,6 +154,9 @@ class ImageFinder:
 
 
 _DECODED = Reason("image name was decoded, as in a web address", "image names were decoded, as in a web address")
+_OTHER_CAPITALS = Reason(
+    "image was found under a name that is spelt differently", "images were found under names that are spelt differently"
+)
 _FITS_TWO = Reason(
     "image name fits two files; the first was taken", "image names fit two files each; the first was taken"
 )

@@ -270,7 +270,7 @@ def is_list(value: Any) -> bool:
 
 def is_yes(text: str | None) -> bool:
     """Return whether a flag in a label file is set."""
-    return (text or "").strip().lower() in ("1", "true", "yes")
+    return bool(text) and text.strip().lower() in ("1", "true", "yes")
 
 
 def _is_hidden(name: str) -> bool:

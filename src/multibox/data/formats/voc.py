@@ -151,8 +151,8 @@ def _add(
     filename = (tree.findtext("filename") or "").strip()
     # The XML's own name comes first: <filename> goes stale when people rename files.
     found = finder.find_stem(stem, Path(filename.replace("\\", "/")).suffix)
-    if found is None and filename:
-        found = finder.find(filename)
+    if found is None and (filename or "%" in stem):
+        found = finder.find(filename or stem)
     elif found is not None and _is_another(filename, found) and finder.holds(filename):
         index.guessed(_OTHER_NAME, f"{path.name} ({found.name}, not {filename})")
     found = index.check_found(found, finder, filename or stem, str(path), path.name)
@@ -338,11 +338,11 @@ def _xml_folder(folder: Path) -> Path | None:
 
 
 def _holds_voc(folder: Path, names: list[str], *, by_name: bool) -> bool:
-    # A few are enough: one may be broken, and the reader says so. In Annotations even a file that is no XML counts.
-    starts = [_start(folder / name) for name in names[:5]]
+    # The first may be broken or empty, and the reader says so. In Annotations even a file that is no XML counts.
     voc = re.compile(rb"<annotation[\s>]")
     return any(
-        voc.search(start) or (by_name and not start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"<")) for start in starts
+        voc.search(start) or (by_name and not start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"<"))
+        for start in (_start(folder / name) for name in names[:500])
     )
 
 

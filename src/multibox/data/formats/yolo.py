@@ -59,6 +59,14 @@ _OTHER_CAPITALS = Reason(
     "label file was taken for an image whose name is spelt differently",
     "label files were taken for images whose names are spelt differently",
 )
+_OTHER_KEYPOINTS = Reason(
+    "line has another number of key points than kpt_shape says; its box was taken",
+    "lines have other numbers of key points than kpt_shape says; their boxes were taken",
+)
+_TWO_LABELS = Reason(
+    "image has a second label file beside it, which was not taken",
+    "images have second label files beside them, which were not taken",
+)
 _SHARED_LABEL = Reason("label file serves several images", "label files serve several images each")
 _LABEL_ELSEWHERE = Reason("label file was found in another folder", "label files were found in other folders")
 
@@ -120,6 +128,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
     classes = layout.classes if layout.classes is not None else _numbers(layout, entries)
     if layout.classes is not None and layout.classes_file is not None:
         _note_classes(index, layout.classes, layout.classes_file)
+    index.notes += [layout.note] if layout.note else []
     places = {number: place for place, number in enumerate(classes)}
     keypoints = layout.keypoints or _guess_keypoints(entries, index)
     for entry in entries:
@@ -172,7 +181,9 @@ def _read_label(path: Path, index: IndexBuilder, keypoints: tuple[int, int] | No
             with index.skipping(BROKEN_BOX, path.name):
                 where = f"{path}, line {number}"
                 label, place = _numbers_in(tokens, where)
-                if keypoints is not None and len(place) == 4 + keypoints[0] * keypoints[1]:
+                if keypoints is not None and len(place) > 4:
+                    if len(place) != 4 + keypoints[0] * keypoints[1]:
+                        index.guessed(_OTHER_KEYPOINTS, f"{path.name}, line {number}")
                     place = place[:4]
                 boxes.append(_box(label, place, where, number, any_size=index.options.raw is not None))
     return boxes
@@ -314,9 +325,14 @@ def _in_folder(folder: Path, root: Path, index: IndexBuilder) -> list[_Entry]:
         texts = [name for name in files_below(place, ".txt") if name.rpartition("/")[2].lower() not in CLASS_FILES]
         pairs = _pairs(free, texts, index)
         chosen |= {image: place / text for image, text in pairs.items()}
-        free -= pairs.keys()
         used = set(pairs.values())
-        orphans += [place / text for text in texts if text not in used]
+        stems = {stem_of(name) for name in chosen}
+        for text in (text for text in texts if text not in used):
+            if text[:-4] not in stems:
+                orphans.append(place / text)
+            elif place != labels and looks_like_labels(place / text):
+                index.guessed(_TWO_LABELS, text)
+        free -= pairs.keys()
     for orphan in orphans:
         if looks_like_labels(orphan):
             index.source = orphan

@@ -43,6 +43,8 @@ class Layout:
     """Each split's image folders and list files."""
     keypoints: tuple[int, int] | None = None
     """data.yaml's kpt_shape: key points per object, and numbers per key point."""
+    note: str = ""
+    """A choice made, as a sentence."""
 
 
 def find_layout(path: Path) -> Layout | None:
@@ -76,16 +78,20 @@ def label_folder(folder: Path, root: Path) -> Path:
     """Return where the labels of an image folder lie: the last folder called images below the root is labels there."""
     if not folder.is_relative_to(root):
         return Path(twin(f"{folder}/")[:-1])
-    return root / twin(f"/{folder.relative_to(root).as_posix()}/").strip("/")
+    place = root
+    for part in Path(twin(f"/{folder.relative_to(root).as_posix()}/").strip("/")).parts:
+        place = child(place, part) or place / part  # Labels may stand beside images
+    return place
 
 
 def twin(path: str) -> str:
     """Replace the last folder called images by labels, as every YOLO does."""
-    for name, other in (("/images/", "/labels/"), ("/Images/", "/Labels/"), ("/JPEGImages/", "/labels/")):
-        head, found, tail = path.rpartition(name)
-        if found:
-            return head + other + tail
-    return path
+    parts = path.split("/")
+    for at in range(len(parts) - 2, 0, -1):
+        if parts[at].lower() in ("images", "jpegimages"):
+            parts[at] = "Labels" if parts[at] == "Images" else "labels"
+            break
+    return "/".join(parts)
 
 
 def _is_data_yaml(path: Path) -> bool:
@@ -128,7 +134,15 @@ def _from_yaml(path: Path) -> Layout:
             raise DataError(f"{path} names no images; add train: and val: with their folders")
         sources = plain.sources
     root = path.parent if base.is_relative_to(path.parent) else base
-    return Layout(root, classes, path, sources, _keypoints(content, path))
+    return Layout(root, classes, path, sources, _keypoints(content, path), _other_list(path, classes))
+
+
+def _other_list(path: Path, classes: dict[int, str] | None) -> str:
+    """Return what to say if a classes.txt beside a data.yaml names other classes."""
+    file = _class_file_in(path.parent)
+    if file is None or classes is None or read_lines(file) == list(classes.values()):
+        return ""
+    return f"{file.name} names other classes than {path.name}, which was taken"
 
 
 def _is_folder_entry(entry: Any, base: Path) -> bool:
