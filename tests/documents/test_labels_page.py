@@ -276,6 +276,9 @@ READ: list[tuple[str, str, Callable[[Path], None]]] = [
     ("Hugging Face imagefolder", "metadata.jsonl", imagefolder),
     ("Hugging Face Parquet", "parquet", parquet),
     ("WebDataset", "KEY.json", webdataset),
+    ("PASCAL VOC", "years are joined", partial(voc, labels="VOC2012/Annotations", folder="VOC2012/JPEGImages")),
+    ("ImageNet", "CLS-LOC", partial(voc, labels="Annotations/CLS-LOC/train", folder="Data/CLS-LOC/train")),
+    ("keras-retinanet", "", partial(table, file="train.csv", folder="train", header="", row="{}.jpg,10,20,30,50,cat")),
     ("Open Images CSV", "", partial(table, file="train-annotations-bbox.csv", folder="train", **OPEN_IMAGES)),
 ]  # fmt: skip
 
@@ -303,12 +306,17 @@ def test_every_tool_of_the_first_table_is_tried():
     assert len(rows) == 12
 
 
-def test_the_tutorial_folder_is_read_as_voc(tmp_path):
+def test_the_tutorial_folder_is_read_with_both_formats(tmp_path):
     folder = tmp_path / "images"
     parts(folder, partial(voc, labels="", folder=""), ("train", "test"))
-    write(folder / "train_labels.csv", HEADER, *(ROW.format(name) for name in NAMES))
-    assert "--format voc" in row_of("TensorFlow tutorial")
-    assert find_splits(folder, "voc") == ["train", "test"]
+    rows = [ROW.format(name).replace("cat", label) for name, label in zip(NAMES, CLASSES, strict=True)]
+    for split in ("train", "test"):
+        write(folder / f"{split}_labels.csv", HEADER, *rows)
+    assert "XML beside, `train_labels.csv`, or both" in row_of("TensorFlow tutorial")
+    assert find_splits(tmp_path) == ["train", "test"] and len(open_dataset(tmp_path, "test").labels) == 2
+    for path in folder.rglob("*.xml"):
+        path.unlink()
+    assert open_dataset(tmp_path, "test").format == "csv"
 
 
 VIA = {"a.jpg1": {"filename": "a.jpg", "regions": [{"shape_attributes": {"name": "rect"}}]}}
