@@ -101,6 +101,8 @@ def test_an_image_inside_the_json(tmp_path: Path, image: AnyImage, monkeypatch: 
     assert held.image_names == ["a.jpg"] and held.notes == ("1 image is missing and was taken from imageData: a.json",)
     assert size_of(load_image(held[0])) == Size(50, 100) and held.paths[0].is_relative_to(tmp_path / "cache")
     assert [path.name for path in root.iterdir()] == ["a.json"] and open_dataset(root).paths == held.paths
+    labelme(root / "c.json", shape("x", [[1, 2], [3, 4]]), imageData=base64.b64encode(data).decode())
+    assert open_dataset(root).image_names == ["a.jpg", "c.jpg"], "the same bytes twice are two images"
     labelme(root / "b.json", shape("x", [[1, 2], [3, 4]]), imageData="/" * 5)
     with pytest.raises(DataError, match=r"b\.json: imageData is no base64"):
         open_dataset(root)

@@ -76,13 +76,16 @@ def unpacked_folder(source: Path, fill: Callable[[Path, Allowance], None]) -> Pa
     return target
 
 
-def kept_image(data: bytes, suffix: str) -> Path:
-    """Return a file in the cache folder that holds the bytes of an image; it is named by them and written once.
+def kept_image(data: bytes, suffix: str, source: Path) -> Path:
+    """Return a file in the cache folder that holds the bytes of an image, written once.
+
+    Its name follows from the bytes and from `source`, the label file that embeds them, so that two label files with
+    the same image keep an image each.
 
     Raises:
         DataError: the cache folder cannot be written to.
     """
-    name = hashlib.sha256(data).hexdigest()
+    name = hashlib.sha256(os.fsencode(source.resolve()) + b"\0" + data).hexdigest()
     path = cache_folder() / "images" / name[:2] / (name + suffix)
     try:
         if not path.is_file():

@@ -171,7 +171,7 @@ def _unpacked(embedded: str, file: Path) -> Path:
         data = base64.b64decode(embedded.rpartition(",")[2], validate=False)
     except (binascii.Error, ValueError) as error:
         raise DataError(f"{file}: imageData is no base64 ({error}), and the image is missing; {ADVICE}") from None
-    return kept_image(data, image_suffix(data))
+    return kept_image(data, image_suffix(data), file)
 
 
 def _read_annotation(content: Mapping[str, Any], file: Path, index: IndexBuilder) -> _Annotation:
