@@ -8,7 +8,7 @@ from PIL import Image
 
 from multibox.cli.doctor import LINES
 from multibox.doctor.examine import diagnose
-from multibox.doctor.glance import TOLD_BY_TRAINING, glance, glance_lines
+from multibox.doctor.glance import TOLD_BY_TRAINING, cached_glance, glance, glance_lines
 from multibox.doctor.repair import CHANGES
 from multibox.doctor.sheet import worst_sheet
 
@@ -118,7 +118,17 @@ def test_training_says_what_else_tells_only_once(sets, faulty):
     lines = glance_lines(glance([str(faulty)]), [str(faulty)])
     assert lines == [f"the data has 24 errors: reversed-box 24; multibox doctor {faulty} tells more"]
     assert not glance_lines(glance([str(faulty)]), [str(faulty)], TOLD_BY_TRAINING)
-    assert glance([str(faulty / "nothing")]) == []
+    assert not glance([str(faulty / "nothing")])
+
+
+def test_a_glance_is_kept_for_the_next_run(faulty, tmp_path):
+    first = cached_glance([str(faulty)], None, tmp_path, "0123")
+    (faulty / "train" / "label.csv").unlink()
+    assert cached_glance([str(faulty)], None, tmp_path, "0123") == first == {"error": {"reversed-box": 24}}
+    assert not cached_glance([str(faulty)], None, tmp_path, "4567")
+    for file in tmp_path.glob("doctor-*"):
+        file.write_text("{")
+    assert not cached_glance([str(faulty)], None, tmp_path, "0123")
 
 
 def test_a_run_says_what_the_doctor_sees(sets, tmp_path):

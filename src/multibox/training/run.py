@@ -24,7 +24,7 @@ from multibox.data.formats.text import OnBad
 from multibox.data.left_out import sentences, training_counts
 from multibox.data.loading import AugmentedImages, in_order, load_batches
 from multibox.data.pixels import as_colour
-from multibox.doctor.glance import TOLD_BY_TRAINING, glance, glance_lines
+from multibox.doctor.glance import MOST_IMAGES, TOLD_BY_TRAINING, cached_glance, glance, glance_lines
 from multibox.errors import ConfigError, DataError, WeightsError
 from multibox.files import write_text_whole
 from multibox.inference.load import choose_device
@@ -241,10 +241,12 @@ def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Repo
 def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Reporter, hold: Hold) -> Trainer:
     resumed = options.resume is not None
     cache = cache_folder(config, folder, options)
-    training, validation, notes = _open_examined(config, cache, reporter, resumed=resumed)
+    training, validation, notes = _open_splits(config, cache, reporter)
     for note in notes:
         reporter.note(note)
     config = _identify(config, folder, training, validation)
+    for line in () if resumed else _doctor_says(config, cache, len(training) + len(validation or ())):
+        reporter.note(line)
     class_thresholds(config.post.thresholds, training.class_names)
     if config.train.difficult == "drop":
         training = drop_difficult(training)
@@ -288,19 +290,27 @@ def cache_folder(config: Config, folder: Path, options: RunOptions | None = None
     return (options and options.cache) or folder.parent / CACHE
 
 
-def _open_examined(
-    config: Config, cache: Path, reporter: Reporter, *, resumed: bool
-) -> tuple[Dataset, Dataset | None, list[str]]:
-    """Return what `open_splits` does, after a glance at the data, which a resumed run has had."""
-    data = config.data
-    found = [] if resumed else glance(data.path, None if data.format == "auto" else data.format)
+def _open_splits(config: Config, cache: Path, reporter: Reporter) -> tuple[Dataset, Dataset | None, list[str]]:
+    """Return what `open_splits` does; if it fails, say what else the doctor sees."""
     try:
-        training, validation, notes = open_splits(data, cache, reporter.counting)
+        return open_splits(config.data, cache, reporter.counting)
     except DataError:
-        for line in glance_lines(found, data.path):
+        for line in glance_lines(glance(config.data.path, _format(config)), config.data.path):
             reporter.note(line)
         raise
-    return training, validation, [*notes, *glance_lines(found, data.path, TOLD_BY_TRAINING)]
+
+
+def _doctor_says(config: Config, cache: Path, images: int) -> list[str]:
+    """Return what a glance at the data shows that no other note says."""
+    paths = config.data.path
+    if images > MOST_IMAGES:
+        return [f"more than {MOST_IMAGES:,} images are not examined before training; multibox doctor DATA does it"]
+    counts = cached_glance(paths, _format(config), cache, config.data.fingerprint)
+    return glance_lines(counts, paths, TOLD_BY_TRAINING)
+
+
+def _format(config: Config) -> str | None:
+    return None if config.data.format == "auto" else config.data.format
 
 
 def _decode_once(config: Config, training: Dataset, validation: Dataset | None, reporter: Reporter) -> DecodedSplits:
