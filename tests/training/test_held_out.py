@@ -1,6 +1,8 @@
 """What is held out of training: groups stay together; several data sets and merged classes in a run."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,10 @@ import multibox
 from multibox.config import DataConfig
 from multibox.data.choosing import choose_classes, parse_merges
 from multibox.data.formats import open_dataset
+from multibox.data.similar import image_hashes
 from multibox.errors import ConfigError, DataError
 from multibox.inference.detector import open_checkpoint
+from multibox.structures import Dataset
 from multibox.training.run import RunOptions, prepare
 from multibox.training.splits import held_out, hold_out, open_splits
 
@@ -61,9 +65,36 @@ def coco(root: Path, splits: dict[str, list[int]], names: list[str]) -> Path:
     return root
 
 
+def held_from(data: Path) -> tuple[Dataset, Dataset]:
+    dataset = open_dataset(data)
+    return hold_out(dataset, data, image_hashes(dataset))
+
+
+def test_what_images_look_like_is_remembered_until_one_changes(tmp_path: Path) -> None:
+    data = coco(tmp_path / "set", {"train": [*range(12)]}, ["a"])
+    told: list[int] = []
+
+    @contextmanager
+    def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+        yield told.append
+
+    open_splits(DataConfig(path=(str(data),)), tmp_path / ".cache", counting)
+    assert len(told) == 24  # checked, and compared
+    again = open_splits(DataConfig(path=(str(data),)), tmp_path / ".cache", counting)
+    assert len(told) == 24
+    (file,) = (tmp_path / ".cache").glob("scenes-*.npy")
+    file.write_bytes(file.read_bytes()[:200])
+    assert open_splits(DataConfig(path=(str(data),)), tmp_path / ".cache", counting)[2] == again[2]
+    assert len(told) == 36
+    noise(99).save(data / "train" / "003.png")
+    open_splits(DataConfig(path=(str(data),)), tmp_path / ".cache", counting)
+    assert len(told) == 36 + 1 + 12
+    assert len(list((tmp_path / ".cache").glob("scenes-*.npy"))) == 1
+
+
 def test_images_of_one_scene_stay_on_one_side(tmp_path: Path) -> None:
     data = coco(tmp_path / "set", {"train": [i // 2 for i in range(60)]}, ["a"])  # every image twice
-    training, validation = hold_out(open_dataset(data), data)
+    training, validation = held_from(data)
     assert len(training) + len(validation) == 60
     assert len(validation) in (6, 8)
     numbers = sorted(int(name[-7:-4]) for name in validation.image_names)
@@ -72,12 +103,12 @@ def test_images_of_one_scene_stay_on_one_side(tmp_path: Path) -> None:
         "of 60 images (train) are held out for validation; images of one scene were kept together"
         in (training.notes[-1])
     )
-    assert list(hold_out(open_dataset(data), data)[1].image_names) == list(validation.image_names)
+    assert list(held_from(data)[1].image_names) == list(validation.image_names)
 
 
 def test_a_single_scene_is_divided_and_said(tmp_path: Path) -> None:
     data = coco(tmp_path / "set", {"train": [1] * 20}, ["a"])
-    training, validation = hold_out(open_dataset(data), data)
+    training, validation = held_from(data)
     assert (len(training), len(validation)) == (18, 2)
     assert "all look like one scene, which was divided" in training.notes[-1]
 

@@ -9,16 +9,20 @@ import hashlib
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import groupby, pairwise
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
+from multibox.data.checking import Counting
+from multibox.data.footprint import stamps_of
 from multibox.data.images import image_bytes, load_small, resize_image
 from multibox.errors import DataError
+from multibox.files import whole_file
 from multibox.limits import available_cores
-from multibox.structures import Labels, Sample, Size
+from multibox.structures import Dataset, Labels, Sample, Size
 
 Hashes = NDArray[np.uint64]
 """[N, 97]: one row per image, a 64-bit perceptual hash and its thumbnail, 16 x 16 pixels of RGB. All zeros for an image
@@ -28,6 +32,7 @@ NEAR = 6
 BURST = 16
 """The same for images whose names say that they were taken one after the other."""
 _GRID, _THUMBNAIL = 32, 16
+_COLUMNS = 1 + _THUMBNAIL**2 * 3 // 8
 _READ = np.uint64(1)  # the bit of the hash that mean brightness would have; set for every image that was read
 _CONTRAST = 16.0
 """A coefficient counts as above the median if it is so by this much, so that noise on an even ground gives no bits."""
@@ -61,7 +66,7 @@ def image_hashes(samples: Iterable[Sample], progress: Callable[[], object] | Non
             pixels = np.asarray(resize_image(load_small(sample, Size(_GRID, _GRID)), Size(_GRID, _GRID)))
             return hash_pixels(pixels)
         except DataError:
-            return np.zeros(1 + _THUMBNAIL**2 * 3 // 8, np.uint64)
+            return np.zeros(_COLUMNS, np.uint64)
 
     rows: list[Hashes] = []
     with ThreadPoolExecutor(available_cores()) as pool:
@@ -69,7 +74,37 @@ def image_hashes(samples: Iterable[Sample], progress: Callable[[], object] | Non
             rows.append(row)
             if progress is not None:
                 progress()
-    return np.stack(rows) if rows else np.zeros((0, 1 + _THUMBNAIL**2 * 3 // 8), np.uint64)
+    return np.stack(rows) if rows else np.zeros((0, _COLUMNS), np.uint64)
+
+
+def remembered_hashes(dataset: Dataset, cache: Path | None, counting: Counting) -> Hashes:
+    """Return `image_hashes` of a data set, from the cache if no image's size or time has changed since.
+
+    Args:
+        dataset: the images.
+        cache: folder of cache files; None for none.
+        counting: tells how far it is.
+    """
+    digest = hashlib.sha256(b"1")
+    for text in dataset.paths.texts():
+        digest.update(f"{len(text)} {text}\n".encode("utf-8", "surrogatepass"))
+    digest.update(dataset.offsets.array.tobytes() + stamps_of(dataset.paths).tobytes())
+    stem = "scenes-" + hashlib.sha256(f"{dataset.root.absolute()}\0{dataset.split}".encode()).hexdigest()[:16]
+    file = None if cache is None else cache / f"{stem}-{digest.hexdigest()[:16]}.npy"
+    if file is not None:
+        with suppress(OSError, ValueError, EOFError):
+            held: NDArray[np.uint64] = np.load(file, allow_pickle=False)
+            if held.dtype == np.uint64 and held.shape == (len(dataset), _COLUMNS):
+                return held
+    with counting("images compared", len(dataset)) as advance:
+        hashes = image_hashes(dataset, lambda: advance(1))
+    if file is not None:
+        with suppress(OSError):
+            for old in file.parent.glob(f"{stem}-*.npy"):
+                old.unlink()
+            with whole_file(file) as opened:
+                np.save(opened, hashes)
+    return hashes
 
 
 def hash_pixels(pixels: NDArray[np.uint8]) -> Hashes:

@@ -18,7 +18,7 @@ from multibox.data.left_out import counted
 from multibox.data.loading import AugmentedImages, choose_workers, load_batches, prepares_between, use_processes
 from multibox.data.pixels import as_colour
 from multibox.data.sampling import EpochBatches, repeat_factors
-from multibox.data.similar import Hashes, image_hashes, scene_groups
+from multibox.data.similar import Hashes, remembered_hashes, scene_groups
 from multibox.errors import DataError
 from multibox.structures import Dataset, Labels, Size
 from multibox.tensors import Batch
@@ -83,16 +83,17 @@ def _open_one(
     val_split = split_for(splits, "val") if data.val_split == "auto" else data.val_split
     if val_split is not None and val_split != training.split:
         return training, read(val_split)
-    return hold_out(training, found.path)
+    few = len(training) <= MOST_COMPARED
+    return hold_out(training, found.path, remembered_hashes(training, cache, counting) if few else None)
 
 
-def hold_out(training: Dataset, path: Path, hashes: Hashes | None = None) -> tuple[Dataset, Dataset]:
+def hold_out(training: Dataset, path: Path, hashes: Hashes | None) -> tuple[Dataset, Dataset]:
     """Divide a split into nine tenths to train on and one to validate on; images of one scene stay together.
 
     Args:
         training: the split.
         path: the data set, for messages.
-        hashes: of its images, from `image_hashes`; None computes them, up to `MOST_COMPARED` images.
+        hashes: of its images, from `image_hashes`; None divides them by name alone, as more than `MOST_COMPARED` are.
 
     Raises:
         DataError: it has fewer than two images.
@@ -100,8 +101,6 @@ def hold_out(training: Dataset, path: Path, hashes: Hashes | None = None) -> tup
     count = len(training)
     if count < 2:
         raise DataError(f"{path}: {count} image is too few to train and validate; add more, or --val-split none")
-    if hashes is None and count <= MOST_COMPARED:
-        hashes = image_hashes(training)
     groups = np.arange(count) if hashes is None else scene_groups(list(training.image_names), hashes)
     held = held_out(training.image_names, groups)
     scenes = int((np.bincount(groups) > 1).sum())
