@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
 from multiprocessing import connection, parent_process
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from multibox.data.augmentation import Operation, plan
 from multibox.data.decoded import DecodedImages
+from multibox.data.handover import Arrays, Handed, Places
 from multibox.data.mixing import Mixing, Scene, mix, narrow
 from multibox.data.rendering import project, render, snap
 from multibox.data.sampling import Key
@@ -30,20 +29,6 @@ from multibox.structures import Dataset, Sample, Size
 
 Item = tuple[Scene, str, Size]
 """What an image shows, its name and the size of the original."""
-
-
-class Arrays(NamedTuple):
-    """A batch as arrays; see `multibox.tensors.Batch` for the meaning."""
-
-    images: NDArray[np.uint8]
-    """[b, h, w, 3]"""
-    gt_xyxy: NDArray[np.float32]
-    """[b, g, 4]"""
-    gt_labels: NDArray[np.int64]
-    """[b, g]"""
-    image_names: list[str]
-    sizes: list[Size]
-    lost_boxes: int
 
 
 class AugmentedImages:
@@ -130,28 +115,30 @@ def collate_items(items: Sequence[Item]) -> Arrays:
     return Arrays(pixels, gt_xyxy, gt_labels, list(names), list(sizes), lost)
 
 
-_held: list[AugmentedImages] = []
+_held: list[tuple[AugmentedImages, Places | None]] = []
 
 
-def start_worker(images: AugmentedImages) -> None:
-    """Keep the images that this worker makes items of: its own copy, on the common store."""
+def start_worker(images: AugmentedImages, places: Places | None) -> None:
+    """Keep the images that this worker makes items of, its own copy on the common store, and where batches go."""
     # Ctrl-C ends the main process, which ends its workers; Windows cannot block the signal before the start
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     # As in the threads of `loading`; and the memory of a batch stays for the next one
     torch.set_num_threads(1)
     keep_freed_memory(always=True)
-    _held[:] = [images]
+    _held[:] = [(images, places)]
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def make_batch(keys: Sequence[tuple[int, ...]]) -> Arrays:
-    """Return the batch of `keys`.
+def make_batch(keys: Sequence[tuple[int, ...]], place: int) -> Arrays | Handed:
+    """Return the batch of `keys`, or what says that it lies in a place.
 
     Raises:
         ImageError: an image cannot be read.
     """
-    return _held[0].batch(keys)
+    images, places = _held[0]
+    batch = images.batch(keys)
+    return batch if places is None else places.put(place, batch)
 
 
 def _end_with_parent() -> None:

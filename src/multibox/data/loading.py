@@ -2,7 +2,7 @@
 
 On a CPU with few cores each batch is prepared between two steps, by all cores. A thread beside the step would take one
 of the cores for which the step's own threads then wait. Worker processes pay off beside a GPU with many cores, where
-Python itself is the limit. They send batches through pipes, which need no /dev/shm. If one of them dies, threads go on
+Python itself is the limit. They hand batches over in memory that needs no /dev/shm. If one of them dies, threads go on
 with the same batches.
 """
 
@@ -15,10 +15,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from threading import Barrier
+from typing import NamedTuple
 
 import torch
 
-from multibox.data.augmented import Arrays, AugmentedImages, make_batch, start_worker
+from multibox.data.augmented import AugmentedImages, make_batch, start_worker
+from multibox.data.handover import Arrays, Handed, Places
 from multibox.data.sampling import EpochBatches
 from multibox.errors import MultiboxError
 from multibox.limits import available_cores
@@ -71,9 +73,10 @@ def load_batches(
                 yield _prepare(images, _keys(batches, step), pin, threads, max(1, workers))
                 step += 1
         return
-    with contextlib.closing(_Pool(images, workers, pin, processes, tell)) as pool:
+    ahead = _ahead(images, batches, workers)
+    largest = _most_images(batches) * 3 * images.size.height * images.size.width
+    with contextlib.closing(_Pool(images, workers, pin, Room(ahead, largest) if processes else None, tell)) as pool:
         waiting: deque[tuple[Keys, Future[Batch]]] = deque()
-        ahead = _ahead(images, batches, workers)
         while True:
             while len(waiting) < ahead and step < _end(batches):
                 keys = _keys(batches, step)
@@ -121,38 +124,64 @@ def _keys(batches: EpochBatches | Sequence[Keys], step: int) -> Keys:
     return batches.batch(step) if isinstance(batches, EpochBatches) else batches[step]
 
 
+class Room(NamedTuple):
+    """Of the batches that worker processes hand over."""
+
+    batches: int
+    """Prepared at a time."""
+    size: int
+    """Bytes of a batch's pixels."""
+
+
 class _Pool:
     """Workers that prepare batches: threads, or processes that threads replace if they fail."""
 
-    def __init__(self, images: AugmentedImages, workers: int, pin: bool, processes: bool, tell: Tell) -> None:
+    def __init__(self, images: AugmentedImages, workers: int, pin: bool, room: Room | None, tell: Tell) -> None:
         self.images = images
         self.pin = pin
         self.tell = tell
         # Beside processes one thread receives and pins their batches
-        self.threads = _plain_threads(1 if processes else workers)
+        self.threads = _plain_threads(1 if room else workers)
         self.processes: ProcessPoolExecutor | None = None
-        if processes:
-            try:
-                self.processes = ProcessPoolExecutor(
-                    workers,
-                    multiprocessing.get_context("spawn"),
-                    initializer=start_worker,
-                    initargs=(images,),
-                )
-            except _NO_PROCESSES as error:
-                self._give_up(f"worker processes cannot be started here ({error})")
+        self.places: Places | None = None
+        if room is None:
+            return
+        self.free = deque(range(room.batches))
+        with contextlib.suppress(OSError):
+            self.places = Places(*room)
+        try:
+            self.processes = ProcessPoolExecutor(
+                workers,
+                multiprocessing.get_context("spawn"),
+                initializer=start_worker,
+                initargs=(images, self.places),
+            )
+        except _NO_PROCESSES as error:
+            self._give_up(f"worker processes cannot be started here ({error})")
 
     def submit(self, keys: Keys) -> Future[Batch]:
         if self.processes is not None:
+            place = self.free.popleft()
             try:
                 with _unseen_main(), _blocked_interrupt():
-                    arrays = self.processes.submit(make_batch, keys)
-                return self.threads.submit(lambda: _to_batch(arrays.result(), self.pin))
+                    sent = self.processes.submit(make_batch, keys, place)
+                return self.threads.submit(self._receive, sent, place)
             except BrokenProcessPool:
                 self._give_up(_KILLED)
             except _NO_PROCESSES as error:
                 self._give_up(f"worker processes cannot be started here ({error})")
         return self.threads.submit(_prepare, self.images, keys, self.pin)
+
+    def _receive(self, sent: Future[Arrays | Handed], place: int) -> Batch:
+        batch = sent.result()
+        if isinstance(batch, Handed):
+            assert self.places is not None
+            batch = self.places.take(place, batch)
+            if not self.pin:
+                batch = batch._replace(images=batch.images.copy())
+        ready = _to_batch(batch, self.pin)
+        self.free.append(place)
+        return ready
 
     def finish(self, keys: Keys, future: Future[Batch]) -> Batch:
         """Return the batch of a submitted future; prepare it here if its process failed."""
@@ -202,9 +231,12 @@ def _plain_threads(count: int) -> ThreadPoolExecutor:
 
 def _ahead(images: AugmentedImages, batches: EpochBatches | Sequence[Keys], workers: int) -> int:
     """Return how many batches to prepare ahead."""
-    size = batches.batch_size if isinstance(batches, EpochBatches) else max(map(len, batches), default=1)
     height, width = images.size
-    return max(2, min(2 * workers, PREFETCH_BYTES // (size * 3 * height * width)))
+    return max(2, min(2 * workers, PREFETCH_BYTES // (_most_images(batches) * 3 * height * width)))
+
+
+def _most_images(batches: EpochBatches | Sequence[Keys]) -> int:
+    return batches.batch_size if isinstance(batches, EpochBatches) else max(map(len, batches), default=1)
 
 
 def _prepare(images: AugmentedImages, keys: Keys, pin: bool, pool: Executor | None = None, threads: int = 1) -> Batch:

@@ -62,9 +62,9 @@ class ImageStore:
         self.full = False
         self._lock = threading.Lock()
         self._hold = hold
-        self._files = files or (_open(pixels), _open(table))
-        self._table: Table = np.frombuffer(_map(self._files[1]), np.int64).reshape(-1, _COLUMNS)
-        self._pixels = np.frombuffer(_map(self._files[0]), np.uint8)
+        self._files = files or (open_shared(pixels), open_shared(table))
+        self._table: Table = np.frombuffer(map_file(self._files[1]), np.int64).reshape(-1, _COLUMNS)
+        self._pixels = np.frombuffer(map_file(self._files[0]), np.uint8)
         self._trusted = np.zeros(len(self._table), np.bool_)
 
     def __len__(self) -> int:
@@ -172,12 +172,9 @@ def memory_store(rooms: Sequence[Room], most: int) -> ImageStore:
         OSError: neither can be made.
     """
     table, length = _lay_out(rooms, most)
-    files = (_nameless("multibox-pixels"), _nameless("multibox-table"))
-    os.ftruncate(files[0], max(1, length))
-    _write_all(files[1], table.tobytes())
-    # Worker processes of the same user open what the main process holds; without processes the paths are not used
-    paths = [f"/proc/{os.getpid()}/fd/{file}" for file in files]
-    return ImageStore(paths[0], paths[1], files)
+    files = shared_file("multibox-pixels", max(1, length)), shared_file("multibox-table", table.nbytes)
+    map_file(files[1])[:] = table.tobytes()
+    return ImageStore(shared_path(files[0]), shared_path(files[1]), files)
 
 
 def folder_store(folder: Path, name: str, rooms: Sequence[Room], most: int) -> ImageStore:
@@ -255,26 +252,34 @@ def _lay_out(rooms: Sequence[Room], most: int, old: Table | None = None) -> tupl
     return table, int((table[:, _OFFSET] + table[:, _ROOM]).max())
 
 
-def _open(path: str) -> int:
+def open_shared(path: str) -> int:
+    """Return the descriptor of a file to read and write; raises OSError."""
     return os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
 
 
-def _map(file: int) -> mmap.mmap:
+def map_file(file: int) -> mmap.mmap:
+    """Return the content of an opened file that is not empty as memory."""
     return mmap.mmap(file, 0)
 
 
-def _nameless(name: str) -> int:
-    """Return the descriptor of a file that vanishes with the last process that has it open."""
+def shared_path(file: int) -> str:
+    """Return where processes of the same user find a file that this process has open; Linux alone has such paths."""
+    return f"/proc/{os.getpid()}/fd/{file}"
+
+
+def shared_file(name: str, length: int) -> int:
+    """Return the descriptor of a file of zeros that vanishes with the last process that has it open.
+
+    In memory on Linux, where it needs no /dev/shm; elsewhere among the temporary files.
+    """
+    file = -1
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            return os.memfd_create(name)
-    file, path = tempfile.mkstemp(prefix=f"{name}-")
-    with contextlib.suppress(OSError):
-        # Windows refuses: there the file stays until temporary files are cleared
-        os.unlink(path)  # noqa: PTH108 - a path from tempfile
+            file = os.memfd_create(name)
+    if file < 0:
+        file, path = tempfile.mkstemp(prefix=f"{name}-")
+        with contextlib.suppress(OSError):
+            # Windows refuses: there the file stays until temporary files are cleared
+            os.unlink(path)  # noqa: PTH108 - a path from tempfile
+    os.ftruncate(file, length)
     return file
-
-
-def _write_all(file: int, data: bytes) -> None:
-    with os.fdopen(os.dup(file), "wb") as stream:
-        stream.write(data)
