@@ -17,9 +17,9 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(PYTEST) -m slow
 
-# Properties with thousands of random examples each
+# Properties with thousands of random examples each, and a minute of damaged files for every parser
 fuzz: $(STAMP)
-	$(PYTEST) -m hypothesis --hypothesis-profile fuzz
+	$(PYTEST) -m "hypothesis or fuzz" --hypothesis-profile fuzz
 
 check: $(STAMP)
 	$(BIN)/ruff check .
