@@ -11,11 +11,21 @@ MultiboxError
 """
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_MOST_LETTERS, _LAST_LETTERS = 1500, 300
 
 
 class MultiboxError(Exception):
-    """A mistake that the user can correct; the command line prints it as one sentence and exits with 2."""
+    """A mistake that the user can correct; the command line prints it as one sentence and exits with 2.
+
+    The message is one line of bounded length, whatever files and values it quotes.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class ConfigError(MultiboxError):
@@ -52,6 +62,13 @@ class MissingExtraError(MultiboxError):
     def __reduce__(self) -> tuple[type[Exception], tuple[str, str]]:
         # By default an exception is unpickled from its message alone, but this class takes two arguments
         return type(self), (self.purpose, self.extra)
+
+
+def one_line(text: str) -> str:
+    """Return a text with its control characters written as escapes and the middle of a long one left out."""
+    if len(text) > _MOST_LETTERS:
+        text = f"{text[: _MOST_LETTERS - _LAST_LETTERS]} ... {text[-_LAST_LETTERS:]}"
+    return _UNPRINTABLE.sub(lambda letter: letter[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

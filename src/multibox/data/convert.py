@@ -18,7 +18,8 @@ from multibox.data.formats import (
     locate,
     open_dataset,
 )
-from multibox.data.formats.text import OnBad
+from multibox.data.formats.finder import fit_name
+from multibox.data.formats.text import OnBad, fit_text, safe_name
 from multibox.data.left_out import CROWD, counted, drop_boxes
 from multibox.errors import ConfigError, DataError
 from multibox.files import whole_folder
@@ -136,6 +137,7 @@ def write_dataset(
     if not splits:
         raise DataError(f"nothing to write to {destination}: no splits were given; give at least one")
     splits, notes = _without_what_it_cannot_hold(with_same_classes(splits), FORMATS[check_format(format)])
+    notes += _renamed(splits, destination)
     try:
         with whole_folder(destination) as folder:
             notes += write(splits, folder, link=link)
@@ -168,6 +170,25 @@ def check_destination(destination: str | Path) -> None:
         return
     if target.exists() or target.is_symlink():
         raise DataError(f"{destination} exists already; give a folder that is not there yet, or empty it")
+
+
+def _renamed(splits: dict[str, Dataset], destination: str | Path) -> list[str]:
+    """Give classes names that label files can hold, in place; return notes on those and on images that get others.
+
+    Raises:
+        DataError: two classes would get one name.
+    """
+    given = next(iter(splits.values())).class_names
+    classes = tuple(map(fit_text, given))
+    if len(set(classes)) < len(classes):
+        raise DataError(f"two classes would have one name in {destination}; rename one of {', '.join(given)}")
+    for name, dataset in splits.items():
+        splits[name] = replace(dataset, class_names=classes)
+    odd = [name for dataset in splits.values() for name in dataset.image_names if fit_name(name) != safe_name(name)]
+    odder = [name for name, other in zip(given, classes, strict=True) if name != other]
+    because = "renamed, as label files cannot hold the letters of the name"
+    notes = [f"{counted(len(odd), 'image was', 'images were')} {because}"] if odd else []
+    return [*notes, f"{counted(len(odder), 'class was', 'classes were')} {because}"] if odder else notes
 
 
 def with_same_classes(splits: Mapping[str, Dataset]) -> dict[str, Dataset]:

@@ -1,5 +1,6 @@
 """MXNet's RecordIO files: framed records, and in each a header, a label of floats and an encoded image."""
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ def read_record(path: Path, offset: int) -> ImageRecord:
     Raises:
         DataError: when there is no record.
     """
+    if not 0 <= offset < 1 << 63:
+        raise DataError(f"{path} holds no record at byte {offset}; expected a position in the file")
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -109,11 +112,11 @@ def _read_part(file: BinaryIO, path: Path, at: int) -> tuple[int, bytes]:
             f"{path} holds no RecordIO record at byte {at}: expected the bytes 0a23d7ce, got {frame[:4].hex()}"
         )
     length = word & ((1 << _LENGTH_BITS) - 1)
+    # Before reading, which would make room for as many bytes as the record claims
+    left = os.fstat(file.fileno()).st_size - at - _FRAME.size
+    if left < length:
+        raise DataError(f"{path} is cut off at byte {at}: a record of {length} bytes, {left} are there; get it again")
     part = file.read(length)
-    if len(part) < length:
-        raise DataError(
-            f"{path} is cut off at byte {at}: the record has {length} bytes, {len(part)} are there; get it again"
-        )
     file.read(-length % 4)
     return word >> _LENGTH_BITS, part
 

@@ -13,6 +13,7 @@ from multibox.data.formats.text import (
     canonical,
     child,
     files_below,
+    fit_text,
     folders_in,
     is_split_name,
     safe_name,
@@ -241,10 +242,17 @@ def target_names(dataset: Dataset, *, share_stems: bool = False) -> list[str]:
 
 def _file_name(sample: Sample) -> str:
     """Return the sample's name as a relative file name with the suffix of an image, by its content if it has none."""
-    name = safe_name(sample.name)
+    name = fit_name(sample.name)
     if Path(name).suffix.lower() in IMAGE_SUFFIXES:
         return name
     return name + image_suffix(image_head(sample))
+
+
+def fit_name(name: str) -> str:
+    """Return an image's name as a written data set has it: without what a line of a label file cannot hold."""
+    head, slash, tail = fit_text(safe_name(name)).rpartition("/")
+    stem = stem_of(tail)
+    return f"{head}{slash}{stem.strip() or '_'}{tail[len(stem) :].strip()}"
 
 
 def image_suffix(data: bytes) -> str:

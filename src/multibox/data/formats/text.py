@@ -24,6 +24,7 @@ _CANONICAL = {"training": "train", "valid": "val", "validation": "val", "dev": "
 _SPLIT_WORDS = ("train", "val", "trainval", "test", "minival", "default", "all", *_CANONICAL)
 _SPLIT_PATTERN = re.compile(rf"({'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})((19|20)\d\d)?")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
+_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 _ORDER = ("train", "val", "trainval", "test")
 
 
@@ -338,6 +339,11 @@ def safe_name(listed: str) -> str:
     """Turn an image's path as a label file wrote it into a relative name that stays below its root."""
     text = re.sub(r"^[A-Za-z]:", "", listed.strip().replace("\\", "/"))
     return "/".join(part for part in text.split("/") if part not in ("", ".", ".."))
+
+
+def fit_text(text: str) -> str:
+    """Return a name of an image or class with `_` for what label files cannot hold: control characters, odd bytes."""
+    return _UNFIT.sub("_", text)
 
 
 def tails(name: str) -> list[str]:
