@@ -147,7 +147,7 @@ def test_tracks_of_a_video(tmp_path: Path, image: AnyImage, name: str) -> None:
 @pytest.mark.parametrize(
     ("broken", "expected"),
     [
-        (box(corners='xtl="1"'), '<box> should say its place in numbers, got source="manual", occluded="0", xtl="1"'),
+        (box(corners='xtl="1"'), "<box> should say its place in numbers, got source='manual', occluded='0', xtl='1'"),
         (box(corners='xtl="a" ytl="1" xbr="2" ybr="3"'), "should say its place in numbers"),
         (box(corners='xtl="nan" ytl="1" xbr="2" ybr="3"'), "not a finite number"),
         (box(label=" "), "<box> has no label"),

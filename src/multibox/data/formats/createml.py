@@ -12,6 +12,7 @@ from multibox.data.formats.documents import (
     label_files,
     load_json,
     number,
+    shown,
     split_of_file,
 )
 from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder
@@ -67,7 +68,7 @@ def _add(index: IndexBuilder, finder: ImageFinder, thing: Any, file: Path, where
     keys = _IMAGE_KEYS if is_mapping(thing) else ()
     listed = next((str(thing[key]).strip() for key in keys if is_textual(thing.get(key))), "")
     if not listed:
-        raise DataError(f'{where}: expected an object with "image" and "annotations", got {str(thing)[:60]}; {ADVICE}')
+        raise DataError(f'{where}: expected an object with "image" and "annotations", got {shown(thing)}; {ADVICE}')
     found = index.find_image(finder, listed, where)
     if found is None:
         return
@@ -84,14 +85,14 @@ def _add(index: IndexBuilder, finder: ImageFinder, thing: Any, file: Path, where
 def _read_box(box: Any, where: str) -> tuple[str, tuple[float, float, float, float]]:
     label = str(box.get("label") or "").strip() if is_mapping(box) else ""
     if not label:
-        raise DataError(f'{where}: expected an object with "label" and "coordinates", got {str(box)[:60]}; {ADVICE}')
+        raise DataError(f'{where}: expected an object with "label" and "coordinates", got {shown(box)}; {ADVICE}')
     try:
         held = box["coordinates"]
         x, y, width, height = (number(held[key]) for key in ("x", "y", "width", "height"))
     except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(
             f"{where} ({label}): expected coordinates x, y, width and height in numbers, "
-            f"got {str(box.get('coordinates'))[:60]}; {ADVICE}",
+            f"got {shown(box.get('coordinates'))}; {ADVICE}",
             kind="not-a-number",
         ) from None
     return label, (x - width / 2, y - height / 2, x + width / 2, y + height / 2)

@@ -13,6 +13,8 @@ from multibox.data.formats.documents import (
     around_turned,
     label_files,
     parse_xml,
+    shown,
+    size_in,
     split_of_file,
     xml_root,
 )
@@ -33,7 +35,7 @@ from multibox.data.image_listing import IMAGE_SUFFIXES
 from multibox.data.images import shown_size
 from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, NOT_A_BOX, OUTLINE, counted
 from multibox.errors import DataError
-from multibox.structures import Dataset, Sample, Size
+from multibox.structures import Dataset, Sample
 
 _PLACES = ("annotations",)
 _CORNERS = ("xtl", "ytl", "xbr", "ybr")
@@ -140,7 +142,7 @@ def _add_images(
             found = index.find_image(finder, listed, str(file))
             if found is not None:
                 name = safe_name(listed)
-                size = _size(image.get("height"), image.get("width"))
+                size = size_in(image.attrib)
                 row = index.add_image(name if Path(name).suffix else found.name, found, file, size)
         if row is not None:
             for number, thing in enumerate(image, start=1):
@@ -154,7 +156,7 @@ def _add_frames(
     tracks = [track for track in tree.iterfind("track") if subset is None or _subset_of(track, tree) == subset]
     if not tracks:
         return
-    size = _size(tree.findtext("./meta//original_size/height"), tree.findtext("./meta//original_size/width"))
+    size = size_in({side: tree.findtext(f"./meta//original_size/{side}") for side in ("height", "width")})
     frames = _Frames(finder, index.root)
     rows: dict[int, int | None] = {}
     for frame in sorted(frames.there() | {place for _, place, _ in _placed(tracks)}):
@@ -232,7 +234,7 @@ def _read_shape(thing: Any, where: str) -> _Shape:
     try:
         box, outline = _place(thing)
     except (TypeError, ValueError, OverflowError):
-        values = ", ".join(f'{key}="{str(value)[:30]}"' for key, value in thing.items() if key != "label")
+        values = ", ".join(f"{key}={shown(value, 30)}" for key, value in thing.items() if key != "label")
         raise DataError(
             f"{where}: <{thing.tag}> should say its place in numbers, got {values[:120]}; {ADVICE}", kind="not-a-number"
         ) from None
@@ -268,14 +270,6 @@ def _place(thing: Any) -> tuple[tuple[float, float, float, float], bool]:
             return around(zip(values[0::2], values[1::2], strict=True)), True
         case _:
             raise ValueError
-
-
-def _size(height: str | None, width: str | None) -> Size | None:
-    try:
-        size = Size(int(float(height or "")), int(float(width or "")))
-    except (ValueError, OverflowError):
-        return None
-    return size if min(size) > 0 else None
 
 
 def _subset_of(thing: Any, tree: Any) -> str:

@@ -26,6 +26,7 @@ from multibox.data.formats.text import (
     split_in,
 )
 from multibox.errors import DataError, MissingExtraError
+from multibox.structures import Size
 
 JsonKind = Literal["coco", "labelme", "createml", "labelstudio", ""]
 
@@ -38,6 +39,8 @@ _SEVERAL_BYTES = ("gb", "big5", "shift_jis", "shift-jis", "sjis", "cp932", "euc"
 _LIST_ENDS = frozenset({"data", "annotation_id"})
 _OBJECT_ENDS = frozenset({"images", "categories", "shapes", "imagePath", "imageData"})
 """Keys that tell the tool by themselves."""
+_MOST_PIXELS = 1 << 31
+"""Along a side: what declares more is no size but a mistake."""
 _IMAGE_KEYS = {"image", "imagefilename", "image_filename", "filename"}
 _REGION = re.compile(r'"(rectanglelabels|polygonlabels|brushlabels|ellipselabels|original_width)"\s*:')
 
@@ -184,6 +187,21 @@ def number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise TypeError
     return float(value)
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """Return a value of a label file for a message: on one line, and not more than `most` characters of it."""
+    text = repr(value[: most + 1] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def size_in(held: Any, height: str = "height", width: str = "width") -> Size | None:
+    """Return the size of an image that a mapping holds under two keys; None where it is none."""
+    try:
+        size = Size(int(number(held[height])), int(number(held[width])))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return size if min(size) > 0 and max(size) < _MOST_PIXELS else None
 
 
 def around(points: Iterable[Sequence[float]]) -> tuple[float, float, float, float]:

@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from multibox.data.formats.documents import number
+from multibox.data.formats.documents import number, shown
 from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import ADVICE, is_list, is_mapping, read_lines, read_text
 from multibox.data.left_out import BROKEN_BOX, Reason
 from multibox.errors import DataError, MissingExtraError
-from multibox.structures import Size
 
 OBJECT_KEYS = ("objects", "annotations", "annotation")
 BOX_KEYS = ("bbox", "bboxes")
@@ -56,9 +55,9 @@ class Classes:
         if isinstance(category, float) and category.is_integer():
             category = int(category)
         if isinstance(category, bool) or not isinstance(category, (int, str)) or not str(category).strip():
-            what = str(category)[:40]
+            what = shown(category, 40)
             raise DataError(
-                f"{where}: expected a category's name or number, got {what!r}; {ADVICE}", kind="missing-category"
+                f"{where}: expected a category's name or number, got {what}; {ADVICE}", kind="missing-category"
             )
         name = str(category).strip()
         if name in self._places:
@@ -116,7 +115,7 @@ def add_objects(index: IndexBuilder, row: int, objects: Any, classes: Classes, w
                     x, y, right, bottom = (number(value) for value in thing.box)
                 except (TypeError, ValueError, OverflowError):
                     raise DataError(
-                        f"{at}: expected four numbers for its box, got {str(thing.box)[:60]}; {ADVICE}",
+                        f"{at}: expected four numbers for its box, got {shown(thing.box)}; {ADVICE}",
                         kind="not-a-number",
                     ) from None
                 label = classes.place(thing.category, at)
@@ -137,20 +136,20 @@ def _listed(objects: Any, where: str) -> Iterator[_Object]:
     if is_list(objects):
         for thing in objects:
             if not is_mapping(thing):
-                raise DataError(f"{where}: expected objects with bbox and category, got {str(thing)[:60]}; {ADVICE}")
+                raise DataError(f"{where}: expected objects with bbox and category, got {shown(thing)}; {ADVICE}")
             box: Any = key_of(thing, (*BOX_KEYS, *CORNER_KEYS))
             category: Any = key_of(thing, CLASS_KEYS)
             flags = (thing.get("difficult") in (1, True), key_of(thing, _CROWD_KEYS) in (1, True))
             yield _Object(box, category, not _has(thing, BOX_KEYS), *flags)
         return
     if not is_mapping(objects):
-        raise DataError(f"{where}: expected objects with bbox and categories, got {str(objects)[:60]}; {ADVICE}")
+        raise DataError(f"{where}: expected objects with bbox and categories, got {shown(objects)}; {ADVICE}")
     boxes: Any = key_of(objects, (*BOX_KEYS, *CORNER_KEYS))
     categories: Any = key_of(objects, CLASS_KEYS)
     boxes = [] if boxes is None and not categories else boxes
     categories = [] if categories is None and not boxes else categories
     if not is_list(boxes) or not is_list(categories) or len(boxes) != len(categories):
-        held = ", ".join(f"{key}: {str(value)[:30]}" for key, value in list(objects.items())[:6])
+        held = ", ".join(f"{key}: {shown(value, 30)}" for key, value in list(objects.items())[:6])
         raise DataError(
             f"{where}: expected as many categories as bbox, each in a list, got {held}; {ADVICE}",
             kind="unreadable-label",
@@ -182,15 +181,6 @@ def categories_of(objects: Any) -> list[Any]:
 def _column(objects: Mapping[str, Any], keys: Iterable[str], count: int) -> list[bool]:
     held: Any = key_of(objects, keys)
     return [value in (1, True) for value in held] if is_list(held) and len(held) == count else [False] * count
-
-
-def declared_size(row: Any) -> Size | None:
-    """Return the size that a row's `width` and `height` say, or None."""
-    try:
-        size = Size(int(number(row["height"])), int(number(row["width"])))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-    return size if min(size) > 0 else None
 
 
 def named_classes(root: Path, tell: Callable[[Path, str], None] | None = None) -> list[str] | None:

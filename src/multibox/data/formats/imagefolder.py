@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multibox.data.formats.documents import is_textual, start_of
+from multibox.data.formats.documents import is_textual, shown, size_in, start_of
 from multibox.data.formats.finder import ImageFinder, place_image, target_names
 from multibox.data.formats.hugging_face import (
     OBJECT_KEYS,
     Classes,
     add_objects,
     categories_of,
-    declared_size,
     key_of,
     named_classes,
 )
@@ -120,14 +119,14 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
         where = f"{file}, line {line}"
         with index.skipping(BROKEN_FILE, f"line {line}"):
             if not listed:
-                raise DataError(f"{where}: it has no file_name, got {str(row)[:60]}; {ADVICE}")
+                raise DataError(f"{where}: it has no file_name, got {shown(row)}; {ADVICE}")
             if source.part is not None and safe_name(listed).partition("/")[0] != source.part:
                 continue
             found = index.find_image(finder, listed, where)
             if found is None:
                 continue
             name = safe_name(listed).removeprefix(f"{source.part}/")
-            image = index.add_image(name, found, file, declared_size(row))
+            image = index.add_image(name, found, file, size_in(row))
             if image is not None:
                 add_objects(index, image, _parsed(key_of(row, OBJECT_KEYS)), classes, f"{where} ({name})", name)
     others = () if classes.declared is not None else _other_categories(splits, source)

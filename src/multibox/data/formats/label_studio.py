@@ -21,6 +21,8 @@ from multibox.data.formats.documents import (
     load_json,
     number,
     parse_xml,
+    shown,
+    size_in,
     split_of_file,
 )
 from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, place_image, target_names
@@ -131,7 +133,10 @@ def _add(
     if found is None:
         return
     name = _name(found, finder)
-    declared = next((size for region in task.regions if (size := _declared(region)) is not None), None)
+    declared = next(
+        (size for region in task.regions if (size := size_in(region, "original_height", "original_width")) is not None),
+        None,
+    )
     size = _fitting(declared, found)
     row = index.add_image(name, found, file, size)
     if row is None:
@@ -159,7 +164,7 @@ def _add_region(
             placed = _place(value, size)
         except (KeyError, TypeError, ValueError, OverflowError):
             raise DataError(
-                f"{where}: expected its place in percent, got {str(value)[:80]}; {ADVICE}", kind="not-a-number"
+                f"{where}: expected its place in percent, got {shown(value, 80)}; {ADVICE}", kind="not-a-number"
             ) from None
         if placed is None:
             index.count(NOT_A_BOX, subject)
@@ -217,7 +222,7 @@ def _read_task(thing: Any, where: str, doubts: _Doubts) -> _Task | None:
         DataError: it is no task.
     """
     if not is_mapping(thing):
-        raise DataError(f"{where}: expected an object, got {str(thing)[:40]!r}; {ADVICE}")
+        raise DataError(f"{where}: expected an object, got {shown(thing, 40)}; {ADVICE}")
     data: Any = thing.get("data")
     images = _image_names(data if is_mapping(data) else thing, thing.get("file_upload"))
     if not images:
@@ -298,14 +303,6 @@ def _find(finder: ImageFinder, texts: list[str], doubts: _Doubts) -> Path | None
 def _name(found: Path, finder: ImageFinder) -> str:
     folder = next((place for place in finder.folders if found.is_relative_to(place)), found.parent)
     return found.relative_to(folder).as_posix()
-
-
-def _declared(region: Any) -> Size | None:
-    try:
-        size = Size(int(number(region["original_height"])), int(number(region["original_width"])))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-    return size if min(size) > 0 else None
 
 
 def _fitting(declared: Size | None, found: Path) -> Size | None:

@@ -20,6 +20,8 @@ from multibox.data.formats.documents import (
     label_files,
     load_json,
     number,
+    shown,
+    size_in,
 )
 from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, image_suffix, place_image, target_names
 from multibox.data.formats.index import IndexBuilder
@@ -186,7 +188,7 @@ def _read_annotation(content: Mapping[str, Any], file: Path, index: IndexBuilder
     image, embedded = content.get("imagePath"), content.get("imageData")
     return _Annotation(
         image=str(image) if is_textual(image) else "",
-        size=_size(content),
+        size=size_in(content, "imageHeight", "imageWidth"),
         shapes=shapes,
         embedded=str(embedded) if is_textual(embedded) else None,
     )
@@ -195,7 +197,7 @@ def _read_annotation(content: Mapping[str, Any], file: Path, index: IndexBuilder
 def _read_shape(thing: Any, where: str, place: int) -> _Shape | None:
     """Return a shape's box; None for lines and points, which have none."""
     if not is_mapping(thing):
-        raise DataError(f"{where}: expected an object with label, points and shape_type, got {str(thing)[:40]!r}")
+        raise DataError(f"{where}: expected an object with label, points and shape_type, got {shown(thing, 40)}")
     kind = str(thing.get("shape_type") or "polygon").lower()
     if kind in _WITHOUT_AREA:
         return None
@@ -208,7 +210,7 @@ def _read_shape(thing: Any, where: str, place: int) -> _Shape | None:
         box = _circled(points) if kind == "circle" else around(points)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(
-            f"{where} ({label}): expected points of two numbers each, got {str(thing.get('points'))[:60]}; {ADVICE}",
+            f"{where} ({label[:60]}): expected points of two numbers each, got {shown(thing.get('points'))}; {ADVICE}",
             kind="not-a-number",
         ) from None
     raw_flags = thing.get("flags")
@@ -221,14 +223,6 @@ def _circled(points: list[tuple[float, float]]) -> tuple[float, float, float, fl
     (cx, cy), edge = points
     radius = math.dist((cx, cy), edge)
     return around_ellipse(cx, cy, radius, radius)
-
-
-def _size(content: Mapping[str, Any]) -> Size | None:
-    try:
-        size = Size(int(number(content["imageHeight"])), int(number(content["imageWidth"])))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-    return size if min(size) > 0 else None
 
 
 def _order(used: set[str], root: Path, source: LabelFiles, index: IndexBuilder) -> list[str]:

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from multibox.data.formats.documents import is_textual
+from multibox.data.formats.documents import is_textual, size_in
 from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, image_suffix
 from multibox.data.formats.hugging_face import (
     BOX_KEYS,
@@ -19,7 +19,6 @@ from multibox.data.formats.hugging_face import (
     add_objects,
     categories_of,
     class_label_names,
-    declared_size,
     named_classes,
 )
 from multibox.data.formats.index import IndexBuilder
@@ -128,7 +127,7 @@ def _add_file(index: IndexBuilder, file: Path, finder: ImageFinder, classes: Cla
         if not name or name in names:
             name = f"{file.stem}-{number:06d}{found.suffix}"
         names.add(name)
-        image = index.add_image(name, found, file, declared_size(row))
+        image = index.add_image(name, found, file, size_in(row))
         if image is not None:
             objects: Any = row if columns.objects is None else row.get(columns.objects)
             add_objects(index, image, objects, classes, f"{where} ({name})", name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from multibox.data.formats.documents import around, number, parse_xml
+from multibox.data.formats.documents import around, number, parse_xml, shown, size_in
 from multibox.data.formats.hugging_face import (
     BOX_KEYS,
     CLASS_KEYS,
@@ -19,7 +19,6 @@ from multibox.data.formats.hugging_face import (
     Classes,
     add_objects,
     categories_of,
-    declared_size,
     key_of,
     named_classes,
 )
@@ -144,7 +143,7 @@ def _add_item(index: IndexBuilder, file: BinaryIO, tar: Path, shard: Path, item:
     kind = next((kind for kind in _LABELS if kind in item.labels), "")
     data = _bytes(file, item.labels[kind], where) if kind else b""
     content = _json(data, where) if kind == "json" else None
-    size = declared_size(content)
+    size = size_in(content)
     if kind == "txt" and data.strip():
         with index.skipping(UNREADABLE_IMAGE, item.key):
             size = encoded_size(_bytes(file, image, where), where)
@@ -218,8 +217,8 @@ def _objects(content: Any, where: str) -> Any:
             return key_of(content, OBJECT_KEYS)
         if any(key in content for key in (*BOX_KEYS, *CORNER_KEYS)) and any(key in content for key in CLASS_KEYS):
             return content
-    held = ", ".join(content)[:80] if is_mapping(content) else str(content)[:40]
-    raise DataError(f"{where}: {_DIALECTS}, got {held or 'nothing'}; {ADVICE}", kind="unreadable-label")
+    held = shown(list(content) if is_mapping(content) else content, 80)
+    raise DataError(f"{where}: {_DIALECTS}, got {held}; {ADVICE}", kind="unreadable-label")
 
 
 def _json(data: bytes, where: str) -> Any:
