@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,6 +106,20 @@ def test_round_trips_between_all_writers(
     assert locate(tmp_path / "out", None).format == second
     for split in SPLITS:
         assert_alike(splits[split], open_dataset(tmp_path / "out", split), first, second)
+
+
+@pytest.mark.parametrize("format", WRITTEN)
+def test_a_zip_of_each(
+    written: dict[str, Path],
+    splits: dict[str, Dataset],
+    tmp_path: Path,
+    format: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.make_archive(str(tmp_path / "set"), "zip", written[format].parent, format)
+    for split in SPLITS:
+        assert_alike(splits[split], open_dataset(tmp_path / "set.zip", split), format)
 
 
 def createml(root: Path) -> None:

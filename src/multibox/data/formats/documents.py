@@ -54,7 +54,8 @@ def start_of(path: Path, count: int = _HEAD) -> str:
         return ""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16", errors="replace").lstrip()
-    return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="replace").lstrip()
+    # Without a byte order mark UTF-16 shows by its zeros; the names that are looked for are ASCII
+    return data.removeprefix(b"\xef\xbb\xbf").replace(b"\0", b"").decode("utf-8", errors="replace").lstrip()
 
 
 def json_kind(path: Path) -> JsonKind:

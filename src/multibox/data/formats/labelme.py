@@ -36,6 +36,7 @@ from multibox.data.formats.text import (
     stem_of,
     write_lines,
 )
+from multibox.data.image_listing import IMAGE_SUFFIXES
 from multibox.data.images import shown_size
 from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, NOT_A_BOX, OUTLINE, counted
 from multibox.data.unpacking import kept_image
@@ -160,7 +161,8 @@ def _find(finder: ImageFinder, file: Path, listed: str) -> Path | None:
     if relative and not relative.startswith("/"):
         exact = Path(os.path.normpath(file.parent / relative))
         try:
-            if exact.is_file():
+            # A path that leads out of the folder may name anything, and writing a data set copies its images
+            if exact.name.lower().endswith(IMAGE_SUFFIXES) and exact.is_file():
                 return exact
         except (OSError, ValueError):
             pass  # no name that a file can have
