@@ -728,7 +728,7 @@ def test_a_third_of_the_damages_is_named(tmp_path, sets, name, format):
 def test_each_damage_is_named_in_each_format_and_mended_or_left(tmp_path, sets, name, format):
     folder = tmp_path / "set"
     named(sets, folder, format, name)
-    shutil.copytree(folder, tmp_path / "before")
+    shutil.copytree(folder, tmp_path / "before", symlinks=True)
     kind = DAMAGE[name].kind
     diagnosis = diagnose(folder)
     if kind == "no-objects":
