@@ -23,6 +23,11 @@ MINIMUM_VISIBLE = 0.25
 """Objects of which a view shows a smaller share are dropped, unless the recipe has a rule of its own."""
 
 
+SAME_COLOURS: Fractions = np.eye(3, 4)
+"""The change of colours that changes nothing."""
+SAME_COLOURS.flags.writeable = False
+
+
 @dataclass
 class View:
     """What is shown of an image: a window over it, mirroring and colours; and its boxes."""
@@ -38,7 +43,7 @@ class View:
     mirror: bool = False
     upend: bool = False
     resample: Image.Resampling = Image.Resampling.BILINEAR
-    colour: Fractions = field(default_factory=lambda: np.eye(3, 4))
+    colour: Fractions = field(default_factory=lambda: SAME_COLOURS)
     """[3, 4]: the new RGB is colour[:, :3] @ rgb + colour[:, 3], on 0 to 255, also beyond the image."""
     distortions: list[Distortion] = field(default_factory=list[Distortion])
     """Changes that no matrix can express, in order: before `colour`, and not beyond the image."""

@@ -25,7 +25,7 @@ from multibox.data.rendering import project, render, snap
 from multibox.data.sampling import Key
 from multibox.data.store import Decoded
 from multibox.limits import keep_freed_memory
-from multibox.structures import Dataset, Sample, Size
+from multibox.structures import Dataset, Size
 
 Item = tuple[Scene, str, Size]
 """What an image shows, its name and the size of the original."""
@@ -67,13 +67,12 @@ class AugmentedImages:
     def __getitem__(self, key: Key | tuple[int, ...]) -> Item:
         """Return what the augmented image shows, its name and the size of the original."""
         epoch, index, copy, mixed = key if isinstance(key, Key) else Key(key[0], key[1], key[2] if len(key) > 2 else 0)
-        sample = self.dataset[index]
         image = self.decoded[index]
         # The first copy has no third number, so that runs of older versions are repeated exactly
         rng = np.random.default_rng((self.seed, epoch, index, copy) if copy else (self.seed, epoch, index))
-        own, other = partial(self._scene, sample, image, rng), partial(self._other, rng)
+        own, other = partial(self._scene, index, image, rng), partial(self._other, rng)
         scene = mix(self.mixing if mixed else (), own, other, self.size, rng)
-        return scene, sample.name, image.original
+        return scene, self.dataset.image_names[index], image.original
 
     def batch(self, keys: Sequence[tuple[int, ...]], pool: Executor | None = None, threads: int = 1) -> Arrays:
         """Return the items of `keys` as one batch, made by so many threads of `pool`, each by one task."""
@@ -87,12 +86,15 @@ class AugmentedImages:
 
     def _other(self, rng: np.random.Generator, size: Size) -> Scene:
         index = int(rng.integers(len(self)))
-        return self._scene(self.dataset[index], self.decoded[index], rng, size)
+        return self._scene(index, self.decoded[index], rng, size)
 
-    def _scene(self, sample: Sample, image: Decoded, rng: np.random.Generator, size: Size) -> Scene:
+    def _scene(self, index: int, image: Decoded, rng: np.random.Generator, size: Size) -> Scene:
+        # The columns themselves: a sample with its path would take longer than the image's flip
+        data = self.dataset
+        rows = slice(int(data.starts[index]), int(data.starts[index + 1]))
         # A crowd is a region of many objects: no single box to learn
-        keep = ~sample.crowd
-        boxes, labels = sample.boxes_xyxy[keep], sample.labels[keep]
+        keep = ~data.crowd[rows]
+        boxes, labels = data.boxes_xyxy[rows][keep], data.labels[rows][keep]
         view = plan(self.operations, image.original, boxes, rng)
         if size != self.size:
             narrow(view, size.width / self.size.width, size.height / self.size.height, rng)

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-from multibox.data.augmentation_ops import View
+from multibox.data.augmentation_ops import SAME_COLOURS, View
 from multibox.structures import Boxes, Size
 
 Pixels = NDArray[np.uint8]
-_SAME = np.eye(3, 4)
 
 
 def snap(view: View, shape: Size) -> None:
@@ -45,7 +44,7 @@ def render(pixels: Pixels, view: View, size: Size, fill: tuple[int, int, int]) -
         fill: colour beyond the image, before the view's change of colours.
     """
     shown = _crop_and_resize(pixels, view, size, fill)
-    if not np.array_equal(view.colour, _SAME):
+    if view.colour is not SAME_COLOURS:
         image = Image.fromarray(shown).convert("RGB", tuple(view.colour.ravel().tolist()))
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view.mirror else image
         return np.asarray(image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if view.upend else image)

@@ -24,11 +24,15 @@ from multibox.ops.coding import decode, encode
 from multibox.structures import Size
 from multibox.tensors import HeadOutputs
 
+Folds = list[tuple[str, str]]
+"""Names of convolutions and of the batch norms right after them."""
 
-def quick_copy(model: SSD, precision: str, device: str = "cpu") -> SSD:
+
+def quick_copy(model: SSD, precision: str, device: str = "cpu", folds: Folds | None = None) -> SSD:
     """Return a copy that computes the same in less time, to be called within `computing_in(precision)`.
 
-    Autocast alone would cast all weights anew for every image, and run each batch norm as a pass of its own.
+    Autocast alone would cast all weights anew for every image, and run each batch norm as a pass of its own. `folds`
+    are the network's `convolutions_before_norms` if they are known.
 
     Raises:
         ConfigError: an unknown precision, or bfloat16 on MPS.
@@ -38,7 +42,7 @@ def quick_copy(model: SSD, precision: str, device: str = "cpu") -> SSD:
     if precision != "float32" and device.startswith("mps"):
         raise ConfigError(f"precision={precision!r}: device mps computes in float32 only; leave precision out")
     quick = copy.deepcopy(model).eval()
-    fold_norms(quick)
+    fold_norms(quick, folds)
     quick.requires_grad_(False)
     if precision == "bfloat16":
         for module in quick.modules():
@@ -52,14 +56,14 @@ def gains(model: SSD, precision: str) -> bool:
     return precision != "float32" or bool(_norms(model))
 
 
-def fold_norms(model: SSD) -> list[str]:
+def fold_norms(model: SSD, folds: Folds | None = None) -> list[str]:
     """Fold, in place, each batch norm into the convolution right before it; the network must be in evaluation mode.
 
     Returns:
         The names of batch norms that stay. Only some backbones of timm have such: a batch norm that follows no
         convolution, or a forward pass that cannot be traced.
     """
-    for conv_name, norm_name in convolutions_before_norms(model):
+    for conv_name, norm_name in convolutions_before_norms(model) if folds is None else folds:
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         model.set_submodule(conv_name, fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm)))
         # A batch norm of timm contains the activation after it
@@ -67,7 +71,7 @@ def fold_norms(model: SSD) -> list[str]:
     return _norms(model)
 
 
-def convolutions_before_norms(model: SSD) -> list[tuple[str, str]]:
+def convolutions_before_norms(model: SSD) -> Folds:
     """Return names (convolution, batch norm) wherever a batch norm, and nothing else, takes a convolution's output."""
     kinds, levels = ("classification", "localization"), range(len(model.heads.classification))
     parts = ["backbone", *(f"heads.{kind}.{level}" for kind in kinds for level in levels)]

@@ -11,7 +11,7 @@ from multibox.data.pixels import as_colour
 from multibox.evaluation.report import best_threshold
 from multibox.evaluation.voc_metrics import mean, precision_recall
 from multibox.models.anchor_layout import anchors_for
-from multibox.models.prediction import quick_copy
+from multibox.models.prediction import Folds, convolutions_before_norms, quick_copy
 from multibox.models.ssd import SSD
 from multibox.postprocess import detect
 from multibox.structures import Dataset, Detections, Size
@@ -40,6 +40,7 @@ class Validation:
         size = Size(*config.model.input_size)
         anew = DecodedImages(dataset, size, exact=True, background=as_colour(config.model.background))
         self.images = AugmentedImages(dataset, size, (), decoded=decoded or anew)
+        self.folds: Folds = []
         self.per_class: dict[str, float | None] = {}
         """Average precision at IoU 0.5 of each class, of the weights scored last."""
         self.thresholds: tuple[float, ...] = ()
@@ -52,7 +53,9 @@ class Validation:
         Computes in float32 whatever training computes in, by the copy of the network that prediction runs: thresholds
         belong to the scores that `predict` will see. The network itself is left in evaluation mode.
         """
-        network = quick_copy(model.eval(), "float32")
+        # Found once: the names stay, and finding them takes as long as validating several images
+        self.folds = self.folds or convolutions_before_norms(model.eval())
+        network = quick_copy(model.eval(), "float32", folds=self.folds)
         class_names = self.dataset.class_names
         detections: list[Detections] = []
         losses: list[torch.Tensor] = []
