@@ -236,13 +236,16 @@ def check_threshold(threshold: float | None) -> None:
 
 def describe(seen: "Seen") -> str:
     """Return a line with an image and its detections."""
+    from multibox.errors import one_line
     from multibox.structures import Detections
 
     detections = seen.found
     if not isinstance(detections, Detections) or not len(detections):
-        return f"{seen.path}: nothing"
+        return f"{one_line(str(seen.path))}: nothing"
     pairs = zip(detections.labels.tolist(), detections.scores.tolist(), strict=True)
-    return f"{seen.path}: " + ", ".join(f"{detections.names[label]} {score:.2f}" for label, score in pairs)
+    return f"{one_line(str(seen.path))}: " + ", ".join(
+        f"{detections.names[label]} {score:.2f}" for label, score in pairs
+    )
 
 
 def describe_thresholds(own: tuple[float, ...], names: tuple[str, ...], threshold: float | None) -> str:

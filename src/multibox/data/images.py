@@ -64,9 +64,8 @@ def read_image(path: str | Path, background: Colour = WHITE) -> Image.Image:
 
 def decode_image(data: bytes, where: str, background: Colour = WHITE) -> Image.Image:
     """Decode the bytes of an image file as `read_image` does; `where` names them in errors."""
-    data = with_end(data, where) if lacks_end(data) else data
+    data = _with_end(data, where)
     with _open(data, where) as image:
-        _check_scans(image, data, where)
         deep = deep_colour(image)
         _load(image, where)
         if not deep:
@@ -209,9 +208,20 @@ def _open(source: bytes | io.BufferedReader, where: str) -> ImageFile.ImageFile:
     if min(image.size) < 1:
         raise ImageError(f"{where} has no pixels: {image.size[0]} x {image.size[1]}")
     _check_size(image, len(source) if isinstance(source, bytes) else os.fstat(source.fileno()).st_size, where)
+    if isinstance(source, bytes):
+        _check_scans(image, source, where)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         mend_tiff(image)
     return image
+
+
+def _with_end(data: bytes, where: str) -> bytes:
+    """Return an image file as it is, but a JPEG that lacks its last two bytes with them.
+
+    Raises:
+        ImageError: pixels are missing, too.
+    """
+    return with_end(data, where) if lacks_end(data) else data
 
 
 def _unknown(head: bytes, heif: bool, where: str) -> ImageError:
@@ -308,7 +318,7 @@ def load_small(sample: Sample, least: Size) -> Image.Image:
     """
     where = str(sample.path) if sample.offset is None else f"{sample.path}, record {sample.name}"
     data = image_bytes(sample)
-    with _open(with_end(data, where) if lacks_end(data) else data, where) as image:
+    with _open(_with_end(data, where), where) as image:
         image.draft(None, (least.width, least.height))
         return upright_rgb(image, where)
 
@@ -328,7 +338,7 @@ def load_at_most(sample: Sample, pixels: int, background: Colour = WHITE) -> tup
         image = decode_image(data, where, background)
         original = size_of(image)
     else:
-        with _open(with_end(data, where) if lacks_end(data) else data, where) as opened:
+        with _open(_with_end(data, where), where) as opened:
             original = _size_as_shown(opened, lambda: io.BytesIO(data))
             height, width = wanted = shrunk_size(original, pixels)
             if wanted != original:
@@ -418,4 +428,4 @@ def open_encoded(data: bytes, where: str) -> Image.Image:
     Raises:
         ImageError: they are empty, no image, or too large to be decoded safely.
     """
-    return _open(data, where)
+    return _open(_with_end(data, where), where)
