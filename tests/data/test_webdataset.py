@@ -48,19 +48,23 @@ def shard(path: Path, **members: bytes | Any) -> Path:
         {"annotations": [{"bbox": BOX, "label": "bee", "iscrowd": 0}], "caption": "bees"},
         {"bbox": [BOX], "categories": ["bee"]},
         {"boxes": CORNERS, "labels": [1]},
+        {"objects": [{"xmin": 40, "ymin": 15, "xmax": 60, "ymax": 35, "label": "bee"}]},
         [{"bbox": BOX, "category": 1}],
     ],
 )
 def test_json_dialects(tmp_path: Path, pixels: bytes, content: Any) -> None:
     root = tmp_path / "set"
-    shard(root / "train-000000.tar", a__jpg=pixels, a__json=content)
+    name = "a__objects__json" if "labels" in content else "a__json"
+    shard(root / "train-000000.tar", a__jpg=pixels, **{name: content})
     (root / "classes.txt").write_text("ant\nbee\n")
     held = open_dataset(root)
     assert held.format == "webdataset" and held.split == "train" and held.class_names == ("ant", "bee")
     assert held.boxes_xyxy.tolist() == CORNERS and held.labels.tolist() == [1] and held.image_names == ["a.jpg"]
     assert size_of(load_image(held[0])) == sample_size(held[0]) == Size(50, 100)
     assert held.paths[0] == root / "train-000000.tar" and held[0].offset is not None and held[0].length == len(pixels)
-    assert [("corners" in note) for note in held.notes] == ([True] if "boxes" in content else [])
+    assert [("corners" in note) for note in held.notes] == (
+        [True] if "boxes" in content or "xmin" in str(content) else []
+    )
 
 
 def test_shards_splits_and_other_labels(tmp_path: Path, pixels: bytes) -> None:

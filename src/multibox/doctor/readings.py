@@ -15,7 +15,14 @@ from multibox.doctor.findings import Finding, finding
 from multibox.doctor.survey import Survey, misfits
 from multibox.structures import Boxes, Flags
 
-_DECLARED = {"coco": "xywh", "imagefolder": "xywh", "parquet": "xywh", "yolo": "cxcywh", "createml": "cxcywh"}
+_DECLARED = {
+    "coco": "xywh",
+    "imagefolder": "xywh",
+    "parquet": "xywh",
+    "webdataset": "xywh",
+    "yolo": "cxcywh",
+    "createml": "cxcywh",
+}
 """The four numbers that a format's files hold; all others hold xyxy."""
 _NAMES = {
     "xyxy": "x1, y1, x2, y2",

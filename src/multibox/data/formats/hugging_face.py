@@ -18,13 +18,12 @@ CLASS_KEYS = (
     *("categories", "category", "category_id", "category_ids", "labels", "label", "class_labels", "class_label"),
     *("classes", "class", "class_id", "class_ids", "name", "names", "category_name"),
 )
+_CORNER_FIELDS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"))
 _CROWD_KEYS = ("iscrowd", "is_crowd", "crowd")
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?\n)---\s*(\n|\Z)", re.DOTALL)
 
 
-_CORNERS = Reason(
-    "`boxes` entry was read as corners x1, y1, x2, y2", "`boxes` entries were read as corners x1, y1, x2, y2"
-)
+_CORNERS = Reason("box was read as corners x1, y1, x2, y2", "boxes were read as corners x1, y1, x2, y2")
 
 
 class _Object(NamedTuple):
@@ -102,7 +101,7 @@ def add_objects(index: IndexBuilder, row: int, objects: Any, classes: Classes, w
         index: gets the boxes.
         row: of the image.
         objects: a mapping of lists, or a list of mappings, with a category and either `bbox`, COCO's x, y, width and
-            height, or `boxes`, corners x1, y1, x2, y2, which is noted. None means no objects.
+            height, or `boxes` or xmin, ymin, xmax, ymax, which are corners and noted. None means no objects.
         classes: names of the categories.
         where: file and line, for errors.
         subject: the image, for counts.
@@ -137,10 +136,13 @@ def _listed(objects: Any, where: str) -> Iterator[_Object]:
         for thing in objects:
             if not is_mapping(thing):
                 raise DataError(f"{where}: expected objects with bbox and category, got {shown(thing)}; {ADVICE}")
-            box: Any = key_of(thing, (*BOX_KEYS, *CORNER_KEYS))
             category: Any = key_of(thing, CLASS_KEYS)
             flags = (thing.get("difficult") in (1, True), key_of(thing, _CROWD_KEYS) in (1, True))
-            yield _Object(box, category, not _has(thing, BOX_KEYS), *flags)
+            corners = next((keys for keys in _CORNER_FIELDS if all(key in thing for key in keys)), None)
+            if corners is not None and not _has(thing, (*BOX_KEYS, *CORNER_KEYS)):
+                yield _Object([thing[key] for key in corners], category, True, *flags)
+                continue
+            yield _Object(key_of(thing, (*BOX_KEYS, *CORNER_KEYS)), category, not _has(thing, BOX_KEYS), *flags)
         return
     if not is_mapping(objects):
         raise DataError(f"{where}: expected objects with bbox and categories, got {shown(objects)}; {ADVICE}")

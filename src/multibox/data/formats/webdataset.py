@@ -254,6 +254,8 @@ def _items(tar: Path, shard: Path, most: int | None = None) -> dict[str, _Item]:
             item.images.append(member)
         elif suffix in _LABELS:
             item.labels[suffix] = member
+        elif suffix.endswith(".json"):
+            item.labels.setdefault("json", member)  # such as KEY.objects.json
         else:
             item.others.append(suffix)
     return items
