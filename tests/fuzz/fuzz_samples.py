@@ -18,6 +18,7 @@ from multibox.data.convert import write_dataset
 from multibox.data.formats import FORMATS, find_splits, locate, open_dataset, read_raw
 from multibox.data.images import decode_image, image_size, load_image
 from multibox.data.records import ImageRecord, scan, write_record
+from multibox.doctor.examine import examine
 from multibox.errors import DataError, MultiboxError
 from multibox.structures import Sample, Size, pack
 
@@ -170,6 +171,21 @@ POLYGONS = json.dumps(
 )
 
 
+def every_format(folder: Path) -> list[Files]:
+    """Return a data set in each of five formats."""
+    made: list[Files] = []
+    for format in ("voc", "coco", "yolo", "csv", "labelme"):
+        (folder / format).mkdir()
+        made += data_set(folder / format, format)
+    return made
+
+
+def parse_examined(folder: Path) -> None:
+    """Examine a data set, which also reports what cannot be read."""
+    for finding in examine(folder):
+        assert finding.kind and finding.what
+
+
 def zipped(folder: Path) -> list[Files]:
     """Return a .zip of a YOLO data set, packed and stored."""
     found: list[Files] = []
@@ -244,6 +260,7 @@ SAMPLES: dict[str, tuple[Make, Parse]] = {
 for _name, _format in FORMATS.items():
     if _format.write is not None:
         SAMPLES[_name] = (partial(data_set, format=_name), partial(parse_data_set, format=_name))
+SAMPLES["doctor"] = (every_format, parse_examined)
 SAMPLES["zip"] = (zipped, partial(parse_file, name="set.zip"))
 SAMPLES["webdataset"] = (shards, partial(parse_data_set, format="webdataset"))
 if find_spec("pyarrow") is not None:

@@ -80,7 +80,7 @@ def changed(data: bytes, change: tuple[int, int, int, int], other: bytes) -> byt
         order = "<I" if byte % 2 else ">I"
         return data[:at] + struct.pack(order, WHOLES[second % len(WHOLES)]) + data[at + 4 :]
     if kind == 7:  # nested deeply
-        return data[:at] + OPENINGS[second % len(OPENINGS)] * (1 << byte % 18) + data[at:]
+        return data[:at] + OPENINGS[second % len(OPENINGS)] * (1 << byte % 15) + data[at:]
     if kind == 8:
         return replaced(data, NUMBER, first, NUMBERS[second % len(NUMBERS)])
     if kind == 9:
@@ -105,7 +105,7 @@ def damaged(files: Files, changes: list[Change]) -> Files:
     held, names = dict(files), sorted(files)
     for file, *change in changes:
         name, other = names[file % len(names)], names[file // 7 % len(names)]
-        held[name] = changed(held[name], tuple(change), held[other])[: 1 << 22]
+        held[name] = changed(held[name], tuple(change), held[other])[: 1 << 19]
     return held
 
 
