@@ -23,6 +23,7 @@ Unknown = Literal["refuse", "drop"]
 _CANONICAL = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 _SPLIT_WORDS = ("train", "val", "trainval", "test", "minival", "default", "all", *_CANONICAL)
 _SPLIT_PATTERN = re.compile(rf"({'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=True))})((19|20)\d\d)?")
+_LITTER = frozenset(("__MACOSX", "Thumbs.db", "desktop.ini"))
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 _ORDER = ("train", "val", "trainval", "test")
@@ -276,7 +277,7 @@ def is_yes(text: str | None) -> bool:
 
 def _is_hidden(name: str) -> bool:
     # macOS puts ._name beside name on foreign disks, and __MACOSX into archives.
-    return name[0] == "." or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+    return name[0] == "." or name in _LITTER
 
 
 def child(folder: Path, name: str) -> Path | None:
@@ -316,6 +317,15 @@ def files_in(folder: Path, *suffixes: str) -> list[Path]:
         return []
     wanted = suffixes or ("",)
     return [folder / name for name in sorted(names) if name.lower().endswith(wanted)]
+
+
+def holds_files(folder: Path, *suffixes: str) -> bool:
+    """Return whether a folder holds a file with one of these suffixes directly; it is read no further than to one."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.name.lower().endswith(suffixes) and not _is_hidden(entry.name) for entry in entries)
+    except OSError:
+        return False
 
 
 def files_below(folder: Path, *suffixes: str) -> list[str]:

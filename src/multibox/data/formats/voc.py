@@ -2,12 +2,13 @@
 
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -63,8 +64,7 @@ class _Split:
     """Put before the names of its images: the year of several in a VOCdevkit."""
 
 
-@dataclass(frozen=True)
-class _Object:
+class _Object(NamedTuple):
     name: str
     box_xyxy: tuple[float, ...]
     difficult: bool = False
@@ -130,12 +130,12 @@ def read(root: Path, split: str, options: ReadOptions) -> Dataset:
     read_already: set[Path] = set()
     for source in find_splits(root)[split]:
         finder = _finder(source, split)
-        for path in _listed(source, index):
+        for stem, path in _listed(source, index):
             index.source = path
             with index.skipping(BROKEN_FILE, path.name):
                 tree = _annotation(path, index)
                 read_already.add(path)
-                _add(index, finder, path, source, tree, labels)
+                _add(index, finder, path, stem, source.prefix, tree, labels)
     declared = list(labels)
     if options.class_names is None:
         labels.update(dict.fromkeys(_other_classes(root, read_already), 0))
@@ -145,12 +145,11 @@ def read(root: Path, split: str, options: ReadOptions) -> Dataset:
 
 
 def _add(
-    index: IndexBuilder, finder: ImageFinder, path: Path, source: _Split, tree: Any, labels: dict[str, int]
+    index: IndexBuilder, finder: ImageFinder, path: Path, stem: str, prefix: str, tree: Any, labels: dict[str, int]
 ) -> None:
-    stem = path.relative_to(source.xml_folder).with_suffix("").as_posix()
     filename = (tree.findtext("filename") or "").strip()
     # The XML's own name comes first: <filename> goes stale when people rename files.
-    found = finder.find_stem(stem, Path(filename.replace("\\", "/")).suffix)
+    found = finder.find_stem(stem, os.path.splitext(filename)[1])  # noqa: PTH122 (a million names: no Path objects)
     if found is None and (filename or "%" in stem):
         found = finder.find(filename or stem)
     elif found is not None and _is_another(filename, found) and finder.holds(filename):
@@ -158,8 +157,9 @@ def _add(
     found = index.check_found(found, finder, filename or stem, str(path), path.name)
     if found is None:
         return
-    name = f"{stem}{found.suffix}" if found.name.startswith(Path(stem).name) else found.name
-    row = index.add_image(source.prefix + name, found, path, _read_size(tree.find("size")))
+    file = found.name
+    name = f"{stem}{found.suffix}" if file.startswith(stem.rpartition("/")[2]) else file
+    row = index.add_image(prefix + name, found, path, _read_size(tree.find("size")))
     if row is None:
         return
     add_boxes(index, row, tree, str(path), path.name, labels)
@@ -255,30 +255,36 @@ def _read_size(size: Any) -> Size | None:
     return Size(height, width) if width > 0 and height > 0 else None
 
 
-def _listed(source: _Split, index: IndexBuilder) -> Iterable[Path]:
+def _listed(source: _Split, index: IndexBuilder) -> Iterable[tuple[str, Path]]:
+    """Return the label files of a split, each after its path in their folder without suffix."""
     held = {name[:-4]: source.xml_folder / name for name in files_below(source.xml_folder, ".xml")}
     if source.list_file is None:
-        return held.values()
+        return held.items()
     chosen: dict[str, Path] = {}
-    loose = {stem.casefold(): path for stem, path in held.items()}
+    loose: dict[str, list[str]] = {}
+    for stem in held:
+        loose.setdefault(stem.casefold(), []).append(stem)
     index.source = source.list_file
     for line in read_lines(source.list_file, index.tell_encoding):
         name = _listed_name(line, held)
         if name is None:
             continue
-        path = held.get(name) or held.get(name.rpartition("/")[2]) or loose.get(name.casefold())
-        if name in chosen:
+        alike = loose.get(name.casefold(), [])
+        stem = next(
+            (one for one in (name, name.rpartition("/")[2]) if one in held), alike[0] if len(alike) == 1 else ""
+        )
+        if stem in chosen:
             index.count(LISTED_TWICE, name)
             continue
         with index.skipping(BROKEN_FILE, name):
-            if path is None:
+            if not stem:
                 raise DataError(
                     f"{source.list_file} lists {name!r}, but {source.xml_folder / name}.xml is missing; "
                     f"add it, take the name off the list, or {SKIP}",
                     kind="list-names-missing-file",
                 )
-            chosen[name] = path
-    return chosen.values()
+            chosen[stem] = held[stem]
+    return chosen.items()
 
 
 def _listed_name(line: str, held: Mapping[str, Path]) -> str | None:

@@ -3,8 +3,9 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -130,7 +131,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
         _note_classes(index, layout.classes, layout.classes_file)
     index.notes += [layout.note] if layout.note else []
     places = {number: place for place, number in enumerate(classes)}
-    keypoints = layout.keypoints or _guess_keypoints(entries, index)
+    keypoints = cache(lambda: layout.keypoints or _guess_keypoints(entries, index))
     for entry in entries:
         index.source = entry.label
         with index.skipping(BROKEN_FILE, entry.label.name):
@@ -171,8 +172,8 @@ def _add(index: IndexBuilder, entry: _Entry, boxes: list[_Box], places: Mapping[
                 index.count(OUTLINE, entry.label.name)
 
 
-def _read_label(path: Path, index: IndexBuilder, keypoints: tuple[int, int] | None) -> list[_Box]:
-    """Return the boxes of a label file; none if there is no such file."""
+def _read_label(path: Path, index: IndexBuilder, keypoints: Callable[[], tuple[int, int] | None]) -> list[_Box]:
+    """Return the boxes of a label file; none if there is no such file. `keypoints` is asked at the first long line."""
     boxes: list[_Box] = []
     lines = read_text(path, index.tell_encoding).splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
@@ -181,8 +182,8 @@ def _read_label(path: Path, index: IndexBuilder, keypoints: tuple[int, int] | No
             with index.skipping(BROKEN_BOX, path.name):
                 where = f"{path}, line {number}"
                 label, place = _numbers_in(tokens, where)
-                if keypoints is not None and len(place) > 4:
-                    if len(place) != 4 + keypoints[0] * keypoints[1]:
+                if len(place) > 4 and (shape := keypoints()) is not None:
+                    if len(place) != 4 + shape[0] * shape[1]:
                         index.guessed(_OTHER_KEYPOINTS, f"{path.name}, line {number}")
                     place = place[:4]
                 boxes.append(_box(label, place, where, number, any_size=index.options.raw is not None))
@@ -243,7 +244,6 @@ def _guess_keypoints(entries: Sequence[_Entry], index: IndexBuilder) -> tuple[in
                 f"lines of {values.shape[1] + 1} numbers were read as a box and {points} key points, as they look; "
                 "say kpt_shape in data.yaml, or leave the box alone"
             )
-            index.source = entries[0].label.parent
             index.report(BROKEN_BOX, "keypoints-as-outline", f"{len(rows)} objects", index.notes[-1])
             return points, numbers
     return None
@@ -291,7 +291,9 @@ def _numbers(layout: Layout, entries: list[_Entry]) -> dict[int, str]:
     labels = {entry.label for entry in entries}
     for split in layout.sources:
         labels |= {entry.label for entry in _entries(layout, split, quiet)}
-    highest = max((box.label for label in labels for box in _read_label(label, quiet, layout.keypoints)), default=-1)
+    highest = max(
+        (box.label for label in labels for box in _read_label(label, quiet, lambda: layout.keypoints)), default=-1
+    )
     return {number: str(number) for number in range(highest + 1)}
 
 

@@ -13,6 +13,7 @@ from multibox.data.formats.text import (
     files_in,
     first_line,
     folders_in,
+    holds_files,
     is_list,
     is_mapping,
     is_split_name,
@@ -269,7 +270,7 @@ def _twins(path: Path, images: Path) -> dict[str, list[Path]]:
     if lists:
         return {name: [file] for name, file in name_splits(lists).items()}
     parts = {part.name: part for part in folders_in(images) if is_split_name(part.name)}
-    if parts and not files_in(images, *IMAGE_SUFFIXES):
+    if parts and not holds_files(images, *IMAGE_SUFFIXES):
         return {name: [part] for name, part in name_splits(parts).items()}
     return {"all": [images]}
 
@@ -334,6 +335,6 @@ def _existing(base: Path, texts: Iterable[str]) -> Path | None:
 
 def _inner(place: Path) -> Path:
     # "train: train" may mean the folder that holds images and labels.
-    if place.is_dir() and not files_in(place, *IMAGE_SUFFIXES):
+    if place.is_dir() and not holds_files(place, *IMAGE_SUFFIXES):
         return child(place, "images") or place
     return place
