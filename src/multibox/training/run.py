@@ -193,7 +193,10 @@ def _check_without_data(config: Config) -> None:
     check_backbone(config.model.backbone)
     parse_merges(config.data.merge)
     if config.data.format != "auto":
-        check_format(config.data.format)
+        try:
+            check_format(config.data.format)
+        except ConfigError as error:
+            raise ConfigError(f"data.format: {error}") from None
     if config.data.fingerprint:
         raise ConfigError("data.fingerprint: the run sets it itself; leave it away")
     check_anchors(config)
