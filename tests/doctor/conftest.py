@@ -130,7 +130,7 @@ def _csv(folder: Path, rows: Rows, classes: list[str], split: str) -> None:
 def _recordio(folder: Path, rows: Rows, classes: list[str], split: str) -> None:
     import io
 
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
     with (folder / f"{split}.rec").open("wb") as file:
         for key, (name, things) in enumerate(rows.items()):

@@ -4,11 +4,12 @@ import csv
 import io
 import json
 import math
+import shutil
 import tarfile
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from multibox.data.formats import open_dataset
@@ -205,3 +206,20 @@ def test_images_in_a_container_are_examined_and_a_format_that_is_only_read_becom
     assert done.format == "coco"
     copy = open_dataset(tmp_path / "copy")
     assert len(copy) == 11 and len(copy.labels) == 33 and "image07.png" not in list(copy.image_names)
+
+
+@pytest.mark.parametrize("format", ALL)
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chosen=st.lists(st.sampled_from(sorted(ONE_BOX)), min_size=2, max_size=6))
+def test_several_faults_are_all_found_and_the_copy_has_none_that_can_be_mended(sets, tmp_path, format, chosen):
+    place = tmp_path / "-".join(chosen)
+    shutil.rmtree(place, ignore_errors=True)
+    objects = sets.clean(24)
+    for number, kind in enumerate(chosen):
+        rows = objects[f"image{number:02}"]
+        rows[:1] = ONE_BOX[kind][0](rows[0][1])
+    folder = sets.write(place / "data", format, sets.in_format(objects, format))
+    diagnosis = diagnose(folder, fast=True)
+    assert kinds_in(diagnosis) == set(chosen)
+    repair(diagnosis, place / "copy")
+    assert kinds(place / "copy", format=format) <= remaining_kinds()
