@@ -17,7 +17,7 @@ from multibox.data.formats import DataPaths, open_dataset
 from multibox.data.formats.text import OnBad
 from multibox.data.images import load_image, size_of
 from multibox.data.left_out import OTHER_CLASS, UNREADABLE_IMAGE, drop_boxes
-from multibox.data.verdicts import Verdicts, known_verdicts, remember
+from multibox.data.verdicts import Verdicts, known_verdicts, remember_verdicts
 from multibox.errors import ImageError
 from multibox.limits import available_cores
 from multibox.structures import Dataset, Labels, Sample, Size, Sizes
@@ -154,7 +154,7 @@ def look_at_images(dataset: Dataset, cache: Path | None = None, counting: Counti
     finally:
         # Also when Ctrl-C came: the next run goes on from here
         verdicts = Verdicts(Sizes(sizes), problems, looked_at)
-        remember(dataset, stamps, verdicts, cache)
+        remember_verdicts(dataset, stamps, verdicts, cache)
     return verdicts
 
 

@@ -54,7 +54,7 @@ def known_verdicts(dataset: Dataset, stamps: Integers, cache: Path | None) -> Ve
     return None
 
 
-def remember(dataset: Dataset, stamps: Integers, verdicts: Verdicts, cache: Path | None) -> None:
+def remember_verdicts(dataset: Dataset, stamps: Integers, verdicts: Verdicts, cache: Path | None) -> None:
     """Write what was found to the cache; without one, or where it cannot be written, nothing happens."""
     if cache is None or not verdicts.looked_at.any():
         return

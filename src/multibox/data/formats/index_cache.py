@@ -10,9 +10,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,9 @@ SMALL_BYTES = 1 << 20
 """Columns of less than this together may be private to each process."""
 KEPT_SECONDS = 86_400
 """An outdated file younger than this may be mapped by a run that still starts processes."""
+
+
+_Value = TypeVar("_Value")
 
 
 class Identity(NamedTuple):
@@ -65,28 +68,43 @@ def open_cached(
         DataError: as `read` does.
     """
     stem = "index-" + _key(sets, split, format, options)
-    for file in () if refresh else sorted(cache.glob(f"{stem}-*.columns")):
-        found = _load(file)
-        if found is not None:
-            return found
-    paths = [one.path for one in sets]
-    if not all(path.exists() for path in paths):
-        return read()
-    before, began = take_footprint(paths, cache), time.time_ns()
-    with folders_read() as texts:
+    held = None if refresh else _held(cache, stem, _dataset)
+    if held is not None:
+        return held
+
+    def look() -> tuple[Dataset, Iterable[str]]:
         dataset = read()
-    folders = [folder or "." for folder in (*dataset.paths.folders, *texts)]
-    after = before.extended(folders)
-    if after is not before and after.newest() >= began:
-        return dataset  # something outside was changed meanwhile
-    if before.ignored and any(_lies_in(folder, before.ignored) for folder in folders):
+        return dataset, dataset.paths.folders
+
+    dataset, footprint = _watched(sets, cache, look)
+    if footprint is None:
         return dataset
-    try:
-        written = write_columns(cache, stem, *_pack(dataset, after))
-    except OSError:
-        return dataset
-    remove_outdated(cache, stem, written)
-    return _load(written) or dataset
+    about, arrays = dataset_arrays(dataset)
+    return _keep(cache, stem, footprint, {"dataset": about}, arrays, _dataset) or dataset
+
+
+def remember(
+    sets: Sequence[Identity], format: str | None, cache: Path | None, what: str, find: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the plain values that `find` returns, from the cache if no label file changed since.
+
+    Args:
+        sets: the data sets that it looks at.
+        format: as asked for.
+        cache: folder of the cache files; None for none.
+        what: one word for what is found out.
+        find: finds it out.
+    """
+    if cache is None:
+        return find()
+    stem = f"{what}-{_key(sets, None, format, ReadOptions())}"
+    held = _held(cache, stem, _found)
+    if held is not None:
+        return held
+    found, footprint = _watched(sets, cache, lambda: (find(), ()))
+    if footprint is not None:
+        _keep(cache, stem, footprint, {"found": found}, {}, _found)
+    return found
 
 
 def share(dataset: Dataset, cache: Path, role: str) -> Dataset:
@@ -181,8 +199,43 @@ def paths_of(name: str, arrays: Arrays) -> Paths:
     return Paths(texts_of(f"{name}.folders", arrays), arrays[f"{name}.places"], texts_of(f"{name}.names", arrays))
 
 
-def _pack(dataset: Dataset, footprint: Footprint) -> tuple[dict[str, Any], Arrays]:
-    about, arrays = dataset_arrays(dataset)
+def _dataset(held: ColumnFile) -> Dataset:
+    return dataset_of(held.about["dataset"], held.arrays)
+
+
+def _found(held: ColumnFile) -> dict[str, Any]:
+    return held.about["found"]
+
+
+def _watched(
+    sets: Sequence[Identity], cache: Path, look: Callable[[], tuple[_Value, Iterable[str]]]
+) -> tuple[_Value, Footprint | None]:
+    """Return what `look` finds, and what identifies the files it read; None if their changes would not be noticed.
+
+    `look` returns as well the folders that matter beside those of text files.
+    """
+    paths = [one.path for one in sets]
+    if not all(path.exists() for path in paths):
+        return look()[0], None
+    before, began = take_footprint(paths, cache), time.time_ns()
+    with folders_read() as texts:
+        value, folders = look()
+    folders = [folder or "." for folder in (*folders, *texts)]
+    after = before.extended(folders)
+    changed_meanwhile = after is not before and after.newest() >= began
+    not_watched = before.ignored and any(_lies_in(folder, before.ignored) for folder in folders)
+    return value, None if changed_meanwhile or not_watched else after
+
+
+def _keep(
+    cache: Path,
+    stem: str,
+    footprint: Footprint,
+    about: Mapping[str, Any],
+    arrays: Arrays,
+    make: Callable[[ColumnFile], _Value],
+) -> _Value | None:
+    """Write something to the cache and return it as it comes back; None if it cannot be written."""
     made_of = {
         **texts_arrays("folders", footprint.folders),
         "folder_times": footprint.times,
@@ -190,36 +243,43 @@ def _pack(dataset: Dataset, footprint: Footprint) -> tuple[dict[str, Any], Array
         **paths_arrays("files", footprint.files),
         "stamps": footprint.stamps,
     }
-    return {"version": VERSION, "ignored": footprint.ignored, "dataset": about}, {**arrays, **made_of}
-
-
-def _load(file: Path) -> Dataset | None:
-    """Return the data set in a cache file if it is sound and up to date."""
-    held = read_columns(file)
+    about = {"version": VERSION, "ignored": footprint.ignored, **about}
     try:
-        return None if held is None else _current(held)
-    except (KeyError, TypeError, ValueError, IndexError):
+        written = write_columns(cache, stem, about, {**arrays, **made_of})
+    except OSError:
         return None
+    remove_outdated(cache, stem, written)
+    held = read_columns(written)
+    return None if held is None else make(held)
 
 
-def _current(held: ColumnFile) -> Dataset | None:
-    about, arrays = held.about, held.arrays
-    if about["version"] != VERSION:
-        return None
-    footprint = Footprint(
-        folders=texts_of("folders", arrays),
-        times=arrays["folder_times"],
-        listings=arrays["listings"],
-        files=paths_of("files", arrays),
-        stamps=arrays["stamps"],
-        ignored=about["ignored"],
+def _held(cache: Path, stem: str, make: Callable[[ColumnFile], _Value]) -> _Value | None:
+    """Return what the cache holds under a name if it is sound and up to date."""
+    for file in sorted(cache.glob(f"{stem}-*.columns")):
+        held = read_columns(file)
+        try:
+            if held is not None and held.about["version"] == VERSION and _footprint(held).is_current():
+                return make(held)
+        except (KeyError, TypeError, ValueError, IndexError):
+            continue
+    return None
+
+
+def _footprint(held: ColumnFile) -> Footprint:
+    return Footprint(
+        folders=texts_of("folders", held.arrays),
+        times=held.arrays["folder_times"],
+        listings=held.arrays["listings"],
+        files=paths_of("files", held.arrays),
+        stamps=held.arrays["stamps"],
+        ignored=held.about["ignored"],
     )
-    return dataset_of(about["dataset"], arrays) if footprint.is_current() else None
 
 
 def _key(sets: Sequence[Identity], split: str | None, format: str | None, options: ReadOptions) -> str:
     """Return 16 hexadecimal digits of what was asked for, and of the code that reads it."""
-    code = sorted(Path(__file__).parent.glob("*.py"))
+    package = Path(multibox.__file__).parent
+    code = sorted(file for part in ("data", "doctor") for file in (package / part).rglob("*.py"))
     asked = {
         "sets": [(str(one.path), os.path.abspath(one.path), one.details) for one in sets],  # noqa: PTH100
         "split": split,
