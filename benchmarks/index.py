@@ -184,9 +184,8 @@ def main() -> int:
         command = [sys.executable, __file__, "--open", "--format", asked.format, "--folder", str(folder)]
         runs = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.split() for _ in range(3)]
         seconds, dirty, private = (sorted(float(run[column]) for run in runs)[1] for column in range(3))
-        print(
-            f"opened from the cache: {seconds:.2f} s, {dirty:.0f} MB private dirty, {private:.0f} MB private (median of 3)"
-        )
+        taken = f"{dirty:.0f} MB private dirty, {private:.0f} MB private"
+        print(f"opened from the cache: {seconds:.2f} s, {taken} (median of 3)")
         measure_workers(label_file, cache)
     return int(seconds > ENOUGH_S or private > ENOUGH_MB)
 

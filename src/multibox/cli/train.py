@@ -133,7 +133,7 @@ def next_command(trainer: "Trainer") -> str:
 
 def _unseen_split(trainer: "Trainer") -> str | None:
     """Return a split without any training image: val, else test, else another."""
-    from multibox.data.formats import locate, open_dataset
+    from multibox.data.formats import find_layout, find_splits, open_dataset
     from multibox.errors import DataError
     from multibox.training.run import cache_folder
 
@@ -141,11 +141,10 @@ def _unseen_split(trainer: "Trainer") -> str | None:
     format = None if data.format == "auto" else data.format
     cache = cache_folder(trainer.config, trainer.folder)
     learned = _image_places(trainer.training)
-    found = locate(data.path, format)
-    splits = found.splits()
+    splits = find_layout(data.path[0], format, cache).splits if len(data.path) == 1 else find_splits(data.path, format)
     for split in sorted(splits, key=lambda name: (name != "val", name != "test", splits.index(name))):
         try:
-            places = _image_places(open_dataset(found, split, on_bad=data.on_bad, cache=cache))
+            places = _image_places(open_dataset(data.path, split, format=format, on_bad=data.on_bad, cache=cache))
         except DataError:
             continue
         if learned.isdisjoint(places):

@@ -12,7 +12,7 @@ from multibox.data.augmentation import find_augmentation
 from multibox.data.checking import Counting, open_checked, silence, with_classes
 from multibox.data.choosing import choose_classes
 from multibox.data.decoded import DecodedImages
-from multibox.data.formats import Found, Joined, locate, split_for
+from multibox.data.formats import Layout, find_layout, split_for
 from multibox.data.formats.joining import join, set_labels
 from multibox.data.left_out import counted
 from multibox.data.loading import AugmentedImages, choose_workers, load_batches, prepares_between, use_processes
@@ -49,8 +49,9 @@ def open_splits(
         DataError: there is nothing to learn from, or too little to hold some out.
     """
     format = None if data.format == "auto" else data.format
-    sets = [locate(path, format) for path in dict.fromkeys(data.path)]
-    opened = [_open_one(found, data, cache, counting) for found in sets]
+    paths = list(dict.fromkeys(data.path))
+    sets = [find_layout(path, format, cache) for path in paths]
+    opened = [_open_one(path, found, data, cache, counting) for path, found in zip(paths, sets, strict=True)]
     training, validation = opened[0]
     if len(opened) > 1:
         labels = set_labels(found.path for found in sets)
@@ -69,13 +70,14 @@ def open_splits(
 
 
 def _open_one(
-    found: Found | Joined, data: DataConfig, cache: Path | None, counting: Counting
+    path: str, found: Layout, data: DataConfig, cache: Path | None, counting: Counting
 ) -> tuple[Dataset, Dataset | None]:
     """Return the training split of one data set, and its validation split or a part held out."""
-    splits = found.splits()
+    format = None if data.format == "auto" else data.format
+    splits = found.splits
 
     def read(split: str | None) -> Dataset:
-        return open_checked(found, split, on_bad=data.on_bad, cache=cache, counting=counting)
+        return open_checked(path, split, format=format, on_bad=data.on_bad, cache=cache, counting=counting)
 
     training = read(split_for(splits, "train") if data.train_split == "auto" else data.train_split)
     if data.val_split == "none":

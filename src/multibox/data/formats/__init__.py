@@ -6,6 +6,7 @@ A format is one file here with `recognise`, `find_splits`, `read` and `write`; a
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from multibox.data.formats import (
     coco,
@@ -21,7 +22,7 @@ from multibox.data.formats import (
     webdataset,
     yolo,
 )
-from multibox.data.formats.index_cache import Identity, open_cached
+from multibox.data.formats.index_cache import Identity, open_cached, remember
 from multibox.data.formats.joining import Joined
 from multibox.data.formats.locating import Format, Found, Writer, search
 from multibox.data.formats.raw_labels import RawLabels
@@ -37,6 +38,7 @@ __all__ = [
     "Found",
     "Joined",
     "Writer",
+    "find_layout",
     "find_splits",
     "locate",
     "open_dataset",
@@ -198,6 +200,33 @@ def read_raw(path: DataPaths, split: str, *, format: str | None = None) -> RawLa
         found.read(chosen, ReadOptions(on_bad="skip"))  # raises what was suppressed
         raise AssertionError("a reader ended without `IndexBuilder.finish`")
     return held[0]
+
+
+class Layout(NamedTuple):
+    """Where a data set was found, and its splits."""
+
+    path: Path
+    splits: list[str]
+
+
+def find_layout(path: str | Path, format: str | None = None, cache: Path | None = None) -> Layout:
+    """Return where the data set at a path lies and its splits, train and val first.
+
+    Args:
+        path: the folder or file of a data set.
+        format: its format; recognised when not given.
+        cache: folder of cache files, which know it if no label file changed since; None for none.
+
+    Raises:
+        DataError: the path holds no data set or several.
+    """
+
+    def find() -> dict[str, Any]:
+        found = locate(path, format)
+        return {"path": str(found.path), "splits": found.splits()}
+
+    found = remember([Identity(Path(path))], format, cache, "layout", find)
+    return Layout(Path(found["path"]), found["splits"])
 
 
 def find_splits(path: DataPaths, format: str | None = None) -> list[str]:
