@@ -7,11 +7,18 @@ import pytest
 
 from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import ReadOptions
+from multibox.doctor import preset_fit
 from multibox.doctor.preset_fit import check_preset, elongated, fitted, gather, least_side, sides, unreached
 from multibox.doctor.survey import Survey
 from multibox.errors import ConfigError
-from multibox.presets import resolve
+from multibox.presets import PRESETS, resolve
 from multibox.structures import Size
+
+
+@pytest.fixture(autouse=True)
+def few_presets(monkeypatch):
+    """Others are measured where many objects are missed: two of them are enough here."""
+    monkeypatch.setattr(preset_fit, "PRESETS", {name: PRESETS[name] for name in ("tinyssd", "ssd512-vgg16")})
 
 
 def survey(boxes_per_image, size=(640, 640)):
@@ -112,3 +119,9 @@ def test_no_objects_is_no_finding():
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ConfigError, match="unknown preset"):
         kinds(survey([[square(9)]]), "tinysd")
+
+
+def test_another_preset_is_named_if_it_reaches_more():
+    # 45 of 640 pixels are 21 of 300 but 36 of 512, and the smallest anchors have 30 and 36
+    found = kinds(survey([[square(45, 20 * k)] for k in range(12)]))
+    assert found["unreachable-by-anchors"].fix.startswith("--preset ssd512-vgg16: ")
