@@ -2,8 +2,9 @@
 
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,11 +14,9 @@ from xml.etree import ElementTree
 
 from multibox.data.formats.text import (
     ADVICE,
-    child,
     decoded,
     files_below,
-    files_in,
-    folders_in,
+    is_hidden,
     is_list,
     is_mapping,
     is_split_name,
@@ -275,13 +274,13 @@ def label_files(
         per_image: whether there is a file for each image, so that a file's name says nothing about its split.
         declared: whether another file makes this folder a data set, so that folders of any name are its splits.
     """
-    for place in _and_inside(folder, places):
-        held = _fitting(place, suffixes, fits, per_image)
+    for place, files, folders in _and_inside(folder, suffixes, places):
+        held = _fitting(place, files, suffixes, fits, per_image)
         if held and per_image:
             return {_split_of(folder): LabelFiles(place, held)}
         if held:
             return _by_name(held, place, folder)
-        parts = {part.name: part for part in folders_in(place) if declared or is_split_name(split_in(part.name))}
+        parts = {part.name: part for part in folders if declared or is_split_name(split_in(part.name))}
         found = {
             name: files for name, part in parts.items() if (files := _inside(part, suffixes, fits, places, per_image))
         }
@@ -291,23 +290,51 @@ def label_files(
     return {}
 
 
-def _and_inside(folder: Path, places: Sequence[str]) -> list[Path]:
-    return [folder, *(held for name in places if (held := child(folder, name)))]
+def _and_inside(
+    folder: Path, suffixes: tuple[str, ...], places: Sequence[str]
+) -> Iterator[tuple[Path, list[Path], list[Path]]]:
+    """Yield a folder and then those of the `places` in it, each with its label files and its folders."""
+    files, folders = _scan(folder, suffixes)
+    yield folder, files, folders
+    inside = {part.name.lower(): part for part in folders}
+    for name in places:
+        if name in inside:
+            yield inside[name], *_scan(inside[name], suffixes)
+
+
+def _scan(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
+    """Return the files with these endings and the folders in a folder, which is listed once: it may hold a million."""
+    files: list[str] = []
+    folders: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.lower().endswith(suffixes) and entry.is_file():
+                    files.append(entry.name)
+                elif entry.is_dir():
+                    folders.append(entry.name)
+    except OSError:
+        return [], []
+    shown_files, shown_folders = ([name for name in sorted(names) if not is_hidden(name)] for names in (files, folders))
+    return [folder / name for name in shown_files], [folder / name for name in shown_folders]
 
 
 def _inside(
     part: Path, suffixes: tuple[str, ...], fits: Callable[[Path], bool], places: Sequence[str], per_image: bool
 ) -> LabelFiles | None:
     """Return the files of a split's folder, which may lie in folders of any name below it, where each has an image."""
-    for place in _and_inside(part, places):
-        if files := _fitting(place, suffixes, fits, per_image):
-            return LabelFiles(place, files)
-    below = [part / name for name in files_below(part, *suffixes)] if per_image else []
+    deeper = False
+    for place, files, folders in _and_inside(part, suffixes, places):
+        if held := _fitting(place, files, suffixes, fits, per_image):
+            return LabelFiles(place, held)
+        deeper = deeper or bool(folders)
+    below = [part / name for name in files_below(part, *suffixes)] if per_image and deeper else []
     return LabelFiles(part, below) if any(fits(file) for file in below[:10]) else None
 
 
-def _fitting(folder: Path, suffixes: tuple[str, ...], fits: Callable[[Path], bool], per_image: bool) -> list[Path]:
-    files = files_in(folder, *suffixes)
+def _fitting(
+    folder: Path, files: list[Path], suffixes: tuple[str, ...], fits: Callable[[Path], bool], per_image: bool
+) -> list[Path]:
     if not per_image:
         return [file for file in files if fits(file)]
     # A few are enough: a reader opens each of them anyway, and passes over what is of another kind.

@@ -275,7 +275,8 @@ def is_yes(text: str | None) -> bool:
     return bool(text) and text.strip().lower() in ("1", "true", "yes")
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is a file manager's or meant to be passed over."""
     # macOS puts ._name beside name on foreign disks, and __MACOSX into archives.
     return name[0] == "." or name in _LITTER
 
@@ -291,7 +292,7 @@ def folders_in(folder: Path) -> list[Path]:
     """Return the sub-folders by name, without hidden ones."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(Path(entry.path) for entry in entries if not _is_hidden(entry.name) and entry.is_dir())
+            return sorted(Path(entry.path) for entry in entries if not is_hidden(entry.name) and entry.is_dir())
     except OSError:
         return []
 
@@ -312,7 +313,7 @@ def files_in(folder: Path, *suffixes: str) -> list[Path]:
     """Return the files directly in a folder with one of these suffixes (any, without), by name, not hidden ones."""
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not _is_hidden(entry.name) and entry.is_file()]
+            names = [entry.name for entry in entries if not is_hidden(entry.name) and entry.is_file()]
     except OSError:
         return []
     wanted = suffixes or ("",)
@@ -323,7 +324,7 @@ def holds_files(folder: Path, *suffixes: str) -> bool:
     """Return whether a folder holds a file with one of these suffixes directly; it is read no further than to one."""
     try:
         with os.scandir(folder) as entries:
-            return any(entry.name.lower().endswith(suffixes) and not _is_hidden(entry.name) for entry in entries)
+            return any(entry.name.lower().endswith(suffixes) and not is_hidden(entry.name) for entry in entries)
     except OSError:
         return False
 
@@ -338,10 +339,10 @@ def files_below(folder: Path, *suffixes: str) -> list[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not _is_hidden(name)]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         prefix = Path(place).relative_to(folder).as_posix()
         prefix = "" if prefix == "." else prefix + "/"
-        found += [prefix + name for name in names if not _is_hidden(name) and name.lower().endswith(suffixes)]
+        found += [prefix + name for name in names if not is_hidden(name) and name.lower().endswith(suffixes)]
     return sorted(found)
 
 
