@@ -91,7 +91,7 @@ def test_open_images(tmp_path: Path, image: AnyImage) -> None:
         "1 class is in no class-descriptions file: /m/09",
         "1 depiction was kept as an object: line 4",
     }
-    assert open_dataset(tmp_path, "val").class_names == held.class_names
+    assert open_dataset(tmp_path, "val", format="Open-Images").class_names == held.class_names
 
 
 @pytest.mark.parametrize("place", ["metadata/class-descriptions.csv", "../oidv7-class-descriptions-boxable.csv"])

@@ -68,7 +68,7 @@ FORMATS: dict[str, Format] = {
     ),
     "csv": Format(
         "CSV",
-        "csv: a .csv whose header names xmin ...",
+        "csv: a .csv whose header names xmin ..., also Open Images' (openimages)",
         csv_boxes.recognise,
         csv_boxes.find_splits,
         csv_boxes.read,
@@ -238,6 +238,10 @@ def find_splits(path: DataPaths, format: str | None = None) -> list[str]:
     return locate(path, format).splits()
 
 
+_OTHER_NAMES = {"openimages": "csv", "darknet": "yolo", "pascalvoc": "voc", "mscoco": "coco"}
+"""What users may call a format, and the format that reads it."""
+
+
 def check_format(format: str) -> str:
     """Return the name of a format in our spelling; capitals, hyphens and underscores do not matter in the user's.
 
@@ -245,6 +249,7 @@ def check_format(format: str) -> str:
         ConfigError: there is none of that name.
     """
     name = format.lower().replace("-", "").replace("_", "").replace(" ", "")
+    name = _OTHER_NAMES.get(name, name)
     if name not in FORMATS:
         raise ConfigError(f"unknown format {format!r}{did_you_mean(name, FORMATS)}; known: {', '.join(FORMATS)}")
     return name
