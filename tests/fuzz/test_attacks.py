@@ -364,6 +364,20 @@ def test_class_names_that_nobody_expects(tmp_path, name, to):
     assert dataset.class_names[0].strip() == expected.strip()
 
 
+def test_paths_that_are_too_long_or_hold_nul(tmp_path):
+    for number, name in enumerate(("x" * 300, "images/" + "x" * 300, "a/" * 3000, "/" + "x" * 5000, "a\0b")):
+        for kind, files in {
+            "darknet": {"obj.data": f"classes = 1\ntrain = {name}\nnames = obj.names\n", "obj.names": "c\n"},
+            "names": {"obj.data": f"classes = 1\ntrain = train.txt\nnames = {name}\n", "train.txt": "a.png\n"},
+            "list": {"data.yaml": "train: train.txt\nnames: [c]\n", "train.txt": f"{name}.png\n"},
+            "yaml": {"data.yaml": f"path: {name}\ntrain: {name}\nnames: [c]\n"},
+            "labelme": {"a.json": json.dumps({"shapes": [], "imagePath": f"{name}.png", "imageData": None})},
+            "csv": {"a.csv": f"filename,label,xmin,ymin,xmax,ymax\n{name}.png,cat,1,2,3,4\n"},
+        }.items():
+            with pytest.raises(MultiboxError):
+                read(put(tmp_path / f"{kind}{number}", files))
+
+
 def test_deep_yaml_and_its_references(tmp_path):
     laughs = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
     for text in ("- " * 3000, "{a: " * 3000, "names: &a [*a]\n", f"{laughs}train: images/train\nnames: *a8\n"):

@@ -26,6 +26,7 @@ _SPLIT_PATTERN = re.compile(rf"({'|'.join(sorted(_SPLIT_WORDS, key=len, reverse=
 _LITTER = frozenset(("__MACOSX", "Thumbs.db", "desktop.ini"))
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
+_MOST_TAILS = 64
 _ORDER = ("train", "val", "trainval", "test")
 
 
@@ -281,6 +282,11 @@ def is_hidden(name: str) -> bool:
     return name[0] == "." or name in _LITTER
 
 
+def exists(path: Path) -> bool:
+    """Return whether a path as a label file writes it exists; Path.exists fails for a name that is too long."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 def child(folder: Path, name: str) -> Path | None:
     """Return the sub-folder of this name, exact spelling first, then with other capitals."""
     if (folder / name).is_dir():
@@ -360,7 +366,9 @@ def fit_text(text: str) -> str:
 def tails(name: str) -> list[str]:
     """Return a/b/c.jpg, b/c.jpg and c.jpg: what is left of a path when its first folders are from elsewhere."""
     parts = name.split("/")
-    return ["/".join(parts[start:]) for start in range(len(parts))]
+    # Time for each grows with its length: of a hostile path with thousands of folders not all are tried
+    deep = len(parts) - _MOST_TAILS
+    return [name] * (deep > 0) + ["/".join(parts[start:]) for start in range(max(0, deep), len(parts))]
 
 
 def stem_of(name: str) -> str:

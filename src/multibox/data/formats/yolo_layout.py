@@ -9,6 +9,7 @@ from typing import Any
 from multibox.data.formats.text import (
     canonical,
     child,
+    exists,
     files_below,
     files_in,
     first_line,
@@ -148,7 +149,7 @@ def _other_list(path: Path, classes: dict[int, str] | None) -> str:
 
 def _is_folder_entry(entry: Any, base: Path) -> bool:
     # A split of any name, such as "fold1: images/fold1", beside keys that are no splits.
-    return isinstance(entry, str) and entry.startswith("images/") and (base / entry).is_dir()
+    return isinstance(entry, str) and entry.startswith("images/") and exists(base / entry) and (base / entry).is_dir()
 
 
 def _text(value: Any) -> str:
@@ -330,7 +331,7 @@ def _tails(text: str, split: str = "") -> list[str]:
 
 def _existing(base: Path, texts: Iterable[str]) -> Path | None:
     places = (base / text.replace("\\", "/") for text in texts if text)
-    return next((place for place in places if place.exists()), None)
+    return next((place for place in places if exists(place)), None)
 
 
 def _inner(place: Path) -> Path:
