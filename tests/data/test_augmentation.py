@@ -14,7 +14,8 @@ from multibox.data.augmentation import (
     find_augmentation,
     plan,
 )
-from multibox.data.rendering import project, render
+from multibox.data.images import resize_image
+from multibox.data.rendering import project, recolour, render, resize_pixels
 from multibox.errors import ConfigError
 from multibox.structures import Size
 
@@ -116,3 +117,27 @@ def test_colour_jitter_keeps_grey_grey_without_hue_and_is_mild_on_average():
 def test_unknown_recipe_names_its_neighbour():
     with pytest.raises(ConfigError, match="did you mean 'default'"):
         find_augmentation("defualt")
+
+
+@pytest.mark.parametrize("shift", [(0, 0, 0), (12.5, 12.5, 12.5), (3, -40, 7)])
+@pytest.mark.parametrize("size", [(1, 1), (8, 9), (150, 200)])
+def test_colours_change_as_in_pillow_to_one_level(size, shift):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    matrix = np.eye(3) + rng.uniform(-0.4, 0.4, (3, 3))
+    changed = recolour(image, np.column_stack([matrix, shift]))
+    pillow = Image.fromarray(image).convert("RGB", tuple(np.column_stack([matrix, shift]).ravel().tolist()))
+    difference = np.abs(changed.astype(int) - np.asarray(pillow))
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+    assert np.array_equal(recolour(image[:, ::-1], np.eye(3, 4)), image[:, ::-1])
+
+
+@pytest.mark.parametrize("size", [(5, 7), (40, 30), (64, 64), (200, 90), (1, 300)])
+def test_bytes_are_resized_as_in_pillow_to_one_level(size):
+    image = np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    pillow = resize_image(Image.fromarray(image), Size(*size))
+    assert np.abs(resize_pixels(image, Size(*size)).astype(int) - np.asarray(pillow)).max() <= 1
+    # A part of an image, without a copy
+    part = image[10:50, 20:60]
+    pillow = resize_image(Image.fromarray(np.ascontiguousarray(part)), Size(*size))
+    assert np.abs(resize_pixels(part, Size(*size)).astype(int) - np.asarray(pillow)).max() <= 1
