@@ -137,6 +137,7 @@ def test_bytes_are_resized_as_in_pillow_to_one_level(size):
     image = np.random.default_rng(1).integers(0, 256, (64, 80, 3), dtype=np.uint8)
     pillow = resize_image(Image.fromarray(image), Size(*size))
     assert np.abs(resize_pixels(image, Size(*size)).astype(int) - np.asarray(pillow)).max() <= 1
+    assert resize_pixels(image, Size(*size)).flags.c_contiguous
     # A part of an image, without a copy
     part = image[10:50, 20:60]
     pillow = resize_image(Image.fromarray(np.ascontiguousarray(part)), Size(*size))

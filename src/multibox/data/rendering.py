@@ -91,9 +91,10 @@ def resize_pixels(pixels: Pixels, size: Size) -> Pixels:
     """Resize to `size` as `images.resize_image` does: bilinear, half-pixel centres, antialiased when shrinking."""
     if pixels.shape[:2] == size:
         return pixels
-    image = torch.as_tensor(pixels).permute(2, 0, 1)[None]
+    # In this order of `[None]` and `permute` PyTorch sees that colours are innermost, and returns them so
+    image = torch.as_tensor(pixels)[None].permute(0, 3, 1, 2)
     resized = functional.interpolate(image, size, mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    return resized.permute(0, 2, 3, 1)[0].numpy()
 
 
 def _crop_and_resize(pixels: Pixels, view: View, size: Size, fill: tuple[int, int, int]) -> Pixels:
