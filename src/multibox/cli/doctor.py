@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from multibox.cli.options import IMAGES, Data, Format, check_suffix
+from multibox.cli.options import IMAGES, DataSets, Format, check_suffix
 
 if TYPE_CHECKING:
     from multibox.doctor.examine import Diagnosis
@@ -17,7 +17,7 @@ LINES = 20
 
 
 def doctor(
-    data: Data,
+    data: DataSets,
     split: Annotated[str | None, typer.Option(help="The only split to examine. Default: all.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="Compare the boxes with this preset's network and anchors.")
@@ -48,15 +48,16 @@ def doctor(
 
     to_stdout = json_file == Path("-")
     outputs = [path for path in (None if to_stdout else json_file, sheet) if path is not None]
-    check_outputs(outputs, overwrite=overwrite, inputs=[data])
+    check_outputs(outputs, overwrite=overwrite, inputs=data)
     if sheet is not None:
         check_suffix(sheet, IMAGES)
     if fix is not None:
         check_destination(fix)
     with counting_up("examining") as progress:
         diagnosis = diagnose(data, split=split, preset=preset, format=format, progress=progress)
+    named = " ".join(map(str, data))
     findings = diagnosis.findings
-    for line in [*describe(findings), summary(findings, str(data))]:
+    for line in [*describe(findings), summary(findings, named)]:
         typer.echo(line, err=to_stdout)
     text = json.dumps([one.to_dict() for one in findings], indent=1, ensure_ascii=False)
     if to_stdout:

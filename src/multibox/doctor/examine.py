@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from multibox.data.formats import find_splits, read_raw
+from multibox.data.formats import DataPaths, locate, read_raw
 from multibox.data.formats.raw_labels import RawLabels
 from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, LABELLED_TWICE, MISSING_IMAGE, UNREADABLE_IMAGE
 from multibox.doctor.box_checks import Faults, check_boxes, find_faults
@@ -53,7 +53,7 @@ class Diagnosis:
 
 
 def examine(
-    data: str | Path,
+    data: DataPaths,
     *,
     split: str | None = None,
     preset: str | None = None,
@@ -71,7 +71,7 @@ def examine(
 
 
 def diagnose(
-    data: str | Path,
+    data: DataPaths,
     *,
     split: str | None = None,
     preset: str | None = None,
@@ -82,7 +82,7 @@ def diagnose(
     """Examine a data set and return all that a repair and a contact sheet need.
 
     Args:
-        data: The folder or file of a data set.
+        data: The folder or file of a data set, or several that are joined by class name.
         split: The only split to examine; None takes all.
         preset: A preset, such as "tinyssd", whose network and anchors the boxes are compared with.
         format: The data set's format; None recognises it.
@@ -95,7 +95,7 @@ def diagnose(
     """
     if preset is not None:
         resolve(preset)  # an unknown one is refused before anything is read
-    surveys, findings = _read(Path(data), split, format, fast)
+    surveys, findings = _read(data, split, format, fast)
     examined = {name: _diagnose_split(survey) for name, survey in surveys.items()}
     findings += [one for one_split in examined.values() for one in _of_split(one_split)]
     findings += _of_set(surveys, whole=split is None)
@@ -113,15 +113,19 @@ def _diagnose_split(survey: Survey) -> SplitDiagnosis:
     return SplitDiagnosis(survey, reading, find_faults(survey, reading))
 
 
-def _read(path: Path, split: str | None, format: str | None, fast: bool) -> tuple[dict[str, Survey], list[Finding]]:
+def _read(
+    data: DataPaths, split: str | None, format: str | None, fast: bool
+) -> tuple[dict[str, Survey], list[Finding]]:
     """Return every split that can be read, and findings about the others."""
-    names = [split] if split is not None else find_splits(path, format)
+    found = locate(data, format)
+    path = Path(data) if isinstance(data, str | Path) else found.path
+    names = [split] if split is not None else found.splits()
     surveys: dict[str, Survey] = {}
     findings: list[Finding] = []
     problem: DataError | None = None
     for name in names:
         try:
-            raw = read_raw(path, name, format=format)
+            raw = read_raw(found, name)
         except DataError as error:
             problem = problem or error
             findings.append(finding(_known(error.kind) or "unreadable-label", path, str(error), f"split {name}"))
