@@ -25,6 +25,8 @@ SETTINGS = {
     "background": "model.background",
     "classes": "data.classes",
     "merge": "data.merge",
+    "cache_gb": "data.cache_gb",
+    "cache_dir": "data.cache_dir",
     "data": "data.path",
 }
 """Options and arguments of `train` that are settings under their own or another name."""
