@@ -109,6 +109,13 @@ def test_the_sheet_shows_each_faulty_box(run, faulty, tmp_path):
         assert sheet.size > (512, 512)
 
 
+def test_what_the_reader_guessed_is_said(run, sets, healthy):
+    sets.photo(99).save(healthy / "JPEGImages" / "other.png")
+    label = healthy / "Annotations" / "image00.xml"
+    label.write_text(label.read_text().replace("image00.png", "other.png"))
+    assert "(image00.png, not other.png)" in run("doctor", healthy)[1]
+
+
 def test_a_set_without_findings_has_no_sheet(healthy):
     diagnosis = diagnose(healthy)
     assert worst_sheet(diagnosis) is None or all(one.severity == "note" for one in diagnosis.findings)

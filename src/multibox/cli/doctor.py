@@ -57,7 +57,8 @@ def doctor(
         diagnosis = diagnose(data, split=split, preset=preset, format=format, progress=progress)
     named = " ".join(map(str, data))
     findings = diagnosis.findings
-    for line in [*describe(findings), summary(findings, named)]:
+    guesses = dict.fromkeys(note for one in diagnosis.splits.values() for note in one.survey.raw.notes)
+    for line in [*describe(findings), *guesses, summary(findings, named)]:
         typer.echo(line, err=to_stdout)
     text = json.dumps([one.to_dict() for one in findings], indent=1, ensure_ascii=False)
     if to_stdout:
