@@ -41,10 +41,10 @@ MOST_BYTES = 1_000_000_000
 """Memory that one image may take while it is decoded."""
 _BYTES_PER_PIXEL = {"JPEG2000": 20, "WEBP": 16, "HEIF": 12, "AVIF": 10}
 """Memory of decoding by format, measured on 40 megapixels (Pillow 13.0); other formats depend on the mode alone."""
-_IN_RGB, _CONVERTED, _DEEP, _PROGRESSIVE = 4, 10, 16, 6
+_IN_RGB, _CONVERTED, _DEEP, _DEEP_COLOUR, _PROGRESSIVE = 4, 10, 16, 25, 6
 _ALWAYS_READ = 50_000_000
-_MOST_PER_BYTE = 300
-"""Pixels per byte of a file, above `_ALWAYS_READ` pixels. A blank colour PNG has 344, a blank JPEG under 200."""
+_MOST_PER_BYTE = 100
+"""Pixels per byte of a file, above `_ALWAYS_READ` pixels. Photographs have under 50, a blank colour PNG 344."""
 _MOST_PASSES = 20_000_000_000
 """Pixels times scans of a progressive JPEG: libjpeg passes once per scan, over 5 billion pixels a second."""
 
@@ -252,9 +252,10 @@ def _check_size(image: ImageFile.ImageFile, size: int, where: str) -> None:
 
 def _memory_per_pixel(image: ImageFile.ImageFile) -> int:
     plain = _IN_RGB if image.mode == "RGB" else _CONVERTED
-    deep = image.mode.startswith("I") or image.mode == "F" or deep_colour(image)
+    deep = image.mode.startswith("I") or image.mode == "F"
+    depth = _DEEP_COLOUR if deep_colour(image) else _DEEP if deep else plain
     progressive = _PROGRESSIVE if image.info.get("progressive") else 0
-    return _BYTES_PER_PIXEL.get(image.format or "", _DEEP if deep else plain) + progressive
+    return _BYTES_PER_PIXEL.get(image.format or "", depth) + progressive
 
 
 def _too_large(image: Image.Image, where: str) -> ImageError:
