@@ -45,9 +45,10 @@ def render(pixels: Pixels, view: View, size: Size, fill: tuple[int, int, int]) -
         size: of what is returned.
         fill: colour beyond the image, before the view's change of colours.
     """
-    shown = _crop_and_resize(pixels, view, size, fill)
+    around = np.array([[fill]], np.uint8)
     if view.colour is not SAME_COLOURS:
-        shown = recolour(shown, view.colour)
+        around = recolour(around, view.colour)
+    shown = _crop_and_resize(pixels, view, size, around[0, 0])
     flipped = [axis for axis, flip in ((1, view.mirror), (0, view.upend)) if flip]
     # NumPy would copy a mirrored image byte by byte
     return torch.as_tensor(shown).flip(flipped).numpy() if flipped else shown
@@ -97,7 +98,8 @@ def resize_pixels(pixels: Pixels, size: Size) -> Pixels:
     return resized.permute(0, 2, 3, 1)[0].numpy()
 
 
-def _crop_and_resize(pixels: Pixels, view: View, size: Size, fill: tuple[int, int, int]) -> Pixels:
+def _crop_and_resize(pixels: Pixels, view: View, size: Size, fill: Pixels) -> Pixels:
+    """Return what the window shows, in its colours, with `fill` [3] as it is beyond the image."""
     x1, y1, x2, y2 = view.window
     inner = (max(x1, 0.0), max(y1, 0.0), min(x2, float(view.width)), min(y2, float(view.height)))
     height, width = size
@@ -116,6 +118,8 @@ def _crop_and_resize(pixels: Pixels, view: View, size: Size, fill: tuple[int, in
         for distort in view.distortions:
             image = distort(image)
         shown = np.array(image)
+    if view.colour is not SAME_COLOURS:
+        shown = recolour(shown, view.colour)
     if shape == size:
         return shown
     canvas = np.empty((height, width, 3), np.uint8)
