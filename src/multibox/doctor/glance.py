@@ -75,6 +75,5 @@ def glance_lines(counts: Counts, paths: Sequence[str], told: Container[str] = ()
             total = sum(kept.values())
             lines.append(f"the data has {total:,} {severity}{'' if total == 1 else 's'}: {shown}{more}")
     if lines:
-        # The doctor takes one data set
-        lines[-1] += f"; {shlex.join(['multibox', 'doctor', paths[0] if len(paths) == 1 else 'DATA'])} tells more"
+        lines[-1] += f"; {shlex.join(['multibox', 'doctor', *paths])} tells more"
     return lines
