@@ -15,6 +15,7 @@ ELSEWHERE = {"seeds", "ablate", "dry_run"}
 """What the command does with more than one run, or without any."""
 NAMES = {"set_": "changes", "moved": "data"}
 """Options of the command under their names in Python."""
+SET_BY_THE_PROGRAM = ("started", "cache")
 
 
 def command_line():
@@ -24,7 +25,7 @@ def command_line():
 
 
 def run_options():
-    fields = {field.name: field for field in dataclasses.fields(RunOptions) if field.name != "started"}
+    fields = {field.name: field for field in dataclasses.fields(RunOptions) if field.name not in SET_BY_THE_PROGRAM}
     values = dataclasses.asdict(RunOptions())
     # `prepare` takes the data beside the options
     return {"data": None} | {name: None if values[name] == {} else values[name] for name in fields}
