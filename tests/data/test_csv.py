@@ -125,3 +125,12 @@ def test_bccd_table_beside_the_tree(shared: Path) -> None:
     voc = open_dataset(shared / "bccd" / "BCCD", "test")
     sample = held[held.image_names.index(voc.image_names[0])]
     assert sorted(sample.boxes_xyxy.tolist()) == sorted(voc[0].boxes_xyxy.tolist())
+
+
+def test_a_number_beside_class_names_that_are_numbers_is_a_name(table: Callable[[str], Path]) -> None:
+    root = table("filename,xmin,ymin,xmax,ymax,label\na.jpg,1,2,3,4,1\n")
+    (root / "classes.txt").write_text("2\n1\n")
+    assert open_dataset(root).labels.tolist() == [1]
+    (root / "classes.txt").write_text("2\n3\n")
+    with pytest.raises(DataError, match=r"class '1' is not in classes\.txt"):
+        open_dataset(root)

@@ -162,3 +162,33 @@ def test_metadata_without_boxes_is_none_of_ours(tmp_path: Path, image: AnyImage)
     metadata(tmp_path / "metadata.jsonl", {"file_name": "a.jpg", "label": 1})
     with pytest.raises(DataError, match="is no data set"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "categories", "expected"),
+    [
+        ("1\n2\n0\n", [0, 1.0, 2], ["1", "2", "0"]),
+        ("1\n2\n0\n", ["0", "1", "2"], ["0", "1", "2"]),
+        ("ant\nbee\n", [1, "1", "bee"], ["bee"] * 3),
+        ("1\n", [0], ["1"]),
+    ],
+)
+def test_a_number_counts_the_names_and_a_text_is_one(
+    tmp_path: Path, image: AnyImage, names: str, categories: list[Any], expected: list[str]
+) -> None:
+    image(tmp_path / "a.jpg")
+    boxes = [[place, 0, 5, 5] for place in range(len(categories))]
+    metadata(tmp_path / "metadata.jsonl", {"file_name": "a.jpg", "objects": objects(*boxes, categories=categories)})
+    (tmp_path / "classes.txt").write_text(names)
+    held = open_dataset(tmp_path)
+    assert held.class_names == tuple(names.split())
+    assert [held.class_names[label] for label in held.labels] == expected
+
+
+def test_a_text_of_digits_beside_names_of_digits_counts_nothing(tmp_path: Path, image: AnyImage) -> None:
+    image(tmp_path / "a.jpg")
+    row = {"file_name": "a.jpg", "objects": objects([1, 2, 3, 4], categories=["0"])}
+    metadata(tmp_path / "metadata.jsonl", row)
+    (tmp_path / "classes.txt").write_text("1\n2\n")
+    with pytest.raises(DataError, match="category '0' is not among the 2 named classes"):
+        open_dataset(tmp_path)

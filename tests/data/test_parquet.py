@@ -141,3 +141,10 @@ def test_without_pyarrow(tmp_path: Path, pixels: tuple[bytes, bytes], monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"multibox\[hub\]"):
         open_dataset(tmp_path / "set")
+
+
+def test_numbers_count_names_that_are_numbers(tmp_path: Path, pixels: tuple[bytes, bytes]) -> None:
+    features = {"category": {"feature": {"names": ["1", "0"], "_type": "ClassLabel"}, "_type": "List"}}
+    write(tmp_path / "set" / "train-00000-of-00001.parquet", [row(pixels[0], "a.jpg", [1, 2, 3, 4])], features)
+    held = open_dataset(tmp_path / "set")
+    assert held.class_names == ("1", "0") and held.labels.tolist() == [1]

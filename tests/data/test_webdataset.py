@@ -168,3 +168,11 @@ def test_a_missing_image_is_counted_as_such(tmp_path: Path, pixels: bytes) -> No
     with pytest.raises(ImageError, match=r"train\.tar, b: its image is missing, beside json"):
         open_dataset(tmp_path / "train.tar")
     assert open_dataset(tmp_path / "train.tar", on_bad="skip").left_out == {"missing_image": 1}
+
+
+@pytest.mark.parametrize("content", [{"a__txt": b"0 0.5 0.5 0.2 0.4\n"}, {"a__json": {"bbox": [BOX], "category": [0]}}])
+def test_numbers_count_names_that_are_numbers(tmp_path: Path, pixels: bytes, content: Any) -> None:
+    shard(tmp_path / "set" / "train-000000.tar", a__jpg=pixels, **content)
+    (tmp_path / "set" / "classes.txt").write_text("1\n0\n")
+    held = open_dataset(tmp_path / "set")
+    assert held.class_names == ("1", "0") and held.labels.tolist() == [0]

@@ -294,7 +294,9 @@ def _place(row: _Row, columns: Columns, classes: _Classes, *, sound: bool) -> in
         raise DataError(f"{where}: no class; {ADVICE}", kind="unreadable-label")
     place = len(classes.met)
     if listed is not None:
-        place = listed.index(row.label) if row.label in listed else int(row.label) if row.label.isdecimal() else -1
+        # Beside a class called "1" a number that is no class's name may count from 0 or from 1
+        counts = row.label.isdecimal() and not any(map(str.isdecimal, listed))
+        place = listed.index(row.label) if row.label in listed else int(row.label) if counts else -1
         if not 0 <= place < len(listed):
             known = f"classes.txt, which names {len(listed)} classes"
             raise DataError(f"{where}: class {row.label!r} is not in {known}; {ADVICE}", kind="class-out-of-range")

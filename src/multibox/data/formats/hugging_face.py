@@ -46,7 +46,9 @@ class Classes:
         self._places = {name: place for place, name in enumerate(self.names)}
 
     def place(self, category: Any, where: str) -> int:
-        """Return the index of a category, which is a name or a number.
+        """Return the index of a category: a number counts the declared names, a text is a name.
+
+        A text of digits counts them too where no declared name is one of digits.
 
         Raises:
             DataError: it is neither, or a number beyond the declared names.
@@ -59,13 +61,15 @@ class Classes:
                 f"{where}: expected a category's name or number, got {what}; {ADVICE}", kind="missing-category"
             )
         name = str(category).strip()
-        if name in self._places:
+        counts = self.declared is not None and isinstance(category, int)  # even where a class is called "1"
+        if not counts and name in self._places:
             return self._places[name]
-        if self.declared is not None and re.fullmatch(r"-?\d{1,18}", name):
-            if 0 <= int(name) < len(self.declared):
+        if self.declared is not None and (counts or re.fullmatch(r"-?\d{1,18}", name)):
+            sure = counts or not any(map(str.isdecimal, self.declared))
+            if sure and 0 <= int(name) < len(self.declared):
                 return int(name)
             raise DataError(
-                f"{where}: category {name} is not among the {len(self.declared)} named classes (0 to "
+                f"{where}: category {category!r} is not among the {len(self.declared)} named classes (0 to "
                 f"{len(self.declared) - 1}); {ADVICE}",
                 kind="class-out-of-range",
             )
