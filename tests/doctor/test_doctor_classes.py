@@ -1,12 +1,14 @@
 """What the doctor says of class names and numbers of objects."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from multibox import examine
 from multibox.data.formats import open_dataset
-from multibox.doctor.class_checks import twins
+from multibox.doctor.class_checks import _joining, twins
 from multibox.doctor.examine import diagnose
 from multibox.doctor.findings import KINDS, kinds_markdown, worst_first
 from multibox.doctor.repair import repair
@@ -71,9 +73,26 @@ def test_a_plural_is_left_to_a_person(sets, tmp_path):
     objects = rename(sets.clean(), "dog", "dogs", 2)
     folder = sets.write(tmp_path / "data", "voc", sets.in_format(objects, "voc"), ("cat", "dog", "dogs"))
     (one,) = found(folder, "misspelt-class")
-    assert "--rename dogs=dog" in one.fix
+    assert one.fix == "If they are one class, give it one spelling, or join both with --merge dog=dogs."
     repair(diagnose(folder, fast=True), tmp_path / "copy")
     assert sorted(open_dataset(tmp_path / "copy").class_names) == ["cat", "dog", "dogs"]
+
+
+def test_the_advice_joins_two_spellings_on_a_command_line(run, sets, tmp_path):
+    objects = rename(sets.clean(), "dog", "traffic lights", 3)
+    objects = rename(objects, "dog", "traffic light", 12)
+    classes = ("cat", "traffic light", "traffic lights")
+    folder = sets.write(tmp_path / "data", "coco", sets.in_format(objects, "coco"), classes)
+    (one,) = found(folder, "misspelt-class")
+    (option, rule) = shlex.split(re.search(r"--merge .*(?=\.$)", one.fix)[0])
+    assert rule == "traffic light=traffic lights"
+    assert run("data", "convert", folder, tmp_path / "joined", "--to", "coco", option, rule)[0] == 0
+    assert sorted(open_dataset(tmp_path / "joined").class_names) == ["cat", "traffic light"]
+
+
+@pytest.mark.parametrize("name", ["a,bcdefg", "abc=defg", " abcdefg", "abc\ndefg", 'abc"defg', "abc$defg"])
+def test_names_that_no_option_takes_are_joined_in_the_files(name):
+    assert "--merge" not in _joining(name, "abcdefg", True)
 
 
 @pytest.mark.parametrize("format", ["coco", "yolo", "csv", "recordio"])

@@ -6,8 +6,9 @@ import shutil
 import pytest
 from PIL import Image
 
-from multibox.cli.doctor import LINES
+from multibox.cli.doctor import LINES, describe
 from multibox.doctor.examine import diagnose
+from multibox.doctor.findings import finding, without_path
 from multibox.doctor.glance import TOLD_BY_TRAINING, cached_glance, glance, glance_lines
 from multibox.doctor.repair import CHANGES
 from multibox.doctor.sheet import worst_sheet
@@ -91,6 +92,51 @@ def test_the_copy_is_written_and_what_is_left_is_said(run, sets, faulty, tmp_pat
     other = sets.write(tmp_path / "other", "coco", sets.in_format(objects, "coco"))
     code, out, _ = run("doctor", other, "--fix", tmp_path / "copy")
     assert code == 1 and "left to you: same-place-two-classes 1" in out
+
+
+def test_findings_exit_with_1_although_nothing_is_left_to_copy(run, tmp_path):
+    labels = tmp_path / "data" / "labels"
+    labels.mkdir(parents=True)
+    for number in range(3):
+        (labels / f"{number}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    code, out, err = run("doctor", tmp_path / "data", "--fix", tmp_path / "copy")
+    assert code == 1 and f"its image is missing from {tmp_path / 'data' / 'images'}; put it there\n" in out
+    assert err.startswith("there is no healthy copy: ") and not (tmp_path / "copy").exists()
+
+
+def test_names_stand_on_their_line_once_and_in_one_line(run, sets, tmp_path):
+    folder = sets.write(tmp_path / "data", "yolo", sets.in_format(sets.clean(), "yolo"))
+    images, labels = folder / "images" / "train", folder / "labels" / "train"
+    (images / "two\nlines\x1b[31m.png").write_bytes((images / "image00.png").read_bytes())
+    (labels / "image01.txt").write_text("0 0.5\n")
+    (labels / "lost.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    out = run("doctor", folder)[1]
+    assert "\x1b" not in out and "/two\\nlines\\x1b[31m.png, split train: two\\nlines\\x1b[31m.png has" in out
+    assert f"  {labels / 'image01.txt'}: line 1: expected class cx cy w h, got 2 values\n" in out
+    assert f"  {labels / 'lost.txt'}: its image is missing from {images}; put it there\n" in out
+
+
+@pytest.mark.parametrize(
+    ("message", "shorter"),
+    [
+        ("a/b.xml is no XML; correct it, or leave it out with --on-bad skip", "it is no XML"),
+        ("a/b.xml: no size; save it again", "no size; save it again"),
+        ("a/b.xml, object 3: no name; name it, or leave it out with --on-bad skip", "object 3: no name; name it"),
+        ("a/b.xml2 is odd", "a/b.xml2 is odd"),
+        ("lost; add it, take it off, or leave it out with --on-bad skip",) * 2,
+    ],
+)
+def test_a_message_loses_what_its_line_says_anyway(message, shorter):
+    assert without_path(message, "a/b.xml") == shorter
+
+
+def test_different_advice_stands_at_each_finding():
+    names = (("dogs", "dog"), ("cats", "cat"))
+    lines = describe([finding("misspelt-class", "d", a, f"class {a}", fix=f"--merge {b}={a}.") for a, b in names])
+    assert "--merge NEW=OLD" in lines[0] and lines[1:] == [
+        "  d, class dogs: dogs. --merge dog=dogs.",
+        "  d, class cats: cats. --merge cat=cats.",
+    ]
 
 
 def test_one_split_alone_is_examined(run, sets, tmp_path):

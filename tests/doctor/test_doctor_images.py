@@ -2,13 +2,16 @@
 
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
 from multibox import examine
+from multibox.doctor.examine import diagnose
 from multibox.doctor.frames import contrast
+from multibox.doctor.repair import repair
 
 QUIET = {"rare-class", "tiny-split", "class-imbalance", "class-in-one-split", "unused-class", "one-based-boxes"}
 
@@ -178,6 +181,29 @@ def test_an_image_in_two_splits_under_another_name_is_leaked(tmp_path, copy, sev
     (one,) = found["leaked-image"]
     assert one.severity == severity
     assert one.file == str(tmp_path / "train" / "2.jpg") and one.where == "2.jpg, split train"
+
+
+@pytest.mark.parametrize("name", ["all", "default", "boxes"])
+def test_an_image_in_two_sets_counts_as_training_would_join_them(tmp_path, name):
+    one, other = tmp_path / "one", tmp_path / "other"
+    write_coco(one, {f"{seed}.jpg": sound(seed) for seed in range(3)})
+    write_coco(one, {f"{seed}.jpg": sound(seed) for seed in (7, 8)}, "val")
+    write_coco(other, {f"new{seed}.jpg": sound(seed) for seed in (2, 8, 11)}, name)
+    found = kinds_of([one, other])
+    assert set(found) == {"duplicate-image", "leaked-image"}
+    assert [Path(twin.file).name for twin in found["duplicate-image"]] == ["new2.jpg"]
+    assert [Path(twin.file).name for twin in found["leaked-image"]] == ["new8.jpg"]
+    repair(diagnose([one, other]), tmp_path / "copy")
+    assert not kinds_of(tmp_path / "copy")
+
+
+def test_a_split_of_all_beside_others_of_its_set_is_no_copy(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    images = {f"{seed}.jpg": sound(seed) for seed in range(3)}
+    write_coco(one, images)
+    write_coco(one, images, "all")
+    write_coco(other, {f"{seed}.jpg": sound(seed) for seed in range(4, 7)})
+    assert not kinds_of([one, other])
 
 
 def test_boxes_stand_out_where_they_belong():

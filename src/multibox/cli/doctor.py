@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from multibox.cli.options import IMAGES, DataSets, Format, check_suffix
+from multibox.errors import DataError, one_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from multibox.doctor.examine import Diagnosis
     from multibox.doctor.findings import Finding
     from multibox.doctor.repair import Repair
@@ -58,40 +61,63 @@ def doctor(
     named = " ".join(map(str, data))
     findings = diagnosis.findings
     guesses = dict.fromkeys(note for one in diagnosis.splits.values() for note in one.survey.raw.notes)
-    for line in [*describe(findings), *guesses, summary(findings, named)]:
-        typer.echo(line, err=to_stdout)
+    _say([*describe(findings), *guesses, summary(findings, named)], err=to_stdout)
     text = json.dumps([one.to_dict() for one in findings], indent=1, ensure_ascii=False)
     if to_stdout:
         typer.echo(text)
     elif json_file is not None:
         write_text_whole(json_file, text + "\n")
     if sheet is not None:
-        typer.echo(_draw(diagnosis, sheet), err=to_stdout)
+        _say([_draw(diagnosis, sheet)], err=to_stdout)
+    ill = any(one.severity != "note" for one in findings)
     if fix is not None:
-        done = repair(diagnosis, fix)
-        with counting_up("examining the copy") as progress:
-            left = diagnose(fix, preset=preset, format=done.format, progress=progress).findings
-        for line in _describe_repair(done, left):
-            typer.echo(line, err=to_stdout)
-    if any(one.severity != "note" for one in findings):
+        try:
+            done = repair(diagnosis, fix)
+            with counting_up("examining the copy") as progress:
+                left = diagnose(fix, preset=preset, format=done.format, progress=progress).findings
+            _say(_describe_repair(done, left), err=to_stdout)
+        except DataError as error:
+            if not ill:
+                raise
+            _say([f"there is no healthy copy: {error}"], err=True)  # 2 would say that DATA cannot be read
+    if ill:
         raise typer.Exit(1)
+
+
+def _say(lines: "Iterable[str]", *, err: bool) -> None:
+    for line in lines:
+        typer.echo(one_line(line), err=err)
 
 
 def describe(findings: "list[Finding]", lines: int = LINES) -> list[str]:
     """Return the lines on the screen: each kind with its reason and advice, and at most `lines` findings of it."""
     from itertools import groupby
 
+    from multibox.doctor.findings import KINDS
+
     shown: list[str] = []
     for kind, group in groupby(findings, key=lambda one: one.kind):
         held = list(group)
         count = f" ({len(held)})" if len(held) > 1 else ""
-        shown.append(f"{held[0].severity}: {kind}{count}: {held[0].why} {held[0].fix}")
+        alike = len({one.fix for one in held}) == 1
+        advice = held[0].fix if alike else KINDS[kind].mend
+        shown.append(f"{held[0].severity}: {kind}{count}: {held[0].why} {advice}")
         for one in held[:lines]:
-            place = ", ".join(part for part in (one.file, one.where) if part)
-            shown.append(f"  {place}: {one.what}")
+            shown.append(f"  {_place(one)}: {one.what}{'' if alike else f'. {one.fix}'}")
         if len(held) > lines:
             shown.append(f"  and {len(held) - lines:,} more; all in --json")
     return shown
+
+
+def _place(one: "Finding") -> str:
+    """Return a file and the place in it, without a name that the file's path ends with already."""
+    where, parts = one.where, Path(one.file).parts
+    for start in range(len(parts)):
+        name = "/".join(parts[start:])
+        if f"{one.where}, ".startswith(f"{name}, "):
+            where = one.where[len(name) + 2 :]
+            break
+    return ", ".join(part for part in (one.file, where) if part)
 
 
 def summary(findings: "list[Finding]", what: str) -> str:

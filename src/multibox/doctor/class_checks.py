@@ -22,6 +22,8 @@ NO_CLASS = frozenset(
     ("background", "bg", "ignore", "ignored", "ignoredregions", "ignoreregion", "dontcare", "void", "unlabeled")
 )
 """Names that stand for no class, without capitals, spaces and signs."""
+_QUOTABLE = re.compile(r"[\w .+()/&:;#-]+")
+"""Names that `--merge` takes between double quotes, in every shell."""
 _LONG = 6
 """Letters that a name needs to be taken for another with one letter wrong."""
 
@@ -38,7 +40,7 @@ def check_classes(surveys: Surveys) -> Iterator[Finding]:
     place = next(iter(surveys.values())).raw.root if surveys else ""
     for rare, common, certain in twins(total):
         what = f"class {rare!r} ({total[rare]} objects) seems to be {common!r} ({total[common]})"
-        fix = "" if certain else f"If they are one class, join them with --rename {rare}={common}."
+        fix = _joining(rare, common, certain)
         yield finding("misspelt-class", place, what, f"class {rare}", fix=fix)
     yield from _named_twice(surveys)
     for name, count in total.items():
@@ -56,6 +58,16 @@ def check_classes(surveys: Surveys) -> Iterator[Finding]:
         what = f"class {common!r} has {_objects(most)}, {rare!r} {least}: {most / least:.0f} times as many"
         yield finding("class-imbalance", place, what, f"class {rare}")
     yield from _objects_at_all(surveys)
+
+
+def _joining(rare: str, common: str, certain: bool) -> str:
+    """Return how two spellings become one class, as a command line takes it."""
+    names, give = (rare, common), "Give" if certain else "If they are one class, give"
+    if any(name != name.strip() or not _QUOTABLE.fullmatch(name) for name in names):
+        return f"{give} it one spelling in the label files."
+    bare = all(re.fullmatch(r"[\w.+-]+", name) for name in names)
+    rule = f"{common}={rare}" if bare else f'"{common}={rare}"'
+    return f"{give} it one spelling, or join both with --merge {rule}."
 
 
 def _named_twice(surveys: Surveys) -> Iterator[Finding]:

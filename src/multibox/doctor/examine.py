@@ -5,18 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multibox.data.formats import DataPaths, locate, read_raw
+from multibox.data.formats.joining import Joined
+from multibox.data.formats.locating import Found
 from multibox.data.formats.raw_labels import RawLabels
 from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, LABELLED_TWICE, MISSING_IMAGE, UNREADABLE_IMAGE
 from multibox.doctor.box_checks import Faults, check_boxes, find_faults
 from multibox.doctor.class_checks import check_classes
 from multibox.doctor.coco_ids import COCO_KINDS, check_coco
-from multibox.doctor.findings import KINDS, Finding, finding, worst_first
+from multibox.doctor.findings import KINDS, Finding, finding, without_path, worst_first
 from multibox.doctor.frames import check_orientations, check_sizes
 from multibox.doctor.image_files import check_image_files, look_at_images
 from multibox.doctor.readings import Reading, find_reading
 from multibox.doctor.split_checks import check_splits
 from multibox.doctor.survey import Survey, survey_split
-from multibox.doctor.twins import check_twins
+from multibox.doctor.twins import Roles, check_twins, joined_roles
 from multibox.errors import DataError
 from multibox.presets import resolve
 
@@ -95,11 +97,12 @@ def diagnose(
     """
     if preset is not None:
         resolve(preset)  # an unknown one is refused before anything is read
-    surveys, findings = _read(data, split, format, fast)
+    found = locate(data, format)
+    surveys, findings = _read(found, Path(data) if isinstance(data, str | Path) else found.path, split, fast)
     examined = {name: _diagnose_split(survey) for name, survey in surveys.items()}
     findings += [one for one_split in examined.values() for one in _of_split(one_split)]
     findings += _of_set(surveys, whole=split is None)
-    findings += _of_images(surveys, fast, progress)
+    findings += _of_images(surveys, joined_roles(found), fast, progress)
     if preset is not None:
         from multibox.doctor.preset_fit import check_preset  # needs torch
 
@@ -113,12 +116,8 @@ def _diagnose_split(survey: Survey) -> SplitDiagnosis:
     return SplitDiagnosis(survey, reading, find_faults(survey, reading))
 
 
-def _read(
-    data: DataPaths, split: str | None, format: str | None, fast: bool
-) -> tuple[dict[str, Survey], list[Finding]]:
-    """Return every split that can be read, and findings about the others."""
-    found = locate(data, format)
-    path = Path(data) if isinstance(data, str | Path) else found.path
+def _read(found: Found | Joined, path: Path, split: str | None, fast: bool) -> tuple[dict[str, Survey], list[Finding]]:
+    """Return every split that can be read, and findings about the others; `path` is what the user gave."""
     names = [split] if split is not None else found.splits()
     surveys: dict[str, Survey] = {}
     findings: list[Finding] = []
@@ -128,7 +127,8 @@ def _read(
             raw = read_raw(found, name)
         except DataError as error:
             problem = problem or error
-            findings.append(finding(_known(error.kind) or "unreadable-label", path, str(error), f"split {name}"))
+            what = without_path(str(error), path)
+            findings.append(finding(_known(error.kind) or "unreadable-label", path, what, f"split {name}"))
             continue
         surveys[raw.split] = survey_split(raw, fast=fast)
     if not surveys and problem is not None:
@@ -150,12 +150,12 @@ def _of_set(surveys: Mapping[str, Survey], *, whole: bool) -> Iterator[Finding]:
     yield from check_splits(surveys, whole=whole)
 
 
-def _of_images(surveys: Mapping[str, Survey], fast: bool, progress: Progress | None) -> Iterator[Finding]:
+def _of_images(surveys: Mapping[str, Survey], roles: Roles, fast: bool, progress: Progress | None) -> Iterator[Finding]:
     """Yield what the image files show; if `fast`, only those are opened whose headers cannot be read."""
     looks = look_at_images(surveys, progress, fast=fast)
     yield from check_image_files(looks)
     if not fast:
-        yield from check_twins(surveys, looks)
+        yield from check_twins(surveys, looks, roles)
         for survey in surveys.values():
             yield from check_orientations(survey, looks)
 
@@ -166,7 +166,8 @@ def reader_problems(raw: RawLabels) -> Iterator[Finding]:
         if raw.format == "coco" and problem.kind in COCO_KINDS:
             continue  # `check_coco` says it
         kind = _known(problem.kind) or _KIND_OF_REASON.get(problem.reason, "unreadable-label")
-        yield finding(kind, problem.source, problem.message, problem.subject)
+        what = without_path(problem.message, problem.source).removeprefix(f"{problem.subject}: ")
+        yield finding(kind, problem.source, what, problem.subject)
 
 
 def _known(kind: str) -> str:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from multibox.data.formats.text import ADVICE, SKIP
+from multibox.errors import one_line
+
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """The worst first. Error: training breaks or learns wrong things. Warning: likely a mistake. Note: worth knowing."""
@@ -67,6 +70,22 @@ def finding(
     """Return a finding of a kind, with the table's severity, reason and advice where none is given."""
     about = KINDS[kind]
     return Finding(severity or about.severity, kind, str(file), where, what, why or about.why, fix or about.mend)
+
+
+def without_path(message: str, file: str | Path) -> str:
+    """Return a reader's message without the file that it begins with, and without the advice that a kind gives anyway.
+
+    A message of nothing but a verb and its object is about "it".
+    """
+    path = one_line(str(file))
+    rest = message.removeprefix(path)
+    if rest != message and rest.startswith((": ", ", ")):
+        message = rest[2:]
+    elif rest != message and rest.startswith(" "):
+        message = f"it{rest}"
+    message = message.removesuffix(f"; {ADVICE}")
+    before, _, last = message.removesuffix(f", or {SKIP}").rpartition("; ")
+    return message if ", " in last else "; ".join(filter(None, (before, last)))  # "do this, that, or leave it out"
 
 
 def worst_first(findings: Iterable[Finding]) -> list[Finding]:
@@ -210,7 +229,7 @@ KINDS: dict[str, Kind] = {
         "left to you",
     ),
     "misspelt-class": Kind(
-        "warning", "One class counts as two.", "Give it one spelling, or `--rename OLD=NEW`.", "in part"
+        "warning", "One class counts as two.", "Give it one spelling, or join both with `--merge NEW=OLD`.", "in part"
     ),
     "no-objects": Kind(
         "error", "There is nothing to learn.", "Check that the label files lie where they belong.", "left to you"

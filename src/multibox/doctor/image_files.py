@@ -18,7 +18,7 @@ from multibox.data.images import (
     upright_rgb,
 )
 from multibox.data.similar import Hashes, hash_pixels
-from multibox.doctor.findings import KINDS, Finding, finding
+from multibox.doctor.findings import KINDS, Finding, finding, without_path
 from multibox.doctor.survey import Survey
 from multibox.errors import DataError
 from multibox.limits import available_cores
@@ -155,7 +155,7 @@ def check_image_files(looks: Looks) -> Iterator[Finding]:
     for key, look in looks.items():
         inside = look.name if key[1] is not None else ""
         if look.problem:
-            yield finding(look.kind, look.path, look.problem, inside)
+            yield finding(look.kind, look.path, without_path(look.problem, look.path), inside)
             continue
         for kind, what in _about(look, in_file=not inside):
             yield finding(kind, look.path, f"{look.name} {what}", inside)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from multibox.data.formats.joining import Joined, purposes, set_labels
+from multibox.data.formats.locating import Found
 from multibox.data.formats.text import canonical
 from multibox.data.left_out import counted
 from multibox.data.similar import near_duplicate_groups
@@ -20,6 +22,9 @@ _PARTS = {"trainval": ("train", "val")}
 _WHOLE = ("all", "default")
 """Splits that hold others by intention: those named, and any."""
 
+Roles = Mapping[str, Mapping[str, str]]
+"""Of each of several sets, by its label: what training takes each split for, by the split's name."""
+
 
 class _Place(NamedTuple):
     """An image in a split."""
@@ -31,12 +36,42 @@ class _Place(NamedTuple):
     digest: bytes
     sight: int
     """Number of the group of images that look the same; -1 where it cannot be read."""
+    origin: str
+    """Label of the data set that it comes from, where several are joined; else empty."""
+    role: str
+    """What training takes its split for."""
+
+    def beside(self, other: "_Place") -> bool:
+        """Return whether training has both in one split."""
+        same_role = self.origin != other.origin and self.role == other.role
+        return self.split == other.split or same_role
+
+    def apart(self, other: "_Place") -> bool:
+        """Return whether only one of the splits should have the image."""
+        if self.origin != other.origin:
+            return _apart(self.role, other.role)
+        return _apart(self.split, other.split)
 
 
-def check_twins(surveys: Mapping[str, Survey], looks: Looks) -> Iterator[Finding]:
-    """Yield images that are there twice, and those that two splits share."""
+def joined_roles(found: Found | Joined) -> Roles:
+    """Return the roles of each set's splits; nothing for a single set.
+
+    The only split of a set is trained on, whatever its name; one that is called val or test is meant as such.
+    """
+    if isinstance(found, Found):
+        return {}
+    roles: dict[str, dict[str, str]] = {}
+    for label, one in zip(set_labels(part.path for part in found.sets), found.sets, strict=True):
+        splits = list(purposes(one))
+        only = len(splits) == 1 and canonical(splits[0]) not in _KEPT
+        roles[label] = {split: "train" if only else canonical(split) for split in splits}
+    return roles
+
+
+def check_twins(surveys: Mapping[str, Survey], looks: Looks, roles: Roles) -> Iterator[Finding]:
+    """Yield images that are there twice, and those that two splits share; `roles` as `joined_roles` returns them."""
     yield from _overlaps(surveys)
-    places = _places(surveys, looks)
+    places = _places(surveys, looks, roles)
     same_bytes: dict[bytes, list[_Place]] = {}
     same_sight: dict[int, list[_Place]] = {}
     for place in places:
@@ -52,7 +87,7 @@ def check_twins(surveys: Mapping[str, Survey], looks: Looks) -> Iterator[Finding
             yield from _alike(group)
 
 
-def _places(surveys: Mapping[str, Survey], looks: Looks) -> list[_Place]:
+def _places(surveys: Mapping[str, Survey], looks: Looks, roles: Roles) -> list[_Place]:
     """Return every image of every split, in the order of `_KEPT`."""
     seen = [key for key, look in looks.items() if look.hashes is not None]
     numbers: dict[Key, int] = {}
@@ -66,7 +101,9 @@ def _places(surveys: Mapping[str, Survey], looks: Looks) -> list[_Place]:
             sample = raw.sample(row)
             key = key_of(sample)
             about = (sample.name, sample.path, len(sample.labels))
-            places.append(_Place(split, *about, looks[key].digest, numbers.get(key, -1)))
+            origin = sample.name.partition("/")[0] if roles else ""  # `join` puts it there
+            role = roles[origin][split] if roles else split
+            places.append(_Place(split, *about, looks[key].digest, numbers.get(key, -1), origin, role))
     return places
 
 
@@ -105,7 +142,7 @@ def _overlaps(surveys: Mapping[str, Survey]) -> Iterator[Finding]:
 def _copies(group: Sequence[_Place]) -> Iterator[Finding]:
     """Yield one finding per image with the same bytes as an earlier one."""
     for number, place in enumerate(group):
-        twin = next((one for one in group[:number] if one.split == place.split), None)
+        twin = next((one for one in group[:number] if one.beside(place)), None)
         if twin is not None:
             labels = (
                 "" if place.objects == twin.objects else f", with {place.objects} objects instead of {twin.objects}"
@@ -113,7 +150,7 @@ def _copies(group: Sequence[_Place]) -> Iterator[Finding]:
             what = f"{place.name} has the same bytes as {twin.name}{labels}"
             yield finding("duplicate-image", place.path, what, _where(place))
             continue
-        other = next((one for one in group[:number] if _apart(one.split, place.split)), None)
+        other = next((one for one in group[:number] if one.apart(place)), None)
         if other is not None:
             what = f"{place.name} of {place.split} has the same bytes as {other.name} of {other.split}"
             if other.path == place.path:
@@ -127,8 +164,8 @@ def _alike(group: Sequence[_Place]) -> Iterator[Finding]:
         before = group[:number]
         if any(one.digest == place.digest for one in before):
             continue  # a copy of one that is named already
-        twin = next((one for one in before if one.split == place.split), None)
-        other = next((one for one in before if _apart(one.split, place.split)), None)
+        twin = next((one for one in before if one.beside(place)), None)
+        other = next((one for one in before if one.apart(place)), None)
         if other is not None:
             what = f"{place.name} of {place.split} shows the same as {other.name} of {other.split}"
             yield finding("leaked-image", place.path, what, _where(place), severity="warning")

@@ -34,6 +34,7 @@ from multibox.data.formats.yolo_layout import (
     YAML,
     Layout,
     find_layout,
+    images_beside,
     label_folder,
     looks_like_labels,
     twin,
@@ -340,7 +341,8 @@ def _in_folder(folder: Path, root: Path, index: IndexBuilder) -> list[_Entry]:
             index.source = orphan
             with index.skipping(MISSING_IMAGE, orphan.name):
                 raise ImageError(
-                    f"{orphan}: its image is missing from {folder}; put it there, or {SKIP}", kind="label-without-image"
+                    f"{orphan}: its image is missing from {images_beside(folder)}; put it there, or {SKIP}",
+                    kind="label-without-image",
                 )
     return [_Entry(name, folder / name, chosen.get(name, labels / f"{stem_of(name)}.txt")) for name in images]
 

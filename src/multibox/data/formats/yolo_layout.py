@@ -86,6 +86,14 @@ def label_folder(folder: Path, root: Path) -> Path:
     return place
 
 
+def images_beside(folder: Path) -> Path:
+    """Return where images are expected: the folder itself, or the folder called images beside one called labels."""
+    if folder.name.lower() == "labels":
+        return folder.with_name("images")
+    parent = folder.parent
+    return parent.with_name("images") / folder.name if parent.name.lower() == "labels" else folder
+
+
 def twin(path: str) -> str:
     """Replace the last folder called images by labels, as every YOLO does."""
     parts = path.split("/")
