@@ -157,13 +157,13 @@ def patch(module):
     time.sleep(60)
 """,
     "while data is read": """
-NAME = "multibox.data.formats"
+NAME = "multibox.data.checking"
 def patch(module):
-    def slow(*_):
+    def slow(*_, **__):
         import pathlib, time
         pathlib.Path("moment").touch()
         time.sleep(60)
-    module.find_splits = slow
+    module.open_checked = slow
 """,
 }
 
