@@ -7,7 +7,7 @@ from pathlib import Path
 from multibox.data.formats import DataPaths, locate, read_raw
 from multibox.data.formats.joining import Joined
 from multibox.data.formats.locating import Found
-from multibox.data.formats.raw_labels import RawLabels
+from multibox.data.formats.raw_labels import Problem, RawLabels
 from multibox.data.left_out import BROKEN_BOX, BROKEN_FILE, LABELLED_TWICE, MISSING_IMAGE, UNREADABLE_IMAGE
 from multibox.doctor.box_checks import Faults, check_boxes, find_faults
 from multibox.doctor.class_checks import check_classes
@@ -165,9 +165,15 @@ def reader_problems(raw: RawLabels) -> Iterator[Finding]:
     for problem in raw.problems:
         if raw.format == "coco" and problem.kind in COCO_KINDS:
             continue  # `check_coco` says it
-        kind = _known(problem.kind) or _KIND_OF_REASON.get(problem.reason, "unreadable-label")
+        kind = kind_of(problem)
+        severity = "error" if kind == "huge-image" else None  # it is refused
         what = without_path(problem.message, problem.source).removeprefix(f"{problem.subject}: ")
-        yield finding(kind, problem.source, what, problem.subject)
+        yield finding(kind, problem.source, what, problem.subject, severity=severity)
+
+
+def kind_of(problem: Problem) -> str:
+    """Return the kind of what a reader could not use."""
+    return _known(problem.kind) or _KIND_OF_REASON.get(problem.reason, "unreadable-label")
 
 
 def _known(kind: str) -> str:

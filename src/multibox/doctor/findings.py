@@ -118,9 +118,9 @@ KINDS: dict[str, Kind] = {
     ),
     "huge-image": Kind(
         "warning",
-        "It takes much time and memory to decode.",
+        "It takes much time and memory to decode, or is refused.",
         "Reduce it or cut it into tiles, with its boxes.",
-        "left to you",
+        "in part",
     ),
     "tiny-image": Kind(
         "warning", "Hardly anything can be seen in it.", "Remove it if it is no photograph.", "left to you"
@@ -144,8 +144,8 @@ KINDS: dict[str, Kind] = {
         "repairs",
     ),
     # The same image twice
-    "leaked-image": Kind("error", _MEASURED, "Remove it from one of the splits.", "leaves out"),
-    "split-overlap": Kind("error", _MEASURED, "List each image in one split only.", "leaves out"),
+    "leaked-image": Kind("error", _MEASURED, "Remove it from one of the splits.", "in part"),
+    "split-overlap": Kind("error", _MEASURED, "List each image in one split only.", "in part"),
     "duplicate-image": Kind("warning", "It counts twice.", "Keep one of them, with the better labels.", "leaves out"),
     "near-duplicate-image": Kind(
         "note",
@@ -254,7 +254,7 @@ KINDS: dict[str, Kind] = {
         "note", "The rarest class is learned last.", "Add images of the rarest class.", "left to you"
     ),
     # COCO
-    "duplicate-id": Kind("error", "Two entries share one id.", "Give each its own id.", "repairs"),
+    "duplicate-id": Kind("error", "Two entries share one id.", "Give each its own id.", "in part"),
     "dangling-id": Kind(
         "error", "It refers to an image or category that is not there.", "Correct the id.", "leaves out"
     ),

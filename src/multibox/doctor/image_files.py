@@ -155,7 +155,9 @@ def check_image_files(looks: Looks) -> Iterator[Finding]:
     for key, look in looks.items():
         inside = look.name if key[1] is not None else ""
         if look.problem:
-            yield finding(look.kind, look.path, without_path(look.problem, look.path), inside)
+            # A huge image that is refused is worse than one that takes long
+            severity = "error" if look.kind == "huge-image" else None
+            yield finding(look.kind, look.path, without_path(look.problem, look.path), inside, severity=severity)
             continue
         for kind, what in _about(look, in_file=not inside):
             yield finding(kind, look.path, f"{look.name} {what}", inside)

@@ -6,7 +6,7 @@ a person can decide stays as it is: the last column of `findings.KINDS` says whi
 
 import csv
 import io
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +18,12 @@ from PIL import Image
 from multibox.columns import Numbers, Texts
 from multibox.data.convert import check_destination, write_dataset
 from multibox.data.formats import FORMATS
+from multibox.data.formats.finder import fit_name
 from multibox.data.formats.sizes import TURNED
-from multibox.data.formats.text import number_text, stem_of
+from multibox.data.formats.text import fit_text, number_text, safe_name, stem_of
 from multibox.data.images import orientation_of
 from multibox.doctor.class_checks import class_counts, twins
-from multibox.doctor.examine import Diagnosis, SplitDiagnosis
+from multibox.doctor.examine import Diagnosis, SplitDiagnosis, kind_of
 from multibox.doctor.findings import KINDS, Finding
 from multibox.doctor.frames import stored_boxes
 from multibox.errors import DataError
@@ -34,10 +35,17 @@ CHANGES = "doctor-changes.csv"
 _FALLBACK = "coco"
 """Written where the data set's own format is only read."""
 _DROPPED = ("not-a-number", "empty-box", "outside-box", "tiny-box")
-_LEFT_OUT = frozenset(
-    ("unreadable-image", "truncated-image", "empty-file", "duplicate-image", "leaked-image", "split-overlap")
-)
+_SHARED = ("leaked-image", "split-overlap")
+"""Kinds of which a split loses images, unless it would lose most of them."""
+_LEFT_OUT = frozenset(("unreadable-image", "truncated-image", "empty-file", "huge-image", "duplicate-image", *_SHARED))
 """Kinds whose finding names an image to leave out."""
+_WRITTEN_ANEW = {
+    "text-id": "numbers",
+    "category-zero": "counted from 1",
+    "missing-area": "the area of each box",
+    "size-mismatch": "the size of the image",
+}
+"""What a format's writer makes of kinds that are no image's or box's."""
 _ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "GIF": ".gif", "BMP": ".bmp", "WEBP": ".webp", "TIFF": ".tif"}
 
 
@@ -59,7 +67,7 @@ class Repair:
     format: str
     changes: list[Change]
     notes: list[str]
-    """What the written format could not hold."""
+    """What was left to a person for want of images, and what the written format could not hold."""
 
 
 class _Plan(NamedTuple):
@@ -83,24 +91,31 @@ def repair(diagnosis: Diagnosis, destination: str | Path) -> Repair:
     """
     check_destination(destination)
     plan = _Plan(_joined_classes(diagnosis), _mistaken(diagnosis.findings))
-    read = {str(path) for split in diagnosis.splits.values() for path in split.survey.raw.paths}
-    changes = [_unusable(one) for one in diagnosis.findings if _is_unusable(one, read)]
+    changes = _lost_on_reading(diagnosis)
+    advice: list[str] = []
     datasets: dict[str, Dataset] = {}
     for name, split in diagnosis.splits.items():
-        dataset, changed = _repaired(split, diagnosis.findings, plan)
+        dataset, changed, shared = _repaired(split, diagnosis.findings, plan)
         changes += changed
+        if shared:
+            advice.append(
+                f"split {name}: {shared} of its {len(split.survey.raw.image_names)} images are in another split, too; "
+                "they are left to you: divide all images anew with multibox data split"
+            )
         if len(dataset):
             datasets[name] = dataset
         else:
             changes.append(Change(str(dataset.root), f"split {name}", "empty-split", "no usable image", "left out"))
     if not datasets:
         raise DataError(f"{destination}: nothing is left to write once all that is broken is left out")
-    changes = list(dict.fromkeys(changes))  # an image may belong to several splits
     own = next(iter(datasets.values())).format
     written = own if FORMATS[own].write is not None else _FALLBACK
+    changes += _written_anew(diagnosis.findings)
+    changes += [one for dataset in datasets.values() for one in _renamed(dataset)]
+    changes = list(dict.fromkeys(changes))  # an image may belong to several splits
     notes = write_dataset(datasets, destination, written)
     write_text_whole(Path(destination) / CHANGES, _as_csv(changes))
-    return Repair(Path(destination), written, changes, notes)
+    return Repair(Path(destination), written, changes, [*advice, *notes])
 
 
 def remaining_kinds() -> frozenset[str]:
@@ -108,22 +123,43 @@ def remaining_kinds() -> frozenset[str]:
     return frozenset(kind for kind, about in KINDS.items() if about.fix in ("left to you", "in part"))
 
 
-def _is_unusable(one: Finding, read: Container[str]) -> bool:
-    """Return whether a finding is about something that the reader could not use, so that the copy lacks it.
+def _lost_on_reading(diagnosis: Diagnosis) -> list[Change]:
+    """Return what the reader could not use, or read as something else: the splits hold no trace of it."""
+    changes = [
+        Change(str(problem.source), problem.subject, kind_of(problem), problem.message, problem.became)
+        for split in diagnosis.splits.values()
+        for problem in split.survey.raw.problems
+        if problem.became
+    ]
+    for one in diagnosis.findings:
+        _, apart, name = one.where.partition("split ")
+        if one.where.startswith("split ") and apart and name not in diagnosis.splits:
+            changes.append(Change(one.file, one.where, one.kind, one.what, "left out"))
+    return changes
 
-    `read` holds the files of all images that were read.
-    """
-    if one.kind in _LEFT_OUT:
-        return one.file not in read and one.kind != "split-overlap"
-    return KINDS[one.kind].fix == "leaves out" and one.kind not in (*_DROPPED, "duplicate-box", "empty-split")
+
+def _written_anew(findings: Iterable[Finding]) -> Iterator[Change]:
+    """Yield what every copy has otherwise, as sizes and ids are written anew."""
+    for one in findings:
+        after = _WRITTEN_ANEW.get(one.kind, "")
+        if one.kind == "duplicate-id" and one.where.startswith("annotations"):
+            after = "an id of its own"
+        if after:
+            yield Change(one.file, one.where, one.kind, one.what, after)
 
 
-def _unusable(one: Finding) -> Change:
-    return Change(one.file, one.where, one.kind, one.what, "left out")
+def _renamed(dataset: Dataset) -> Iterator[Change]:
+    """Yield the names of classes and images that no label file can hold."""
+    for name in dataset.class_names:
+        if fit_text(name) != name:
+            yield Change(str(dataset.root), f"class {name}", "renamed", name, fit_text(name))
+    for path, name in zip(dataset.paths, dataset.image_names, strict=True):
+        if fit_name(name) != safe_name(name):
+            yield Change(str(path), name, "renamed", name, fit_name(name))
 
 
-def _images_out(split: SplitDiagnosis, findings: Iterable[Finding]) -> dict[int, str]:
-    """Return the images of a split that are left out, and for which kind.
+def _images_out(split: SplitDiagnosis, findings: Iterable[Finding]) -> tuple[dict[int, str], int]:
+    """Return the images of a split that are left out, and for which kind, and how many shared ones are not.
 
     The file of such a finding is the image's, or the container's; then the image's name comes first in `where`. A split
     may come last in it: the image may stay in the others.
@@ -137,11 +173,27 @@ def _images_out(split: SplitDiagnosis, findings: Iterable[Finding]) -> dict[int,
         name, apart, only = one.where.rpartition("split ")
         if one.kind not in _LEFT_OUT or (apart and only != raw.split):
             continue
+        if one.kind == "huge-image" and one.severity != "error":
+            continue  # it can be decoded
         name = name.removesuffix(", ") if apart else one.where
         for image in images.get(one.file, ()):
             if raw.offsets[image] is None or raw.image_names[image] == name:
                 out.setdefault(image, one.kind)
-    return out
+    shared = [image for image, kind in out.items() if kind in _SHARED]
+    if 2 * len(shared) <= len(raw.image_names):
+        return out, 0
+    return {image: kind for image, kind in out.items() if kind not in _SHARED}, len(shared)
+
+
+def _unlabelled(split: SplitDiagnosis, keep: Flags) -> dict[int, str]:
+    """Return the images of which no box is left because some cannot be read, and the kind: they are no background."""
+    raw = split.survey.raw
+    lost = {one.image: kind_of(one) for one in raw.problems if one.image >= 0 and one.became == "left out"}
+    unread = split.faults.boxes.get("not-a-number")
+    if unread is not None:
+        lost |= dict.fromkeys(raw.owners[unread].tolist(), "not-a-number")
+    left = np.bincount(raw.owners[keep], minlength=len(raw.image_names))
+    return {image: kind for image, kind in lost.items() if not left[image]}
 
 
 def _joined_classes(diagnosis: Diagnosis) -> dict[str, str]:
@@ -157,11 +209,12 @@ def _joined_classes(diagnosis: Diagnosis) -> dict[str, str]:
     return joined
 
 
-def _repaired(split: SplitDiagnosis, findings: Sequence[Finding], plan: _Plan) -> tuple[Dataset, list[Change]]:
-    """Return a split with its boxes, classes and images mended, and the changes."""
-    out = _images_out(split, findings)
+def _repaired(split: SplitDiagnosis, findings: Sequence[Finding], plan: _Plan) -> tuple[Dataset, list[Change], int]:
+    """Return a split with its boxes, classes and images mended, the changes, and the shared images that stay."""
+    out, shared = _images_out(split, findings)
     survey, raw, joined = split.survey, split.survey.raw, plan.joined
     boxes, keep, changes = _repaired_boxes(split, _images_turned(split, findings))
+    out = _unlabelled(split, keep) | out
     names = list(dict.fromkeys(joined.get(name, name) for name in raw.class_names))
     table = np.array([names.index(joined.get(name, name)) for name in raw.class_names], np.int64)
     misspelt = [name for name in raw.class_names if name in joined]
@@ -189,7 +242,7 @@ def _repaired(split: SplitDiagnosis, findings: Sequence[Finding], plan: _Plan) -
         lengths=raw.lengths if any(length is not None for length in raw.lengths) else Numbers.of(()),
     )
     kept = [image for image in range(len(dataset)) if image not in out]
-    return (dataset.subset(kept) if out else dataset), changes
+    return (dataset.subset(kept) if out else dataset), changes, shared
 
 
 def _repaired_boxes(split: SplitDiagnosis, turned: Collection[int]) -> tuple[Boxes, Flags, list[Change]]:

@@ -179,11 +179,12 @@ def _add_box(
 ) -> None:
     if thing is None:
         raise DataError(f"{where}: expected an object, with image_id, category_id and bbox; {ADVICE}")
-    box, outline = _box(thing, where)
     try:
         row, label = rows.get(thing.image_id, -1), categories.index.get(thing.category_id)
     except TypeError:
         row, label = -1, None
+    index.image = -1 if row is None else row
+    box, outline = _box(thing, where)
     if row == -1:
         raise DataError(f"{where}: image_id {thing.image_id!r} is the id of no image; {ADVICE}", kind="dangling-id")
     if label is None:
@@ -197,6 +198,9 @@ def _add_box(
         index.add_box(row, box, label, difficult=difficult, crowd=crowd, outline=outline, line=line)
         if outline:
             index.count(OUTLINE, f"annotation {thing.id or number}")
+    else:
+        message = f"{where}: image {thing.image_id!r}, whose object it is, is left out"
+        index.report(BROKEN_BOX, "dangling-id", f"annotation {thing.id or number}", message, "left out")
 
 
 def _box(thing: _Annotation, where: str) -> tuple[tuple[float, float, float, float], bool]:
@@ -291,6 +295,9 @@ def _read_categories(
     for entry, name in zip(entries, names, strict=True):
         if entry["name"] in (None, "") and name not in no_class:
             index.guessed(_NAMELESS if used[entry["id"]] else _UNUSED_NAMELESS, f"id {entry['id']}")
+            became = f"class {name!r}" if used[entry["id"]] else "left out"
+            subject = f"category id {entry['id']}"
+            index.report(BROKEN_FILE, "missing-category", subject, f"{file}: {subject} has no name", became)
             no_class |= set() if used[entry["id"]] else {name}
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     index.notes += [f"category {name!r} stands in the file more than once; its boxes were joined" for name in twice]

@@ -180,6 +180,7 @@ def _rows(columns: Columns, index: IndexBuilder | None) -> Iterator[_Row]:
                 problem = DataError(f"{columns.file}, line {columns.first_row + reader.line_num} is no CSV ({error})")
                 if index is None:
                     continue
+                index.image = -1
                 with index.skipping(BROKEN_BOX, f"line {columns.first_row + reader.line_num}"):
                     raise problem from None
                 continue
@@ -204,6 +205,7 @@ def _add_row(
     finder: ImageFinder,
     classes: _Classes,
 ) -> None:
+    index.image = -1
     if not row.filename:
         raise DataError(f"{columns.file}, line {row.line}: no file name; {ADVICE}", kind="unreadable-label")
     if row.filename not in images:
@@ -217,6 +219,7 @@ def _add_row(
     if image is None:
         _meet(row, columns, classes)
         return
+    index.image = image
     try:
         box = _box(row, columns)
     except DataError:

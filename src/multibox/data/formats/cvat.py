@@ -219,6 +219,7 @@ def _add_shape(
     if thing.tag in _NOT_BOXES:
         index.count(NOT_A_BOX, subject)
         return
+    index.image = row
     with index.skipping(BROKEN_BOX, subject):
         shape = _read_shape(thing, where)
         flags = {"difficult": shape.difficult, "crowd": shape.crowd, "outline": shape.outline}

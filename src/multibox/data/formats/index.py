@@ -1,7 +1,7 @@
 """The index of a split while a reader builds it: images and boxes in columns, checked all at once at the end."""
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -39,16 +39,20 @@ class Skipping:
 
     def __init__(self, index: "IndexBuilder", reason: str, subject: str, source: Path | None = None) -> None:
         self.index, self.reason, self.subject, self.source = index, reason, subject, source
+        self.before = 0
 
     def __enter__(self) -> None:
-        pass
+        self.before = len(self.index.sizes)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
         if not isinstance(error, DataError) or self.index.options.on_bad != "skip":
             return False
         self.index.count(self.reason, self.subject)
         source = self.source or self.index.source
-        self.index.problems.append(Problem(self.reason, error.kind, source, self.subject, str(error)))
+        image = self.index.image if self.reason == BROKEN_BOX and self.index.shared else -1
+        if self.reason != BROKEN_BOX and len(self.index.sizes) > self.before:
+            image = len(self.index.sizes) - 1  # its label broke after the image was added
+        self.index.problems.append(Problem(self.reason, error.kind, source, self.subject, str(error), image))
         return True
 
 
@@ -65,6 +69,9 @@ class IndexBuilder:
         self.root, self.format, self.split, self.options, self.shared = root, format, split, options, shared
         self.fractions = fractions
         self.source = root
+        self.image = (
+            -1
+        )  # the row whose boxes are being read, for problems: that added last, if the reader sets no other
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.sizes: list[Size | None] = []
@@ -93,10 +100,10 @@ class IndexBuilder:
         """Note a choice that the label files leave open, with the file or image that it concerns."""
         self._guesses.setdefault(guess, _Count()).add(1, (subject,))
 
-    def report(self, reason: str, kind: str, subject: str, message: str) -> None:
-        """Tell the doctor of something in `source` that is read all the same."""
+    def report(self, reason: str, kind: str, subject: str, message: str, became: str = "") -> None:
+        """Tell the doctor of something in `source` that is read all the same, and what it became if it changed."""
         if self.options.raw is not None:
-            self.problems.append(Problem(reason, kind, self.source, subject, message))
+            self.problems.append(Problem(reason, kind, self.source, subject, message, became=became))
 
     def tell_encoding(self, path: Path, encoding: str) -> None:
         """Note the encoding that was guessed for a file; made for `read_text`."""
@@ -107,7 +114,8 @@ class IndexBuilder:
         self.guessed(Reason(one, many), path.name)
         if self.options.raw is not None:
             message = f"{path} is not UTF-8 and was read as {encoding}; save it as UTF-8"
-            self.problems.append(Problem(BROKEN_FILE, "unknown-encoding", path, path.name, message))
+            became = f"read as {encoding}"
+            self.problems.append(Problem(BROKEN_FILE, "unknown-encoding", path, path.name, message, became=became))
 
     def find_image(self, finder: ImageFinder, listed: str, where: str) -> Path | None:
         """Return the file of the image that `where` lists, or None if it is missing and skipped.
@@ -159,7 +167,7 @@ class IndexBuilder:
             with self.skipping(LABELLED_TWICE, name):
                 raise DataError(f"image {name} is labelled by {other}; leave one of them, or {SKIP}")
             return None
-        row = len(self._names)
+        row = self.image = len(self._names)
         self._rows[hash(name)] = self._rows[hash((str(path), offset))] = row
         self._names.append(name)
         self._paths.append(path)
@@ -301,9 +309,19 @@ class IndexBuilder:
             crowd=flags[:, 1],
             outline=flags[:, 2],
             fractions=self.fractions,
-            problems=list(self.problems),
+            problems=list(self._placed_problems()),
             notes=[*self.notes, *self._guess_sentences()],
         )
+
+    def _placed_problems(self) -> Iterator[Problem]:
+        """Yield the problems, those of boxes for each image of their label file where each has its own."""
+        images: dict[Path, list[int]] = {}
+        if not self.shared and any(one.reason == BROKEN_BOX for one in self.problems):
+            for row, source in enumerate(self._sources.column()):
+                images.setdefault(source, []).append(row)
+        for one in self.problems:
+            rows = images.get(one.source, [one.image]) if one.reason == BROKEN_BOX else [one.image]
+            yield from (one._replace(image=row) for row in rows)
 
     def _guess_sentences(self) -> list[str]:
         return [

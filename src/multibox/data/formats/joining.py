@@ -126,6 +126,10 @@ def _join_raw(parts: Sequence[RawLabels], image_names: Texts, split: str) -> Raw
         crowd=np.concatenate([one.crowd for one in parts]),
         outline=np.concatenate([one.outline for one in parts]),
         fractions=all(one.fractions for one in parts),
-        problems=[problem for one in parts for problem in one.problems],
+        problems=[
+            problem if problem.image < 0 else problem._replace(image=problem.image + shift)
+            for one, shift in zip(parts, shifts[:-1], strict=True)
+            for problem in one.problems
+        ],
         notes=list(dict.fromkeys(note for one in parts for note in one.notes)),
     )

@@ -22,6 +22,10 @@ class Problem(NamedTuple):
     subject: str
     """The image, line or object in it."""
     message: str
+    image: int = -1
+    """Row of the image whose box or label it is; -1 where that is not known, or the image is left out itself."""
+    became: str = "left out"
+    """What the reader made of it; empty if it is read as it is."""
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ def _add_boxes(
 ) -> None:
     size = index.sizes[image]
     assert size is not None
+    index.image = image
     boxes = _in_pixels(objects[:, 1:5], size)
     difficult = objects[:, 5] > 0 if objects.shape[1] > 5 else np.zeros(len(objects), np.bool_)
     worst: list[float] = np.abs(np.nan_to_num(objects[:, 1:5], posinf=0, neginf=0)).max(axis=1, initial=0).tolist()
