@@ -101,7 +101,7 @@ DAMAGE = {
         "animated-image",
         0,
     ),
-    "huge": ("bad.png", lambda path: Image.new("L", (12000, 4800), 90).save(path), "huge-image", "warning"),
+    "refused-as-huge": ("bad.png", lambda path: Image.new("L", (12000, 4800), 90).save(path), "huge-image", "error"),
     "tiny": ("bad.png", lambda path: photo(1, (160, 8)).save(path), "tiny-image", "warning"),
     "deep-png": ("bad.png", write_deep_png, "deep-image", "note"),
     "deep-colour": ("bad.png", write_deep_colour_png, "deep-image", "note"),
