@@ -24,7 +24,7 @@ from multibox.data.formats.text import fit_text, number_text, safe_name, stem_of
 from multibox.data.images import orientation_of
 from multibox.doctor.class_checks import class_counts, twins
 from multibox.doctor.examine import Diagnosis, SplitDiagnosis, kind_of
-from multibox.doctor.findings import KINDS, Finding
+from multibox.doctor.findings import KINDS, Finding, without_path
 from multibox.doctor.frames import stored_boxes
 from multibox.errors import DataError
 from multibox.files import same_name, write_text_whole
@@ -126,7 +126,13 @@ def remaining_kinds() -> frozenset[str]:
 def _lost_on_reading(diagnosis: Diagnosis) -> list[Change]:
     """Return what the reader could not use, or read as something else: the splits hold no trace of it."""
     changes = [
-        Change(str(problem.source), problem.subject, kind_of(problem), problem.message, problem.became)
+        Change(
+            str(problem.source),
+            problem.subject,
+            kind_of(problem),
+            without_path(problem.message, problem.source),
+            problem.became,
+        )
         for split in diagnosis.splits.values()
         for problem in split.survey.raw.problems
         if problem.became
