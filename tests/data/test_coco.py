@@ -334,3 +334,14 @@ def _sorted_rows(sample: Any, table: Any = None) -> tuple[Any, Any]:
     labels = sample.labels if table is None else table[sample.labels]
     order = np.lexsort((*np.round(sample.boxes_xyxy).T, labels))
     return sample.boxes_xyxy[order], labels[order]
+
+
+def test_flags_written_as_text_and_a_size_that_is_none(tree: Path) -> None:
+    boxes = [
+        {"id": 1, "image_id": 3, "category_id": 2, "bbox": [1, 1, 5, 5], "iscrowd": flag} for flag in ("0", "1", 1)
+    ]
+    images = [{"id": 3, "file_name": "b.jpg", "width": 0, "height": 50}]
+    write(tree, content(images=images, annotations=boxes))
+    held = open_dataset(tree, "train")
+    assert held.crowd.tolist() == [False, True, True]
+    assert "1 image has a size in its labels that is none, such as 0, and was passed over: b.jpg" in held.notes

@@ -192,3 +192,12 @@ def test_a_text_of_digits_beside_names_of_digits_counts_nothing(tmp_path: Path, 
     (tmp_path / "classes.txt").write_text("1\n2\n")
     with pytest.raises(DataError, match="category '0' is not among the 2 named classes"):
         open_dataset(tmp_path)
+
+
+def test_flags_written_as_text(tmp_path: Path, image: AnyImage) -> None:
+    image(tmp_path / "a.jpg")
+    flags = {"difficult": ["1", "0"], "iscrowd": ["0", True]}
+    held = {**objects([1, 2, 3, 4], [5, 6, 7, 8], categories=["a", "a"]), **flags}
+    metadata(tmp_path / "metadata.jsonl", {"file_name": "a.jpg", "objects": held})
+    read = open_dataset(tmp_path)
+    assert read.difficult.tolist() == [True, False] and read.crowd.tolist() == [False, True]

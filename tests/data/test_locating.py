@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from multibox.data.archives import unpack_zip
+from multibox.data.convert import convert
 from multibox.data.formats import find_splits, locate, open_dataset, read_raw
 from multibox.data.formats.agreement import differ
 from multibox.errors import ConfigError, DataError
@@ -256,3 +257,37 @@ def test_several_data_sets_are_joined_by_class_name(tmp_path: Path, image: AnyIm
     assert find_splits([one, one]) == ["train2017", "val2017"]
     with pytest.raises(DataError, match="no data set was given"):
         find_splits([])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("annotations/instances.json", b"", "instances.json is empty"),
+        ("annotations/instances.json", b"[]", "instances.json is JSON, but of no known tool"),
+        ("annotations/instances.json", b"null", "instances.json is JSON, but of no known tool"),
+        ("annotations/instances.json", b'{"annotations": []}', "got an object with ['annotations']"),
+        ("annotations/instances.json", b"[" * 200_000, "instances.json is nested too deep"),
+        ("result.json", b'[{"a": ', "result.json is no JSON"),
+        ("notes.xml", b"<svg/>", "expected <annotation> or <annotations> outermost, got <svg>"),
+        ("train-000000.tar", b"image" * 400, "train-000000.tar is no tar file"),
+        ("train-000000.tgz", b"image" * 400, "train-000000.tgz is no tar file"),
+        ("boxes.csv", b"a,b\n1,2\n", "boxes.csv: its header names no column"),
+    ],
+)
+def test_a_broken_label_file_is_named(tmp_path: Path, image: AnyImage, name: str, content: bytes, reason: str) -> None:
+    image(tmp_path / "set" / "images" / "a.jpg")
+    file = tmp_path / "set" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    for path in (tmp_path / "set", file):
+        with pytest.raises(DataError) as error:
+            open_dataset(path)
+        assert name in str(error.value) and (path == file or reason in str(error.value))
+
+
+def test_both_formats_are_named_for_all_splits_and_once(tmp_path: Path, image: AnyImage) -> None:
+    root = tutorial(tmp_path / "set", image)
+    (note,) = convert(root, tmp_path / "coco", "coco").notes
+    assert note.endswith(
+        ": set/{train,test}/*.xml (voc) is read; set/{train,test}_labels.csv (csv) holds the same boxes"
+    )

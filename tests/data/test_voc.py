@@ -76,7 +76,8 @@ def test_boxes_over_the_edge_are_kept_as_written_and_counted(tree: Path) -> None
     assert held.boxes_xyxy.tolist() == [[90, 5, 101, 45], [0, 0, 100, 50]]
     assert held.notes == ("1 box ran out of its image and was kept as written: b.xml",)
     xml(tree, annotation("b.jpg", thing(box=(90, 5, 101, 45)), size="<width>0</width><height>0</height>"))
-    assert open_dataset(tree, "train").notes == ()
+    (note,) = open_dataset(tree, "train").notes
+    assert note == "1 image has a size in its labels that is none, such as 0, and was passed over: b.xml"
 
 
 def test_class_names_map_by_name_and_a_strange_class_names_its_file(tree: Path) -> None:
@@ -94,12 +95,13 @@ def test_class_names_map_by_name_and_a_strange_class_names_its_file(tree: Path) 
         ("<annotation><object>", "no XML"),
         (b"\xff\xd8\xff\xe0 JFIF", "no XML"),
         ("", "no XML"),
-        ('<!DOCTYPE a [<!ENTITY e "x">]><annotation>&e;</annotation>', "no XML"),
+        ('<!DOCTYPE a [<!ENTITY e "x">]><annotation>&e;</annotation>', "no XML that is taken: it declares entities"),
         ("<svg/>", "expected <annotation>"),
         (annotation("b.jpg", thing(box=(60, 5, 10, 45))), "object 1: xmin is above xmax"),
         (annotation("b.jpg", thing(), thing(box=(1, 50, 9, 45))), "object 2: ymin is above ymax"),
         (annotation("b.jpg", thing(box=("nan", 5, 10, 45))), "object 1: a coordinate is not a finite number"),
         (annotation("b.jpg", thing(box=("", 5, 10, 45))), "<xmin> should be a number"),
+        (annotation("b.jpg", thing().replace("xmin", "left")), "object 1: <bndbox> has no <xmin>"),
         (annotation("b.jpg", "<object><name>cat</name></object>"), "object 1: no <bndbox>"),
         (annotation("b.jpg", thing(name=" ")), "object 1: no <name>"),
     ],

@@ -283,3 +283,18 @@ def test_data_yaml_given_by_a_relative_path(tmp_path: Path, image: AnyImage, mon
         assert boxes(Path(path), "train") == boxes(Path(path), "val") == {"a.jpg": [BOX]}
     monkeypatch.chdir(tmp_path / "set")
     assert boxes(Path("data.yaml"), "train") == boxes(Path("../set"), "train") == {"a.jpg": [BOX]}
+
+
+_KINDS: list[tuple[str, str, str | None]] = [("images", ".jpg", None), ("labels", ".txt", LINE)]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_data_yaml_without_names_gives_its_splits_and_says_so(tmp_path: Path, image: AnyImage, listed: bool) -> None:
+    images, labels = ({f"{kind}/{part}/{part}{end}": what for part in "ab"} for kind, end, what in _KINDS)
+    root = files(tmp_path, image, {**images, **labels, "data.yaml": "train: images/a\nval: images/b\n"})
+    if listed:
+        (root / "classes.txt").write_text("cat\n")
+    held = open_dataset(root, "val")
+    assert find_splits(root) == ["train", "val"] and held.class_names == (("cat",) if listed else ("0",))
+    what = "they were taken from classes.txt" if listed else "classes are called by their numbers"
+    assert held.notes == (f"data.yaml has no names: for the classes, so {what}; add it",)

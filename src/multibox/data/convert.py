@@ -78,7 +78,7 @@ def convert(
     found = locate(source, format)
     splits, notes = read_splits(found, on_bad)
     splits = dict(zip(splits, choose_classes(list(splits.values()), classes, merge), strict=True))
-    notes += [f"{name}: {note}" for name, dataset in splits.items() for note in dataset.notes]
+    notes += _noted(splits)
     notes += write_dataset(splits, destination, to, link=link)
     return Conversion(
         source=found.path,
@@ -90,6 +90,16 @@ def convert(
         class_names=tuple(dict.fromkeys(name for one in splits.values() for name in one.class_names)),
         notes=tuple(notes),
     )
+
+
+def _noted(splits: Mapping[str, Dataset]) -> list[str]:
+    """Return the notes of all splits: each once, after the splits that have it unless these are all of several."""
+    having: dict[str, list[str]] = {}
+    for name, dataset in splits.items():
+        for note in dict.fromkeys(dataset.notes):
+            having.setdefault(note, []).append(name)
+    everywhere = max(len(splits), 2)
+    return [note if len(names) == everywhere else f"{', '.join(names)}: {note}" for note, names in having.items()]
 
 
 def read_splits(found: Found | Joined, on_bad: OnBad) -> tuple[dict[str, Dataset], list[str]]:

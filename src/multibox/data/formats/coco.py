@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from multibox.data.formats.documents import around, json_kind
+from multibox.data.formats.documents import NO_SIZE, around, json_kind
 from multibox.data.formats.finder import (
     IMAGE_FOLDERS,
     ImageFinder,
@@ -32,6 +32,7 @@ from multibox.data.formats.text import (
     folders_in,
     is_list,
     is_mapping,
+    is_set,
     is_split_name,
     name_splits,
     read_bytes,
@@ -161,7 +162,10 @@ def _add_images(
                 )
             continue
         found = index.find_image(finder, listed, str(file))
-        rows[key] = None if found is None else index.add_image(safe_name(listed), found, file, _size(image))
+        size = _size(image)
+        rows[key] = None if found is None else index.add_image(safe_name(listed), found, file, size)
+        if size is None and (image.width, image.height) != (None, None):
+            index.guessed(NO_SIZE, listed)
     return rows
 
 
@@ -192,8 +196,8 @@ def _add_box(
             f"{where}: category_id {thing.category_id!r} is not among the categories; {ADVICE}", kind="dangling-id"
         )
     if row is not None:
-        crowd = bool(thing.iscrowd)
-        difficult = bool(thing.difficult or (thing.ignore and not crowd))
+        crowd = is_set(thing.iscrowd)
+        difficult = is_set(thing.difficult) or (is_set(thing.ignore) and not crowd)
         line = thing.id if isinstance(thing.id, int) and 0 < thing.id < 1 << 62 else number
         index.add_box(row, box, label, difficult=difficult, crowd=crowd, outline=outline, line=line)
         if outline:

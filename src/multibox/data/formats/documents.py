@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 from multibox.data.formats.text import (
     ADVICE,
+    SKIP,
     decoded,
     files_below,
     is_hidden,
@@ -24,6 +25,7 @@ from multibox.data.formats.text import (
     read_text,
     split_in,
 )
+from multibox.data.left_out import Reason
 from multibox.errors import DataError, MissingExtraError
 from multibox.structures import Size
 
@@ -41,6 +43,10 @@ _OBJECT_ENDS = frozenset({"images", "categories", "shapes", "imagePath", "imageD
 _MOST_PIXELS = 1 << 31
 """Along a side: what declares more is no size but a mistake."""
 _IMAGE_KEYS = {"image", "imagefilename", "image_filename", "filename"}
+NO_SIZE = Reason(
+    "image has a size in its labels that is none, such as 0, and was passed over",
+    "images have sizes in their labels that are none, such as 0, and were passed over",
+)
 _REGION = re.compile(r'"(rectanglelabels|polygonlabels|brushlabels|ellipselabels|original_width)"\s*:')
 
 
@@ -110,7 +116,9 @@ def load_json(path: Path, tell: Callable[[Path, str], None] | None = None) -> An
     text = read_text(path, tell)
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise DataError(f"{path} is nested too deep for a label file; get it again or export it anew") from None
+    except ValueError as error:
         raise DataError(f"{path} is no JSON ({error}); get the file again or export it anew") from None
 
 
@@ -142,6 +150,11 @@ def parse_xml(data: bytes, where: str, tell: Callable[[str], None] | None = None
         plain = b"<!" not in data and b"\0" not in data
         return ElementTree.fromstring(data) if plain else fromstring(data)
     except broken as error:
+        if isinstance(error, DefusedXmlException):
+            raise DataError(
+                f"{where} is no XML that is taken: it declares entities or refers to other files, which may be an "
+                f"attack; write its text without them, or {SKIP}"
+            ) from None
         problem = DataError(f"{where} is no XML ({error}); {ADVICE}")
     text, guess = _in_its_encoding(data, where)
     if text is not None:

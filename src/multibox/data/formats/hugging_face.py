@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from multibox.data.formats.documents import number, shown
 from multibox.data.formats.index import IndexBuilder
-from multibox.data.formats.text import ADVICE, is_list, is_mapping, read_lines, read_text
+from multibox.data.formats.text import ADVICE, is_list, is_mapping, is_set, read_lines, read_text
 from multibox.data.left_out import BROKEN_BOX, Reason
 from multibox.errors import DataError, MissingExtraError
 
@@ -141,7 +141,7 @@ def _listed(objects: Any, where: str) -> Iterator[_Object]:
             if not is_mapping(thing):
                 raise DataError(f"{where}: expected objects with bbox and category, got {shown(thing)}; {ADVICE}")
             category: Any = key_of(thing, CLASS_KEYS)
-            flags = (thing.get("difficult") in (1, True), key_of(thing, _CROWD_KEYS) in (1, True))
+            flags = (is_set(thing.get("difficult")), is_set(key_of(thing, _CROWD_KEYS)))
             corners = next((keys for keys in _CORNER_FIELDS if all(key in thing for key in keys)), None)
             if corners is not None and not _has(thing, (*BOX_KEYS, *CORNER_KEYS)):
                 yield _Object([thing[key] for key in corners], category, True, *flags)
@@ -186,7 +186,7 @@ def categories_of(objects: Any) -> list[Any]:
 
 def _column(objects: Mapping[str, Any], keys: Iterable[str], count: int) -> list[bool]:
     held: Any = key_of(objects, keys)
-    return [value in (1, True) for value in held] if is_list(held) and len(held) == count else [False] * count
+    return [is_set(value) for value in held] if is_list(held) and len(held) == count else [False] * count
 
 
 def named_classes(root: Path, tell: Callable[[Path, str], None] | None = None) -> list[str] | None:

@@ -1,5 +1,6 @@
 """Where the data set at a path is, and of which format: in a file, a folder, a folder further down or a .zip."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -10,6 +11,7 @@ from multibox.columns import Texts
 from multibox.data.archives import unpack_zip
 from multibox.data.formats import csv_boxes
 from multibox.data.formats.agreement import differ
+from multibox.data.formats.explaining import explain
 from multibox.data.formats.text import ReadOptions, files_in, folders_in, in_order, is_split_name, split_in
 from multibox.errors import DataError
 from multibox.structures import Dataset
@@ -205,17 +207,32 @@ def _below(found: Found, path: Path) -> str:
 
 
 def _shown(found: Found, path: Path) -> str:
-    inside = found.evidence if found.path == path else found.path.relative_to(path).as_posix()
+    inside = _of_all_splits(found) if found.path == path else found.path.relative_to(path).as_posix()
     return f"{path.name}/{inside}"
+
+
+def _of_all_splits(found: Found) -> str:
+    """Return what gave a data set away, for all its splits: {train,test}_labels.csv for train_labels.csv."""
+    splits = found.splits()
+    if len(splits) < 2 or found.parts:
+        return found.evidence
+    one = "|".join(map(re.escape, sorted(splits, key=len, reverse=True)))
+    return re.sub(rf"(?<![^\W_])({one})(?![^\W_])", lambda _: f"{{{','.join(splits)}}}", found.evidence)
 
 
 def _nothing(path: Path, formats: Mapping[str, Format]) -> str:
     looked_for = "; ".join(one.looked_for for one in formats.values())
     if path.is_file():
-        return f"{path} is no label file that can be read; looked for {looked_for}"
+        what = explain(path, others=len(formats) > 1)
+        return f"{path} is no label file that can be read{f' ({what})' if what else ''}; looked for {looked_for}"
+    if (what := explain(path, others=len(formats) > 1)) is not None:
+        return f"{path} is no data set: {what}; looked for {looked_for}; found {_held(path)}"
     tables = [csv_boxes.explain(file) for file in files_in(path, ".csv", ".tsv")] if "csv" in formats else []
     if tables:
         return f"{path} is no data set: {tables[0]}"
+    return f"{path} is no data set; looked for {looked_for}; found {_held(path)}"
+
+
+def _held(path: Path) -> str:
     entries = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
-    held = ", ".join(entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "")
-    return f"{path} is no data set; looked for {looked_for}; found {held or 'nothing'}"
+    return ", ".join(entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "") or "nothing"

@@ -171,6 +171,15 @@ def _reading(file: Path) -> Generator[Any, None, None]:
         raise DataError(f"{file} is no Parquet file that can be read ({said}); get the file again") from None
 
 
+def check_columns(file: Path) -> None:
+    """Open a Parquet file and look for its columns of images and objects.
+
+    Raises:
+        DataError: it cannot be read, or they are not there. MissingExtraError without pyarrow.
+    """
+    _columns(file)
+
+
 def _columns(file: Path) -> _Columns:
     """Find the columns of images and objects.
 

@@ -276,6 +276,11 @@ def is_yes(text: str | None) -> bool:
     return bool(text) and text.strip().lower() in ("1", "true", "yes")
 
 
+def is_set(value: Any) -> bool:
+    """Return whether a flag read from JSON is set: as true, as a number, or as a text such as "1"."""
+    return is_yes(value) if isinstance(value, str) else isinstance(value, int | float) and value > 0
+
+
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder of this name is a file manager's or meant to be passed over."""
     # macOS puts ._name beside name on foreign disks, and __MACOSX into archives.

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from multibox.data.formats.documents import around, around_turned, parse_xml
+from multibox.data.formats.documents import NO_SIZE, around, around_turned, parse_xml
 from multibox.data.formats.finder import IMAGE_FOLDERS, ImageFinder, place_image, target_names
 from multibox.data.formats.index import IndexBuilder
 from multibox.data.formats.text import (
@@ -159,9 +159,12 @@ def _add(
         return
     file = found.name
     name = f"{stem}{found.suffix}" if file.startswith(stem.rpartition("/")[2]) else file
-    row = index.add_image(prefix + name, found, path, _read_size(tree.find("size")))
+    size = _read_size(tree.find("size"))
+    row = index.add_image(prefix + name, found, path, size)
     if row is None:
         return
+    if size is None and tree.find("size") is not None:
+        index.guessed(NO_SIZE, path.name)
     add_boxes(index, row, tree, str(path), path.name, labels)
 
 
@@ -241,9 +244,11 @@ def _around_turned(box: Any, where: str) -> tuple[float, ...] | None:
 
 def _number(parent: Any, tag: str, where: str) -> float:
     text = parent.findtext(tag)
+    if text is None:
+        raise DataError(f"{where}: <{parent.tag}> has no <{tag}>; {ADVICE}", kind="unreadable-label")
     try:
         return float(text)
-    except (TypeError, ValueError):
+    except ValueError:
         raise DataError(f"{where}: <{tag}> should be a number, got {text!r}; {ADVICE}", kind="not-a-number") from None
 
 

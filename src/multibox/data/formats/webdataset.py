@@ -321,6 +321,15 @@ def _categories_in(kind: str, data: bytes, where: str) -> list[Any]:
         return []
 
 
+def check_start(file: Path) -> None:
+    """Read the first members of a tar file.
+
+    Raises:
+        DataError: it is none, or is cut off there.
+    """
+    _items(file, file, _LOOK)
+
+
 def _is_shard(file: Path) -> bool | None:
     """Return whether a tar file begins with an image and its label; None if it is broken.
 

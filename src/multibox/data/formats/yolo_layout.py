@@ -105,10 +105,10 @@ def twin(path: str) -> str:
 
 
 def _is_data_yaml(path: Path) -> bool:
-    text = _text_of(path)
-    if not re.search(r"(?m)^\s*(names|nc)\s*:", text):
-        return False
-    return path.stem.lower() in _YAML_NAMES or re.search(r"(?m)^\s*(train|val|test)\s*:", text) is not None
+    text, called_data = _text_of(path), path.stem.lower() in _YAML_NAMES
+    has_classes = re.search(r"(?m)^\s*(names|nc)\s*:", text) is not None
+    has_splits = re.search(r"(?m)^\s*(train|val|test)\s*:", text) is not None
+    return (has_classes and has_splits) or (called_data and (has_classes or has_splits))
 
 
 def _text_of(path: Path) -> str:
@@ -144,7 +144,12 @@ def _from_yaml(path: Path) -> Layout:
             raise DataError(f"{path} names no images; add train: and val: with their folders")
         sources = plain.sources
     root = path.parent if base.is_relative_to(path.parent) else base
-    return Layout(root, classes, path, sources, _keypoints(content, path), _other_list(path, classes))
+    if classes is not None:
+        return Layout(root, classes, path, sources, _keypoints(content, path), _other_list(path, classes))
+    file = _class_file_in(path.parent)
+    known = "classes are called by their numbers" if file is None else f"they were taken from {file.name}"
+    note = f"{path.name} has no names: for the classes, so {known}; add it"
+    return Layout(root, None if file is None else _read_classes(file), file, sources, _keypoints(content, path), note)
 
 
 def _other_list(path: Path, classes: dict[int, str] | None) -> str:
@@ -192,6 +197,8 @@ def _yaml_classes(content: Mapping[str, Any], path: Path) -> dict[int, str] | No
             pairs = list(enumerate(entries))
         elif count is not None and not names:
             return {number: str(number) for number in range(int(count))}
+        elif "names" not in content:
+            return None
         else:
             raise ValueError
         if not all(isinstance(name, str) for _, name in pairs):
