@@ -188,7 +188,7 @@ def test_show_skips_broken_images_where_asked(run, place):
     assert "000.png is empty" in err
     code, out, err = run("data", "show", "data", "--on-bad", "skip")
     assert code == 0, err
-    assert "1 images that cannot be read were skipped; the first: " in out and "train has 11 images" in out
+    assert "1 image that cannot be read was skipped; the first: " in out and "train has 11 images" in out
 
 
 def test_an_ending_that_is_not_written(run, place):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from multibox.cli.doctor import LINES, describe
+from multibox.data.formats import open_dataset
 from multibox.doctor.examine import diagnose
 from multibox.doctor.findings import finding, without_path
 from multibox.doctor.glance import TOLD_BY_TRAINING, cached_glance, glance, glance_lines
@@ -172,6 +173,19 @@ def test_training_says_what_else_tells_only_once(sets, faulty):
     assert lines == [f"the data has 24 errors: reversed-box 24; multibox doctor {faulty} tells more"]
     assert not glance_lines(glance([str(faulty)]), [str(faulty)], TOLD_BY_TRAINING)
     assert not glance([str(faulty / "nothing")])
+
+
+def test_what_a_reader_skips_is_not_counted_a_second_time(sets, tmp_path):
+    data = sets.write(tmp_path, "coco", sets.in_format(sets.clean(), "coco"))
+    file = data / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["category_id"] = 9
+    file.write_text(json.dumps(content))
+    (data / "train" / "image03.png").write_bytes(b"")
+    counts = glance([str(data)])
+    assert set(counts["error"]) == {"dangling-id", "missing-category", "empty-file"}
+    assert not glance_lines(counts, [str(data)], TOLD_BY_TRAINING)
+    assert len(open_dataset(data, on_bad="skip").notes) == 1  # images are checked when a run opens them
 
 
 def test_a_glance_is_kept_for_the_next_run(faulty, tmp_path):

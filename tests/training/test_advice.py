@@ -60,6 +60,12 @@ def test_boxes_that_cannot_be_learned_are_named(tmp_path, size, boxes, words):
     assert ("outside" in said) + ("exchanged" in said) + ("smaller" in said) + ("no anchor" in said) <= 1
 
 
+def test_a_larger_input_is_advised_where_only_some_objects_are_tiny(tmp_path):
+    boxes = np.vstack([boxes_in(640, 480, 8, 20), boxes_in(640, 480, 100, 40)])
+    (said,) = look_at_boxes(scene(tmp_path, (640, 480), boxes), CONFIG)
+    assert "33 % of the objects" in said and "--set model.input_size=[512, 512]" in said
+
+
 def test_rare_classes_and_empty_images_are_counted(tmp_path):
     sound = scene(tmp_path, (640, 480), boxes_in(640, 480, 100, 2), labels=[0, 1], names=("a", "b", "never"))
     some = sound.subset(range(19))

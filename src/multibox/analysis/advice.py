@@ -137,7 +137,8 @@ def _too_small(objects: _Objects, config: Config) -> str | None:
     if tiny.mean() <= MANY:
         return None
     median = float(np.median(sides))
-    factor = WANTED / max(median, 1e-6)
+    # Where the median is large enough by itself, it is the small ones that need the room
+    factor = WANTED / max(min(median, TINY), 1e-6)
     larger = [max(32, round(side * factor / 32) * 32) for side in (height, width)]
     enlarge = f"give a larger input, such as --set model.input_size={larger}, or " if max(larger) <= LARGEST else ""
     # In a tile of this side the objects have the wanted size at the network's input

@@ -16,7 +16,7 @@ from multibox.data.footprint import stamps_of
 from multibox.data.formats import DataPaths, open_dataset
 from multibox.data.formats.text import OnBad
 from multibox.data.images import load_image, size_of
-from multibox.data.left_out import OTHER_CLASS, UNREADABLE_IMAGE, drop_boxes
+from multibox.data.left_out import OTHER_CLASS, UNREADABLE_IMAGE, counted, drop_boxes
 from multibox.data.verdicts import Verdicts, known_verdicts, remember_verdicts
 from multibox.errors import ImageError
 from multibox.limits import available_cores
@@ -204,7 +204,8 @@ def _sound(dataset: Dataset, verdicts: Verdicts, on_bad: OnBad) -> Dataset:
         raise ImageError(f"no image of {dataset.root} ({dataset.split}) can be read; the first: {first}")
     keep = np.ones(len(dataset), np.bool_)
     keep[list(verdicts.problems)] = False
-    note = f"{len(verdicts.problems)} images that cannot be read were skipped; the first: {first}"
+    one, many = "image that cannot be read was skipped", "images that cannot be read were skipped"
+    note = f"{counted(len(verdicts.problems), one, many)}; the first: {first}"
     left_out = Counter(dataset.left_out) + Counter({UNREADABLE_IMAGE: len(verdicts.problems)})
     kept = dataset.subset(np.flatnonzero(keep).tolist())
     return dataclasses.replace(kept, notes=(*dataset.notes, note), left_out=dict(left_out))

@@ -15,7 +15,7 @@ from multibox.files import write_text_whole
 _TOLD_BY_READERS = (
     *("reversed-box", "empty-box", "outside-box", "clipped-box", "not-a-number", "outline-as-box"),
     *("unreadable-label", "label-without-image", "list-names-missing-file", "unreadable-image", "class-out-of-range"),
-    *("exif-mismatch", "size-mismatch"),
+    *("exif-mismatch", "size-mismatch", "empty-file", "unknown-encoding", "missing-category", "dangling-id"),
 )
 _TOLD_BY_ADVICE = ("swapped-axes", "scale-mismatch", "rare-class", "unused-class", "no-objects")
 TOLD_BY_TRAINING = frozenset((*_TOLD_BY_READERS, *_TOLD_BY_ADVICE))
