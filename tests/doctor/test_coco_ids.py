@@ -121,3 +121,10 @@ def test_a_crowd_with_run_lengths_is_sound(tmp_path, content):
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(content))
     assert list(check_coco_file(path)) == []
+
+
+def test_a_flag_written_as_text_is_no_crowd(tmp_path, content):
+    content["annotations"][0] |= {"iscrowd": "0"}
+    file = tmp_path / "coco.json"
+    file.write_text(json.dumps(content))
+    assert "crowd-without-rle" not in {one.kind for one in check_coco_file(file)}

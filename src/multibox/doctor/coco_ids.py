@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from multibox.data.formats.text import is_list, is_mapping, read_text
+from multibox.data.formats.text import is_list, is_mapping, is_set, read_text
 from multibox.data.left_out import counted
 from multibox.doctor.findings import Finding, finding
 from multibox.doctor.survey import Survey
@@ -139,7 +139,7 @@ def _other_type(value: Any) -> Any:
 
 def _crowds(file: Path, annotations: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
     for number, entry in enumerate(annotations, start=1):
-        if not entry.get("iscrowd"):
+        if not is_set(entry.get("iscrowd")):
             continue
         mask: Any = entry.get("segmentation")
         if is_mapping(mask) and mask.get("counts") is not None:
