@@ -135,3 +135,23 @@ def test_an_image_too_large_to_decode_is_an_error_and_its_loss_logged(sets, tmp_
     done = repair(diagnosis, tmp_path / "copy")
     assert "image04.png" not in list(open_dataset(tmp_path / "copy").image_names)
     assert [one.where for one in done.changes if one.kind == "huge-image"] == ["image04.png"]
+
+
+def test_a_box_that_leaves_its_image_by_a_little_is_cut_in_a_format_of_fractions_and_logged(sets, tmp_path):
+    objects = sets.clean()
+    objects["image02"][0] = ("dog", [-0.7, 20, 40, 60])
+    folder = sets.write(tmp_path / "data", "yolo", sets.in_format(objects, "yolo"))
+    done = repair(diagnose(folder, fast=True), tmp_path / "copy")
+    assert [(one.kind, one.before, one.after) for one in done.changes] == [
+        ("clipped-box", "-0.7 20 40 60", "0 20 40 60")
+    ]
+    assert not any("clipped" in note for note in done.notes)
+
+
+def test_sets_of_two_formats_become_one_copy_as_coco(sets, tmp_path):
+    objects = sets.clean()
+    places = [sets.write(tmp_path / one, one, sets.in_format(objects, one)) for one in ("voc", "yolo")]
+    (places[1] / "labels" / "train" / "image01.txt").write_text("0 0.5 0.5")
+    done = repair(diagnose(places, fast=True), tmp_path / "copy")
+    assert done.format == "coco" and sum(one.kind == "unreadable-label" for one in done.changes) == 2
+    assert len(open_dataset(tmp_path / "copy", "train")) == 23

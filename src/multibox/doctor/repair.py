@@ -18,7 +18,7 @@ from PIL import Image
 from multibox.columns import Numbers, Texts
 from multibox.data.convert import check_destination, write_dataset
 from multibox.data.formats import FORMATS
-from multibox.data.formats.finder import fit_name
+from multibox.data.formats.finder import ROUNDING_PX, fit_name
 from multibox.data.formats.sizes import TURNED
 from multibox.data.formats.text import fit_text, number_text, safe_name, stem_of
 from multibox.data.images import orientation_of
@@ -109,7 +109,8 @@ def repair(diagnosis: Diagnosis, destination: str | Path) -> Repair:
     if not datasets:
         raise DataError(f"{destination}: nothing is left to write once all that is broken is left out")
     own = next(iter(datasets.values())).format
-    written = own if FORMATS[own].write is not None else _FALLBACK
+    # Several sets that are examined as one may have several formats
+    written = own if own in FORMATS and FORMATS[own].write is not None else _FALLBACK
     changes += _written_anew(diagnosis.findings)
     changes += [one for dataset in datasets.values() for one in _renamed(dataset)]
     changes = list(dict.fromkeys(changes))  # an image may belong to several splits
@@ -275,9 +276,12 @@ def _repaired_boxes(split: SplitDiagnosis, turned: Collection[int]) -> tuple[Box
         high = np.maximum(boxes[:, :2], boxes[:, 2:])
         boxes = np.where(reversed_rows[:, None], np.concatenate([low, high], axis=1), boxes)
         why[reversed_rows] = "reversed-box"
+    edges = np.concatenate([survey.box_wh, survey.box_wh], axis=1)
     clipped = faults.get("clipped-box")
+    if survey.raw.fractions:  # whose writers cut what is over the edge, however little
+        over = np.asarray((np.abs(np.clip(boxes, 0, edges) - boxes) > ROUNDING_PX).any(axis=1))
+        clipped = over if clipped is None else clipped | over
     if clipped is not None:
-        edges = np.concatenate([survey.box_wh, survey.box_wh], axis=1)
         boxes = np.where(clipped[:, None], np.clip(boxes, 0, edges), boxes)
         why[clipped] = "clipped-box"
     keep = np.ones(len(boxes), np.bool_)

@@ -28,6 +28,8 @@ from multibox.errors import DataError, ImageError
 from multibox.files import same_name
 from multibox.structures import Boxes, Dataset, Flags, Sample
 
+ROUNDING_PX = 0.01
+"""Less than this over the edge of an image is rounding in a label file, not worth a note."""
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "img", "imgs", "")
 
 
@@ -274,7 +276,7 @@ class Fractions:
         edges = np.array([width, height, width, height], dtype=np.float64)
         inside: NDArray[np.float64] = np.clip(sample.boxes_xyxy, 0.0, edges)
         keep = np.asarray((inside[:, 2:] > inside[:, :2]).all(axis=1))
-        self.clipped += int(((inside != sample.boxes_xyxy).any(axis=1) & keep).sum())
+        self.clipped += int(((np.abs(inside - sample.boxes_xyxy) > ROUNDING_PX).any(axis=1) & keep).sum())
         self.outside += int((~keep).sum())
         return inside / edges, keep
 

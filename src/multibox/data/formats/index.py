@@ -8,7 +8,7 @@ from types import TracebackType
 import numpy as np
 
 from multibox.columns import GrowingPaths, GrowingTexts, Numbers
-from multibox.data.formats.finder import ImageFinder
+from multibox.data.formats.finder import ROUNDING_PX, ImageFinder
 from multibox.data.formats.raw_labels import Problem, RawLabels
 from multibox.data.formats.sizes import fit_to_images
 from multibox.data.formats.text import ADVICE, SKIP, ReadOptions
@@ -31,7 +31,6 @@ from multibox.structures import Boxes, Dataset, Flags, Labels, Sample, Size, Siz
 
 _BLOCK = 1 << 18
 """Boxes checked at once, so that working memory stays small."""
-_ROUNDING_PX = 0.01  # less than this over the edge is rounding in the label file, not worth a note
 
 
 class Skipping:
@@ -398,7 +397,7 @@ class IndexBuilder:
             rows = slice(first, first + _BLOCK)
             sound = np.where(keep[rows, None], boxes[rows], 0.0)
             np.clip(sound, 0.0, np.tile(edges[owners[rows]], 2), out=inside[rows])
-            over[rows] = keep[rows] & (np.abs(inside[rows] - sound) > _ROUNDING_PX).any(axis=1)
+            over[rows] = keep[rows] & (np.abs(inside[rows] - sound) > ROUNDING_PX).any(axis=1)
         if not clip:
             self._count_rows(OVER_EDGE, over, owners)
             return boxes
