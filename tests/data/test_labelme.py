@@ -161,7 +161,7 @@ def test_other_json_beside(tmp_path: Path, image: AnyImage) -> None:
     assert locate(tmp_path, None).evidence == "b.json"
     assert open_dataset(tmp_path).notes == ("1 JSON file that is no LabelMe was passed over: a.json",)
     (tmp_path / "c.json").write_text("[" * 100_000)
-    with pytest.raises(DataError, match=r"c\.json is no JSON"):
+    with pytest.raises(DataError, match=r"c\.json is nested too deep"):
         open_dataset(tmp_path)
     assert len(open_dataset(tmp_path, on_bad="skip")) == 1
     assert open_dataset(tmp_path / "b.json").image_names == ["b.jpg"]
