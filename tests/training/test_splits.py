@@ -48,7 +48,7 @@ def test_an_unreadable_image_stops_before_the_run_or_is_skipped(squares, tmp_pat
         squares, RunOptions(preset="tinyssd", out=tmp_path / "run", on_bad="skip", changes=SMALL), Reporter(told.append)
     )
     assert len(trainer.training) == 11
-    assert any("1 images" in line and "003.png" in line for line in told)
+    assert any("1 image " in line and "003.png" in line for line in told)
 
 
 def test_a_split_without_objects_is_refused(squares, tmp_path):

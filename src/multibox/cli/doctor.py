@@ -137,7 +137,8 @@ def _describe_repair(done: "Repair", left: "list[Finding]") -> list[str]:
 
     changed = Counter(change.kind for change in done.changes)
     counts = ", ".join(f"{kind} {count:,}" for kind, count in changed.most_common())
-    lines = [*done.notes, f"wrote {done.folder} as {done.format}; {len(done.changes):,} changes: {counts or 'none'}"]
+    many = "change" if len(done.changes) == 1 else "changes"
+    lines = [*done.notes, f"wrote {done.folder} as {done.format}; {len(done.changes):,} {many}: {counts or 'none'}"]
     lines.append(f"each change stands in {done.folder / CHANGES}")
     rest = Counter(one.kind for one in left if one.severity != "note")
     if rest:

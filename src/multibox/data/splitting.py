@@ -133,8 +133,8 @@ def divide(groups: Labels, pool: Dataset, shares: Sequence[float], *, stratify: 
     images, groups_in_all = len(groups), int(groups.max()) + 1 if len(groups) else 0
     if groups_in_all < len(shares):
         raise DataError(
-            f"{pool.root}: {images} images make {groups_in_all} groups of images that belong together, fewer than "
-            f"{len(shares)} splits; add images, or ask for fewer splits"
+            f"{pool.root}: {images} images, of which some belong together, make fewer groups ({groups_in_all}) than "
+            f"splits ({len(shares)}); add images, or ask for fewer splits"
         )
     wanted = [max(1.0, share * images) for share in shares[1:]]
     # [groups, classes + 1]: objects of each class, and images
