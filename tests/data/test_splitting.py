@@ -73,7 +73,7 @@ def test_shares_are_kept_and_stratified_by_class() -> None:
 
 def test_too_few_groups_are_refused() -> None:
     pool = made([[0]] * 10)
-    with pytest.raises(DataError, match=r"10 images make 2 groups .*fewer than 3 splits"):
+    with pytest.raises(DataError, match=r"10 images.* fewer groups \(2\) than splits \(3\)"):
         divide(np.arange(10) % 2, pool, [0.7, 0.1, 0.2], stratify=False, seed=0)
     assert sorted(np.bincount(divide(np.arange(10) % 3, pool, [0.7, 0.1, 0.2], stratify=False, seed=0))) == [3, 3, 4]
 
