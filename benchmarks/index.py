@@ -155,7 +155,7 @@ def main() -> int:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.folder or Path(scratch)
-        data, cache = folder / "set", folder / "runs" / ".cache"
+        data, cache = folder / "set", folder / "runs" / ".multibox-cache"
         label_file = data / {"csv": "labels.csv", "coco": "labels.json"}[asked.format]
         if asked.open:
             open_once(label_file, cache)

@@ -12,6 +12,7 @@ from multibox.data.convert import convert, write_dataset
 from multibox.data.formats import FORMATS as TABLE
 from multibox.data.formats import find_splits, open_dataset
 from multibox.data.images import image_bytes, load_image, sample_size, size_of
+from multibox.data.splitting import split_dataset
 from multibox.errors import ConfigError, DataError
 from multibox.structures import Dataset, Sample, Size, pack
 
@@ -155,6 +156,16 @@ def test_a_destination_in_use_is_left_alone(splits: dict[str, Dataset], tmp_path
         write_dataset(splits, tmp_path / "x", "yollo")
     with pytest.raises(DataError, match="nothing to write"):
         write_dataset({}, tmp_path / "x", "yolo")
+
+
+def test_no_copy_is_written_into_its_source(splits: dict[str, Dataset], tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    write_dataset(splits, root, "voc")
+    before = sorted(root.rglob("*"))
+    for write in (lambda: convert(root, root / "copy", "coco"), lambda: split_dataset([root], root / "copy", val=0.5)):
+        with pytest.raises(DataError, match=r"copy lies in .*set, which is never changed; give a folder outside it"):
+            write()
+    assert sorted(root.rglob("*")) == before
 
 
 def test_two_images_that_would_share_a_label_file(tmp_path: Path, image: AnyImage) -> None:

@@ -36,7 +36,7 @@ def decoded(monkeypatch) -> list[str]:
 
 
 def test_an_image_is_decoded_once_and_again_when_its_file_changes(squares, tmp_path, decoded):
-    cache = tmp_path / ".cache"
+    cache = tmp_path / ".multibox-cache"
     dataset = open_dataset(squares, "train")
     first = look_at_images(dataset, cache)
     assert sorted(decoded) == sorted(dataset.image_names) and set(first.sizes) == {(96, 96)} and not first.problems
@@ -53,7 +53,7 @@ def test_an_image_is_decoded_once_and_again_when_its_file_changes(squares, tmp_p
 
 
 def test_what_is_wrong_is_remembered_too(squares, tmp_path, decoded):
-    cache = tmp_path / ".cache"
+    cache = tmp_path / ".multibox-cache"
     dataset = open_dataset(squares, "train")
     dataset.paths[2].write_bytes(b"no image")
     dataset.paths[9].unlink()
@@ -73,14 +73,14 @@ def test_what_is_wrong_is_remembered_too(squares, tmp_path, decoded):
 def test_records_are_known_by_their_place(squares, tmp_path, decoded):
     write_dataset({"train": open_dataset(squares, "train")}, tmp_path / "rec", "recordio")
     dataset = open_dataset(tmp_path / "rec", "train")
-    look_at_images(dataset, tmp_path / ".cache")
+    look_at_images(dataset, tmp_path / ".multibox-cache")
     decoded.clear()
     backwards = dataset.subset(range(11, -1, -1))
-    assert look_at_images(backwards, tmp_path / ".cache").looked_at.all() and not decoded
+    assert look_at_images(backwards, tmp_path / ".multibox-cache").looked_at.all() and not decoded
 
 
 def test_a_damaged_file_of_verdicts_is_made_anew(squares, tmp_path, decoded):
-    cache = tmp_path / ".cache"
+    cache = tmp_path / ".multibox-cache"
     dataset = open_dataset(squares, "train")
     look_at_images(dataset, cache)
     (file,) = cache.iterdir()
@@ -95,7 +95,7 @@ def test_a_damaged_file_of_verdicts_is_made_anew(squares, tmp_path, decoded):
 @pytest.mark.parametrize("format", ["yolo", "coco"])
 def test_an_image_of_another_size_makes_the_index_read_anew(squares, tmp_path, format):
     """Boxes of YOLO are fractions: they change with the image, though no label file does."""
-    cache, root = tmp_path / ".cache", tmp_path / "set"
+    cache, root = tmp_path / ".multibox-cache", tmp_path / "set"
     write_dataset({"train": open_dataset(squares, "train")}, root, format)
 
     def read():
@@ -137,7 +137,7 @@ def test_ctrl_c_is_heard_and_what_was_seen_is_remembered(squares, tmp_path, monk
 
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        look_at_images(dataset, tmp_path / ".cache", counting)
+        look_at_images(dataset, tmp_path / ".multibox-cache", counting)
     assert time.monotonic() - started < 3, "2000 slow images would take 20 seconds"
     totals = []
 
@@ -147,7 +147,7 @@ def test_ctrl_c_is_heard_and_what_was_seen_is_remembered(squares, tmp_path, monk
         yield lambda more: None
 
     slow.clear()
-    assert look_at_images(dataset, tmp_path / ".cache", count_total).looked_at.all()
+    assert look_at_images(dataset, tmp_path / ".multibox-cache", count_total).looked_at.all()
     assert not totals or totals[0] <= 1900
 
 
@@ -183,46 +183,29 @@ def test_the_fingerprint_is_the_one_that_older_runs_have(squares):
     assert fingerprint(dataset, None) == digest.hexdigest()
 
 
+SHORT_RUN = ("--preset=tinyssd", "--weights=none", "--epochs=1", "--set=train.batch_size=4", "--device=cpu")
+
+
 @pytest.mark.slow
 def test_runs_share_what_was_found(squares, tmp_path, call, decoded, monkeypatch):
     """A second run, and a resumed one, decode no image to check it."""
     monkeypatch.chdir(tmp_path)
-    options = (
-        "--preset",
-        "tinyssd",
-        "--weights",
-        "none",
-        "--epochs",
-        "1",
-        "--set",
-        "train.batch_size=4",
-        "--device",
-        "cpu",
-    )
-    assert call("train", squares, *options) == 0
-    kinds = {path.name.split("-")[0] for path in (tmp_path / "runs" / ".cache").iterdir()}
+    assert call("train", squares, *SHORT_RUN) == 0
+    kinds = {path.name.split("-")[0] for path in (tmp_path / "runs" / ".multibox-cache").iterdir()}
     assert kinds >= {"images", "index", "layout"}
     assert len(decoded) == 16
-    assert call("train", squares, *options, "--set", "train.seed=3") == 0 and len(decoded) == 16
+    assert call("train", squares, *SHORT_RUN, "--set", "train.seed=3") == 0 and len(decoded) == 16
     assert call("train", "--resume", next(Path("runs").glob("*-1")), "--epochs", "2") == 0 and len(decoded) == 16
-    shutil.rmtree(tmp_path / "runs" / ".cache")
+    shutil.rmtree(tmp_path / "runs" / ".multibox-cache")
     assert call("train", "--resume", next(Path("runs").glob("*-1")), "--epochs", "3") == 0 and len(decoded) == 32
 
 
 @pytest.mark.slow
 def test_seeds_and_combinations_share_one_cache_beside_their_folder(squares, tmp_path, call, decoded, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = (
-        "--preset",
-        "tinyssd",
-        "--weights",
-        "none",
-        "--epochs",
-        "1",
-        "--set",
-        "train.batch_size=4",
-        "--device",
-        "cpu",
+    assert call("train", squares, *SHORT_RUN, "--out", "grid", "--seeds", "2", "--ablate", "loss=focal/ohem") == 0
+    assert (
+        len(decoded) == 16
+        and (tmp_path / ".multibox-cache").is_dir()
+        and not list(Path("grid").rglob(".multibox-cache"))
     )
-    assert call("train", squares, *options, "--out", "grid", "--seeds", "2", "--ablate", "loss=focal/ohem") == 0
-    assert len(decoded) == 16 and (tmp_path / ".cache").is_dir() and not list(Path("grid").rglob(".cache"))

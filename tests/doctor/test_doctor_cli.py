@@ -95,6 +95,12 @@ def test_the_copy_is_written_and_what_is_left_is_said(run, sets, faulty, tmp_pat
     assert code == 1 and "left to you: same-place-two-classes 1" in out
 
 
+def test_no_copy_is_written_into_the_data(run, healthy):
+    before = sorted(healthy.rglob("*"))
+    code, _, err = run("doctor", healthy, "--fix", healthy / "fixed")
+    assert code == 2 and "never changed; give a folder outside it" in err and sorted(healthy.rglob("*")) == before
+
+
 def test_findings_exit_with_1_although_nothing_is_left_to_copy(run, tmp_path):
     labels = tmp_path / "data" / "labels"
     labels.mkdir(parents=True)

@@ -55,7 +55,7 @@ def doctor(
     if sheet is not None:
         check_suffix(sheet, IMAGES)
     if fix is not None:
-        check_destination(fix)
+        check_destination(fix, data)
     with counting_up("examining") as progress:
         diagnosis = diagnose(data, split=split, preset=preset, format=format, progress=progress)
     named = " ".join(map(str, data))

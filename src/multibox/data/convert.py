@@ -74,7 +74,7 @@ def convert(
         ConfigError: for an unknown format or class.
     """
     writer_of(to)
-    check_destination(destination)
+    check_destination(destination, source)
     found = locate(source, format)
     splits, notes = read_splits(found, on_bad)
     splits = dict(zip(splits, choose_classes(list(splits.values()), classes, merge), strict=True))
@@ -169,17 +169,20 @@ def writer_of(format: str) -> Writer:
     return write
 
 
-def check_destination(destination: str | Path) -> None:
-    """Refuse a destination that holds something.
+def check_destination(destination: str | Path, source: DataPaths = ()) -> None:
+    """Refuse a destination that holds something, or that lies in a folder of the source, which would change it.
 
     Raises:
-        DataError: it is a file, or a folder that is not empty.
+        DataError: it is a file, a folder that is not empty, or inside the source.
     """
     target = Path(destination)
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if target.exists() or target.is_symlink():
+    empty = target.is_dir() and not any(target.iterdir())
+    if not empty and (target.exists() or target.is_symlink()):
         raise DataError(f"{destination} exists already; give a folder that is not there yet, or empty it")
+    given = source if isinstance(source, Sequence) and not isinstance(source, str) else [source]
+    for path in (Path(one) for one in given if isinstance(one, str | Path)):
+        if path.is_dir() and target.resolve().is_relative_to(path.resolve()):
+            raise DataError(f"{destination} lies in {path}, which is never changed; give a folder outside it")
 
 
 def _renamed(splits: dict[str, Dataset], destination: str | Path) -> list[str]:

@@ -89,7 +89,7 @@ def split_dataset(
     """
     shares = _checked_shares(val, test)
     pattern = _compiled(group_by)
-    check_destination(destination)
+    check_destination(destination, source)
     found = locate(source, format)
     splits, notes = read_splits(found, on_bad)
     pool = _pooled(splits)

@@ -26,7 +26,7 @@ WEIGHTS = ("best.safetensors", "last.safetensors")
 OWN = (CONFIG, "state", LOCK, "metrics.csv", "images")
 """What a run leaves beside weights and TensorBoard's events."""
 EVENTS = "events.out.tfevents"
-CACHE = ".cache"
+CACHE = ".multibox-cache"
 """Folder beside run folders for what is remembered of their data."""
 CHEAP_BYTES = 1 << 24
 """A cache of less is made anew in seconds; it goes with the run that was refused."""
