@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,10 @@ def test_an_image_of_another_size_makes_the_index_read_anew(squares, tmp_path, f
         assert np.array_equal(after[3].boxes_xyxy, before[3].boxes_xyxy * (2 if format == "yolo" else 1))
 
 
-def test_ctrl_c_is_heard_and_what_was_seen_is_remembered(squares, tmp_path, monkeypatch):
+def test_ctrl_c_is_heard_and_what_was_seen_is_remembered(squares, tmp_path, monkeypatch, request):
+    # Another test may have left it ignored, as a worker process does
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     dataset = open_dataset(squares, "train").subset([i % 12 for i in range(2000)])
     slow = threading.Event()
 
