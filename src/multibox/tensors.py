@@ -62,7 +62,7 @@ class HeadOutputs:
 
 @dataclass(frozen=True, eq=False)
 class LossParts:
-    """A loss and what it is made of; all but the last are scalars on the device."""
+    """A loss and what it is made of; the first five are scalars on the device."""
 
     total: Float[Tensor, ""]
     """What is differentiated: classification + localization + l2."""
@@ -74,3 +74,7 @@ class LossParts:
     """Anchors matched to an object in this batch."""
     selected: Bool[Tensor, "b a"]
     """Anchors whose class took part: positives, and mined negatives or all of them."""
+    class_losses: Float[Tensor, "b a"]
+    """Classification loss of every anchor, selected or not; detached, before any divisor or weight."""
+    box_losses: Float[Tensor, " p"]
+    """Localisation loss of every positive, in the order of `Targets.anchor`; detached, before any divisor or weight."""

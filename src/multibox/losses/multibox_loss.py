@@ -76,7 +76,11 @@ def multibox_loss(
     classification = classification * config.classification_weight
     localization = localization * config.localization_weight
     total = classification + localization
-    return LossParts(total, classification, localization, total.new_zeros(()), positives, selected)
+    # What `per_anchor` and `distances` hold was computed anyway
+    return LossParts(
+        total, classification, localization, total.new_zeros(()), positives, selected,
+        per_anchor.detach(), distances.detach().sum(1),
+    )  # fmt: skip
 
 
 def _hard_examples(

@@ -1,0 +1,1 @@
+"""Pages to see inside: inspector, report and monitor, each one HTML file without a network."""
