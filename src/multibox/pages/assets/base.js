@@ -1,0 +1,206 @@
+"use strict";
+/* Widgets that all pages share, as `multibox.NAME`. Text goes into the page as text nodes, so names need no escaping. */
+const multibox = (() => {
+  const SVG = "http://www.w3.org/2000/svg";
+  const element = document.getElementById("data");
+  const data = element ? JSON.parse(element.textContent) : {};
+
+  /** Make an element. Attributes starting with "on" are listeners; null and false leave an attribute out. */
+  function el(name, attributes = {}, ...children) {
+    return fill(document.createElement(name), attributes, children);
+  }
+
+  function svg(name, attributes = {}, ...children) {
+    return fill(document.createElementNS(SVG, name), attributes, children);
+  }
+
+  function fill(node, attributes, children) {
+    for (const [key, value] of Object.entries(attributes)) {
+      if (value === null || value === undefined || value === false) continue;
+      if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+      else if (key === "style") Object.assign(node.style, value);
+      else node.setAttribute(key, value === true ? "" : value);
+    }
+    node.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+    return node;
+  }
+
+  const replace = (node, ...children) => { node.replaceChildren(...children.flat(3).filter((child) => child)); return node; };
+
+  /** Text of a number; a dash where it does not exist. */
+  const number = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+  const percent = (value, digits = 0) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`);
+  const count = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en"));
+  const colour = (index) => `var(--c${((index % 8) + 8) % 8})`;
+
+  /** A part of the page under a heading; `intro` says what it shows and what to do about it. */
+  function section(id, heading, intro, ...children) {
+    return el("section", { id, "aria-labelledby": `${id}-heading` },
+      el("h2", { id: `${id}-heading` }, heading), intro ? el("p", { class: "intro" }, intro) : null, ...children);
+  }
+
+  /** Links to the sections of the page, which stay at its top. */
+  const contents = (entries) => el("nav", { class: "contents", "aria-label": "Sections" },
+    entries.map(([id, name]) => el("a", { href: `#${id}` }, name)));
+
+  const card = (name, value, note = "", kind = "") => el("div", { class: "card" },
+    el("span", {}, name), el("b", { class: kind }, value), note ? el("small", { class: "note" }, note) : null);
+
+  /** A table whose columns sort on click. `columns`: {name, value: row => sortable, show: row => node or text, number}. */
+  function table(columns, rows, { caption = "", onRow = null } = {}) {
+    const body = el("tbody");
+    let sorted = null;
+    let down = true;
+    function render() {
+      const order = sorted === null ? rows : [...rows].sort((a, b) => compare(sorted.value(a), sorted.value(b)) * (down ? -1 : 1));
+      replace(body, order.map((row) => el("tr", {}, columns.map((column) =>
+        el("td", { class: column.number ? "number" : null }, column.show ? column.show(row) : text(column, row))))));
+      if (onRow) [...body.children].forEach((line, place) => onRow(line, order[place]));
+    }
+    const text = (column, row) => { const value = column.value(row); return typeof value === "number" ? number(value, column.digits ?? 3) : value ?? "–"; };
+    const heads = columns.map((column) => el("th", { class: column.number ? "number" : null, scope: "col" },
+      column.value ? el("button", { type: "button", onclick: () => { down = sorted === column ? !down : Boolean(column.number); sorted = column; mark(); render(); } }, column.name) : column.name));
+    const mark = () => heads.forEach((head, place) => columns[place] === sorted ? head.setAttribute("aria-sort", down ? "descending" : "ascending") : head.removeAttribute("aria-sort"));
+    render();
+    return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption || "Table" },
+      el("table", {}, caption ? el("caption", { class: "note" }, caption) : null, el("thead", {}, el("tr", {}, heads)), body));
+  }
+
+  function compare(a, b) {
+    const none = (value) => value === null || value === undefined;
+    if (none(a) || none(b)) return none(a) - none(b) ? (none(a) ? -1 : 1) : 0;
+    return typeof a === "number" ? a - b : String(a).localeCompare(String(b));
+  }
+
+  /** A slider with its label and value; `oninput` gets the number. */
+  function slider(label, { min = 0, max = 1, step = 0.01, value, digits = 2, oninput }) {
+    const shown = el("output", {}, Number(value).toFixed(digits));
+    const input = el("input", { type: "range", min, max, step, value, "aria-label": label });
+    input.addEventListener("input", () => { shown.textContent = Number(input.value).toFixed(digits); oninput(Number(input.value)); });
+    const node = el("label", {}, el("span", {}, `${label}: `, shown), input);
+    node.set = (next) => { input.value = next; shown.textContent = Number(next).toFixed(digits); };
+    return node;
+  }
+
+  function checkbox(label, checked, onchange, swatch = null) {
+    const input = el("input", { type: "checkbox", checked, onchange: () => onchange(input.checked) });
+    return el("label", { class: "check" }, input, swatch ? el("span", { class: "swatch", style: { background: swatch } }) : null, label);
+  }
+
+  function select(label, options, value, onchange) {
+    const node = el("select", { "aria-label": label, onchange: () => onchange(node.value) },
+      options.map(([key, name]) => el("option", { value: key, selected: key === value }, name)));
+    return el("label", {}, el("span", {}, label), node);
+  }
+
+  /** Ticks at round numbers between two ends. */
+  function ticks(low, high, wanted = 5) {
+    const span = high - low || 1;
+    const power = 10 ** Math.floor(Math.log10(span / wanted));
+    const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => span / each <= wanted) || span;
+    const result = [];
+    for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + step * 1e-9; tick += step) result.push(Number(tick.toPrecision(12)));
+    return result;
+  }
+
+  const short = (value) => (Math.abs(value) >= 10000 ? `${Number((value / 1000).toPrecision(3))}k` : String(Number(value.toPrecision(4))));
+
+  /** A chart of curves. `series`: {name, x, y, colour, dashed, dots}; `lines`: {x or y, name} marks; null values leave gaps. */
+  function lineChart({ series, xLabel, yLabel, xRange = null, yRange = null, lines = [], label = "" }) {
+    const width = 640, height = 360, left = 58, bottom = 46, top = 14, right = 14;
+    const finite = (axis) => series.flatMap((one) => one[axis]).filter((value) => value !== null && Number.isFinite(value));
+    const range = (given, axis) => {
+      if (given) return given;
+      const values = finite(axis);
+      if (!values.length) return [0, 1];
+      const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
+      return low === high ? [low - 0.5, high + 0.5] : [low, high];
+    };
+    const [x0, x1] = range(xRange, "x"), [y0, y1] = range(yRange, "y");
+    const px = (value) => left + (value - x0) / (x1 - x0) * (width - left - right);
+    const py = (value) => height - bottom - (value - y0) / (y1 - y0) * (height - top - bottom);
+    const chart = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label || `${yLabel} over ${xLabel}` });
+    for (const tick of ticks(x0, x1)) chart.append(svg("line", { class: "grid", x1: px(tick), x2: px(tick), y1: top, y2: height - bottom }),
+      svg("text", { x: px(tick), y: height - bottom + 17, "text-anchor": "middle" }, short(tick)));
+    for (const tick of ticks(y0, y1)) chart.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: py(tick), y2: py(tick) }),
+      svg("text", { x: left - 7, y: py(tick) + 4, "text-anchor": "end" }, short(tick)));
+    chart.append(svg("text", { x: (left + width - right) / 2, y: height - 8, "text-anchor": "middle" }, xLabel),
+      svg("text", { x: -(top + height - bottom) / 2, y: 14, transform: "rotate(-90)", "text-anchor": "middle" }, yLabel));
+    for (const line of lines) {
+      const at = line.x !== undefined ? { x1: px(line.x), x2: px(line.x), y1: top, y2: height - bottom } : { x1: left, x2: width - right, y1: py(line.y), y2: py(line.y) };
+      chart.append(svg("line", { ...at, stroke: "var(--soft)", "stroke-dasharray": "3 4" }, svg("title", {}, line.name)));
+    }
+    series.forEach((one, place) => {
+      const stroke = one.colour || colour(place);
+      let path = "", pen = "M";
+      one.x.forEach((x, i) => {
+        const y = one.y[i];
+        if (y === null || x === null || !Number.isFinite(y)) { pen = "M"; return; }
+        path += `${pen}${px(x).toFixed(1)} ${py(y).toFixed(1)}`;
+        pen = "L";
+        if (one.dots) chart.append(svg("circle", { cx: px(x), cy: py(y), r: 3, fill: stroke }, svg("title", {}, `${one.name}: ${short(x)}, ${short(y)}`)));
+      });
+      chart.append(svg("path", { class: "curve", d: path, stroke, "stroke-dasharray": one.dashed ? "6 4" : null }, svg("title", {}, one.name)));
+    });
+    const named = series.length > 1 || lines.some((line) => line.name);
+    return el("figure", {}, chart, named ? el("ul", { class: "legend" }, series.map((one, place) => el("li", {},
+      el("span", { class: "swatch", style: { background: one.colour || colour(place) } }), one.name))) : null);
+  }
+
+  /** Horizontal bars. `bars`: {name, value, text, colour}. */
+  function barChart(bars, { most = Math.max(...bars.map((bar) => bar.value || 0), 1e-9) } = {}) {
+    return el("div", { class: "bars" }, bars.map((bar) => [el("span", {}, bar.name),
+      el("span", {}, el("div", { class: "bar", style: { width: `${100 * Math.max(0, bar.value || 0) / most}%`, background: bar.colour || null } })),
+      el("span", {}, bar.text ?? number(bar.value))]));
+  }
+
+  /** An image with boxes over it. `draw` takes {box: xyxy in pixels of width x height, colour, dashed, text, title, onclick, chosen, faint}. */
+  function picture({ src, width, height, alt }) {
+    const layer = svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none" });
+    const node = el("div", { class: "picture", style: { aspectRatio: `${width} / ${height}` } },
+      el("img", { src, alt, loading: "lazy", decoding: "async", width, height }), layer);
+    const letters = Math.max(width, height) / 34;
+    node.draw = (boxes) => {
+      layer.replaceChildren();
+      // Labels after all boxes, so that no box covers one
+      for (const one of boxes) {
+        const [x1, y1, x2, y2] = one.box;
+        layer.append(svg("rect", { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1), stroke: one.colour || "var(--c0)",
+          "stroke-dasharray": one.dashed ? "6 4" : null, opacity: one.faint ? 0.45 : null, class: one.chosen ? "chosen" : null,
+          ...(one.onclick ? { role: "button", tabindex: "0", "aria-label": one.title || one.text || "box", onclick: one.onclick,
+            onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); one.onclick(event); } } } : {}) },
+        one.title ? svg("title", {}, one.title) : null));
+      }
+      for (const one of boxes) if (one.text) layer.append(svg("text", { x: Math.max(0, one.box[0]) + letters / 8,
+        y: one.box[1] > letters ? one.box[1] - letters / 5 : one.box[1] + letters, "font-size": letters, "pointer-events": "none" }, one.text));
+    };
+    node.heat = (uri) => { node.querySelector(".heat")?.remove(); if (uri) layer.before(el("img", { class: "heat", src: uri, alt: "" })); };
+    return node;
+  }
+
+  function overlap(a, b) {
+    const width = Math.min(a[2], b[2]) - Math.max(a[0], b[0]), height = Math.min(a[3], b[3]) - Math.max(a[1], b[1]);
+    if (width <= 0 || height <= 0) return 0;
+    const shared = width * height, area = (box) => (box[2] - box[0]) * (box[3] - box[1]);
+    return shared / (area(a) + area(b) - shared);
+  }
+
+  /** Suppress per class, best first, as postprocess.py does. `candidates` {box, score, label} stand best first. Returns [kept by position or -1 if kept or null if below `score`]. */
+  function suppress(candidates, { score, nms, inclusive = false, most = Infinity }) {
+    const kept = [], fate = candidates.map(() => null);
+    candidates.forEach((one, place) => {
+      if (!(one.score > score)) return;
+      const by = kept.find((other) => {
+        if (candidates[other].label !== one.label) return false;
+        const iou = overlap(candidates[other].box, one.box);
+        return inclusive ? iou >= nms : iou > nms;
+      });
+      fate[place] = by === undefined ? -1 : by;
+      if (by === undefined) kept.push(place);
+    });
+    kept.slice(most).forEach((place) => { fate[place] = null; });
+    return fate;
+  }
+
+  return { data, el, svg, replace, number, percent, count, colour, section, contents, card, table, slider, checkbox, select, lineChart, barChart, picture, overlap, suppress };
+})();
