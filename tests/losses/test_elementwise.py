@@ -230,12 +230,13 @@ def test_half_precision_is_computed_and_returned_in_float32():
 
 
 def zero_offsets(count):
-    """Return offsets, anchors, weights and qualities of positives that sit on their objects."""
+    """Return offsets, anchors, weights, qualities and rows of positives that sit on their objects."""
     return (
         torch.zeros(count, 4),
         torch.tensor([[0.2, 0.2, 0.4, 0.4]]).expand(count, 4),
         torch.ones(count),
         torch.ones(count),
+        torch.zeros(count, dtype=torch.long),
     )
 
 

@@ -41,6 +41,8 @@ class Targets(NamedTuple):
     quality: Float[Tensor, " p"]
     """How well each positive is placed, 0 to 1: the matcher's soft score, or the IoU of the predicted box; 1 where no
     outputs were given."""
+    gt: Int[Tensor, " p"]
+    """Object of each positive: its row in the image's ground truth."""
 
 
 def make_targets(
@@ -80,7 +82,7 @@ def make_targets(
         predicted = decode(outputs.offsets[image, anchor], anchors, model.variances, model.coder)
         quality = paired_iou(predicted, boxes)
     weight = assignment.weights[image, anchor]
-    return Targets(labels, assignment.overlap, image, anchor, offsets, anchors, weight, quality)
+    return Targets(labels, assignment.overlap, image, anchor, offsets, anchors, weight, quality, gt)
 
 
 def _match(
