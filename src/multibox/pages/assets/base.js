@@ -107,7 +107,8 @@ const multibox = (() => {
 
   /** A chart of curves. `series`: {name, x, y, colour, dashed, dots}; `lines`: {x or y, name} marks; null values leave gaps. */
   function lineChart({ series, xLabel, yLabel, xRange = null, yRange = null, lines = [], label = "" }) {
-    const width = 640, height = 360, left = 58, bottom = 46, top = 14, right = 14;
+    // On a phone fewer units across, so that letters stay readable
+    const width = Math.max(340, Math.min(640, window.innerWidth - 40)), height = Math.round(120 + 0.375 * width), left = 58, bottom = 46, top = 14, right = 14;
     const finite = (axis) => series.flatMap((one) => one[axis]).filter((value) => value !== null && Number.isFinite(value));
     const range = (given, axis) => {
       if (given) return given;
