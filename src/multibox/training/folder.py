@@ -19,13 +19,15 @@ from torch import Tensor
 from multibox.config import Config
 from multibox.errors import ConfigError, MultiboxError, WeightsError
 from multibox.files import write_bytes_whole
+from multibox.training.journal import EVENTS, STATUS
+from multibox.training.pacing import STOP
 from multibox.training.step import Stepper
 
 CONFIG, STATE, LOCK = "config.toml", "state/state.safetensors", ".lock"
 WEIGHTS = ("best.safetensors", "last.safetensors")
-OWN = (CONFIG, "state", LOCK, "metrics.csv", "images")
+OWN = (CONFIG, "state", LOCK, "metrics.csv", EVENTS, STATUS, STOP, "images")
 """What a run leaves beside weights and TensorBoard's events."""
-EVENTS = "events.out.tfevents"
+TENSORBOARD = "events.out.tfevents"
 CACHE = ".multibox-cache"
 """Folder beside run folders for what is remembered of their data."""
 CHEAP_BYTES = 1 << 24
@@ -246,7 +248,7 @@ def _clear_failed_run(out: Path) -> None:
     if any((out / name).exists() for name in WEIGHTS):
         raise ConfigError(f"{out} holds a run; go on with it by --resume {out}, or give another --out")
     strange = [path.name for path in entries if not _is_own(path)]
-    unfinished = all(fnmatch(path.name, SCRATCH) for path in entries)
+    unfinished = all(fnmatch(path.name, SCRATCH) or _says_starting(path) for path in entries)
     if strange or not (unfinished or (out / CONFIG).is_file()):
         names = ", ".join(sorted(strange or [path.name for path in entries])[:3])
         raise ConfigError(f"{out} is not empty ({names} ...); give another --out")
@@ -254,8 +256,16 @@ def _clear_failed_run(out: Path) -> None:
         _remove(path)
 
 
+def _says_starting(path: Path) -> bool:
+    """Return whether this is the status of a run that was killed before it wrote its config."""
+    try:
+        return path.name == STATUS and json.loads(path.read_bytes())["state"] == "starting"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _is_own(path: Path) -> bool:
-    return path.name in OWN or path.name.startswith(EVENTS) or fnmatch(path.name, SCRATCH)
+    return path.name in OWN or path.name.startswith(TENSORBOARD) or fnmatch(path.name, SCRATCH)
 
 
 def _remove(path: Path) -> None:

@@ -35,11 +35,14 @@ class Reporter:
 
     def __init__(self, write: Callable[[str], None] = print) -> None:
         self.write = write
+        self.heard: list[str] = []
+        """Notes that the run's journal has yet to take."""
         self.last = time.monotonic()
         self.last_step = 0
 
     def note(self, text: str) -> None:
         """Tell a sentence that a user should read."""
+        self.heard.append(text)
         self.write(text)
 
     def begin(self, trainer: "Trainer") -> None:

@@ -41,6 +41,7 @@ from multibox.thresholds import class_thresholds
 from multibox.training.adapting import drop_difficult, enlarge_input, find_numbers, fit_anchors, spare_knowledge
 from multibox.training.capacity import check_memory
 from multibox.training.folder import CACHE, CONFIG, Hold, fresh_cache, new_folder, read_config, remove_scratch
+from multibox.training.journal import Journal
 from multibox.training.norms import measure_norms
 from multibox.training.reporter import Reporter
 from multibox.training.splits import open_splits
@@ -243,6 +244,11 @@ def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Repo
 
 def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Reporter, hold: Hold) -> Trainer:
     resumed = options.resume is not None
+    device = choose_device(options.device)
+    journal = Journal(folder, config.preset, device, options.started)
+    if not resumed:
+        # A resumed run that is refused stays what it was
+        journal.update("starting")
     cache = cache_folder(config, folder, options)
     training, validation, notes = _open_splits(config, cache, reporter)
     for note in notes:
@@ -256,7 +262,6 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
     training, validation = share(training, cache, "training"), validation and share(validation, cache, "validation")
     if not resumed:
         config = fit_anchors(enlarge_input(config, training, reporter), training)
-    device = choose_device(options.device)
     precision = choose_precision(config.train, device)
     if device == "cpu":
         keep_freed_memory()
@@ -276,7 +281,7 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
     trainer = Trainer(
         model, config, training, validation, folder,
         device=device, precision=precision, source=_source(config, training), known=known, reporter=reporter,
-        started=options.started, hold=hold, findings=findings, decoded=decoded,
+        started=options.started, hold=hold, findings=findings, decoded=decoded, journal=journal,
     )  # fmt: skip
     if resumed:
         trainer.resume()

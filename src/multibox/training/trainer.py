@@ -14,12 +14,13 @@ from multibox.analysis.advice import nothing_matched, score_stays_low, what_woul
 from multibox.config import Config
 from multibox.data.decoded import DecodedSplits
 from multibox.data.left_out import AUGMENTATION, sentences
-from multibox.errors import ConfigError
+from multibox.errors import ConfigError, MultiboxError, one_line
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset
 from multibox.tensors import Batch
 from multibox.training.folder import Hold, load_state, save_state
+from multibox.training.journal import Journal
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import known_rate, learning_rate, set_learning_rate
 from multibox.training.pacing import Interrupt, describe_length, make_pace, out_of_patience
@@ -60,6 +61,7 @@ class Trainer:
         hold: Keeps other processes out of the folder; let go when training ends.
         findings: What is strange about the training boxes; the reason given if nothing is learned.
         decoded: The images of both splits, through a store that is closed when training ends; None decodes each time.
+        journal: Tells other programs how it goes; None makes one.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Trainer:
         hold: Hold | None = None,
         findings: Sequence[str] = (),
         decoded: DecodedSplits | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -109,6 +112,8 @@ class Trainer:
         """Share of the schedule after which the next validation is due, at the end of an epoch."""
         self.best = -1.0
         self.seconds = 0.0
+        self.rate = 0.0
+        """Learning rate of the last step."""
         self.lost_boxes = 0
         """Objects that augmentation cut away, in all steps."""
         self.saved = 0.0
@@ -116,6 +121,7 @@ class Trainer:
         self.interrupted = False
         """True if Ctrl-C arrived during the last step, when only what follows was left to stop."""
         self.records = Records(folder, [])
+        self.journal = journal or Journal(folder, config.preset, device, started)
         self.hold = hold
 
     @property
@@ -136,11 +142,13 @@ class Trainer:
                 f"{self.folder} is finished, nothing is left to train; give more --minutes or --epochs than its "
                 f"{done}, or start another run from its weights: --weights {self.folder}"
             )
+        self.journal.cut(self.pace.step)
 
     def fit(self) -> None:
         """Train to the end, or until patience runs out.
 
-        Ctrl-C (KeyboardInterrupt) saves the state after the current step and is raised again.
+        Ctrl-C (KeyboardInterrupt) saves the state after the current step and is raised again. The file `stop` in the
+        run folder does the same.
         """
         plan = ThreadPlan(self.config.train.threads) if self.device == "cpu" else contextlib.nullcontext()
         # One loader for all epochs: it prepares images of the next one while this one is validated
@@ -148,7 +156,7 @@ class Trainer:
         images = contextlib.closing(
             load_training(self.training, self.config, self.batches, self.device, self.reporter, decoded)
         )
-        with Interrupt() as interrupt, contextlib.closing(self.records), self._released(), plan as threads:
+        with Interrupt(self.folder) as interrupt, contextlib.closing(self.records), self._released(), plan as threads:
             self._begin()
             with images as batches:
                 for epoch in itertools.count(1 + self.pace.step // self.steps_per_epoch):
@@ -163,6 +171,8 @@ class Trainer:
                     if interrupt.asked:
                         self.losses.check_all()
                         self.save()
+                        if interrupt.found:
+                            self.reporter.note(f"the file {interrupt.file} asked the run to end")
                         raise KeyboardInterrupt
             self.interrupted = interrupt.asked
             self._conclude()
@@ -172,6 +182,7 @@ class Trainer:
         self._plan_mixing()
         train_mode(self.stepper.model)
         self.reporter.begin(self)
+        self.journal.begin(self)
         self._lap()
         if self.known and not self.records.rows:
             self._score_start()
@@ -182,7 +193,8 @@ class Trainer:
     def _step(self, batch: Batch, threads: ThreadPlan | None) -> None:
         if self.pace.position >= self.config.train.freeze_until:
             self.stepper.thaw()
-        set_learning_rate(self.stepper.optimizer, learning_rate(*self.pace.schedule(), self.config.train))
+        self.rate = learning_rate(*self.pace.schedule(), self.config.train)
+        set_learning_rate(self.stepper.optimizer, self.rate)
         size = draw_size(self.config, self.pace.step)
         if threads:
             threads.before_step()
@@ -200,6 +212,7 @@ class Trainer:
             self.matched = bool(self.positives)
             self._warn("positives", nothing_matched(self.pace.step, int(self.matched), self.findings))
         self.reporter.step(self, parts)
+        self.journal.step(self, took)
 
     def _end_epoch(self, epoch: int, threads: ThreadPlan | None) -> None:
         """Record the epoch's metrics; validate and save where it is time to."""
@@ -217,6 +230,7 @@ class Trainer:
         if self.validation is not None and (self.pace.finished or self._validation_due()):
             row |= self._validate(self.validation)
         self.records.add(row)
+        self.journal.epoch(self, row)
         if "val_map50" in row or self.pace.finished or time.monotonic() - self.saved > SAVE_EVERY:
             self.save()
         self.reporter.row(self, row)
@@ -248,6 +262,7 @@ class Trainer:
             return
         row: Row = {"epoch": 0, "step": 0, **self._validate(self.validation)}
         self.records.add(row)
+        self.journal.epoch(self, row)
         self.save()
         self.reporter.note(
             f"before the first step: mAP@0.5 {describe_score(row['val_map50'])}; best.safetensors are these weights "
@@ -256,8 +271,10 @@ class Trainer:
 
     def _validate(self, validation: Validation) -> Row:
         self.reporter.waiting("validating")
+        self.journal.update("validating", self)
         self._lap()
-        row = validation.score(self.stepper.weights())
+        row = validation.score(self.stepper.weights(), lambda: self.journal.update("validating", self))
+        self.journal.validation(self, row, None)
         self.pace.validation = self._lap()
         self.validated = self.pace.step
         self.due = self.pace.position + self._interval()
@@ -355,13 +372,30 @@ class Trainer:
         return config.updated({"post.thresholds": self.validation.thresholds})
 
     @contextlib.contextmanager
+    def _told(self) -> Generator[None]:
+        """Tell at the end, however it comes, how the run ended."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.journal.update("stopped", self)
+            raise
+        except BaseException as error:
+            said = one_line(str(error)) if isinstance(error, MultiboxError) else f"{type(error).__name__}: {error}"
+            # A full disk is no reason to hide what went wrong first
+            with contextlib.suppress(OSError):
+                self.journal.update("failed", self, said)
+            raise
+        self.journal.update("finished", self)
+
+    @contextlib.contextmanager
     def _released(self) -> Generator[None]:
         """Leave the folder to others afterwards, and cuDNN as it was."""
         before = torch.backends.cudnn.benchmark
         # Steps have one shape, or few (train.scales): let cuDNN try its kernels for each and keep the fastest
         torch.backends.cudnn.benchmark = before or self.device != "cpu"
         try:
-            yield
+            with self._told():
+                yield
         finally:
             torch.backends.cudnn.benchmark = before
             if self.decoded is not None:

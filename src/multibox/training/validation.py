@@ -1,5 +1,6 @@
 """How good the weights are on held-out images: loss and mAP in one pass, computed as prediction computes."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,11 +48,12 @@ class Validation:
         """Score of the best F1 at IoU 0.5 for each class, of the weights scored last."""
 
     @torch.inference_mode()
-    def score(self, model: SSD) -> "Row":
+    def score(self, model: SSD, tick: Callable[[], None] = lambda: None) -> "Row":
         """Return validation loss and mAP@0.5, and keep the thresholds of best F1.
 
         Computes in float32 whatever training computes in, by the copy of the network that prediction runs: thresholds
         belong to the scores that `predict` will see. The network itself is left in evaluation mode.
+        `tick` is called after every batch.
         """
         # Found once: the names stay, and finding them takes as long as validating several images
         self.folds = self.folds or convolutions_before_norms(model.eval())
@@ -67,6 +69,7 @@ class Validation:
             losses.append(parts.total * len(batch.image_names))
             anchors = anchors_for(outputs, self.config)
             detections += detect(outputs, anchors, batch.sizes, self.config, class_names)
+            tick()
         curves = precision_recall(detections, self.dataset, class_names)
         self.per_class = {name: curve.ap12 for name, curve in curves.items()}
         best = [best_threshold(curve) for curve in curves.values()]
