@@ -1,0 +1,228 @@
+"""Labels that are probably wrong: missing, badly placed or of the wrong class, the most suspect first.
+
+A label is suspect where the model disagrees with it and where this model seldom disagrees. Suspicion is the share of
+comparable cases of this data set in which detection and label agree: a missing label at 0.95 says that 95 % of this
+model's detections of that class with such a score have a label. So the three kinds can be ranked together, and a weak
+model suspects little. The idea of scoring overlooked, badly placed and swapped boxes is that of Tkachenko, Thyagarajan
+and Mueller, "ObjectLab", 2023 (https://arxiv.org/abs/2309.00832); the scores are ours.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypedDict
+
+import numpy as np
+
+from multibox.analysis.label_pairs import (
+    SAME_PLACE,
+    Floats,
+    Pairs,
+    pair_up,
+    share_by_class,
+    within_images,
+)
+from multibox.evaluation.table import Columns, columns
+from multibox.structures import Dataset, Detections, Flags, Labels, iou
+
+LOWEST = 0.5
+"""Suspicion from which a label is listed: below, the model agrees less often than not."""
+MOST, LEAST = 0.25, 100
+"""Suspects listed at most, as a share of the labels, and the number that is always allowed."""
+COVERED = (0.3, 0.7)
+"""IoU with a label from which a detection without one is less suspect, and from which it is not suspect at all."""
+LOOSE = (0.8, 0.5)
+"""IoU of a confirmed label from which it may be badly placed, and from which it surely may."""
+RARE = 0.05
+"""Share of a class's labels with the lowest IoU, or the lowest score, that may be suspect for it."""
+UNSEEN = 0.8
+"""Suspicion of a label where the model sees nothing at all, if it sees all others of its class."""
+DOUBT = 0.5
+"""What the suspicion of a label that was flagged as difficult is multiplied with."""
+
+Kind = Literal["missing", "location", "class"]
+
+
+class Suspect(TypedDict):
+    """One label that is probably wrong, or one that is probably missing. Boxes are xyxy in pixels of the image."""
+
+    file: str
+    """The image's name in the data set."""
+    position: int
+    """Of the image in the data set."""
+    kind: Kind
+    rank: int
+    """1 is the most suspect."""
+    suspicion: float
+    """0 to 1."""
+    box: list[float] | None
+    """The label's box; None for a missing label."""
+    name: str | None
+    """The label's class."""
+    suggested_box: list[float] | None
+    """Where the model sees the object; None where it sees nothing at a label."""
+    suggested_name: str | None
+    evidence: list[str]
+    """"predictions", "ledger" or both."""
+    why: str
+
+
+class _Found(NamedTuple):
+    """Suspects as columns [S]; rows of the table, -1 for none."""
+
+    kind: Labels
+    suspicion: Floats
+    detection: Labels
+    gt: Labels
+
+
+_KINDS: tuple[Kind, ...] = ("missing", "location", "class")
+
+
+def find_suspects(
+    detections: Sequence[Detections],
+    dataset: Dataset,
+    class_names: Sequence[str],
+    *,
+    lowest: float = LOWEST,
+) -> list[Suspect]:
+    """Return the labels that are probably wrong, the most suspect first.
+
+    Args:
+        detections: One per image in the order of the data set, as `inference.detector.find_all` gives them: down to low
+            scores, which tell what the model sees at a label besides.
+        dataset: The labelled images, such as `api.open_for` gives them; its labels are positions in `class_names`.
+        class_names: The data set's classes; a detector's other order is matched by name.
+        lowest: Suspicion from which a label is listed; of those at most a quarter of the number of labels.
+
+    Raises:
+        ValueError: There are not as many detections as images.
+        DataError: Detector and data set share no class.
+    """
+    table = columns(detections, dataset, class_names)
+    pairs, covered, in_crowd = pair_up(table)
+    right = _share_right(table, pairs)
+    found = _joined(
+        [
+            _disagreements(table, pairs),
+            _loose(table, pairs, right),
+            _missing(table, pairs, right, covered, in_crowd),
+            _unseen(table, pairs),
+        ]
+    )
+    doubtful = (found.gt >= 0) & np.append(table.gt_difficult, False)[found.gt]
+    suspicion = np.where(doubtful, DOUBT, 1.0) * found.suspicion
+    order = np.argsort(-suspicion, kind="stable")
+    order = order[suspicion[order] >= lowest][: max(LEAST, int(MOST * len(table.gt_labels)))]
+    names = dataset.image_names
+    return [
+        _told(table, found, row, rank, float(suspicion[row]), names) for rank, row in enumerate(order.tolist(), start=1)
+    ]
+
+
+def _share_right(table: Columns, pairs: Pairs) -> Floats:
+    """Return the share of detections of each one's class and score that a label confirms, [N]."""
+    confirmed = np.zeros(len(table.labels), np.bool_)
+    confirmed[pairs.detection[pairs.agree]] = True
+    return share_by_class(table.scores, confirmed, table.labels, len(table.class_names))
+
+
+def _disagreements(table: Columns, pairs: Pairs) -> _Found:
+    """Return pairs of other classes in one place, and of one class in other places.
+
+    Suspicion is the share of pairs of such a score that agree, among those of the same place or the same class.
+    """
+    parts: list[_Found] = []
+    for kind, comparable, agree in ((2, pairs.same_place, pairs.same_class), (1, pairs.same_class, pairs.same_place)):
+        rows = np.flatnonzero(comparable)
+        detection = pairs.detection[rows]
+        share = share_by_class(table.scores[detection], agree[rows], table.labels[detection], len(table.class_names))
+        odd = ~agree[rows]
+        parts.append(_Found(np.full(odd.sum(), kind), share[odd], detection[odd], pairs.gt[rows][odd]))
+    return _joined(parts)
+
+
+def _loose(table: Columns, pairs: Pairs, right: Floats) -> _Found:
+    """Return labels that are confirmed with an IoU that is low, and rare for their class."""
+    agreed = pairs.take(pairs.agree)
+    rare = _rareness(agreed.iou, table.gt_labels[agreed.gt], len(table.class_names))
+    low = np.clip((LOOSE[0] - agreed.iou) / (LOOSE[0] - LOOSE[1]), 0, 1)
+    suspicion = right[agreed.detection] * rare * low
+    return _Found(np.full(len(suspicion), 1), suspicion, agreed.detection, agreed.gt)
+
+
+def _unseen(table: Columns, pairs: Pairs) -> _Found:
+    """Return labels at which the model sees nothing, or next to nothing, if that is rare for their class."""
+    score = np.zeros(len(table.gt_labels))
+    agreed = pairs.take(pairs.agree)
+    score[agreed.gt] = table.scores[agreed.detection]
+    other = np.zeros(len(score), np.bool_)
+    other[pairs.gt[~pairs.agree]] = True
+    rows = np.flatnonzero(~other & ~table.gt_crowd)
+    rare = _rareness(score[rows], table.gt_labels[rows], len(table.class_names))
+    suspicion = UNSEEN * rare * (1 - score[rows])
+    return _Found(np.full(len(rows), 1), suspicion, np.full(len(rows), -1), rows)
+
+
+def _rareness(values: Floats, labels: Labels, classes: int) -> Floats:
+    """Return how rare so low a value is in its class: near 1 for the lowest, 0 from the share `RARE` on, [N]."""
+    rare = np.zeros(len(values))
+    for label in range(classes):
+        rows = np.flatnonzero(labels == label)
+        # Equal values are all as frequent as the last of them; one alone is not frequent
+        rank = np.searchsorted(np.sort(values[rows]), values[rows], "right") - 1
+        rare[rows] = np.clip(1 - rank / (RARE * max(len(rows), 1)), 0, 1)
+    return rare
+
+
+def _missing(table: Columns, pairs: Pairs, right: Floats, covered: Floats, in_crowd: Flags) -> _Found:
+    """Return detections without a label; those that largely lie on a label, or on a better one, are left out."""
+    free = np.ones(len(right), np.bool_)
+    free[pairs.detection] = False
+    suspicion = right * np.clip((COVERED[1] - covered) / (COVERED[1] - COVERED[0]), 0, 1)
+    rows = np.flatnonzero(free & ~in_crowd & (suspicion > 0.05))
+    better = np.zeros(len(rows), np.bool_)
+    for one, other in within_images(table.image[rows], table.image[rows]):
+        above = (suspicion[rows[other]] > suspicion[rows[one]]) | (
+            (suspicion[rows[other]] == suspicion[rows[one]]) & (other < one)
+        )
+        one, other = one[above], other[above]
+        near = iou(table.boxes_xyxy[rows[one]], table.boxes_xyxy[rows[other]]) >= SAME_PLACE
+        better[one[near]] = True
+    rows = rows[~better]
+    return _Found(np.zeros(len(rows), np.int64), suspicion[rows], rows, np.full(len(rows), -1))
+
+
+def _joined(parts: list[_Found]) -> _Found:
+    return _Found(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _told(table: Columns, found: _Found, row: int, rank: int, suspicion: float, files: Sequence[str]) -> Suspect:
+    kind, detection, gt = _KINDS[found.kind[row]], int(found.detection[row]), int(found.gt[row])
+    position = int(table.image[detection] if gt < 0 else table.gt_image[gt])
+    name = None if gt < 0 else table.class_names[table.gt_labels[gt]]
+    suggested = None if detection < 0 else table.class_names[table.labels[detection]]
+    return {
+        "file": files[position],
+        "position": position,
+        "kind": kind,
+        "rank": rank,
+        "suspicion": round(suspicion, 4),
+        "box": None if gt < 0 else table.gt_xyxy[gt].tolist(),
+        "name": name,
+        "suggested_box": None if detection < 0 else [round(edge, 2) for edge in table.boxes_xyxy[detection].tolist()],
+        "suggested_name": suggested,
+        "evidence": ["predictions"],
+        "why": _why(table, kind, detection, gt),
+    }
+
+
+def _why(table: Columns, kind: Kind, detection: int, gt: int) -> str:
+    """Return one sentence for the user."""
+    if detection < 0:
+        return f"The model sees nothing at this {table.class_names[table.gt_labels[gt]]}, which is rare for the class."
+    seen = f"The model sees {table.class_names[table.labels[detection]]} with a score of {table.scores[detection]:.2f}"
+    if kind == "missing":
+        return f"{seen} where no label is."
+    if kind == "class":
+        return f"{seen} where the label says {table.class_names[table.gt_labels[gt]]}."
+    overlap = float(iou(table.boxes_xyxy[detection], table.gt_xyxy[gt]))
+    return f"{seen} beside this label: their overlap (IoU) is {overlap:.2f}."
