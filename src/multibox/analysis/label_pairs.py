@@ -1,5 +1,6 @@
 """Which detections and labels of an image belong together, and how often such a pair agrees."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ class Pairs(NamedTuple):
 
     def take(self, rows: "Labels | Flags") -> "Pairs":
         """Return the pairs of these rows."""
-        return Pairs(*(column[rows] for column in self))
+        return Pairs(self.detection[rows], self.gt[rows], self.iou[rows], self.same_class[rows])
 
 
 def pair_up(table: Columns) -> tuple[Pairs, Floats, Flags]:
@@ -78,7 +79,12 @@ def pair_up(table: Columns) -> tuple[Pairs, Floats, Flags]:
         worth.append((value * table.scores[detection])[near])
     if not kept:
         return _no_pairs(), covered, in_crowd
-    pairs = Pairs(*(np.concatenate(columns) for columns in zip(*kept, strict=True)))
+    pairs = Pairs(
+        np.concatenate([part.detection for part in kept]),
+        np.concatenate([part.gt for part in kept]),
+        np.concatenate([part.iou for part in kept]),
+        np.concatenate([part.same_class for part in kept]),
+    )
     return pairs.take(one_to_one(pairs.detection, pairs.gt, np.concatenate(worth))), covered, in_crowd
 
 
@@ -86,8 +92,8 @@ def _no_pairs() -> Pairs:
     return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.bool_))
 
 
-def within_images(image: Labels, other: Labels) -> list[tuple[Labels, Labels]]:
-    """Return rows of all pairs whose images are the same, in parts of about `PAIRS_AT_ONCE`.
+def within_images(image: Labels, other: Labels) -> Iterator[tuple[Labels, Labels]]:
+    """Yield rows of all pairs whose images are the same, in parts of about `PAIRS_AT_ONCE`.
 
     Args:
         image: [N], image of each row.
@@ -97,14 +103,11 @@ def within_images(image: Labels, other: Labels) -> list[tuple[Labels, Labels]]:
     many = last - first
     with_some = np.flatnonzero(many)
     part = np.cumsum(many[with_some]) // PAIRS_AT_ONCE
-    found: list[tuple[Labels, Labels]] = []
     for rows in np.split(with_some, np.flatnonzero(np.diff(part)) + 1):
         if len(rows):
             starts = np.cumsum(many[rows]) - many[rows]
-            found.append(
-                (np.repeat(rows, many[rows]), np.arange(many[rows].sum()) + np.repeat(first[rows] - starts, many[rows]))
-            )
-    return found
+            right = np.arange(int(many[rows].sum())) + np.repeat(first[rows] - starts, many[rows])
+            yield np.repeat(rows, many[rows]), right
 
 
 def _share_inside(boxes_xyxy: Boxes, regions_xyxy: Boxes) -> Floats:

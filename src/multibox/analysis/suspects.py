@@ -192,14 +192,27 @@ def _missing(table: Columns, pairs: Pairs, right: Floats, covered: Floats, in_cr
 
 
 def _joined(parts: list[_Found]) -> _Found:
-    return _Found(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    return _Found(
+        np.concatenate([part.kind for part in parts]),
+        np.concatenate([part.suspicion for part in parts]),
+        np.concatenate([part.detection for part in parts]),
+        np.concatenate([part.gt for part in parts]),
+    )
+
+
+def _name(table: Columns, detection: int) -> str:
+    return table.class_names[int(table.labels[detection])]
+
+
+def _gt_name(table: Columns, gt: int) -> str:
+    return table.class_names[int(table.gt_labels[gt])]
 
 
 def _told(table: Columns, found: _Found, row: int, rank: int, suspicion: float, files: Sequence[str]) -> Suspect:
-    kind, detection, gt = _KINDS[found.kind[row]], int(found.detection[row]), int(found.gt[row])
+    kind, detection, gt = _KINDS[int(found.kind[row])], int(found.detection[row]), int(found.gt[row])
     position = int(table.image[detection] if gt < 0 else table.gt_image[gt])
-    name = None if gt < 0 else table.class_names[table.gt_labels[gt]]
-    suggested = None if detection < 0 else table.class_names[table.labels[detection]]
+    name = None if gt < 0 else _gt_name(table, gt)
+    suggested = None if detection < 0 else _name(table, detection)
     return {
         "file": files[position],
         "position": position,
@@ -218,11 +231,11 @@ def _told(table: Columns, found: _Found, row: int, rank: int, suspicion: float, 
 def _why(table: Columns, kind: Kind, detection: int, gt: int) -> str:
     """Return one sentence for the user."""
     if detection < 0:
-        return f"The model sees nothing at this {table.class_names[table.gt_labels[gt]]}, which is rare for the class."
-    seen = f"The model sees {table.class_names[table.labels[detection]]} with a score of {table.scores[detection]:.2f}"
+        return f"The model sees nothing at this {_gt_name(table, gt)}, which is rare for the class."
+    seen = f"The model sees {_name(table, detection)} with a score of {table.scores[detection]:.2f}"
     if kind == "missing":
         return f"{seen} where no label is."
     if kind == "class":
-        return f"{seen} where the label says {table.class_names[table.gt_labels[gt]]}."
+        return f"{seen} where the label says {_gt_name(table, gt)}."
     overlap = float(iou(table.boxes_xyxy[detection], table.gt_xyxy[gt]))
     return f"{seen} beside this label: their overlap (IoU) is {overlap:.2f}."
