@@ -7,7 +7,7 @@ from multibox.privacy import block_reports
 
 if TYPE_CHECKING:
     from multibox import losses, ops
-    from multibox.api import create, evaluate, export, train
+    from multibox.api import create, evaluate, export, inspect_matches, train
     from multibox.config import Config
     from multibox.doctor.examine import examine
     from multibox.doctor.findings import Finding
@@ -32,6 +32,7 @@ __all__ = [
     "evaluate",
     "examine",
     "export",
+    "inspect_matches",
     "load",
     "losses",
     "ops",
@@ -50,6 +51,7 @@ _HOMES = {
     "evaluate": "multibox.api",
     "examine": "multibox.doctor.examine",
     "export": "multibox.api",
+    "inspect_matches": "multibox.api",
     "load": "multibox.inference.load",
     "losses": "multibox.losses",
     "ops": "multibox.ops",

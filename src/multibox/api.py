@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from multibox.builtin import NO_WEIGHTS
-from multibox.data.checking import check_images
+from multibox.builtin import NO_WEIGHTS, find_model
+from multibox.data.checking import Counting, check_images, silence
 from multibox.data.choosing import merges_known
 from multibox.data.formats import DataPaths, open_dataset
 from multibox.data.formats.text import OnBad
@@ -17,15 +18,21 @@ from multibox.evaluation.report import Metrics
 from multibox.evaluation.report import evaluate as measure
 from multibox.files import check_outputs
 from multibox.inference.detector import Detector, find_all, open_checkpoint
+from multibox.inference.engines import SUFFIXES
 from multibox.inference.load import ExportedDetector
 from multibox.models.build import build_model
 from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve
 from multibox.structures import Dataset, checked_class_names
+from multibox.training.adapting import kept_difficult
 from multibox.training.run import RunOptions, prepare
+from multibox.training.step import compute_loss
 
 if TYPE_CHECKING:
     from multibox.exporting.graph import Dialect
+
+WORST = 8
+"""Images that `inspect_matches` shows unless told otherwise."""
 
 
 def create(
@@ -278,6 +285,80 @@ def export(
         opset=opset,
     )
     return write(detector, out, options)
+
+
+def inspect_matches(
+    model: Detector | ExportedDetector | str | Path,
+    data: DataPaths,
+    *,
+    images: Sequence[str] | None = None,
+    worst: int | None = None,
+    split: str | None = None,
+    threshold: float | None = None,
+    rename: Mapping[str, str] | None = None,
+    format: str | None = None,
+    on_bad: OnBad = "stop",
+    device: str = "auto",
+    counting: Counting = silence,
+) -> list[dict[str, Any]]:
+    """Return what matching, mining, losses and suppression made of images, and why objects were missed: plain data.
+
+    docs/inspect.md describes the dicts, one per image. Losses, matches and mined negatives are those of the training
+    step on the image as it is; detections are those of `predict`.
+
+    Args:
+        model: A detector, or the path or built-in name of one; a checkpoint or run folder, not an exported file.
+        data: A data set in any known format, or several.
+        images: Names of images: whole, or the end of a path that only one image has.
+        worst: So many images with the most missed objects, false detections and loss, added up; they follow `images`.
+            Without either, the 8 worst.
+        split: The split; None takes the only one.
+        threshold: Lowest score that counts as a detection; None takes the model's of each class.
+        rename: As for `evaluate`, as are the next two.
+        format: The data set's format; None recognises it.
+        on_bad: "stop" at a broken file, or "skip" it.
+        device: Where a model given by name computes.
+        counting: Tells how far it is.
+
+    Raises:
+        ConfigError: An exported file, which holds no logits, or a number out of range.
+        DataError: Data that cannot be read, or an image that it does not have.
+    """
+    from multibox.analysis.inspection import Inspector, find_images
+
+    if worst is not None and worst < 1:
+        raise ConfigError(f"worst={worst}: expected a number of images of at least 1")
+    detector = _with_logits(model, device)
+    dataset = open_for(detector, data, split=split, rename=rename, format=format, on_bad=on_bad)
+    learnt = kept_difficult(dataset) if detector.config.train.difficult == "drop" else ~dataset.crowd
+    compute = partial(compute_loss, detector.model, config=detector.config)
+    inspector = Inspector(detector, dataset, learnt, compute, threshold)
+    chosen = find_images(dataset, images or ())
+    if worst is not None or not images:
+        ranked = inspector.worst(WORST if worst is None else worst, counting)
+        chosen += [index for index in ranked if index not in chosen]
+    return [described for _, described in inspector.describe(chosen, counting)]
+
+
+def _with_logits(model: Detector | ExportedDetector | str | Path, device: str) -> Detector:
+    """Return a detector in PyTorch, as `load` opens it.
+
+    Raises:
+        ConfigError: It is an exported file.
+    """
+    if isinstance(model, Detector):
+        return model
+    if isinstance(model, ExportedDetector):
+        name = model.about.get("builtin")
+        file = Path(name or "the detector")
+    else:
+        name, file = model, find_model(model)
+    if name is None or file.suffix in SUFFIXES:
+        raise ConfigError(
+            f"{file} is an exported file, which holds no logits, so nothing can be matched or explained; give the "
+            "checkpoint or run folder that it was exported from"
+        )
+    return open_checkpoint(name, device=device).quicken()
 
 
 def _path(value: str | Path | None) -> Path | None:

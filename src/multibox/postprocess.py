@@ -1,7 +1,7 @@
 """Turn a network's outputs into boxes with scores and classes (Caffe's `DetectionOutput`, batched)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -63,6 +63,35 @@ class _Shape(NamedTuple):
     classes: int
 
 
+class _Scored(NamedTuple):
+    """The rows of a batch that may hold detections, with all that is needed to go on from there."""
+
+    row: Int[Tensor, " n"]
+    """image * anchors + anchor"""
+    scores: Float[Tensor, "n c"]
+    boxes_of: Callable[[Tensor], Tensor]
+    """Decodes rows [m] into boxes [m, 4]."""
+    shape: _Shape
+
+
+class Examined(NamedTuple):
+    """Every box of one image that enters suppression, best first, and what became of it."""
+
+    anchors: Int[Tensor, " n"]
+    """The anchor that gave each box."""
+    labels: Int[Tensor, " n"]
+    """0-based class without background."""
+    scores: Float[Tensor, " n"]
+    boxes_xyxy: Float[Tensor, "n 4"]
+    """0 to 1 of the network's input, as suppression compares them."""
+    clipped_xyxy: Float[Tensor, "n 4"]
+    """The same, cut at the image's border, as they are reported."""
+    passed: Bool[Tensor, " n"]
+    """Whether no better box of its class suppresses it."""
+    kept: Bool[Tensor, " n"]
+    """Whether it is a detection: passed, not without area, and within `max_per_class` and `max_detections`."""
+
+
 def detect(
     outputs: HeadOutputs,
     anchors_xyxy: Float[Tensor, "a 4"],
@@ -102,6 +131,53 @@ def postprocess(outputs: HeadOutputs, anchors_xyxy: Float[Tensor, "a 4"], post: 
         post: Thresholds and limits.
         model: Score and box coder.
     """
+    row, scores, boxes_of, shape = _score(outputs, anchors_xyxy, post, model)
+    limit = _FIRST_PASS * post.max_detections
+    while True:
+        candidates, last_taken = _best_candidates(scores, row, shape, post.score_threshold, limit)
+        candidates, counts = _sort_by_group(candidates, shape, post.pre_nms_topk)
+        boxes = boxes_of(candidates.row)
+        keep = suppress(boxes, counts, post.nms_threshold, post.nms_inclusive)
+        boxes, keep = _finish(boxes, keep, candidates.group, len(counts), post)
+        index = keep.nonzero().squeeze(1)
+        boxes, kept = boxes.index_select(0, index), candidates.take(index)
+        if last_taken is None:
+            break
+        enough = torch.bincount(kept.group // shape.classes, minlength=shape.images) >= post.max_detections
+        if bool((enough | (last_taken <= post.score_threshold)).all()):
+            break
+        limit *= _NEXT_PASS
+    return _pad(boxes, kept, shape, post.max_detections)
+
+
+def examine_candidates(
+    outputs: HeadOutputs, anchors_xyxy: Float[Tensor, "a 4"], post: PostConfig, model: ModelConfig
+) -> Examined:
+    """Return all that `postprocess` weighs in one image, with the anchors, instead of what it keeps; for looking at.
+
+    Its steps are those of `postprocess`, but no candidate is left out for speed; the arguments are the same.
+    """
+    row, scores, boxes_of, shape = _score(outputs, anchors_xyxy, post, model)
+    candidates, _ = _best_candidates(scores, row, shape, post.score_threshold, len(row) + 1)
+    candidates, counts = _sort_by_group(candidates, shape, post.pre_nms_topk)
+    boxes = boxes_of(candidates.row)
+    passed = suppress(boxes, counts, post.nms_threshold, post.nms_inclusive)
+    clipped, kept = _finish(boxes.clone(), passed, candidates.group, len(counts), post)
+    _, order = candidates.scores.sort(descending=True, stable=True)
+    kept = kept[order]
+    return Examined(
+        candidates.row[order] % shape.anchors,
+        candidates.group[order] % shape.classes,
+        candidates.scores[order],
+        boxes[order],
+        clipped[order],
+        passed[order],
+        kept & (kept.cumsum(0) <= post.max_detections),
+    )
+
+
+def _score(outputs: HeadOutputs, anchors_xyxy: Float[Tensor, "a 4"], post: PostConfig, model: ModelConfig) -> _Scored:
+    """Return the rows with a score that may be above the threshold, and these scores."""
     images, anchors, columns = outputs.logits.shape
     shape = _Shape(images, anchors, columns - (model.score == "softmax"))
     logits, offsets = outputs.logits.float().flatten(0, 1), outputs.offsets.flatten(0, 1)
@@ -116,28 +192,19 @@ def postprocess(outputs: HeadOutputs, anchors_xyxy: Float[Tensor, "a 4"], post: 
         boxes = boxes_of(row)
         # NaN boxes stay: every comparison with NaN is false.
         row = row[~((boxes[:, 2:] - boxes[:, :2]) <= post.min_size).any(dim=1)]
-    scores = _class_scores(logits.index_select(0, row), model.score, post.multi_label)
+    scores = class_scores(logits.index_select(0, row), model.score, post.multi_label)
+    return _Scored(row, scores, boxes_of, shape)
 
-    limit = _FIRST_PASS * post.max_detections
-    while True:
-        candidates, last_taken = _best_candidates(scores, row, shape, post.score_threshold, limit)
-        candidates, counts = _sort_by_group(candidates, shape, post.pre_nms_topk)
-        boxes = boxes_of(candidates.row)
-        keep = suppress(boxes, counts, post.nms_threshold, post.nms_inclusive)
-        if post.max_per_class != "none":
-            keep = _first_of_each_group(keep, candidates.group, len(counts), post.max_per_class)
-        # A box outside the image has no area once it is clipped: it is dropped and does not count as a detection.
-        boxes = boxes.clamp_(0, 1)
-        keep &= (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-        index = keep.nonzero().squeeze(1)
-        boxes, kept = boxes.index_select(0, index), candidates.take(index)
-        if last_taken is None:
-            break
-        enough = torch.bincount(kept.group // shape.classes, minlength=images) >= post.max_detections
-        if bool((enough | (last_taken <= post.score_threshold)).all()):
-            break
-        limit *= _NEXT_PASS
-    return _pad(boxes, kept, shape, post.max_detections)
+
+def _finish(
+    boxes_xyxy: Float[Tensor, "n 4"], keep: Bool[Tensor, " n"], group: Int[Tensor, " n"], groups: int, post: PostConfig
+) -> tuple[Float[Tensor, "n 4"], Bool[Tensor, " n"]]:
+    """Clip the boxes, in place, and return them and which of those to `keep` still count."""
+    if post.max_per_class != "none":
+        keep = _first_of_each_group(keep, group, groups, post.max_per_class)
+    # A box outside the image has no area once it is clipped: it is dropped and does not count as a detection.
+    boxes = boxes_xyxy.clamp_(0, 1)
+    return boxes, keep & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
 
 
 def _possible_rows(
@@ -156,7 +223,7 @@ def _possible_rows(
     return possible.mv(possible.new_ones(possible.shape[1])).nonzero().squeeze(1)
 
 
-def _class_scores(
+def class_scores(
     logits: Float[Tensor, "n k"], score: Literal["softmax", "sigmoid"], multi_label: bool
 ) -> Float[Tensor, "n c"]:
     """Return the scores without background; if not `multi_label`, all but an anchor's best one are -1."""

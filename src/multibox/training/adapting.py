@@ -14,7 +14,7 @@ from multibox.data.left_out import DIFFICULT, drop_boxes
 from multibox.errors import ConfigError
 from multibox.models.anchor_layout import cell_shapes
 from multibox.models.ssd import SSD
-from multibox.structures import Dataset
+from multibox.structures import Dataset, Flags
 from multibox.training.capacity import choose_batch_size
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import set_learning_rate
@@ -178,8 +178,13 @@ def _centred_means(losses: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def drop_difficult(training: Dataset) -> Dataset:
     """Take objects marked difficult out of training; where an image has no others, its first one stays (HiKapok)."""
+    return drop_boxes(training, ~kept_difficult(training), DIFFICULT)
+
+
+def kept_difficult(training: Dataset) -> Flags:
+    """Return the boxes [boxes] that `drop_difficult` keeps."""
     owner = np.repeat(np.arange(len(training)), np.diff(training.starts))
     kept = ~training.difficult
     hopeless = np.bincount(owner, weights=kept, minlength=len(training)) == 0
     kept[training.starts[:-1][hopeless & (np.diff(training.starts) > 0)]] = True
-    return drop_boxes(training, ~kept, DIFFICULT)
+    return kept
