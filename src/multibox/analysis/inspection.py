@@ -5,7 +5,8 @@ without augmentation, and the candidates those that prediction weighs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -314,9 +315,11 @@ def _negatives(seen: Seen, layout: Layout, detector: Detector) -> dict[str, Any]
     logits = seen.outputs.logits[0, listed].float()
     best, label = class_scores(logits, detector.config.model.score, True).max(dim=1)
     columns = (listed, losses[order], best, label, seen.targets.overlap[0, listed])
-    rows = [
+    rows: list[dict[str, Any]] = [
         _brief(layout, anchor) | {"loss": loss, "score": score, "name": detector.names[name], "iou": iou}
-        for anchor, loss, score, name, iou in zip(*(host(each).tolist() for each in columns), strict=True)
+        for anchor, loss, score, name, iou in zip(
+            *[cast("list[Any]", host(each).tolist()) for each in columns], strict=True
+        )
     ]
     return {"negatives": rows, "negatives_total": len(chosen)}
 
@@ -342,7 +345,7 @@ def _candidates(
     by, ious = suppressors(found, listed, post.nms_threshold, post.nms_inclusive)
     rows: list[dict[str, Any]] = []
     for place, number in enumerate(listed.tolist()):
-        gt = int(outcome.gt[number])
+        gt = int(outcome.gt[number]) if outcome.iou[number] > 0 else -1
         rows.append(
             {
                 **_brief(layout, int(found.anchors[number])),
@@ -362,28 +365,30 @@ def _candidates(
 
 
 def find_images(dataset: Dataset, names: Iterable[str]) -> list[int]:
-    """Return the images of these names: whole names, or ends of paths that only one image has.
+    """Return the images of these names: whole, or the end of a path that only one image has, with or without suffix.
 
     Raises:
         DataError: No image, or more than one, has such a name.
     """
-    known = list(dataset.image_names)
+    wanted = list(names)
+    known = list(dataset.image_names) if wanted else []
     places = {name: index for index, name in enumerate(known)}
-    chosen: list[int] = []
-    for wanted in names:
-        if wanted in places:
-            chosen.append(places[wanted])
-            continue
-        paths = (str(dataset.paths[index]).replace("\\", "/") for index in range(len(dataset)))
-        end = "/" + wanted.replace("\\", "/").lstrip("./")
-        ends = [
-            i for i, (name, path) in enumerate(zip(known, paths, strict=True))
-            if f"/{name}".endswith(end) or f"/{path}".endswith(end)
-        ]  # fmt: skip
-        if len(ends) != 1:
-            few = ", ".join(known[i] for i in ends[:3])
-            reason = f"{len(ends)} images end so, such as {few}" if ends else "there is no such image"
-            near = "" if ends else did_you_mean(wanted, known) or f"; its images have names such as {known[0]!r}"
-            raise DataError(f"{dataset.root} ({dataset.split}): image {wanted!r}: {reason}{near}")
-        chosen.append(ends[0])
+    chosen = [places[name] if name in places else _find_image(dataset, known, name) for name in wanted]
     return list(dict.fromkeys(chosen))
+
+
+def _find_image(dataset: Dataset, known: Sequence[str], wanted: str) -> int:
+    end = "/" + wanted.replace("\\", "/").removeprefix("./").lstrip("/")
+
+    def ends_so(text: str) -> bool:
+        whole = "/" + text.replace("\\", "/")
+        return whole.endswith(end) or str(PurePosixPath(whole).with_suffix("")).endswith(end)
+
+    ends = [i for i, name in enumerate(known) if ends_so(name) or ends_so(str(dataset.paths[i]))]
+    if len(ends) == 1:
+        return ends[0]
+    where = f"{dataset.root} ({dataset.split}): image {wanted!r}"
+    if ends:
+        raise DataError(f"{where}: {len(ends)} images end so, such as {known[ends[0]]} and {known[ends[1]]}; give more")
+    near = did_you_mean(wanted, known) or did_you_mean(Path(wanted).name, [Path(name).name for name in known])
+    raise DataError(f"{where}: there is no such image{near or f'; the first one is called {known[0]!r}'}")

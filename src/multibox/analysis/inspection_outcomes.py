@@ -176,7 +176,7 @@ class Judge:
         return (
             "found",
             finder,
-            f"found by a detection with score {found.scores[finder]:.2f}, whose box overlaps it by "
+            f"found by a detection with score {digits(found.scores[finder])}, whose box overlaps it by "
             f"{matched.iou[finder]:.2f}",
         )
 
@@ -193,7 +193,7 @@ class Judge:
         lost = np.flatnonzero(same & right & enough & ~found.kept)
         if len(lost):
             first = int(lost[0])
-            start = f"its best box (score {found.scores[first]:.2f}, overlap {ious[first]:.2f}) was "
+            start = f"its best box (score {digits(found.scores[first])}, overlap {ious[first]:.2f}) was "
             if found.passed[first]:
                 return "suppressed", first, f"{start}left out: at most {self._limit()} are kept"
             by, shared = _suppressor(found, first, post.nms_threshold, post.nms_inclusive)
@@ -201,25 +201,25 @@ class Judge:
             return (
                 "suppressed",
                 first,
-                f"{start}suppressed by the detection{other} with score {found.scores[by]:.2f}: they overlap by "
+                f"{start}suppressed by the detection{other} with score {digits(found.scores[by])}: they overlap by "
                 f"{shared:.2f}, and at most {post.nms_threshold:g} is allowed (post.nms_threshold)",
             )
         wrong = np.flatnonzero(found.reported & ~same & right & ~used)
         if len(wrong):
             first = int(wrong[0])
             own = found.scores[same & right]
-            more = f", {self.names[label]} only with {own[0]:.2f}" if len(own) else ""
+            more = f", {self.names[label]} only with {digits(own[0])}" if len(own) else ""
             return (
                 "wrong-class",
                 first,
-                f"detected as {self.names[found.labels[first]]} with score {found.scores[first]:.2f} (overlap "
+                f"detected as {self.names[found.labels[first]]} with score {digits(found.scores[first])} (overlap "
                 f"{ious[first]:.2f}){more}",
             )
         near = np.flatnonzero(found.reported & same & (ious > NEAR) & (~used | right))
         if not len(near):
             return None
         first = int(near[ious[near].argmax()])
-        score = f"the detection nearest to it (score {found.scores[first]:.2f})"
+        score = f"the detection nearest to it (score {digits(found.scores[first])})"
         if used[first] or right[first]:
             place = (
                 f"overlaps it by {ious[first]:.2f} but counts for object {matched.gt[first]}, which it overlaps more"
@@ -268,18 +268,23 @@ class Judge:
         self, found: Found, box: Doubles, label: int, scores: Sequence[float], reason: tuple[str, str] | None
     ) -> tuple[str, int | None, str]:
         """Return the outcome with the score that the object got, such as it is."""
-        threshold = f"below the threshold of {self.lowest[label]:.2f}"
+        threshold = f"below the threshold of {digits(self.lowest[label])}"
         on = found.on(box, label, self.extra)
         detection: int | None = int(on[0]) if len(on) else None
         if detection is not None:
-            said = f"its best box scores {found.scores[detection]:.3f}, {threshold}"
+            said = f"its best box scores {digits(found.scores[detection])}, {threshold}"
         elif scores:
-            said = f"the best of its {len(scores)} matched anchors scores {max(scores):.3f}, {threshold}"
+            said = f"the best of its {len(scores)} matched anchors scores {digits(max(scores))}, {threshold}"
         else:
             said = f"no box of its class on it scores above {self.config.post.score_threshold:g} (post.score_threshold)"
         if reason is None:
             return "low-score", detection, said
         return reason[0], detection, f"{reason[1]}; {said}"
+
+
+def digits(score: float) -> str:
+    """Return a score with two decimals, or with as many as show two digits."""
+    return f"{score:.2f}" if score >= 0.095 else f"{score:.2g}"
 
 
 def _suppressor(found: Found, number: int, threshold: float, inclusive: bool) -> tuple[int, float]:
