@@ -119,8 +119,9 @@ def _declare(tree: Any, labels: dict[str, int]) -> None:
     """Put the names of a file's labels behind those that are known, and then those that only its shapes use."""
     for label in tree.iterfind("./meta//labels/label"):
         name = (label.findtext("name") or "").strip()
-        # A skeleton's points are labels with a parent
-        if name and not (label.findtext("parent") or "").strip():
+        # A skeleton's points are labels with a parent; tags are of the whole image
+        of_box = not (label.findtext("parent") or "").strip() and (label.findtext("type") or "").strip() != "tag"
+        if name and of_box:
             labels.setdefault(name, len(labels))
     for thing in (*tree.iterfind("image/*"), *tree.iterfind("track")):
         name = (thing.get("label") or "").strip()
@@ -311,9 +312,7 @@ def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[st
     """Write annotations.xml, with the splits as subsets, and the images in images/SPLIT."""
     lines = ['<?xml version="1.0" encoding="utf-8"?>', "<annotations>", "  <version>1.1</version>"]
     lines += ["  <meta>", "    <project>", "      <labels>"]
-    for name in next(iter(splits.values())).class_names:
-        marks = "".join(f"<attribute><name>{mark}</name>{_CHECKBOX}</attribute>" for mark in ("difficult", "is_crowd"))
-        lines.append(f"        <label><name>{escape(name)}</name><attributes>{marks}</attributes></label>")
+    lines += [f"        {label_line(name)}" for name in next(iter(splits.values())).class_names]
     lines += ["      </labels>", "      <tasks>"]
     lines += [f"        <task><name>{name}</name><subset>{name}</subset></task>" for name in map(escape, splits)]
     lines += ["      </tasks>", "    </project>", "  </meta>"]
@@ -324,7 +323,7 @@ def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[st
             size = sample.size or shown_size(sample)
             about = f'id="{number}" name={quoteattr(name)} subset={quoteattr(split)}'
             lines.append(f'  <image {about} width="{size.width}" height="{size.height}">')
-            lines += _box_lines(sample, dataset.class_names)
+            lines += box_lines(sample, dataset.class_names)
             lines.append("  </image>")
             number += 1
     write_lines(folder / "annotations.xml", [*lines, "</annotations>"])
@@ -334,7 +333,14 @@ def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[st
 _CHECKBOX = "<mutable>False</mutable><input_type>checkbox</input_type><default_value>false</default_value><values />"
 
 
-def _box_lines(sample: Sample, class_names: tuple[str, ...]) -> Iterator[str]:
+def label_line(name: str, more: str = "") -> str:
+    """Return the element that declares a class, its two flags and `more` attributes."""
+    marks = "".join(f"<attribute><name>{mark}</name>{_CHECKBOX}</attribute>" for mark in ("difficult", "is_crowd"))
+    return f"<label><name>{escape(name)}</name><attributes>{marks}{more}</attributes></label>"
+
+
+def box_lines(sample: Sample, class_names: tuple[str, ...]) -> Iterator[str]:
+    """Yield one line per box, the element from `<box` to `</box>`."""
     labels: list[int] = sample.labels.tolist()
     for row, label in enumerate(labels):
         corners = zip(_CORNERS, sample.boxes_xyxy[row].tolist(), strict=True)

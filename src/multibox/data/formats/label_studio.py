@@ -362,22 +362,27 @@ def write(splits: Mapping[str, Dataset], folder: Path, *, link: bool) -> list[st
         tasks: list[dict[str, Any]] = []
         for name, sample in zip(target_names(dataset), dataset, strict=True):
             place_image(sample, folder / "images" / split / name, link=link)
-            results = list(_results(sample, dataset.class_names))
+            results = list(regions(sample, dataset.class_names))
             url = f"/data/local-files/?d={quote(f'images/{split}/{name}')}"
             tasks.append({"data": {"image": url}, "annotations": [{"result": results}]})
         text = json.dumps(tasks, ensure_ascii=False, indent=1)
         (folder / f"{split}.json").write_text(text, encoding="utf-8")
-    names = next(iter(splits.values())).class_names
-    labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in names)
-    text = (
-        '<View>\n  <Image name="image" value="$image"/>\n  <RectangleLabels name="label" toName="image">\n'
-        f"{labels}  </RectangleLabels>\n</View>\n"
-    )
+    text = labelling_config(next(iter(splits.values())).class_names)
     (folder / "label_config.xml").write_text(text, encoding="utf-8")
     return []
 
 
-def _results(sample: Sample, class_names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def labelling_config(class_names: tuple[str, ...], head: str = "") -> str:
+    """Return label_config.xml for a project: an image with boxes of these classes below `head`."""
+    labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in class_names)
+    return (
+        f'<View>\n{head}  <Image name="image" value="$image"/>\n  <RectangleLabels name="label" toName="image">\n'
+        f"{labels}  </RectangleLabels>\n</View>\n"
+    )
+
+
+def regions(sample: Sample, class_names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Yield the result of each box, as annotations and predictions hold them."""
     size = shown_size(sample)
     for row, (x1, y1, x2, y2) in enumerate(sample.boxes_xyxy.tolist()):
         marks = [name for name in ("difficult", "crowd") if getattr(sample, name)[row]]
