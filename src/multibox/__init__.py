@@ -7,7 +7,7 @@ from multibox.privacy import block_reports
 
 if TYPE_CHECKING:
     from multibox import losses, ops
-    from multibox.api import create, evaluate, export, inspect_matches, train
+    from multibox.api import create, evaluate, export, inspect_matches, make_report, train
     from multibox.config import Config
     from multibox.doctor.examine import examine
     from multibox.doctor.findings import Finding
@@ -35,6 +35,7 @@ __all__ = [
     "inspect_matches",
     "load",
     "losses",
+    "make_report",
     "ops",
     "train",
 ]
@@ -54,6 +55,7 @@ _HOMES = {
     "inspect_matches": "multibox.api",
     "load": "multibox.inference.load",
     "losses": "multibox.losses",
+    "make_report": "multibox.api",
     "ops": "multibox.ops",
     "train": "multibox.api",
 }

@@ -19,7 +19,7 @@ from multibox.evaluation.report import evaluate as measure
 from multibox.files import check_outputs
 from multibox.inference.detector import Detector, find_all, open_checkpoint
 from multibox.inference.engines import SUFFIXES
-from multibox.inference.load import ExportedDetector
+from multibox.inference.load import ExportedDetector, load
 from multibox.models.build import build_model
 from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve
@@ -219,6 +219,59 @@ def _scored_classes(dataset: Dataset) -> tuple[str, ...]:
     shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
     return (f"scored on {len(there)} of the detector's {len(dataset.class_names)} classes: {shown or 'none'}; the "
             f"data has no object of the other {missing}",)  # fmt: skip
+
+
+def make_report(
+    model: str | Path | Detector | ExportedDetector,
+    data: str | Path | Sequence[str | Path],
+    *,
+    out: str | Path | None = None,
+    split: str | None = None,
+    rename: Mapping[str, str] | None = None,
+    max_detections: int = 100,
+    format: str | None = None,
+    on_bad: OnBad = "stop",
+    device: str = "auto",
+    bootstrap: int = 300,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Return all that a detector does well and badly on a split, as docs/report.md describes it.
+
+    Args:
+        model: What `load` takes, or a detector. Training curves are those of a run folder.
+        data: A data set in any known format, or several; classes are treated as `evaluate` treats them.
+        out: A folder for the page (`index.html`), `report.json` and the relabel lists; None writes nothing.
+        split: The split; None takes the only one.
+        rename: From the data set's class names to the detector's; "" leaves a class out.
+        max_detections: Detections kept per image, best first.
+        format: The data set's format; None recognises it.
+        on_bad: "stop" at a broken file, or "skip" it.
+        device: Where a model that is given by its path computes.
+        bootstrap: Resamples of the images for 95 % intervals; 0 leaves them out.
+        overwrite: Replace the files of an earlier report in `out`.
+
+    Raises:
+        DataError: Data that cannot be read, or that shares no class with the detector.
+        WeightsError: A model that cannot be opened.
+        ConfigError: `out` holds a report already.
+    """
+    from multibox.pages.report_data import Subject, make_report_data, predict, report_files, write_report
+
+    paths = [Path(one) for one in ([data] if isinstance(data, str | Path) else data)]
+    if out is not None:
+        check_outputs(report_files(Path(out)), overwrite=overwrite, inputs=paths, how="overwrite=True")
+    named = model if isinstance(model, str | Path) else ""
+    detector = load(model, device=device) if isinstance(model, str | Path) else model
+    dataset = open_for(detector, paths, split=split, rename=rename, format=format, on_bad=on_bad)
+    subject = Subject(
+        detector, dataset, str(named), [str(one) for one in paths], format, max_detections, bootstrap,
+        command="multibox.make_report",
+    )  # fmt: skip
+    detections = predict(subject)
+    report = make_report_data(subject, detections)
+    if out is not None:
+        write_report(report, subject, detections, Path(out))
+    return report
 
 
 def export(

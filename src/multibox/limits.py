@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,15 @@ def available_cores() -> int:
     # Only Linux tells
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([cores, *(math.floor(quota) for quota in _quotas())]))
+
+
+def processor_name() -> str:
+    """Return the processor's name as the system gives it, such as `AMD EPYC 7B13`."""
+    name = platform.processor() or platform.machine()
+    if (PROC / "cpuinfo").exists():
+        lines = (PROC / "cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return name
 
 
 def decoding_threads() -> int:

@@ -9,13 +9,12 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from multibox import __version__
-from multibox.limits import PROC, read_kilobytes
+from multibox.limits import PROC, processor_name, read_kilobytes
 from multibox.privacy import import_openvino
 
 PAUSE = 0.05
@@ -109,14 +108,11 @@ def _turn(work: Work) -> dict[str, list[float]]:
 
 def describe() -> str:
     """Return processor, cores, load, versions and date, which every published time must state."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     packages = ", ".join(f"{package} {installed}" for package in PACKAGES if (installed := _version(package)))
+    cores = f"{processor_name()}, {os.cpu_count()} cores"
     return (
-        f"{name}, {os.cpu_count()} cores{load}; multibox {__version__}, Python {platform.python_version()}, "
+        f"{cores}{load}; multibox {__version__}, Python {platform.python_version()}, "
         f"{packages}; {datetime.date.today().isoformat()}"
     )
 

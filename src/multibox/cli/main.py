@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from multibox import __version__
-from multibox.cli import bench, data, demo, doctor, evaluate, export, imports, lists, plot, predict, train
+from multibox.cli import bench, data, demo, doctor, evaluate, export, imports, lists, plot, predict, report, train
 from multibox.errors import MissingExtraError, MultiboxError
 from multibox.limits import KEEP_MEMORY
 from multibox.privacy import LIGHT_OPENVINO
@@ -108,6 +108,7 @@ app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)
 app.command("train", cls=HintedCommand)(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("report")(report.report)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)

@@ -1,5 +1,6 @@
 """Examine a data set of any format: read every split as written, and run all checks on it."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,34 @@ def diagnose(
         findings += check_preset(surveys, preset)
     # An image may belong to several splits, as to VOC's train and trainval
     return Diagnosis(worst_first(dict.fromkeys(findings)), examined)
+
+
+def find_twins(
+    data: DataPaths, *, split: str, most: int, format: str | None = None, progress: Progress | None = None
+) -> list[Finding]:
+    """Return what `diagnose` finds about the same image twice, and about images that two splits share.
+
+    Args:
+        data: As `diagnose` takes it, as are `format` and `progress`.
+        split: The split of interest.
+        most: Images of all splits above which only this split is looked at.
+        format: The data set's format.
+        progress: Called now and then with the images done and all images.
+
+    Raises:
+        DataError: There is no data set.
+    """
+    found = locate(data, format)
+    raws: dict[str, RawLabels] = {}
+    for name in found.splits():
+        with contextlib.suppress(DataError):  # the other splits are looked at
+            raw = read_raw(found, name)
+            raws[raw.split] = raw
+    if sum(len(raw.image_names) for raw in raws.values()) > most:
+        raws = {name: raw for name, raw in raws.items() if name == split}
+    surveys = {name: survey_split(raw, fast=True) for name, raw in raws.items()}
+    looks = look_at_images(surveys, progress)
+    return worst_first(dict.fromkeys(check_twins(surveys, looks, joined_roles(found))))
 
 
 def _diagnose_split(survey: Survey) -> SplitDiagnosis:

@@ -79,6 +79,12 @@ def weighted_metrics(
     }
 
 
+def coco_precisions(table: Columns, outcomes: Outcomes) -> Floats:
+    """Return COCO's average precision [classes, T] that these outcomes give; NaN for a class without objects."""
+    everything = np.ones((1, table.images), np.int64)
+    return _average_precisions(table, everything, outcomes, _mean_at_101_recalls)[0]
+
+
 def _average_precisions(table: Columns, weights: NDArray[np.integer], outcomes: Outcomes, summarize: Summary) -> Floats:
     """Return average precision [B, classes, T]; NaN for a class of which no object was drawn."""
     classes, thresholds = len(table.class_names), outcomes.matched.shape[1]

@@ -1,13 +1,14 @@
 """COCO's metrics, computed by hotcoco; tests hold them equal to those of pycocotools."""
 
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multibox.errors import MissingExtraError
 from multibox.evaluation.table import Columns, Outcomes
-from multibox.structures import Boxes
+from multibox.structures import Boxes, Labels
 
 if TYPE_CHECKING:
     from hotcoco import COCOeval
@@ -88,21 +89,44 @@ def coco_metrics(table: Columns, *, max_detections: int = 100, areas: NDArray[np
 
 def coco_outcomes(table: Columns, *, max_detections: int = 100) -> Outcomes:
     """Return what became of each detection under COCO's rules, at the ten IoU thresholds."""
-    evaluation = _evaluation(table, max_detections)
-    evaluation.params.area_rng, evaluation.params.area_rng_lbl = [ALL_AREAS], ["all"]
     shape = (len(table.labels), THRESHOLDS)
     # Those beyond `max_detections` appear in no match and stay ignored
     outcomes = Outcomes(np.zeros(shape, np.bool_), np.ones(shape, np.bool_))
-    for start in range(1, table.images + 1, IMAGES_AT_ONCE):
-        evaluation.params.img_ids = list(range(start, min(start + IMAGES_AT_ONCE, table.images + 1)))
-        evaluation.evaluate()
-        for match in evaluation.eval_imgs:
-            if match is not None:
-                rows = np.array(match["dtIds"], np.int64) - 1
-                ignored = np.array(match["dtIgnore"], np.bool_).T
-                outcomes.ignored[rows] = ignored
-                outcomes.matched[rows] = np.array(match["dtMatched"], np.bool_).T & ~ignored
+    for match in _matches(_evaluation(table, max_detections), table.images):
+        rows = np.array(match["dtIds"], np.int64) - 1
+        ignored = np.array(match["dtIgnore"], np.bool_).T
+        outcomes.ignored[rows] = ignored
+        outcomes.matched[rows] = np.array(match["dtMatched"], np.bool_).T & ~ignored
     return outcomes
+
+
+def coco_pairs(table: Columns, *, max_detections: int = 100) -> tuple[Outcomes, Labels]:
+    """Return what became of each detection at IoU .5 alone, and which object it matched.
+
+    Returns:
+        The outcomes, [N, 1]; and a row of the objects for each detection that matches one, [N], -1 for the others. A
+        detection that matches a crowd or a difficult object has it, and is ignored.
+    """
+    evaluation = _evaluation(table, max_detections)
+    evaluation.params.iou_thrs = [0.5]
+    outcomes = Outcomes(np.zeros((len(table.labels), 1), np.bool_), np.ones((len(table.labels), 1), np.bool_))
+    gt = np.full(len(table.labels), -1)
+    for match in _matches(evaluation, table.images):
+        rows = np.array(match["dtIds"], np.int64) - 1
+        ignored = np.array(match["dtIgnore"], np.bool_).T
+        outcomes.ignored[rows] = ignored
+        outcomes.matched[rows] = np.array(match["dtMatched"], np.bool_).T & ~ignored
+        gt[rows] = np.array(match["dtMatches"][0], np.int64) - 1
+    return outcomes, gt
+
+
+def _matches(evaluation: "COCOeval", images: int) -> Iterator[dict[str, Any]]:
+    """Yield hotcoco's matches of each image and class, whatever the objects' areas."""
+    evaluation.params.area_rng, evaluation.params.area_rng_lbl = [ALL_AREAS], ["all"]
+    for start in range(1, images + 1, IMAGES_AT_ONCE):
+        evaluation.params.img_ids = list(range(start, min(start + IMAGES_AT_ONCE, images + 1)))
+        evaluation.evaluate()
+        yield from (match for match in evaluation.eval_imgs if match is not None)
 
 
 def _evaluation(table: Columns, max_detections: int, areas: NDArray[np.float64] | None = None) -> "COCOeval":

@@ -1,7 +1,7 @@
 """Detectors in PyTorch: images in, `Detections` out."""
 # pyright: reportUnknownMemberType=false
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast, overload
@@ -171,10 +171,20 @@ def open_checkpoint(
     return detector
 
 
-def find_all(detector: Detector | ExportedDetector, dataset: Dataset, max_detections: int = 100) -> list[Detections]:
+def find_all(
+    detector: Detector | ExportedDetector,
+    dataset: Dataset,
+    max_detections: int = 100,
+    progress: Callable[[int], object] | None = None,
+) -> list[Detections]:
     """Return the detections in every image of `dataset`, in order, down to the config's lowest score.
 
     Images are decoded ahead in threads, not in processes: a script that calls this needs no `__main__` guard.
+    `progress` takes the number of images done so far.
     """
-    batches = in_batches(dataset, lambda sample: cast("Any", detector.prepare(load_image(sample, detector.background))))
-    return [found[:max_detections] for batch in batches for found in detector.detect(batch)]
+    detections: list[Detections] = []
+    for batch in in_batches(dataset, lambda one: cast("Any", detector.prepare(load_image(one, detector.background)))):
+        detections += [found[:max_detections] for found in detector.detect(batch)]
+        if progress is not None:
+            progress(len(detections))
+    return detections

@@ -1,0 +1,144 @@
+"""The report as data: the numbers of `eval`, every entry named in docs/report.md, files, and what cannot be there."""
+
+import json
+
+import numpy as np
+import pytest
+
+import multibox
+from multibox.api import evaluate, make_report, open_for
+from multibox.structures import Detections
+
+ENTRIES = {
+    "model", "data", "split", "images", "objects", "classes", "made", "metrics", "curves", "thresholds", "confusion",
+    "errors", "slices", "calibration", "files", "worst", "mistakes", "suspects", "duplicates", "training",
+}  # fmt: skip
+
+
+class Guesser:
+    """A detector that knows the labels and errs at random, the same way every time."""
+
+    names = ("red", "blue")
+    thresholds = (0.5, 0.4)
+    background = (255, 255, 255)
+    merge = ()
+
+    def __init__(self, data, split):
+        self.dataset = open_for(self, data, split=split)
+        self.next = 0
+
+    def prepare(self, image):
+        return image
+
+    def detect(self, images):
+        found = [self.guess(number % len(self.dataset)) for number in range(self.next, self.next + len(images))]
+        self.next += len(images)
+        return found
+
+    def guess(self, number):
+        random = np.random.default_rng(number)
+        sample = self.dataset[number]
+        boxes = np.repeat(sample.boxes_xyxy, 6, axis=0) + random.normal(0, 8, (6 * len(sample.boxes_xyxy), 4))
+        boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 2)
+        labels = np.where(random.random(len(boxes)) < 0.8, np.repeat(sample.labels, 6), 1)
+        scores = np.sort(random.random(len(boxes)))[::-1]
+        return Detections(boxes.astype(np.float32), scores.astype(np.float32), labels.astype(np.int64), self.names)
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory, draw_squares):
+    return draw_squares(tmp_path_factory.mktemp("report") / "squares", 80)
+
+
+@pytest.fixture(scope="module")
+def report(squares, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "report"
+    made = make_report(Guesser(squares, "train"), squares, split="train", out=folder, bootstrap=20)
+    return made, folder
+
+
+def test_the_metrics_are_those_of_eval(report, squares):
+    made, _ = report
+    assert made["metrics"] == json.loads(
+        json.dumps(evaluate(Guesser(squares, "train"), squares, split="train", bootstrap=20))
+    )
+    assert made["errors"]["ap50"] == made["metrics"]["coco"]["AP50"]
+
+
+def test_every_entry_is_there_and_the_file_holds_the_same(report):
+    made, folder = report
+    assert set(made) == ENTRIES
+    assert json.loads((folder / "report.json").read_text()) == made
+    assert (folder / "index.html").read_text().startswith("<!doctype html>")
+    assert (made["images"], made["objects"], made["split"]) == (60, 60, "train")
+    assert made["made"]["command"] == "multibox.make_report"
+    assert len(made["made"]["fingerprint"]) == 64
+
+
+def test_counts_agree_with_each_other(report):
+    made, _ = report
+    files, confusion = made["files"], np.array(made["confusion"]["counts"])
+    assert sum(one["gt"] for one in files) == confusion[:-1].sum() == made["objects"]
+    assert all(one["found"] + one["missed"] == one["gt"] for one in files)
+    worst = [files[place]["missed"] + files[place]["false"] for place in made["worst"]]
+    assert worst == sorted(worst, reverse=True) and worst[-1] > 0
+    kinds = {one["kind"]: one for one in made["errors"]["kinds"]}
+    assert kinds["false-positives"]["count"] == sum(
+        kinds[kind]["count"] for kind in ("classification", "localization", "both", "duplicate", "background")
+    )
+    for kind, one in kinds.items():
+        examples = [made["mistakes"][place] for place in one["examples"]]
+        assert all(kind.startswith("false-") or example["kind"] == kind for example in examples)
+        assert bool(examples) == bool(one["count"])
+    scores = [one["score"] for one in made["mistakes"] if one["score"] is not None]
+    assert scores == sorted(scores, reverse=True) and len(made["mistakes"]) <= 200
+    for name, curve in made["curves"].items():
+        best = made["thresholds"][name]
+        assert max(curve["f1"]) == best["f1"] and best["threshold"] in curve["scores"]
+        assert len(curve["scores"]) <= 200 and min(curve["f1"]) >= 0
+    assert made["thresholds"]["blue"]["model"] == 0.4
+
+
+def test_a_curve_of_many_detections_is_thinned_and_keeps_its_best_point(build_curve=None):
+    from multibox.evaluation.voc_metrics import Curve
+    from multibox.pages.report_data import POINTS, _thinned
+
+    random = np.random.default_rng(0)
+    right = random.random(30_000) < np.linspace(0.9, 0.0, 30_000)
+    scores = np.linspace(1, 0, 30_000).round(4)
+    true = np.cumsum(right)
+    curve = Curve(true / right.sum(), true / np.arange(1, 30_001), scores, int(right.sum()))
+    thin = _thinned(curve)
+    assert 100 < len(thin["f1"]) <= POINTS
+    assert max(thin["f1"]) == curve.f1.max()
+    assert thin["recall"][-1] == 1.0
+    assert np.diff(thin["recall"]).max() < 0.02
+
+
+def test_an_existing_report_is_refused_before_any_work(report, squares):
+    _, folder = report
+    with pytest.raises(multibox.MultiboxError, match="overwrite=True"):
+        make_report("no such model", squares, split="train", out=folder)
+
+
+def test_the_command_writes_numbered_folders_and_says_the_main_findings(run, squares, tmp_path, monkeypatch):
+    monkeypatch.setattr("multibox.inference.load.load", lambda *_, **__: Guesser(squares, "train"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("report", "report-2"):
+        code, out, err = run("report", "model", squares, "--split", "train", "--bootstrap", 20)
+        assert code == 0, err
+        assert (tmp_path / name / "index.html").is_file()
+        assert out.splitlines()[-1] == f"the page: {name}/index.html"
+    assert len(out.splitlines()) <= 10
+    assert out.startswith("AP 0.") and "costliest errors: " in out and "worst class: " in out
+    code, out, _ = run("report", "model", squares, "--split", "train", "--bootstrap", 0, "--out", "mine", "--json", "-")
+    assert set(json.loads(out)) == ENTRIES
+    assert "intervals" not in json.loads(out)["metrics"]
+    code, _, err = run("report", "model", squares, "--split", "train", "--out", "mine")
+    assert code == 2 and "mine/index.html" in err
+
+
+def test_an_untrained_network_gives_a_report_too(tmp_path, squares):
+    detector = multibox.create("tinyssd", ["red", "blue"])
+    made = make_report(detector, squares, split="val", bootstrap=0)
+    assert made["images"] == 20 and made["training"] == []
