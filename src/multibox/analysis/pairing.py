@@ -1,15 +1,12 @@
 """Which boxes of one image overlap, and greedy matching of such pairs; whole data sets at once, in numpy."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from multibox.analysis.label_pairs import within_images
 from multibox.structures import Boxes, Flags, Labels, iou
-
-PAIRS_AT_ONCE = 500_000
-"""Overlaps computed together; about 50 MB with the temporaries."""
 
 Floats = NDArray[np.float64]
 
@@ -48,25 +45,13 @@ def overlapping(a_xyxy: Boxes, a_image: Labels, b_xyxy: Boxes, b_image: Labels, 
         b_image: [M], rising.
         least: Lowest IoU.
     """
-    first, last = (np.searchsorted(b_image, a_image, side) for side in ("left", "right"))
     parts = [Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
-    for rows in _blocks(last - first):
-        many = (last - first)[rows]
-        a = np.repeat(rows, many)
-        b: Labels = np.arange(len(a)) + np.repeat(first[rows] - (np.cumsum(many) - many), many)
+    for a, b in within_images(a_image, b_image):
         # Most boxes of an image lie apart, which takes fewer operations to see than their IoU is 0
         near = (a_xyxy[a, :2] < b_xyxy[b, 2:]).all(1) & (b_xyxy[b, :2] < a_xyxy[a, 2:]).all(1)
-        a, b = a[near], b[near]
-        pairs = Pairs(a, b, iou(a_xyxy[a], b_xyxy[b]))
+        pairs = Pairs(a[near], b[near], iou(a_xyxy[a[near]], b_xyxy[b[near]]))
         parts.append(pairs.keep((pairs.iou > 0) & (pairs.iou >= least)))
     return Pairs(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _blocks(many: Labels) -> Iterator[Labels]:
-    """Yield rows that have pairs, as many at a time as `PAIRS_AT_ONCE` allows."""
-    rows = np.flatnonzero(many)
-    part = np.cumsum(many[rows]) // PAIRS_AT_ONCE
-    yield from (block for block in np.split(rows, np.flatnonzero(np.diff(part)) + 1) if len(block))
 
 
 def best_partner(pairs: Pairs, count: int) -> Best:

@@ -8,10 +8,11 @@ import typer
 from multibox.cli.options import DataSets, Device, Flip, Format, Model, OnBad, SkipOrStop, own_files
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _RENAME = "The data set's class A is the model's B; A= leaves A out. Repeatable; also a .json file of such pairs."
 FOLDER = "report"
+_SUSPECTS = {"missing": "perhaps missing", "location": "perhaps badly placed", "class": "perhaps of the wrong class"}
 
 
 def report(
@@ -87,7 +88,16 @@ def command_line() -> str:
 def findings(made: "Mapping[str, Any]") -> list[str]:
     """Return the main findings, a line each."""
     lines = [_precision(made["metrics"], made["images"]), _costliest(made["errors"])]
-    return [line for line in (*lines, _worst_class(made["metrics"]), *_thresholds(made), _calibration(made)) if line]
+    lines += [_worst_class(made["metrics"]), *_thresholds(made), _calibration(made), _suspects(made["suspects"])]
+    return [line for line in lines if line]
+
+
+def _suspects(suspects: "Sequence[Mapping[str, Any]]") -> str:
+    from collections import Counter
+
+    kinds = Counter(one["kind"] for one in suspects)
+    parts = ", ".join(f"{count:,} {words}" for kind, words in _SUSPECTS.items() if (count := kinds[kind]))
+    return f"labels to look at: {parts}" if parts else "labels to look at: none"
 
 
 def _precision(metrics: "Mapping[str, Any]", images: int) -> str:

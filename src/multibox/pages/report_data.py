@@ -25,6 +25,7 @@ from multibox.analysis.image_scores import (
     tally_images,
     worst_images,
 )
+from multibox.analysis.suspects import find_suspects
 from multibox.builtin import MODELS
 from multibox.data.checking import fingerprint
 from multibox.data.images import shown_size
@@ -146,7 +147,7 @@ def make_report_data(subject: Subject, detections: Sequence[Detections]) -> Repo
         "files": describe_files(dataset, _image_sizes(dataset), tally),
         "worst": worst_images(tally),
         "mistakes": mistakes,
-        "suspects": [],
+        "suspects": find_suspects(detections, dataset, names),
         "duplicates": _duplicates(subject),
         "training": _training(subject.run),
     }

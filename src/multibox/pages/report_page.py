@@ -39,6 +39,7 @@ def _table(title: str, rows: Mapping[str, float | None]) -> str:
         text = "-" if value is None else f"{value:.3f}"
         lines.append(f"<tr><td>{html.escape(name)}</td><td>{text}</td></tr>")
     lines.append("</table>")
+
     return "\n".join(lines)
 
 
