@@ -7,7 +7,7 @@ from multibox.privacy import block_reports
 
 if TYPE_CHECKING:
     from multibox import losses, ops
-    from multibox.api import create, evaluate, export, inspect_matches, make_report, train
+    from multibox.api import coverage, create, evaluate, export, inspect_matches, make_report, train
     from multibox.config import Config
     from multibox.doctor.examine import examine
     from multibox.doctor.findings import Finding
@@ -28,6 +28,7 @@ __all__ = [
     "Finding",
     "MultiboxError",
     "Sample",
+    "coverage",
     "create",
     "evaluate",
     "examine",
@@ -48,6 +49,7 @@ _HOMES = {
     "Finding": "multibox.doctor.findings",
     "MultiboxError": "multibox.errors",
     "Sample": "multibox.structures",
+    "coverage": "multibox.api",
     "create": "multibox.api",
     "evaluate": "multibox.api",
     "examine": "multibox.doctor.examine",

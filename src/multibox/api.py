@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from multibox.analysis.anchor_search import examine_anchors
 from multibox.builtin import NO_WEIGHTS, find_model
 from multibox.data.checking import Counting, check_images, silence
 from multibox.data.choosing import merges_known
@@ -25,7 +26,7 @@ from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve
 from multibox.structures import Dataset, checked_class_names
 from multibox.training.adapting import kept_difficult
-from multibox.training.run import RunOptions, prepare
+from multibox.training.run import RunOptions, prepare, resolve_options
 from multibox.training.step import compute_loss
 
 if TYPE_CHECKING:
@@ -272,6 +273,47 @@ def make_report(
     if out is not None:
         write_report(report, subject, detections, Path(out))
     return report
+
+
+def coverage(
+    data: DataPaths,
+    preset: str | None = None,
+    *,
+    split: str | None = None,
+    format: str | None = None,
+    on_bad: OnBad = "stop",
+    classes: Sequence[str] = (),
+    merge: Mapping[str, Sequence[str]] | None = None,
+    config: str | Path | None = None,
+    changes: Mapping[str, Any] | None = None,
+    fit: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure how well a preset's anchors cover the boxes of a data set, as `multibox anchors --json` writes it.
+
+    Args:
+        data: A data set in any known format, or several.
+        preset: The network; None takes multibox-fine.
+        split: The split; None takes `train`, or the only one.
+        format: The data set's format; None recognises it.
+        on_bad: "stop" at a broken file, or "skip" it.
+        classes: The classes to look at, by name after merging; none takes all.
+        merge: New class names with the classes that each joins, as in `train`.
+        config: A TOML file with settings, such as one that `multibox anchors --fit` wrote.
+        changes: Settings by dotted key, such as {"model.input_size": (256, 448)}.
+        fit: Look for better anchors, too; takes seconds. `["fit"]["shapes"]` are those of `anchors.shapes`.
+        seed: Of that search.
+
+    Raises:
+        ConfigError: An unknown preset, class or setting.
+        DataError: Data that cannot be read, or that has no box.
+    """
+    options = RunOptions(preset=preset, config=_path(config), changes=dict(changes or {}))
+    settings, _ = resolve_options(None, options)
+    rules = [f"{new}={','.join(old)}" for new, old in (merge or {}).items()]
+    return examine_anchors(
+        data, settings, split=split, format=format, on_bad=on_bad, classes=classes, merge=rules, fit=fit, seed=seed
+    ).report
 
 
 def export(

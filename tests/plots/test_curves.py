@@ -16,8 +16,8 @@ LOSSES = [{1.0: (np.arange(3.0), np.arange(3.0))}] * 2
 @pytest.fixture
 def drawn(monkeypatch):
     """Keep the figures that are saved."""
-    kept, save = [], curves._save
-    monkeypatch.setattr(curves, "_save", lambda figure, path: (kept.append(figure), save(figure, path)))
+    kept, save = [], curves.save_figure
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: (kept.append(figure), save(figure, path)))
     return kept
 
 

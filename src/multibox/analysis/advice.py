@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from multibox.analysis.anchor_fit import overlap
 from multibox.config import Config
 from multibox.data.images import image_size, sample_size
 from multibox.data.left_out import counted
@@ -27,6 +28,10 @@ LARGEST = 1024
 """Side of the input up to which a larger one is advised; beyond it images should be cut into tiles."""
 FEW = 20
 """Objects of a class below which it is named."""
+SMALL = 16.0
+"""Pixels of the input that the median object should have, where `train.largest_input` allows it."""
+STRIDE = 32
+"""Sides of an enlarged input are multiples of it: backbones share this stride."""
 SILENT = 30
 """Steps without any matched anchor after which a run says so."""
 NEAR_ZERO = 0.02
@@ -88,6 +93,22 @@ def median_side(dataset: Dataset, size: Size) -> float | None:
     """Return the median of the objects' sides (square root of the area) in pixels of an input of (height, width)."""
     objects = sample_objects(dataset)
     return float(np.median(objects.sides(size))) if len(objects.boxes_xyxy) else None
+
+
+def enlarged_size(config: Config, median: float | None) -> Size:
+    """Return the input at which training works: a larger one where most objects are small, up to `train.largest_input`.
+
+    Args:
+        config: The settings.
+        median: Median of the objects' sides in pixels of `model.input_size`, as `median_side` gives it; None without
+            objects.
+    """
+    size = Size(*config.model.input_size)
+    if config.train.largest_input == "none" or not median:
+        return size
+    scale = min(SMALL / median, config.train.largest_input / max(size))
+    larger = Size(*(round(edge * scale / STRIDE) * STRIDE for edge in size))
+    return size if scale <= 1 or larger <= size else larger
 
 
 def _outside(objects: _Objects) -> str | None:
@@ -159,8 +180,7 @@ def _beyond_anchors(objects: _Objects, config: Config) -> str | None:
     if not len(shapes):
         return None
     # Of one centre: an upper bound of any overlap
-    both = np.minimum(fractions[:, None], shapes[None]).prod(2)
-    best = (both / (fractions.prod(1)[:, None] + shapes.prod(1)[None] - both)).max(1)
+    best = overlap(fractions, np.zeros_like(fractions), shapes).max(0)
     missed = best < min(0.5, config.matching.threshold)
     if missed.mean() <= MANY:
         return None

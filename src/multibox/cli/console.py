@@ -21,7 +21,14 @@ def table_console(*, stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(stderr=stderr, width=PIPE_WIDTH)
 
 
-def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], note: str = "", title: str | None = None) -> None:
+def print_rows(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    note: str = "",
+    title: str | None = None,
+    *,
+    stderr: bool = False,
+) -> None:
     """Print a table without lines, and a note below it; a column whose name begins with ">" is aligned right."""
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     for index, name in enumerate(columns):
@@ -29,7 +36,7 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str]], note: str 
         table.add_column(name.removeprefix(">"), justify="right" if right else "left", no_wrap=not index)
     for row in rows:
         table.add_row(*row)
-    console = table_console()
+    console = table_console(stderr=stderr)
     console.print(table, highlight=False)
     if note:
         console.print(note, highlight=False)

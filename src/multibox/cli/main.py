@@ -12,7 +12,21 @@ import typer
 from typer.core import TyperCommand
 
 from multibox import __version__
-from multibox.cli import bench, data, demo, doctor, evaluate, export, imports, lists, plot, predict, report, train
+from multibox.cli import (
+    anchors,
+    bench,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    imports,
+    lists,
+    plot,
+    predict,
+    report,
+    train,
+)
 from multibox.errors import MissingExtraError, MultiboxError
 from multibox.limits import KEEP_MEMORY
 from multibox.privacy import LIGHT_OPENVINO
@@ -112,6 +126,7 @@ app.command("report")(report.report)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
+app.command("anchors")(anchors.anchors)
 app.command("import")(imports.import_weights)
 app.command("list")(lists.show)
 app.command("plot")(plot.plot)

@@ -7,16 +7,15 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from multibox.analysis.anchor_fit import fit_shapes
+from multibox.analysis.anchor_fit import fitted_as_asked
+from multibox.analysis.coverage import best_overlaps, is_reached
 from multibox.config import Config
 from multibox.doctor.findings import Finding, Severity, finding
 from multibox.doctor.survey import Survey
 from multibox.models.anchor_layout import cell_shapes, make_anchors
 from multibox.models.build import measure
-from multibox.ops.boxes import pairwise_iou
 from multibox.presets import PRESETS, resolve
 from multibox.structures import Boxes, Flags, Size
 
@@ -30,7 +29,6 @@ SAMPLED = 4000
 """Objects compared with every anchor, evenly spaced."""
 TRIED = 500
 """The same for each other preset."""
-_CHUNK = 500
 _BETTER = 0.1
 """Share of the objects that another preset must reach more than this one to be named."""
 
@@ -104,12 +102,7 @@ def gather(surveys: Mapping[str, Survey]) -> Objects:
 
 def fitted(config: Config, objects: Objects) -> Config:
     """Return the config with its anchors fitted to the objects, if a run with it would do so."""
-    if config.anchors.fit == "none":
-        return config
-    shapes_wh = objects.fractions_xyxy[:, 2:] - objects.fractions_xyxy[:, :2]
-    shapes = fit_shapes(shapes_wh, cell_shapes(config.anchors, config.model.input_size), config.anchors.fit)
-    values = {"style": "shapes", "shapes": shapes, "sizes": (), "ratios": (), "fit": "none"}
-    return config.updated({f"anchors.{name}": value for name, value in values.items()})
+    return fitted_as_asked(config, objects.fractions_xyxy[:, 2:] - objects.fractions_xyxy[:, :2])
 
 
 def sides(objects: Objects, size: Size) -> NDArray[np.float64]:
@@ -153,10 +146,7 @@ def unreached(objects: Objects, config: Config, most: int = SAMPLED) -> Flags:
     count = len(objects.where)
     rows = np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
     anchors = make_anchors(config.anchors, measure(config, 1).feature_shapes, config.model.input_size)
-    boxes = torch.from_numpy(objects.fractions_xyxy[rows]).to(anchors.dtype)
-    best = torch.cat([pairwise_iou(part, anchors).amax(dim=1) for part in boxes.split(_CHUNK)]).numpy()
-    threshold = config.matching.threshold
-    return np.asarray(best < threshold if config.matching.inclusive else best <= threshold)
+    return ~is_reached(best_overlaps(objects.fractions_xyxy[rows], anchors)[0], config.matching)
 
 
 def larger_input(objects: Objects, small: Flags, config: Config) -> str:

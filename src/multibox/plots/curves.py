@@ -60,15 +60,15 @@ def plot_losses(path: str | Path, smooth_l1_curves: Mapping[float, Curve], focal
         MissingExtraError: matplotlib is not installed.
         OSError: The image cannot be written.
     """
-    with _matplotlib().rc_context(LOOK | {"font.size": 10, "figure.dpi": 150, "text.parse_math": True}):
-        figure = _figure(10, 4.2)
+    with load_matplotlib().rc_context(LOOK | {"font.size": 10, "figure.dpi": 150, "text.parse_math": True}):
+        figure = new_figure(10, 4.2)
         left, right = figure.subplots(1, 2)
         _parameter_curves(left, smooth_l1_curves, r"$\sigma$")
         left.set(title="Smooth L1: errors of the boxes", xlabel="prediction - target", ylabel="loss")
         _parameter_curves(right, focal_curves, r"$\gamma$")
         right.set(title="Focal loss: errors of the classes", xlabel="probability of the true class", ylabel="loss")
         right.set_xlim(0, 1)
-        _save(figure, path)
+        save_figure(figure, path)
     return Path(path)
 
 
@@ -97,8 +97,8 @@ def plot_training(path: str | Path, metrics: Mapping[str, Sequence[object]]) -> 
     longest = max((len(values) for values in columns.values()), default=0)
     epochs = columns.pop("epoch", np.arange(1.0, longest + 1))
     panels = _panels(columns)
-    with _matplotlib().rc_context(LOOK):
-        figure = _figure(9.0 if len(panels) > 1 else 5.5, 3.0 * math.ceil(max(1, len(panels)) / 2) + 0.3)
+    with load_matplotlib().rc_context(LOOK):
+        figure = new_figure(9.0 if len(panels) > 1 else 5.5, 3.0 * math.ceil(max(1, len(panels)) / 2) + 0.3)
         rows, places = math.ceil(len(panels) / 2), min(2, len(panels))
         for number, (title, lines) in enumerate(panels.items(), start=1):
             axes = figure.add_subplot(rows, places, number, sharex=figure.axes[0] if figure.axes else None)
@@ -109,7 +109,7 @@ def plot_training(path: str | Path, metrics: Mapping[str, Sequence[object]]) -> 
             _scale(axes, title, np.concatenate(list(lines.values())))
         if not panels:
             figure.text(0.5, 0.5, "no metrics yet", ha="center", va="center")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def plot_precision_recall(
@@ -135,8 +135,8 @@ def plot_precision_recall(
     shown = ranked if len(ranked) <= len(COLOURS) else ranked[:half] + ranked[-half:]
     looks = {name: (COLOURS[i], STYLES[i % len(STYLES)]) for i, name in enumerate(shown)}
     drawn = dict(zip(ranked, drawable_names(tuple(ranked)), strict=True))
-    with _matplotlib().rc_context(LOOK | {"font.family": _families(drawn.values())}):
-        figure = _figure(9.5, max(4.2, 0.17 * len(ranked) + 0.9))
+    with load_matplotlib().rc_context(LOOK | {"font.family": families(drawn.values())}):
+        figure = new_figure(9.5, max(4.2, 0.17 * len(ranked) + 0.9))
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         for name in [name for name in ranked if name not in looks] + shown[::-1]:
             recall, precision, _ = scored[name]
@@ -153,7 +153,7 @@ def plot_precision_recall(
         left.set_anchor("N")
         left.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=title)
         _bars(right, {name: scored[name][2] for name in ranked}, looks, drawn)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _bars(
@@ -225,14 +225,14 @@ def _numbers(cells: Sequence[object]) -> Floats:
     return np.array([number(cell) for cell in cells], np.float64)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """Return an empty figure in inches, outside pyplot and its global state."""
     figure = importlib.import_module("matplotlib.figure").Figure((width, height), layout="constrained")
     importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     return figure
 
 
-def _families(texts: Iterable[str]) -> list[str]:
+def families(texts: Iterable[str]) -> list[str]:
     """Return Matplotlib's font families for texts, with system fonts for letters that its own font lacks."""
     manager = importlib.import_module("matplotlib.font_manager")
     families = ["DejaVu Sans"]
@@ -242,7 +242,7 @@ def _families(texts: Iterable[str]) -> list[str]:
     return families
 
 
-def _save(figure: Any, path: str | Path) -> None:
+def save_figure(figure: Any, path: str | Path) -> None:
     """Write the figure whole or not at all."""
     path = Path(path)
     buffer = io.BytesIO()
@@ -250,7 +250,12 @@ def _save(figure: Any, path: str | Path) -> None:
     write_bytes_whole(path, buffer.getvalue())
 
 
-def _matplotlib() -> Any:
+def load_matplotlib() -> Any:
+    """Return matplotlib.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
     try:
         return importlib.import_module("matplotlib")
     except ImportError as missing:

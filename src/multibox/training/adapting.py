@@ -6,13 +6,12 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.analysis.advice import median_side
-from multibox.analysis.anchor_fit import box_shapes, fit_shapes
+from multibox.analysis.advice import enlarged_size, median_side
+from multibox.analysis.anchor_fit import box_shapes, fitted_as_asked
 from multibox.config import Config
 from multibox.data.decoded import DecodedImages
 from multibox.data.left_out import DIFFICULT, drop_boxes
 from multibox.errors import ConfigError
-from multibox.models.anchor_layout import cell_shapes
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset, Flags
 from multibox.training.capacity import choose_batch_size
@@ -20,7 +19,7 @@ from multibox.training.norms import train_mode
 from multibox.training.optimizer import set_learning_rate
 from multibox.training.reporter import Reporter
 from multibox.training.splits import load_training, order_images
-from multibox.training.step import MULTIPLE, Stepper, same_random_state
+from multibox.training.step import Stepper, same_random_state
 from multibox.training.validation import Validation
 
 LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 60
@@ -33,8 +32,6 @@ ENOUGH = 0.9
 """The chosen learning rate is the first with this share of the whole fall."""
 KNOWN, TRIED = 0.4, 100
 """The mAP@0.5 of the starting weights from which `train.known_lr` is taken, and the images that it is measured on."""
-SMALL = 16.0
-"""Pixels of the input that the median object should have, where `train.largest_input` allows it."""
 BATCH = 16
 """Images per batch while the starting weights are scored."""
 
@@ -45,9 +42,8 @@ def enlarge_input(config: Config, training: Dataset, reporter: Reporter) -> Conf
         return config
     height, width = config.model.input_size
     side = median_side(training, config.model.input_size)
-    scale = min(SMALL / side if side else 1.0, config.train.largest_input / max(height, width))
-    larger = tuple(round(edge * scale / MULTIPLE) * MULTIPLE for edge in (height, width))
-    if scale <= 1 or larger <= (height, width):
+    larger = enlarged_size(config, side)
+    if larger == (height, width):
         return config
     reporter.note(
         f"half of the objects are smaller than {side:.0f} pixels at an input of {height}x{width}, so it is enlarged to "
@@ -59,12 +55,7 @@ def enlarge_input(config: Config, training: Dataset, reporter: Reporter) -> Conf
 
 def fit_anchors(config: Config, training: Dataset) -> Config:
     """Replace the preset's anchor shapes by ones fitted to the training boxes, where the recipe asks for it."""
-    if config.anchors.fit == "none":
-        return config
-    base = cell_shapes(config.anchors, config.model.input_size)
-    shapes = fit_shapes(box_shapes(training), base, config.anchors.fit)
-    values = {"style": "shapes", "shapes": shapes, "sizes": (), "ratios": (), "fit": "none"}
-    return config.updated({f"anchors.{name}": value for name, value in values.items()})
+    return config if config.anchors.fit == "none" else fitted_as_asked(config, box_shapes(training))
 
 
 def spare_knowledge(model: SSD, config: Config, data: Dataset, device: str, reporter: Reporter) -> Config:
