@@ -24,6 +24,10 @@ class Batch:
     """Of each original image."""
     lost_boxes: int = 0
     """Objects of these images that augmentation cut off or hid too far to ask for them."""
+    gt_rows: Int[Tensor, "b g"] | None = None
+    """Row of each object in the columns of its data set; -1 pads; None where there is none. Stays on the host."""
+    image_rows: Int[Tensor, " b"] | None = None
+    """Place of each image in its data set: of images mixed into one, that of the first. Stays on the host."""
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory, from where a GPU copies while the host goes on."""
@@ -35,7 +39,7 @@ class Batch:
         )
 
     def to(self, device: str) -> "Batch":
-        """Return the batch on `device`, copying without waiting."""
+        """Return the batch on `device`, copying without waiting; the rows are read on the host alone and stay."""
         return replace(
             self,
             images=self.images.to(device, non_blocking=True),

@@ -297,7 +297,7 @@ def test_items_depend_on_seed_epoch_and_index_alone(squares, name):
     keys = [(epoch, index) for epoch in range(3) for index in range(4)]
     items = {key: first[key][0] for key in keys}
     for key in reversed(keys):
-        pixels, boxes, labels, _ = second[key][0]
+        pixels, boxes, labels, _, _ = second[key][0]
         assert np.array_equal(pixels, items[key][0]) and np.array_equal(boxes, items[key][1])
         assert len(labels) == len(boxes) and ((boxes >= 0) & (boxes <= 1)).all()
     assert any(not np.array_equal(items[0, index][0], items[1, index][0]) for index in range(4))

@@ -11,7 +11,7 @@ from multibox.structures import Size
 def batch_of(images, rows=2):
     pixels = np.random.default_rng(images).integers(0, 256, (images, 6, 8, 3), dtype=np.uint8)
     boxes, labels = np.zeros((images, rows, 4), np.float32), np.ones((images, rows), np.int64)
-    return Arrays(pixels, boxes, labels, ["a"] * images, [Size(6, 8)] * images, 3)
+    return Arrays(pixels, boxes, labels, labels + 4, np.arange(images), ["a"] * images, [Size(6, 8)] * images, 3)
 
 
 def same(one, other):

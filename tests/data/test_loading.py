@@ -55,15 +55,20 @@ def test_in_order_covers_everything_once():
 def test_collate_pads_and_empty_images_are_all_padding():
     pixels = np.zeros((4, 6, 3), np.uint8)
     items = [
-        (Scene(pixels, np.array([[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), np.array([1, 0]), 2), "a", Size(4, 6)),
-        (Scene(pixels, np.zeros((0, 4)), np.zeros(0, np.int64), 1), "b", Size(4, 6)),
+        (
+            Scene(pixels, np.array([[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]), np.array([1, 0]), np.array([5, 7]), 2),
+            "a",
+            Size(4, 6),
+        ),
+        (Scene(pixels, np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.int64), 1), "b", Size(4, 6)),
     ]
-    batch = loading._to_batch(collate_items(items), False)
+    batch = loading._to_batch(collate_items(items, [3, 2]), False)
     assert batch.images.shape == (2, 3, 4, 6)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.gt_labels.tolist() == [[1, 0], [-1, -1]]
     assert (batch.gt_xyxy[1] == -1).all()
-    assert loading._to_batch(collate_items(items[1:]), False).gt_labels.tolist() == [[-1]]
+    assert batch.gt_rows.tolist() == [[5, 7], [-1, -1]] and batch.image_rows.tolist() == [3, 2]
+    assert loading._to_batch(collate_items(items[1:], [2]), False).gt_labels.tolist() == [[-1]]
     assert batch.lost_boxes == 3
 
 

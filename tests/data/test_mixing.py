@@ -52,7 +52,7 @@ class Fixed(np.random.Generator):
 def scene(colour=0, boxes=(), labels=(), size=SIZE):
     pixels = np.full((*size, 3), colour, np.uint8)
     pixels.setflags(write=False)  # as Pillow's are
-    return Scene(pixels, np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64))
+    return Scene(pixels, np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64), np.arange(len(labels)))
 
 
 def painted(rng, size=SIZE, most=4):
@@ -67,7 +67,8 @@ def painted(rng, size=SIZE, most=4):
         pixels[y1:y2, x1:x2] = COLOURS[label]
         boxes.append([x1 / size[1], y1 / size[0], x2 / size[1], y2 / size[0]])
         labels.append(label)
-    return Scene(pixels, np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64))
+    rows = np.array([10 * label + place for place, label in enumerate(labels)], np.int64)
+    return Scene(pixels, np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64), rows)
 
 
 def shrunk(whole):
@@ -75,7 +76,7 @@ def shrunk(whole):
 
     def draw(size):
         pixels = Image.fromarray(np.asarray(whole.pixels)).resize(size[::-1], Image.Resampling.NEAREST)
-        return Scene(np.asarray(pixels), whole.boxes_xyxy, whole.labels)
+        return Scene(np.asarray(pixels), whole.boxes_xyxy, whole.labels, whole.rows)
 
     return draw
 
@@ -92,7 +93,7 @@ def test_a_mosaic_puts_four_images_around_its_centre():
 
     own = lambda size: scene(10, [[0.5, 0, 1, 1]], [3], size)  # noqa: E731
     mosaic = Mosaic(centre=(0.25, 0.75))
-    pixels, boxes, labels, _ = mosaic(own, other, SIZE, Fixed(0.5))
+    pixels, boxes, labels, _, _ = mosaic(own, other, SIZE, Fixed(0.5))
     assert sizes == [(20, 30)] * 3
     assert [pixels[y, x, 0] for y, x in ((0, 0), (19, 29), (0, 30), (20, 0), (20, 30), (39, 59))] == [
         10, 10, 20, 30, 40, 40,
@@ -124,7 +125,7 @@ def test_a_quarter_of_another_shape_is_cut_and_not_squeezed():
 @pytest.mark.parametrize(("ratio", "expected"), [(0.5, 150), (0.25, 175), (0.125, 188), (1.0, 100), (0.0, 200)])
 def test_a_blend_is_a_weighted_mean_and_keeps_both_labels(ratio, expected):
     own, other = scene(100, [[0, 0, 0.5, 0.5]], [1]), scene(200, [[0.2, 0.2, 1, 1]], [2])
-    pixels, boxes, labels, _ = MixUp()(lambda _: own, lambda _: other, SIZE, Fixed(ratio))
+    pixels, boxes, labels, _, _ = MixUp()(lambda _: own, lambda _: other, SIZE, Fixed(ratio))
     assert (pixels == expected).all()
     assert np.array_equal(boxes, [[0, 0, 0.5, 0.5], [0.2, 0.2, 1, 1]])
     assert labels.tolist() == [1, 2]
@@ -140,7 +141,7 @@ def test_a_pasted_patch_with_its_margin_and_its_neighbour():
     pixels = np.full((*SIZE, 3), 50, np.uint8)
     pixels[10:30, 20:40] = 250
     boxes = np.array([[20, 10, 40, 30], [12, 10, 18, 30], [43, 10, 53, 30]]) / [60, 40, 60, 40]
-    source = Scene(pixels, boxes, np.array([1, 2, 0]))
+    source = Scene(pixels, boxes, np.array([1, 2, 0]), np.array([7, 8, 9]))
     paste = CopyPaste(objects=1, scale=(1.0, 1.0), margin=0.2)
 
     class Margin(Fixed):
@@ -149,7 +150,7 @@ def test_a_pasted_patch_with_its_margin_and_its_neighbour():
 
     result = paste(lambda _: scene(10), lambda _: source, SIZE, Margin(0.0))
     assert np.allclose(result.boxes_xyxy * [60, 40, 60, 40], [[4, 4, 24, 24], [0, 4, 2, 24]])
-    assert result.labels.tolist() == [1, 2]
+    assert result.labels.tolist() == [1, 2] and result.rows.tolist() == [7, 8]
     assert (result.pixels[4:24, 4:24] == 250).all()
     assert (result.pixels[28:] == 10).all() and (result.pixels[:, 28:] == 10).all()
     # Over four columns the patch fades in: 10 + (k + 1/2) / 4 * 40
@@ -214,11 +215,13 @@ def test_the_place_that_hides_least_is_taken(seed):
 def test_boxes_have_area_lie_inside_and_labels_follow_the_colours(seed, operation):
     rng = np.random.default_rng(seed)
     own, other = painted(rng), painted(rng)
-    pixels, boxes, labels, _ = mix([operation], shrunk(own), shrunk(other), SIZE, rng)
+    pixels, boxes, labels, rows, _ = mix([operation], shrunk(own), shrunk(other), SIZE, rng)
     assert pixels.shape == (*SIZE, 3) and pixels.dtype == np.uint8 and boxes.shape == (len(labels), 4)
     assert ((boxes >= 0) & (boxes <= 1)).all() and (boxes[:, 2:] > boxes[:, :2]).all()
     if isinstance(operation, Mosaic):
         assert len(labels) == len(own.labels) + 3 * len(other.labels)
+    # Each came with its object, wherever it was put
+    assert (rows // 10 == labels).all()
     for box, label in zip(boxes * [60, 40, 60, 40], labels, strict=True):
         # Pixels wholly inside: of a box of a few pixels, those at its border may be half of all
         (x1, y1), (x2, y2) = np.ceil(box[:2] - 1e-9).astype(int), np.floor(box[2:] + 1e-9).astype(int)
@@ -243,7 +246,8 @@ def test_marked_objects_stay_under_their_boxes_through_a_whole_recipe(squares, n
     images = AugmentedImages(dataset, Size(64, 96), operations, fill=(110, 110, 110))
     seen, strays = 0, []
     for key in [(epoch, index) for epoch in range(4) for index in range(len(dataset))]:
-        pixels, boxes, labels, _ = images[key][0]
+        pixels, boxes, labels, rows, _ = images[key][0]
+        assert (dataset.labels[rows] == labels).all()
         excess = pixels[..., 0].astype(int) - pixels[..., 2]  # red positive, blue negative, noise about 0
         covered = np.zeros(excess.shape, np.bool_)
         for x1, y1, x2, y2 in np.rint(boxes * [96, 64, 96, 64]).astype(int):
@@ -265,7 +269,7 @@ def test_images_without_objects_stay_images(seed, name):
     empty = scene(90)
     mixing = [operation for operation in AUGMENTATIONS[name] if isinstance(operation, Mixing)]
     rng = np.random.default_rng(seed)
-    pixels, boxes, labels, _ = mix(mixing, shrunk(empty), shrunk(empty), SIZE, rng)
+    pixels, boxes, labels, _, _ = mix(mixing, shrunk(empty), shrunk(empty), SIZE, rng)
     assert (pixels == 90).all() and boxes.shape == (0, 4) and labels.shape == (0,)
     full = scene(90, [[0.2, 0.2, 0.4, 0.4]], [1])
     assert len(mix([CopyPaste(1.0)], shrunk(full), shrunk(empty), SIZE, rng).labels) == 1
@@ -345,7 +349,7 @@ def test_a_data_set_of_one_image(squares, name):
     dataset = open_dataset(squares, "train").subset([0])
     images = AugmentedImages(dataset, Size(64, 64), AUGMENTATIONS[name])
     for epoch in range(20):
-        (pixels, boxes, labels, _), title, size = images[epoch, 0]
+        (pixels, boxes, labels, _, _), title, size = images[epoch, 0]
         assert pixels.shape == (64, 64, 3) and len(boxes) == len(labels)
         assert (title, size) == (dataset.image_names[0], (96, 96))
 
@@ -403,7 +407,7 @@ def test_recipes_without_mixing_are_as_before(squares, name):
     images = AugmentedImages(dataset, Size(64, 80), AUGMENTATIONS[name], seed=3)
     digest = hashlib.sha256()
     for epoch, index in [(epoch, index) for epoch in range(3) for index in range(len(dataset))]:
-        pixels, boxes, labels, _ = images[epoch, index][0]
+        pixels, boxes, labels, _, _ = images[epoch, index][0]
         sample = dataset[index]
         image = load_image(sample)
         view = plan(AUGMENTATIONS[name], size_of(image), sample.boxes_xyxy, np.random.default_rng((3, epoch, index)))

@@ -76,10 +76,11 @@ class AugmentedImages:
 
     def batch(self, keys: Sequence[tuple[int, ...]], pool: Executor | None = None, threads: int = 1) -> Arrays:
         """Return the items of `keys` as one batch, made by so many threads of `pool`, each by one task."""
+        places = [key[1] for key in keys]
         if pool is None:
-            return collate_items(self._items(keys))
+            return collate_items(self._items(keys), places)
         shares = list(pool.map(self._items, [keys[i::threads] for i in range(threads)]))
-        return collate_items([shares[i % threads][i // threads] for i in range(len(keys))])
+        return collate_items([shares[i % threads][i // threads] for i in range(len(keys))], places)
 
     def _items(self, keys: Sequence[tuple[int, ...]]) -> list[Item]:
         return [self[key] for key in keys]
@@ -91,30 +92,32 @@ class AugmentedImages:
     def _scene(self, index: int, image: Decoded, rng: np.random.Generator, size: Size) -> Scene:
         # The columns themselves: a sample with its path would take longer than the image's flip
         data = self.dataset
-        rows = slice(int(data.starts[index]), int(data.starts[index + 1]))
+        first, end = int(data.starts[index]), int(data.starts[index + 1])
         # A crowd is a region of many objects: no single box to learn
-        keep = ~data.crowd[rows]
-        boxes, labels = data.boxes_xyxy[rows][keep], data.labels[rows][keep]
+        rows = np.flatnonzero(~data.crowd[first:end]) + first
+        boxes, labels = data.boxes_xyxy[rows], data.labels[rows]
         view = plan(self.operations, image.original, boxes, rng)
         if size != self.size:
             narrow(view, size.width / self.size.width, size.height / self.size.height, rng)
         snap(view, Size(*image.pixels.shape[:2]))
         pixels = render(image.pixels, view, size, self.fill)
         kept = view.kept()
-        return Scene(pixels, project(view, boxes[kept]), labels[kept], int((~kept).sum()))
+        return Scene(pixels, project(view, boxes[kept]), labels[kept], rows[kept], int((~kept).sum()))
 
 
-def collate_items(items: Sequence[Item]) -> Arrays:
-    """Stack images and pad their labels with -1 rows."""
+def collate_items(items: Sequence[Item], places: Sequence[int]) -> Arrays:
+    """Stack images and pad their labels with -1 rows; `places` are the images' own in their data set."""
     scenes, names, sizes = zip(*items, strict=True)
     rows = max(1, *(len(scene.labels) for scene in scenes))
     gt_xyxy = np.full((len(items), rows, 4), -1, np.float32)
-    gt_labels = np.full((len(items), rows), -1, np.int64)
+    gt_labels, gt_rows = (np.full((len(items), rows), -1, np.int64) for _ in range(2))
     for i, scene in enumerate(scenes):
         gt_xyxy[i, : len(scene.labels)] = scene.boxes_xyxy
         gt_labels[i, : len(scene.labels)] = scene.labels
+        gt_rows[i, : len(scene.labels)] = scene.rows
     pixels, lost = np.stack([scene.pixels for scene in scenes]), sum(scene.lost for scene in scenes)
-    return Arrays(pixels, gt_xyxy, gt_labels, list(names), list(sizes), lost)
+    image_rows = np.array(places, np.int64)
+    return Arrays(pixels, gt_xyxy, gt_labels, gt_rows, image_rows, list(names), list(sizes), lost)
 
 
 _held: list[tuple[AugmentedImages, Places | None]] = []

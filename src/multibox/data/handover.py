@@ -28,6 +28,10 @@ class Arrays(NamedTuple):
     """[b, g, 4]"""
     gt_labels: NDArray[np.int64]
     """[b, g]"""
+    gt_rows: NDArray[np.int64]
+    """[b, g]"""
+    image_rows: NDArray[np.int64]
+    """[b]"""
     image_names: list[str]
     sizes: list[Size]
     lost_boxes: int

@@ -250,9 +250,16 @@ def _prepare(images: AugmentedImages, keys: Keys, pin: bool, pool: Executor | No
 
 
 def _to_batch(arrays: Arrays, pin: bool) -> Batch:
-    images = torch.as_tensor(arrays.images).permute(0, 3, 1, 2)
-    labels = torch.as_tensor(arrays.gt_labels)
-    batch = Batch(images, torch.as_tensor(arrays.gt_xyxy), labels, arrays.image_names, arrays.sizes, arrays.lost_boxes)
+    batch = Batch(
+        images=torch.as_tensor(arrays.images).permute(0, 3, 1, 2),
+        gt_xyxy=torch.as_tensor(arrays.gt_xyxy),
+        gt_labels=torch.as_tensor(arrays.gt_labels),
+        image_names=arrays.image_names,
+        sizes=arrays.sizes,
+        lost_boxes=arrays.lost_boxes,
+        gt_rows=torch.as_tensor(arrays.gt_rows),
+        image_rows=torch.as_tensor(arrays.image_rows),
+    )
     return batch.pin_memory() if pin else batch
 
 

@@ -27,6 +27,8 @@ class Scene(NamedTuple):
     """[N, 4] as fractions of the image; every box has an area."""
     labels: Labels
     """[N]"""
+    rows: Labels
+    """[N]; row of each object in the columns of its data set."""
     lost: int = 0
     """Objects of the images shown that are not asked for: cut off or hidden too far."""
 
@@ -60,11 +62,9 @@ class Mosaic:
         for quarter, (x1, y1, x2, y2) in zip(quarters, places, strict=True):
             pixels[y1:y2, x1:x2] = quarter.pixels
             boxes.append((quarter.boxes_xyxy * _sides(x2 - x1, y2 - y1) + (x1, y1, x1, y1)) / _sides(width, height))
-        labels, lost = (
-            np.concatenate([quarter.labels for quarter in quarters]),
-            sum(quarter.lost for quarter in quarters),
-        )
-        return Scene(pixels, np.concatenate(boxes), labels, lost)
+        labels = np.concatenate([quarter.labels for quarter in quarters])
+        rows = np.concatenate([quarter.rows for quarter in quarters])
+        return Scene(pixels, np.concatenate(boxes), labels, rows, sum(quarter.lost for quarter in quarters))
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ class MixUp:
         mixed += 128  # the largest sum, 256 * 255 + 128, fits
         boxes = np.concatenate([first.boxes_xyxy, second.boxes_xyxy])
         labels = np.concatenate([first.labels, second.labels])
-        return Scene((mixed >> 8).astype(np.uint8), boxes, labels, first.lost + second.lost)
+        rows = np.concatenate([first.rows, second.rows])
+        return Scene((mixed >> 8).astype(np.uint8), boxes, labels, rows, first.lost + second.lost)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class CopyPaste:
         """Return the image with the patches, of `size`."""
         scene, source = own(size), other(size)
         pixels, extent = np.array(scene.pixels), _sides(size[1], size[0])
-        boxes, labels = scene.boxes_xyxy * extent, scene.labels
+        boxes, labels, rows = scene.boxes_xyxy * extent, scene.labels, scene.rows
         hidden = np.zeros(len(labels))
         count = int(rng.integers(1, self.objects + 1))
         # An object cut by its border would look cut in the middle of an image
@@ -132,10 +133,10 @@ class CopyPaste:
             _paste(pixels, patch.pixels, shape, inner, x, y)
             hidden = hidden + visible_shares(np.array([[x, y, x + shape.width, y + shape.height]]), boxes)[0]
             boxes = np.concatenate([boxes, patch.boxes_xyxy * _sides(shape.width, shape.height) + (x, y, x, y)])
-            labels = np.concatenate([labels, patch.labels])
+            labels, rows = np.concatenate([labels, patch.labels]), np.concatenate([rows, patch.rows])
             hidden = np.concatenate([hidden, np.zeros(len(patch.labels))])
         shown = hidden <= 1 - MINIMUM_VISIBLE
-        return Scene(pixels, boxes[shown] / extent, labels[shown], scene.lost + int((~shown).sum()))
+        return Scene(pixels, boxes[shown] / extent, labels[shown], rows[shown], scene.lost + int((~shown).sum()))
 
     def _rectangle(self, source: Scene, chosen: int, rng: np.random.Generator) -> Rectangle:
         """Return the box with its margin, in pixels of the source image."""
@@ -211,7 +212,8 @@ def _cut(source: Scene, rectangle: Rectangle, chosen: int) -> tuple[Scene, Fract
     inside = np.clip(boxes, (x1, y1, x1, y1), (x2, y2, x2, y2))
     shown = visible_shares(np.array([rectangle]), boxes)[0] >= MINIMUM_VISIBLE
     fractions = (inside - (x1, y1, x1, y1)) / _sides(x2 - x1, y2 - y1)
-    return Scene(source.pixels[y1:y2, x1:x2], fractions[shown], source.labels[shown]), fractions[chosen]
+    patch = source.pixels[y1:y2, x1:x2]
+    return Scene(patch, fractions[shown], source.labels[shown], source.rows[shown]), fractions[chosen]
 
 
 def _paste(pixels: NDArray[np.uint8], patch: NDArray[np.uint8], shape: Size, inner: Fractions, x: int, y: int) -> None:

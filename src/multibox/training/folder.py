@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from multibox.analysis.ledger import FOLDER as LEDGER
 from multibox.config import Config
 from multibox.errors import ConfigError, MultiboxError, WeightsError
 from multibox.files import write_bytes_whole
@@ -25,7 +26,7 @@ from multibox.training.step import Stepper
 
 CONFIG, STATE, LOCK = "config.toml", "state/state.safetensors", ".lock"
 WEIGHTS = ("best.safetensors", "last.safetensors")
-OWN = (CONFIG, "state", LOCK, "metrics.csv", EVENTS, STATUS, STOP, "images")
+OWN = (CONFIG, "state", LOCK, "metrics.csv", EVENTS, STATUS, STOP, LEDGER, "images")
 """What a run leaves beside weights and TensorBoard's events."""
 TENSORBOARD = "events.out.tfevents"
 CACHE = ".multibox-cache"
@@ -36,8 +37,8 @@ SCRATCH = ".*.part"
 """Files that were being written when the process was killed."""
 
 
-def save_state(folder: Path, stepper: Stepper, notes: dict[str, Any]) -> None:
-    """Write weights, average, optimiser moments, running means and `notes` (plain values) as one file, whole."""
+def save_state(folder: Path, stepper: Stepper, notes: dict[str, Any], more: dict[str, Tensor]) -> None:
+    """Write weights, average, optimiser moments, running means, `notes` (plain values) and `more`, whole."""
     tensors = {f"model.{name}": tensor for name, tensor in stepper.model.state_dict().items()}
     if stepper.average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in stepper.average.module.state_dict().items()}
@@ -45,13 +46,14 @@ def save_state(folder: Path, stepper: Stepper, notes: dict[str, Any]) -> None:
     for index, moments in stepper.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     tensors |= {f"means.{name}": tensor for name, tensor in stepper.means.sums.items()}
+    tensors |= {f"more.{name}": tensor for name, tensor in more.items()}
     # AdamW's step counters of one group may be one tensor, which safetensors refuses to store twice
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_bytes_whole(folder / STATE, save(tensors, {"notes": json.dumps(notes)}))
 
 
-def load_state(folder: Path, stepper: Stepper) -> dict[str, Any]:
-    """Fill the stepper from what `save_state` wrote and return its notes.
+def load_state(folder: Path, stepper: Stepper) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Fill the stepper from what `save_state` wrote; return its notes and what it was given beside them.
 
     Raises:
         WeightsError: there is no state to resume from, or it is broken or of another network.
@@ -91,7 +93,7 @@ def load_state(folder: Path, stepper: Stepper) -> dict[str, Any]:
         notes["pace"] = {"step": notes["step"], "position": 0.0, "spent": spent, "durations": []}
         notes["pace"] |= {"validation": 0.0, "saving": 0.0}
         notes["due"] = 0.0
-    return notes
+    return notes, _below("more.", tensors)
 
 
 def _laid_out_like(parameter: Tensor, moment: Tensor) -> Tensor:

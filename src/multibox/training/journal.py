@@ -20,6 +20,7 @@ from torch import Tensor
 
 from multibox.files import write_text_whole
 from multibox.training.hardware import Hardware
+from multibox.training.step import start_copy
 
 if TYPE_CHECKING:
     from multibox.training.reporter import Means, Row
@@ -142,8 +143,6 @@ class Journal:
 
     def _send(self, trainer: "Trainer") -> None:
         """Start the means of an event on their way to the host."""
-        from multibox.training.step import start_copy
-
         means, speed = trainer.stepper.means, self.steps * trainer.batches.batch_size / max(self.took, 1e-9)
         event = {
             "lr": trainer.rate,

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import random
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import msgspec
@@ -27,6 +28,9 @@ MULTIPLE = 32
 """Drawn sides are multiples of this, the stride that backbones share, so that no feature map loses a row."""
 CHECK_EVERY = 5
 """Steps whose losses are checked together."""
+
+Watch = Callable[[HeadOutputs, Targets, LossParts, Batch], None]
+"""Takes what a step computed."""
 
 
 def compute_loss(
@@ -61,6 +65,8 @@ class Stepper:
         self.optimizer = make_optimizer(self.model, config.train)
         self.frozen = freeze(self.model, config.train.freeze)
         self.means = Means()
+        self.watch: Watch | None = None
+        """Told of every step."""
 
     def step(self, batch: Batch) -> LossParts:
         """Learn from one batch, which must be on the device; its images may have any size."""
@@ -77,6 +83,8 @@ class Stepper:
         if self.average is not None:
             self.average.update(self.model)
         self.means.add(outputs, targets, parts, config)
+        if self.watch is not None:
+            self.watch(outputs, targets, parts, batch)
         return parts
 
     def thaw(self) -> None:

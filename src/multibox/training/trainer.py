@@ -27,6 +27,7 @@ from multibox.training.pacing import Interrupt, describe_length, make_pace, out_
 from multibox.training.reporter import Means, Records, Reporter, Row, describe_score
 from multibox.training.splits import load_training, order_images
 from multibox.training.step import LossWatch, Stepper, draw_size, resize_batch
+from multibox.training.tally import Tally
 from multibox.training.threads import ThreadPlan
 from multibox.training.validation import Validation
 
@@ -86,8 +87,7 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.device = device
-        self.source = source
-        self.known = known
+        self.source, self.known = source, known
         self.reporter = reporter or Reporter()
         self.stepper = Stepper(model, config, device=device, precision=precision)
         self.decoded = decoded
@@ -111,18 +111,19 @@ class Trainer:
         self.due = 0.0
         """Share of the schedule after which the next validation is due, at the end of an epoch."""
         self.best = -1.0
-        self.seconds = 0.0
+        self.seconds = self.saved = 0.0
         self.rate = 0.0
         """Learning rate of the last step."""
         self.lost_boxes = 0
         """Objects that augmentation cut away, in all steps."""
-        self.saved = 0.0
         self.clock = time.monotonic()
         self.interrupted = False
         """True if Ctrl-C arrived during the last step, when only what follows was left to stop."""
         self.records = Records(folder, [])
         self.journal = journal or Journal(folder, config.preset, device, started)
         self.hold = hold
+        self.tally = Tally(folder, training, config.model.score)
+        self.stepper.watch = self.tally.add
 
     @property
     def finished(self) -> bool:
@@ -131,10 +132,11 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the folder's state, with the very images and learning rates that were left."""
-        notes = load_state(self.folder, self.stepper)
+        notes, more = load_state(self.folder, self.stepper)
         self.pace.restore(notes["pace"])
         self.due, self.best, self.seconds = notes["due"], notes["best"], notes["seconds"]
         self.records.rows, self.lost_boxes = notes["rows"], notes.get("lost_boxes", 0)
+        self.tally.restore(notes.get("ledger_epochs", 0), more)
         if self.finished:
             # A timed run may have taken longer than its minutes, and the minutes may be new
             done = f"{self.pace.spent / 60:.1f} minutes" if self.pace.seconds else describe_length(self.config)
@@ -181,6 +183,7 @@ class Trainer:
         self.batches.start_step = self.pace.step
         self._plan_mixing()
         train_mode(self.stepper.model)
+        self.tally.begin()
         self.reporter.begin(self)
         self.journal.begin(self)
         self._lap()
@@ -231,6 +234,7 @@ class Trainer:
             row |= self._validate(self.validation)
         self.records.add(row)
         self.journal.epoch(self, row)
+        self.tally.end_epoch(epoch, self.pace.step)
         if "val_map50" in row or self.pace.finished or time.monotonic() - self.saved > SAVE_EVERY:
             self.save()
         self.reporter.row(self, row)
@@ -360,8 +364,9 @@ class Trainer:
             "seconds": self.seconds,
             "rows": self.records.rows,
             "lost_boxes": self.lost_boxes,
+            "ledger_epochs": self.tally.epochs,
         }
-        save_state(self.folder, self.stepper, notes)
+        save_state(self.folder, self.stepper, notes, self.tally.state())
         self.saved = time.monotonic()
 
     def _checkpoint_config(self) -> Config:
