@@ -155,26 +155,42 @@ const multibox = (() => {
       el("span", {}, bar.text ?? number(bar.value))]));
   }
 
-  /** An image with boxes over it. `draw` takes {box: xyxy in pixels of width x height, colour, dashed, text, title, onclick, chosen, faint}. */
+  /** An image with boxes over it. `draw` takes {box: xyxy in pixels of width x height, colour, dashed, text, below, title, onclick, chosen, faint, key, skip, kind} and
+      lines {from, to: [x, y], colour, title}. `below` puts the text under the box, `skip` leaves the box out of the tab order, and after a redraw the box of the same `key` has the focus again. */
   function picture({ src, width, height, alt }) {
     const layer = svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none" });
     const node = el("div", { class: "picture", style: { aspectRatio: `${width} / ${height}` } },
       el("img", { src, alt, loading: "lazy", decoding: "async", width, height }), layer);
-    const letters = Math.max(width, height) / 34;
-    node.draw = (boxes) => {
+    node.draw = (boxes, lines = []) => {
+      const focused = layer.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
       layer.replaceChildren();
+      // At least 12 pixels on the screen, also on a phone
+      const letters = Math.max(Math.max(width, height) / 34, 12 * width / (node.clientWidth || Infinity)), taken = [];
       // Labels after all boxes, so that no box covers one
       for (const one of boxes) {
         const [x1, y1, x2, y2] = one.box;
-        layer.append(svg("rect", { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1), stroke: one.colour || "var(--c0)",
-          "stroke-dasharray": one.dashed ? "6 4" : null, opacity: one.faint ? 0.45 : null, class: one.chosen ? "chosen" : null,
-          ...(one.onclick ? { role: "button", tabindex: "0", "aria-label": one.title || one.text || "box", onclick: one.onclick,
-            onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); one.onclick(event); } } } : {}) },
+        const role = one.skip ? {} : { role: "button", tabindex: "0", "aria-label": one.title || one.text || "box",
+          onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); one.onclick(event); } } };
+        layer.append(svg("rect", { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1), stroke: one.colour || "var(--c0)", "data-key": one.key,
+          "stroke-dasharray": one.dashed ? "6 4" : null, opacity: one.faint ? 0.45 : null, class: [one.chosen ? "chosen" : "", one.kind || ""].join(" ").trim() || null,
+          ...(one.onclick ? { onclick: one.onclick, ...role } : {}) },
         one.title ? svg("title", {}, one.title) : null));
       }
-      for (const one of boxes) if (one.text) layer.append(svg("text", { x: Math.max(0, one.box[0]) + letters / 8,
-        y: one.box[1] > letters ? one.box[1] - letters / 5 : one.box[1] + letters, "font-size": letters, "pointer-events": "none" }, one.text));
+      for (const { from, to, colour: stroke, title } of lines) layer.append(
+        svg("line", { x1: from[0], y1: from[1], x2: to[0], y2: to[1], stroke, "pointer-events": "none" }, title ? svg("title", {}, title) : null),
+        svg("circle", { cx: to[0], cy: to[1], r: letters / 4, fill: stroke, "pointer-events": "none" }));
+      for (const one of boxes) if (one.text) layer.append(label(one, letters, taken));
+      if (focused !== undefined) [...layer.querySelectorAll("[tabindex]")].find((each) => each.dataset.key === focused)?.focus();
     };
+    /** Text at a box: above or below it, a row further where other text stands already. */
+    function label({ box: [x1, y1, x2, y2], text, below }, letters, taken) {
+      const wide = 0.55 * letters * text.length, start = Math.max(0, Math.min(x1 + letters / 8, width - wide));
+      const first = below ? (y2 + letters < height ? y2 + letters : y2 - letters / 5) : y1 > letters ? y1 - letters / 5 : y1 + letters;
+      const free = (y) => y >= letters && y <= height && taken.every(([left, row, right]) => Math.abs(row - y) >= letters || left > start + wide || right < start);
+      const y = [0, 1, -1, 2, -2].map((rows) => first + 1.1 * rows * letters * (below ? 1 : -1)).find(free) ?? first;
+      taken.push([start, y, start + wide]);
+      return svg("text", { x: start, y, "font-size": letters, "pointer-events": "none" }, text);
+    }
     node.heat = (uri) => { node.querySelector(".heat")?.remove(); if (uri) layer.before(el("img", { class: "heat", src: uri, alt: "" })); };
     return node;
   }

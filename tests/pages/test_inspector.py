@@ -1,0 +1,252 @@
+import re
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from multibox.pages.inspector import inspector_page, summarise
+from multibox.structures import iou
+
+NAMES = ("cat", "dog <b>&")
+LEVELS = ((8, 8, 4), (4, 4, 6), (1, 1, 4))
+SIDE = 256
+
+
+def make_row(number=0, *, objects=5, candidates=60, explain=False):
+    """Return one entry; the same number gives the same."""
+    rng = np.random.default_rng(number)
+    gt_boxes = _boxes(rng, objects)
+    gt_labels = rng.integers(0, 2, objects)
+    # The last object is never seen
+    near = gt_boxes[rng.integers(0, max(1, objects - 2), candidates)] if objects else _boxes(rng, candidates)
+    boxes = np.clip(near + rng.normal(0, 9, (candidates, 4)), 0, SIDE)
+    boxes = np.concatenate([boxes[:, :2], np.maximum(boxes[:, 2:], boxes[:, :2] + 4)], 1)
+    scores = np.sort(rng.uniform(0.01, 1, candidates).astype(np.float32))[::-1]
+    labels = rng.integers(0, 2, candidates)
+    row = {
+        "file": f"folder/image-{number}.jpg",
+        "path": f"image-{number}.jpg",
+        "width": SIDE,
+        "height": SIDE,
+        "input": [SIDE, SIDE],
+        "preset": "tinyssd",
+        "matcher": "bipartite",
+        "thresholds": {
+            "match": 0.5, "ignore": None, "score": {NAMES[0]: 0.3, NAMES[1]: 0.45}, "nms": 0.45, "nms_inclusive": False,
+            "max_detections": 200, "max_per_class": None, "score_threshold": 0.01, "extra": 0,
+        },
+        "levels": [_level(*shape) for shape in LEVELS],
+        "gt": [_object(i, gt_boxes[i], int(gt_labels[i])) for i in range(objects)],
+        "positives": [_positive(i, gt_boxes[i]) for i in range(objects)],
+        "ignored": [{**_anchor(9, 0), "iou": 0.45}],
+        "ignored_total": 1,
+        "negatives": [{**_anchor(30, 0), "loss": 2.5, "score": 0.6, "name": NAMES[0], "iou": 0.1}],
+        "negatives_total": 12,
+        "losses": {"total": 3.0, "classification": 2.0, "localization": 1.0},
+    }  # fmt: skip
+    row["candidates"] = [
+        _candidate(rng, gt_boxes, gt_labels, boxes[i], float(scores[i]), int(labels[i])) for i in range(candidates)
+    ]
+    if explain:
+        row["explanations"] = [_explanation(0, row["candidates"][0])]
+    return row
+
+
+def _boxes(rng, count):
+    corners = rng.uniform(5, 150, (count, 2))
+    return np.concatenate([corners, corners + rng.uniform(30, 90, (count, 2))], 1)
+
+
+def _level(rows, columns, per_cell):
+    used = {"anchors": rows * columns * per_cell, "positives": 2, "ignored": 1, "negatives": 6}
+    stride = [SIDE / columns, SIDE / rows]
+    return {"rows": rows, "columns": columns, "anchors_per_cell": per_cell, "stride": stride}  | {
+        "receptive_field": [3 * stride[0], 3 * stride[1]], **used
+    }  # fmt: skip
+
+
+def _anchor(number, level):
+    row, column = divmod(number // 4, 8)
+    x, y = 32 * column + 16, 32 * row + 16
+    box = [x - 20.0, y - 20.0, x + 20.0, y + 20.0]
+    return {"anchor": number, "level": level, "row": row, "column": column, "shape": number % 4, "box": box}
+
+
+def _object(index, box, label):
+    return {
+        "index": index, "label": label, "name": NAMES[label], "box": box.tolist(), "difficult": index == 2,
+        "crowd": False, "trained": True, "best_iou": 0.4 + index / 20, "anchors": [index], "outcome": "low-score",
+        "detection": None, "why": "its best box scores 0.045, below the threshold of 0.30",
+        "if_unseen": "unreached" if index == 1 else "low-score",
+    }  # fmt: skip
+
+
+def _positive(index, box):
+    anchor = _anchor(40 + 4 * index, index % 2)
+    return {
+        **anchor, "gt": index, "iou": 0.4 + index / 20, "how": "forced" if index < 2 else "threshold", "weight": 1.0,
+        "class_loss": 1.5, "box_loss": 0.5, "score": 0.2, "predicted": (box + 3).tolist(),
+    }  # fmt: skip
+
+
+def _candidate(rng, gt_boxes, gt_labels, box, score, label):
+    anchor = _anchor(int(rng.integers(0, 256)), 0)
+    ious = iou(gt_boxes, box, 0.0) * (gt_labels == label) if len(gt_boxes) else np.zeros(0)
+    known = bool((gt_labels == label).any())
+    best = int(np.where(gt_labels == label, ious, -1).argmax()) if known else None
+    return {
+        **anchor, "anchor_box": anchor["box"], "box": box.tolist(), "unclipped": box.tolist(), "score": score,
+        "label": label, "name": NAMES[label], "kept": True, "suppressed_by": None, "iou": None, "gt": best,
+        "gt_iou": None if best is None else float(ious[best]),
+    }  # fmt: skip
+
+
+def _explanation(place, candidate):
+    similar = [{"file": "a.jpg", "path": "a.jpg", "box": [20, 20, 90, 80], "name": NAMES[0], "distance": 0.25}]
+    return {
+        "candidate": place, "anchor": candidate["anchor"], "level": 0, "row": 0, "column": 0, "shape": 0,
+        "anchor_box": candidate["box"], "receptive_field": [0, 0, 100, 100], "method": "occlusion",
+        "saliency": [[0.0, 0.5], [1.0, 0.2]], "similar": similar,
+    }  # fmt: skip
+
+
+def picture(path):
+    return Image.new("RGB", (SIDE, SIDE), "darkslateblue")
+
+
+def write_page(tmp_path, rows):
+    path = tmp_path / "index.html"
+    text = inspector_page(rows, model="run", data="cells", load=picture, command="multibox inspect run cells")
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_an_image_is_summed_up_at_the_models_thresholds():
+    row = make_row(candidates=0)
+    row["gt"][0]["outcome"], row["gt"][0]["detection"] = "found", 0
+    common = {"label": 0, "name": NAMES[0], "kept": True, "gt": 0, "gt_iou": 0.8}
+    row["candidates"] = [
+        {**common, "score": 0.9},
+        {**common, "score": 0.8},  # a second one on the same object: false
+        {**common, "score": 0.7, "gt": 2},  # on a difficult object: neither
+        {**common, "score": 0.6, "kept": False},
+        {**common, "score": 0.3, "gt": None, "gt_iou": None},  # exactly the threshold counts
+        {**common, "score": 0.2, "gt": None, "gt_iou": None},
+    ]
+    summary = summarise(row)
+    assert (summary.objects, summary.found, summary.missed, summary.false) == (4, 1, {"low-score": 3}, 2)
+
+
+def test_the_page_holds_every_image_once_and_escapes_names(tmp_path):
+    text = write_page(tmp_path, [make_row(0), make_row(1, explain=True)]).read_text(encoding="utf-8")
+    assert len(re.findall(r'id="image-\d+"', text)) == 2
+    assert "dog <b>" not in text
+    assert "http://www.w3.org" in text
+    assert not re.search(r'(src|href)="?https?:', text)
+
+
+@pytest.mark.slow
+def test_a_reader_finds_out_why_with_keys_alone(tmp_path, open_page, overflow):
+    path = write_page(tmp_path, [make_row(0, explain=True), make_row(1, objects=0), make_row(2, candidates=0)])
+    for width, dark in ((1280, False), (390, True)):
+        with open_page(path, width=width, dark=dark) as page:
+            panel = page.locator(".panel")
+            assert overflow(page) == 0
+            page.keyboard.press("ArrowRight")
+            assert "no objects" in panel.inner_text()
+            page.keyboard.press("ArrowRight")
+            assert "No detections: no box scores above 0.01" in panel.inner_text()
+            page.keyboard.press("ArrowRight")
+            assert page.locator("#shown").inner_text().startswith("folder/image-0.jpg")
+            page.locator("#objects button.link").nth(1).focus()
+            page.keyboard.press("Enter")
+            assert panel.inner_text().startswith("Object 1")
+            assert page.evaluate("document.activeElement.className") == "panel"
+            page.keyboard.press("Escape")
+            assert panel.inner_text().startswith("This image")
+            page.locator(".picture rect[tabindex]").first.focus()
+            page.keyboard.press("Enter")
+            assert panel.inner_text().startswith("Object 0")
+            assert overflow(page) == 0
+
+
+@pytest.mark.slow
+def test_each_question_is_answered_by_one_click(tmp_path, open_page, overflow):
+    row = make_row(0, explain=True)
+    with open_page(write_page(tmp_path, [make_row(3, objects=0), row])) as page:
+        panel, questions = page.locator(".panel h3").first, page.locator(".questions button")
+        assert questions.count() == 10
+        starts = [
+            "Object ",
+            "Box: ",
+            "Box: ",
+            None,
+            None,
+            "Hard negative 1",
+            "Box: ",
+            "Object ",
+            "Positive anchor",
+            "Box: ",
+        ]
+        for place, start in enumerate(starts):
+            questions.nth(place).click()
+            if start is not None:
+                assert panel.inner_text().startswith(start), place
+        assert page.locator(".picture .heat").count() == 1
+        page.get_by_role("slider", name="Strength of the saliency map").fill("0.2")
+        assert page.locator(".picture .heat").evaluate("(node) => node.style.opacity") == "0.2"
+        assert page.locator(".panel .gallery img").count() == 1
+        assert page.locator("#thresholds svg").count() == 1
+        assert overflow(page) == 0
+
+
+@pytest.mark.slow
+def test_moving_thresholds_changes_boxes_and_outcomes_at_once(tmp_path, open_page):
+    with open_page(write_page(tmp_path, [make_row(0)])) as page:
+        score, overlap = (page.get_by_role("slider", name=name) for name in ("Lowest score", "Overlap that"))
+        rows = page.locator("#detections tbody tr")
+        before = rows.count()
+        score.fill("0.9")
+        assert rows.count() < before
+        assert page.locator("#objects tbody .bad").count() > 0
+        overlap.fill("0.95")
+        score.fill("0")
+        assert rows.count() > before
+        page.get_by_role("button", name="The model's own thresholds").click()
+        assert rows.count() == before
+
+
+@pytest.mark.slow
+def test_a_second_click_takes_the_box_below(tmp_path, open_page):
+    row = make_row(0, candidates=0)
+    for one in row["gt"]:
+        one["box"] = [50.0, 50.0, 150.0, 150.0]
+    with open_page(write_page(tmp_path, [row])) as page:
+        page.locator("#stage").evaluate("(node) => node.scrollIntoView()")
+        box = page.locator(".view .picture").bounding_box()
+        x, y = box["x"] + box["width"] * 100 / SIDE, box["y"] + box["height"] * 100 / SIDE
+        heads = []
+        for _ in range(5):
+            page.mouse.click(x, y)
+            heads.append(page.locator(".panel h3").inner_text()[:8])
+        assert sorted(heads) == [f"Object {index}" for index in range(5)]
+
+
+@pytest.mark.slow
+def test_fifty_full_images_stay_quick(tmp_path, open_page):
+    path = write_page(tmp_path, [make_row(number, objects=20, candidates=300) for number in range(50)])
+    began = time.monotonic()
+    with open_page(path) as page:
+        page.locator(".picture rect").first.wait_for()
+        opened = time.monotonic() - began
+        script = """async () => {
+          const start = performance.now();
+          const right = () => new KeyboardEvent("keydown", {key: "ArrowRight", bubbles: true});
+          for (let i = 0; i < 10; i += 1) document.body.dispatchEvent(right());
+          return (performance.now() - start) / 10;
+        }"""
+        assert opened < 10  # with the start of Chromium; about 1.5 s on two quiet cores
+        assert page.locator(".strip button").count() == 50
+        page.locator("body").press("ArrowRight")
+        assert page.evaluate(script) < 500
