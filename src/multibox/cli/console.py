@@ -39,7 +39,7 @@ def print_rows(
     console = table_console(stderr=stderr)
     console.print(table, highlight=False)
     if note:
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, soft_wrap=True)
 
 
 def metric_text(value: float | None) -> str:
@@ -72,6 +72,20 @@ def counting_up(what: str) -> Generator[Callable[[int, int], None], None, None]:
             reports[0](done)
 
         yield report
+
+
+@contextmanager
+def counting_more(what: str, total: int) -> Generator[Callable[[int], None], None, None]:
+    """Show progress as `counting` does; the function it yields takes how many more are done."""
+    done = 0
+    with counting(what, total) as report:
+
+        def tell(more: int) -> None:
+            nonlocal done
+            done += more
+            report(done)
+
+        yield tell
 
 
 def _lines(what: str, total: int) -> Callable[[int], None]:

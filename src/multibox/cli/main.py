@@ -21,6 +21,7 @@ from multibox.cli import (
     evaluate,
     export,
     imports,
+    inspect,
     lists,
     plot,
     predict,
@@ -124,6 +125,7 @@ app.command("train", cls=HintedCommand)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("predict")(predict.predict)
+app.command("inspect")(inspect.inspect)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)
 app.command("anchors")(anchors.anchors)

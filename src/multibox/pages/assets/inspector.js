@@ -111,9 +111,10 @@ function showLayers() {
   const forced = image.positives.filter((one) => one.how === "forced").length;
   const lost = image.gt.filter((_, index) => missed(index)).length;
   const shown = verdict.reported.filter(Boolean).length;
+  const listed = (list, total) => (total > list.length ? `first ${list.length} of ${count(total)}` : count(total));
   const totals = {
     gt: `${image.gt.length}, ${lost} missed`, positives: `${image.positives.length}, ${forced} forced`, kept: shown,
-    ignored: count(image.ignored_total), negatives: count(image.negatives_total), candidates: image.candidates.length - shown,
+    ignored: listed(image.ignored, image.ignored_total), negatives: listed(image.negatives, image.negatives_total), candidates: image.candidates.length - shown,
   };
   replace(layerBox, el("legend", {}, "Layers"), LAYERS.map(([name, text, colour, kind]) => {
     const box = checkbox(`${text} (${totals[name]})`, Boolean(state.layers[name]), (on) => { state.layers[name] = on; choose(null); });
