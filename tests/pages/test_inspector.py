@@ -1,11 +1,18 @@
 import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
+from multibox import api
+from multibox.inference.detector import Detector
+from multibox.models.build import build_model
 from multibox.pages.inspector import inspector_page, summarise
+from multibox.presets import resolve
 from multibox.structures import iou
 
 NAMES = ("cat", "dog <b>&")
@@ -111,13 +118,13 @@ def _explanation(place, candidate):
     }  # fmt: skip
 
 
-def picture(path):
-    return Image.new("RGB", (SIDE, SIDE), "darkslateblue")
-
-
 def write_page(tmp_path, rows):
     path = tmp_path / "index.html"
-    text = inspector_page(rows, model="run", data="cells", load=picture, command="multibox inspect run cells")
+    image = tmp_path / "image.png"
+    Image.new("RGB", (SIDE, SIDE), "darkslateblue").save(image)
+    for entry in [*rows, *(e for row in rows for one in row.get("explanations", ()) for e in one["similar"])]:
+        entry["path"] = entry["path"] if Path(entry["path"]).exists() else str(image)
+    text = inspector_page(rows, model="run", data="cells", command="multibox inspect run cells")
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -250,3 +257,62 @@ def test_fifty_full_images_stay_quick(tmp_path, open_page):
         assert page.locator(".strip button").count() == 50
         page.locator("body").press("ArrowRight")
         assert page.evaluate(script) < 500
+
+
+JUDGE = """([count, state]) => [...Array(count).keys()].map((i) =>
+  judging.judge(JSON.parse(document.getElementById(`image-${i}`).textContent), state))"""
+
+
+def lively(nms):
+    """Return a fresh TinySSD whose scores are spread, so that suppression has work, and some of whose boxes fit."""
+    changes = {"model.input_size": (128, 128), "post.nms_threshold": nms, "post.pre_nms_topk": 140}
+    config = resolve("tinyssd", "default", {"anchors.fit": "none"} | changes)
+    model = build_model(config, 2, 0).train()
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        images = torch.randint(256, (2, 3, 128, 128)).float()
+        for _, layer in model.heads.class_layers():
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        # The layers' own statistics keep fresh features from fading
+        spread = model(images).logits.std()
+        for _, layer in model.heads.class_layers():
+            layer.weight *= 2 / spread
+    return Detector(model.eval(), config, ("red", "blue"))
+
+
+def described(rows):
+    """Return what is to be equal: reported boxes by anchor and class, and each object's outcome and detection."""
+    result = []
+    for row in rows:
+        boxes = [(one["anchor"], one["label"]) for one in row["candidates"]]
+        lowest = {name: np.float32(value) for name, value in row["thresholds"]["score"].items()}
+        shown = [one["kept"] and np.float32(one["score"]) >= lowest[one["name"]] for one in row["candidates"]]
+        reported = sorted(box for box, yes in zip(boxes, shown, strict=True) if yes)
+        gt = [(one["outcome"], None if one["detection"] is None else boxes[one["detection"]]) for one in row["gt"]]
+        result.append((reported, gt))
+    return result
+
+
+@pytest.mark.slow
+def test_the_page_judges_as_inspect_matches_does(tmp_path, open_page, squares):
+    base = lively(0.45)
+    rows = api.inspect_matches(base, squares, split="train", worst=8)
+    assert all(len(row["candidates"]) < 300 for row in rows)  # so that no other thresholds need what is not listed
+    outcomes = set()
+    with open_page(write_page(tmp_path, rows)) as page:
+        for score, nms in ((None, 0.45), (0.9, 0.1), (0.97, 0.7), (0.99, 0.3)):
+            verdicts = page.evaluate(JUDGE, [len(rows), {"score": score, "nms": nms}])
+            names = [row["file"] for row in rows]
+            again = api.inspect_matches(lively(nms), squares, images=names, split="train", threshold=score)
+            expected = described(again)
+            for row, verdict, (reported, gt) in zip(rows, verdicts, expected, strict=True):
+                boxes = [(one["anchor"], one["label"]) for one in row["candidates"]]
+                assert sorted(box for box, yes in zip(boxes, verdict["reported"], strict=True) if yes) == reported
+                judged = [(one["name"], one["detection"]) for one in verdict["outcomes"]]
+                assert [(name, None if at is None else boxes[at]) for name, at in judged] == gt
+                outcomes |= {name for name, _ in judged}
+    assert outcomes == {"found", "low-score", "suppressed", "wrong-class", "badly-placed"}

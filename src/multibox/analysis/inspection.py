@@ -156,6 +156,8 @@ class Inspector:
         return {
             "file": seen.sample.name,
             "path": str(seen.sample.path),
+            "offset": seen.sample.offset,
+            "length": seen.sample.length,
             "width": width,
             "height": height,
             "input": list(config.model.input_size),
@@ -167,6 +169,10 @@ class Inspector:
                 "score": self.thresholds,
                 "nms": post.nms_threshold,
                 "nms_inclusive": post.nms_inclusive,
+                "score_threshold": post.score_threshold,
+                "max_detections": post.max_detections,
+                "max_per_class": None if post.max_per_class == "none" else post.max_per_class,
+                "extra": self.extra,
             },
             "levels": layout.levels(seen),
             "gt": objects,
@@ -346,9 +352,11 @@ def _candidates(
     rows: list[dict[str, Any]] = []
     for place, number in enumerate(listed.tolist()):
         gt = int(outcome.gt[number]) if outcome.iou[number] > 0 else -1
+        anchor = layout.at(int(found.anchors[number]))
         rows.append(
             {
-                **_brief(layout, int(found.anchors[number])),
+                **anchor,
+                "anchor_box": anchor["box"],
                 "box": found.boxes[number].tolist(),
                 "unclipped": found.unclipped[number].tolist(),
                 "score": float(found.scores[number]),

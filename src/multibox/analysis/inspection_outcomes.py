@@ -144,12 +144,10 @@ class Judge:
         for i, (box, label) in enumerate(zip(sample.boxes_xyxy, sample.labels.tolist(), strict=True)):
             own = [place for place, positive in enumerate(positives) if positive["gt"] == i]
             best_iou = float(overlap[i].max(initial=0))
-            outcome = self._found(found, matched, i)
-            outcome = outcome or self._seen_wrongly(found, matched, i, box, label)
-            if outcome is None:
-                scores = [positives[place]["score"] for place in own]
-                reason = self._not_trained(sample, i, i in trained) or self._unreached(box, anchors, best_iou, scores)
-                outcome = self._low(found, box, label, scores, reason)
+            scores = [positives[place]["score"] for place in own]
+            reason = self._not_trained(sample, i, i in trained) or self._unreached(box, anchors, best_iou, scores)
+            outcome = self._found(found, matched, i) or self._seen_wrongly(found, matched, i, box, label)
+            outcome = outcome or self._low(found, box, label, scores, reason)
             name, detection, why = outcome
             rows.append(
                 {
@@ -165,6 +163,7 @@ class Judge:
                     "outcome": name,
                     "detection": detection,
                     "why": why,
+                    "if_unseen": reason[0] if reason else "low-score",
                 }
             )
         return rows

@@ -77,7 +77,6 @@ def inspect(
         rows,
         model=model,
         data=", ".join(map(str, data)),
-        load=_load,
         command=shlex.join(["multibox", *sys.argv[1:]]),
     )
     folder = make_numbered_folder("inspection") if out is None else out
@@ -90,12 +89,6 @@ def inspect(
         write_text_whole(json_file, text + "\n")
 
 
-def _load(path: str) -> Any:
-    from multibox.data.images import read_image
-
-    return read_image(path)
-
-
 def print_summary(rows: Sequence[Mapping[str, Any]], note: str, *, stderr: bool) -> None:
     """Print a table: each image with its objects, those found, those missed by reason, and false detections."""
     from rich.markup import escape
@@ -106,7 +99,10 @@ def print_summary(rows: Sequence[Mapping[str, Any]], note: str, *, stderr: bool)
     summaries = [summarise(row) for row in rows]
     reasons = [name for name in SHORT if any(name in one.missed for one in summaries)]
     lines = [
-        [escape(row["file"]), *map(str, (one.objects, one.found, *(one.missed.get(name, 0) for name in reasons), one.false))]
+        [
+            escape(row["file"]),
+            *map(str, (one.objects, one.found, *(one.missed.get(name, 0) for name in reasons), one.false)),
+        ]
         for row, one in zip(rows, summaries, strict=True)
     ]
     columns = ["image", ">objects", ">found", *(f">{name}" for name in reasons), ">false"]

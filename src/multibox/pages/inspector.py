@@ -1,14 +1,17 @@
 """The page of `multibox inspect`: what matching, losses and suppression made of images, to look at and to move."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from multibox.data.images import load_image
 from multibox.pages.page import build_page, embedded
 from multibox.pages.page_images import crop_around, data_uri, heat_uri
+from multibox.structures import Sample
 
 SIDE, THUMB, CROP = 900, 160, 140
 """Longest sides of the images, thumbnails and crops in the page, in pixels."""
@@ -56,7 +59,6 @@ def inspector_page(
     *,
     model: str,
     data: str,
-    load: Callable[[str], Image.Image],
     command: str = "",
 ) -> str:
     """Return the page as HTML, images inside.
@@ -65,13 +67,12 @@ def inspector_page(
         rows: From `multibox.inspect_matches`.
         model: What was inspected, for the heading.
         data: The images, for the heading.
-        load: Opens the image that an entry calls `path`.
         command: That made the page, for its last line.
     """
     parts: list[str] = []
     images: list[dict[str, Any]] = []
     for place, row in enumerate(rows):
-        image = load(row["path"])
+        image = _open(row)
         summary = summarise(row)
         thumb = data_uri(image, THUMB, 70)
         images.append(
@@ -79,7 +80,7 @@ def inspector_page(
             | {"false": summary.false}
         )
         # Each image is an element of its own, which the browser reads only when someone looks at it
-        parts.append(embedded(f"image-{place}", _for_page(row, image, load)))
+        parts.append(embedded(f"image-{place}", _for_page(row, image)))
     explained = any("explanations" in row for row in rows)
     title = f"Inspection of {model} on {data}"
     scripts = ["inspector.css", "judging.js", "inspector.js"]
@@ -87,20 +88,32 @@ def inspector_page(
     return build_page(title, body="\n".join(parts), data=page_data, scripts=scripts)
 
 
-def _for_page(row: Row, image: Image.Image, load: Callable[[str], Image.Image]) -> dict[str, Any]:
+def _open(entry: Row) -> Image.Image:
+    """Return the image of an entry: a file, or a part of one that holds many."""
+    none = np.zeros(0, np.int64)
+    sample = Sample(
+        entry["file"], Path(entry["path"]), np.zeros((0, 4)), none, none > 0, none > 0,
+        offset=entry.get("offset"), length=entry.get("length"),
+    )  # fmt: skip
+    return load_image(sample)
+
+
+def _for_page(row: Row, image: Image.Image) -> dict[str, Any]:
     """Return an entry with its image, and its explanations with pictures instead of numbers."""
-    shown = _rounded({name: value for name, value in row.items() if name not in ("explanations", "path")})
+    shown = _rounded(
+        {name: value for name, value in row.items() if name not in ("explanations", "path", "offset", "length")}
+    )
     shown["src"] = data_uri(image, SIDE)
     if "explanations" in row:
-        shown["explanations"] = [_explanation(one, load) for one in row["explanations"]]
+        shown["explanations"] = [_explanation(one) for one in row["explanations"]]
     return shown
 
 
-def _explanation(one: Row, load: Callable[[str], Image.Image]) -> dict[str, Any]:
+def _explanation(one: Row) -> dict[str, Any]:
     heat = heat_uri(np.asarray(one["saliency"], np.float32))
     similar: list[dict[str, Any]] = []
     for each in one["similar"]:
-        part, box = crop_around(load(each["path"]), each["box"])
+        part, box = crop_around(_open(each), each["box"])
         scale = min(1.0, CROP / max(part.size))
         crop: dict[str, Any] = {"src": data_uri(part, CROP), "box": [value * scale for value in box]}
         crop |= {"width": part.width * scale, "height": part.height * scale}
