@@ -23,6 +23,7 @@ from multibox.cli import (
     imports,
     inspect,
     lists,
+    monitor,
     plot,
     predict,
     report,
@@ -132,6 +133,7 @@ app.command("anchors")(anchors.anchors)
 app.command("import")(imports.import_weights)
 app.command("list")(lists.show)
 app.command("plot")(plot.plot)
+app.command("monitor")(monitor.monitor)
 
 
 def _show_version(requested: bool) -> None:

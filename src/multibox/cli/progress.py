@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from multibox.cli.monitor import monitor_beside
 from multibox.errors import MultiboxError
 from multibox.tensors import LossParts
 from multibox.training.reporter import Reporter, Row
@@ -69,13 +70,20 @@ class BarReporter(Reporter):
         self.bar.update(self.task, completed=trainer.pace.step, total=trainer.pace.total, **shown)
 
 
-def train_with_progress(data: Data | None, options: RunOptions) -> Trainer:
-    """Train and return the trainer; Ctrl-C leaves a resumable run and exits with 130."""
+def train_with_progress(data: Data | None, options: RunOptions, *, watched: bool = False) -> Trainer:
+    """Train and return the trainer; Ctrl-C leaves a resumable run and exits with 130.
+
+    Args:
+        data: The data set, or several that are joined.
+        options: Of the run.
+        watched: Whether a live page shows the run while it trains.
+    """
     console = Console()
     reporter = BarReporter(console) if console.is_terminal else Reporter(typer.echo)
     trainer = prepare(data, options, reporter)
     try:
-        with reporter.bar if isinstance(reporter, BarReporter) else nullcontext():
+        bar = reporter.bar if isinstance(reporter, BarReporter) else nullcontext()
+        with monitor_beside(trainer.folder.parent if watched else None), bar:
             trainer.fit()
     except KeyboardInterrupt:
         total = trainer.pace.total

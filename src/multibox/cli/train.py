@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from multibox.cli.monitor import monitor_beside
 from multibox.cli.options import Background, Classes, Device, Format, Merge, OnBad, class_list
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def train(
     device: Device = "auto",
     seeds: Annotated[int | None, typer.Option(min=1, help=_SEEDS)] = None,
     ablate: Annotated[str | None, typer.Option(help=_ABLATE)] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Show the run as a live page until it ends.")] = False,
 ) -> None:
     """Train a detector on DATA; leaves a run folder with best and last weights, metrics and a resumable state.
 
@@ -97,13 +99,15 @@ def train(
     if dry_run:
         _print_settings(data, options)
     elif ablate is None and seeds is None:
-        _once(data or moved or None, options)
+        _once(data or moved or None, options, open_)
     elif not data:
         raise ConfigError("train needs DATA, a data set's folder or file")
-    elif ablate is not None:
-        _ablate(data, options, ablate, seeds or 1)
     else:
-        _repeat(data, options, seeds or 1)
+        with monitor_beside(out if open_ else None):
+            if ablate is not None:
+                _ablate(data, options, ablate, seeds or 1)
+            else:
+                _repeat(data, options, seeds or 1)
 
 
 def _print_settings(data: list[Path] | None, options: "RunOptions") -> None:
@@ -114,10 +118,10 @@ def _print_settings(data: list[Path] | None, options: "RunOptions") -> None:
     print_layers(config, origins)
 
 
-def _once(data: list[Path] | None, options: "RunOptions") -> None:
+def _once(data: list[Path] | None, options: "RunOptions", watched: bool) -> None:
     from multibox.cli.progress import train_with_progress
 
-    trainer = train_with_progress(data, options)
+    trainer = train_with_progress(data, options, watched=watched)
     typer.echo(f"weights, metrics and state are in {trainer.folder}; next: {next_command(trainer)}")
 
 

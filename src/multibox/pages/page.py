@@ -37,13 +37,12 @@ def build_page(
     names = list(scripts)
     style = "\n".join(asset(name) for name in ("base.css", *names) if name.endswith(".css"))
     code = "\n".join(f"<script>\n{asset(name)}\n</script>" for name in ("base.js", *names) if name.endswith(".js"))
-    policy = f"{_POLICY}; connect-src 'self'" if connect else _POLICY
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta http-equiv="Content-Security-Policy" content="{policy(connect)}">
 <meta name="color-scheme" content="light dark">
 <title>{html.escape(title)}</title>
 <link rel="icon" href="data:,">
@@ -62,6 +61,11 @@ def build_page(
 </body>
 </html>
 """
+
+
+def policy(connect: bool) -> str:
+    """Return what the browser may load for a page, as a Content-Security-Policy."""
+    return f"{_POLICY}; connect-src 'self'" if connect else _POLICY
 
 
 def embedded(name: str, value: Any) -> str:

@@ -103,9 +103,10 @@ const multibox = (() => {
     return result;
   }
 
-  const short = (value) => (Math.abs(value) >= 10000 ? `${Number((value / 1000).toPrecision(3))}k` : String(Number(value.toPrecision(4))));
+  const short = (value) => (Math.abs(value) >= 10000 ? `${Number((value / 1000).toPrecision(3))}k`
+    : value && Math.abs(value) < 0.001 ? Number(value.toPrecision(3)).toExponential() : String(Number(value.toPrecision(4))));
 
-  /** A chart of curves. `series`: {name, x, y, colour, dashed, dots}; `lines`: {x or y, name} marks; null values leave gaps. */
+  /** A chart of curves. `series`: {name, x, y, colour, dashed, dots, faint}, a faint one without a name below; `lines`: {x or y, name} marks; null values leave gaps. */
   function lineChart({ series, xLabel, yLabel, xRange = null, yRange = null, lines = [], label = "" }) {
     // On a phone fewer units across, so that letters stay readable
     const width = Math.max(340, Math.min(640, window.innerWidth - 40)), height = Math.round(120 + 0.375 * width), left = 58, bottom = 46, top = 14, right = 14;
@@ -141,10 +142,10 @@ const multibox = (() => {
         pen = "L";
         if (one.dots) chart.append(svg("circle", { cx: px(x), cy: py(y), r: 3, fill: stroke }, svg("title", {}, `${one.name}: ${short(x)}, ${short(y)}`)));
       });
-      chart.append(svg("path", { class: "curve", d: path, stroke, "stroke-dasharray": one.dashed ? "6 4" : null }, svg("title", {}, one.name)));
+      chart.append(svg("path", { class: "curve", d: path, stroke, "stroke-dasharray": one.dashed ? "6 4" : null, opacity: one.faint ? 0.25 : null }, svg("title", {}, one.name)));
     });
     const named = series.length > 1 || lines.some((line) => line.name);
-    return el("figure", {}, chart, named ? el("ul", { class: "legend" }, series.map((one, place) => el("li", {},
+    return el("figure", {}, chart, named ? el("ul", { class: "legend" }, series.map((one, place) => !one.faint && el("li", {},
       el("span", { class: "swatch", style: { background: one.colour || colour(place) } }), one.name))) : null);
   }
 
