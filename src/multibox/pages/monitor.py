@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from multibox.pages.monitor_guard import Guard, is_loopback, known_names
 from multibox.pages.monitor_hub import Hub, Viewer, parse_position
 from multibox.pages.page import build_page, to_json
-from multibox.pages.run_folders import ACTIVE, ask_to_stop, compare_settings, sample_bytes, text
+from multibox.pages.run_folders import STOPPABLE, ask_to_stop, compare_settings, sample_bytes, text
 
 BEAT, HEARTBEAT = 1.0, 15.0
 """Seconds between two looks, and after which a silent stream says that it lives."""
@@ -127,7 +127,7 @@ class _Pages:
         if run is None:
             return _problem(404, "there is no such run")
         state = await run_in_threadpool(self.hub.state, run.id)
-        if state["state"] not in ACTIVE:
+        if state["state"] not in STOPPABLE:
             return _problem(409, "the run is not training, so there is nothing to stop")
         try:
             await run_in_threadpool(ask_to_stop, run)

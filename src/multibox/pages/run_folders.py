@@ -27,6 +27,8 @@ STATUS, EVENTS, TABLE, CONFIG, LOCK, STOP = (
 )
 """Files of a run folder."""
 ACTIVE = ("starting", "training", "validating")
+STOPPABLE = ("training", "validating")
+"""A run that starts takes away a request that an earlier process left."""
 STATES = (*ACTIVE, "finished", "stopped", "failed")
 DEPTH = 3
 """Levels below the folder: runs/ABLATION/CELL/seed-0 is the deepest."""

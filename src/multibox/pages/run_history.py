@@ -110,8 +110,8 @@ class History:
         self.offset = 0
         self.rest = b""
         self.identity: tuple[int, ...] = ()
-        self.began: float | None = None
-        self.spent = 0.0
+        self.clock: tuple[float, float] | None = None
+        """Time and seconds of the run at its last step."""
 
     def read(self) -> bool:
         """Take in what is new, at most `CHUNK` bytes; return whether there may be more."""
@@ -160,12 +160,14 @@ class History:
             self.version = secrets.token_hex(4)
 
     def _seconds(self, event: Mapping[str, Any]) -> float | int | None:
-        """Return the seconds since the first event."""
+        """Return the seconds that the run took so far, pauses before a resume left out, as events of steps tell."""
         now = number(event.get("time"))
         if now is None:
             return None
-        self.began = now if self.began is None else self.began
-        return round(now - self.began, 1)
+        spent = number(event.get("seconds")) if event.get("kind") == "step" else None
+        if spent is not None or self.clock is None:
+            self.clock = (now, spent or 0.0)
+        return round(self.clock[1] + max(0.0, now - self.clock[0]), 1)
 
     def _take_validation(self, event: Mapping[str, Any]) -> None:
         step = number(event.get("step"))
@@ -209,10 +211,11 @@ class History:
             return False
         self._clear()
         self.identity = identity
+        spent = 0.0
         for row in csv.DictReader(io.StringIO(lines)):
             event = {name: _parsed(value) for name, value in row.items() if isinstance(value, str)}
-            self.spent += event.get("seconds") or 0.0
-            event["time"] = self.spent
+            spent += event.get("seconds") or 0.0
+            event["time"] = spent
             if event.get("total_loss") is not None:
                 self._take(self.epochs, event, EPOCH)
             if event.get("val_map50") is not None or event.get("val_loss") is not None:

@@ -150,7 +150,7 @@ function drawCards() {
     card.facts.forEach((fact, place) => { const value = FACTS[place][1](run); fact.node.hidden = value === null || value === undefined || value === "–"; setText(fact.value, value || ""); });
     card.details.hidden = !run.command;
     setText(card.command, run.command || "");
-    card.stop.hidden = !isActive(run);
+    card.stop.hidden = !isActive(run) || run.state === "starting";
     card.stop.disabled = Boolean(run.stopping);
     setText(card.stop, run.stopping ? "Asked to stop" : "Stop and save");
   }
