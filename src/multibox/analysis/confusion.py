@@ -23,6 +23,10 @@ class Confusions(NamedTuple):
     """[E], class of the detection, likewise."""
     image: Labels
     """[E]"""
+    detection: Labels
+    """[E], row of the detection; -1 for background."""
+    object: Labels
+    """[E], row of the object; -1 for background."""
 
 
 def find_confusions(table: Columns, lowest: NDArray[np.float64]) -> Confusions:
@@ -52,6 +56,8 @@ def find_confusions(table: Columns, lowest: NDArray[np.float64]) -> Confusions:
         gt=np.concatenate([gt_labels[gt], table.gt_labels[lost]]),
         predicted=np.concatenate([table.labels[rows], np.full(len(lost), background)]),
         image=np.concatenate([table.image[rows], table.gt_image[lost]]),
+        detection=np.concatenate([rows, np.full(len(lost), -1)]),
+        object=np.concatenate([gt, lost]),
     )
 
 

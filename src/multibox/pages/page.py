@@ -20,6 +20,7 @@ def build_page(
     body: str,
     data: Mapping[str, Any],
     scripts: Iterable[str] = (),
+    attached: Mapping[str, Any] | None = None,
     connect: bool = False,
 ) -> str:
     """Return a page as HTML.
@@ -32,11 +33,14 @@ def build_page(
         body: HTML below the heading. Escape what comes from the user's data: `html.escape`.
         data: What the scripts show; `multibox.data` in JavaScript. Plain values and numpy arrays.
         scripts: Names of further files in `assets`, `.js` or `.css`, such as "inspector.js".
+        attached: Further data by id, behind everything else, so that much of it does not delay the page. The script
+            parses one where it needs it: `JSON.parse(document.getElementById(ID).textContent)`.
         connect: Whether the page may talk to the server that it came from.
     """
     names = list(scripts)
     style = "\n".join(asset(name) for name in ("base.css", *names) if name.endswith(".css"))
     code = "\n".join(f"<script>\n{asset(name)}\n</script>" for name in ("base.js", *names) if name.endswith(".js"))
+    late = "\n".join(embedded(name, value) for name, value in (attached or {}).items())
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -58,6 +62,7 @@ def build_page(
 </main>
 {embedded("data", data)}
 {code}
+{late}
 </body>
 </html>
 """

@@ -6,7 +6,7 @@ import datetime
 import json
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -171,7 +171,8 @@ def _thinned(curve: Curve) -> dict[str, Any]:
         best = np.array([curve.f1[real].argmax(), len(real) - 1])
         chosen = real[np.unique(np.concatenate([by_recall, by_score, best]))]
     parts = {"recall": curve.recall, "precision": curve.precision, "scores": curve.scores, "f1": curve.f1}
-    return {name: values[chosen].tolist() for name, values in parts.items()} | {"objects": curve.objects}
+    thinned = {name: values[chosen].tolist() for name, values in parts.items()}
+    return thinned | {"detections": (chosen + 1).tolist(), "objects": curve.objects}
 
 
 def _thresholds(metrics: Metrics, subject: Subject) -> dict[str, Any]:
@@ -212,18 +213,25 @@ def _gpu(device: str) -> str | None:
 
 def _duplicates(subject: Subject) -> list[dict[str, str]]:
     """Return what the doctor says of images that are there twice, in the reported split and in other splits."""
+    paths = [Path(text) for text in subject.data]
+    split, format = subject.dataset.split, subject.format
+    with _counted(subject, "images compared") as progress:
+        found = find_twins(paths, split=split, most=MOST_TWINS, format=format, progress=progress)
+    return [one.to_dict() for one in found]
+
+
+@contextlib.contextmanager
+def _counted(subject: Subject, what: str) -> Generator[Callable[[int, int], None]]:
+    """Yield a function of how many are done and how many there are, which begins to tell them when first called."""
     with contextlib.ExitStack() as stack:
         reports: list[Callable[[int], object]] = []
 
         def progress(done: int, total: int) -> None:
             if not reports:
-                reports.append(stack.enter_context(subject.counting("images compared", total)))
+                reports.append(stack.enter_context(subject.counting(what, total)))
             reports[0](done)
 
-        paths = [Path(text) for text in subject.data]
-        split, format = subject.dataset.split, subject.format
-        found = find_twins(paths, split=split, most=MOST_TWINS, format=format, progress=progress)
-    return [one.to_dict() for one in found]
+        yield progress
 
 
 def _training(run: Path | None) -> list[dict[str, float | None]]:
@@ -249,4 +257,5 @@ def write_report(report: Report, subject: Subject, detections: Sequence[Detectio
     """Write the page, and the report as JSON, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text_whole(folder / "report.json", json.dumps(report, ensure_ascii=False, separators=(",", ":")) + "\n")
-    write_report_page(report, subject.dataset, detections, folder)
+    with _counted(subject, "images drawn") as progress:
+        write_report_page(report, subject.dataset, detections, folder, progress=progress)

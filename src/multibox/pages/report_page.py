@@ -1,50 +1,96 @@
-"""The report as one HTML page."""
+"""The report as one HTML page: verdict, metrics, errors, images and label suspects, in a file that can be mailed."""
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from multibox.files import write_text_whole
 from multibox.pages.page import build_page
+from multibox.pages.report_boxes import draw_boxes
+from multibox.pages.report_images import CHUNK, MOST_SUSPECTS, Progress, choose_images, make_images
+from multibox.pages.report_words import Report, answers, part, rows, verdict
 from multibox.structures import Dataset, Detections
+
+ASSETS = ("report.css", "report-parts.js", "report-numbers.js", "report-images.js", "report.js")
+MORE_NAMES = 30
+"""Images without a thumbnail that a cell of the confusion matrix names."""
 
 
 def write_report_page(
-    report: Mapping[str, Any], dataset: Dataset, detections: Sequence[Detections], folder: Path
-) -> None:
-    """Write `index.html` into a folder.
+    report: Report,
+    dataset: Dataset,
+    detections: Sequence[Detections],
+    folder: str | Path,
+    *,
+    progress: Progress = lambda done, total: None,
+) -> Path:
+    """Write a report as `index.html` and return its path.
+
+    The file holds everything, thumbnails and crops too, and asks for nothing else. Parts that the report lacks leave a
+    sentence; so does an image that cannot be read.
 
     Args:
-        report: From `make_report_data`.
-        dataset: Its images, in the order of `report["files"]`.
-        detections: One per image.
-        folder: Where to write.
+        report: As `make_report` returns it.
+        dataset: Its images, in the order of the report's "files".
+        detections: One per image, with low scores: they explain why an object is missed.
+        folder: Gets the file; an older one is replaced.
+        progress: Called with the images read so far, and all that have to be read.
+
+    Raises:
+        OSError: the folder cannot be written to.
     """
-    coco = report["metrics"]["coco"]
-    metrics = _table("Metrics", {name: value for name, value in coco.items() if name != "per_class"})
-    costs = {one["kind"]: one["ap_cost"] for one in report["errors"]["kinds"]}
-    errors = _table("What each kind of error costs in AP50", costs)
-    about = f"<p>{html.escape(report['model'])}, {len(dataset)} images, {sum(map(len, detections))} detections</p>"
-    made = f"<pre>{html.escape(json.dumps(report['made'], indent=1))}</pre>"
-    page = build_page(f"Report: {report['model']}", body="\n".join((about, metrics, errors, made)), data=report)
-    write_text_whole(folder / "index.html", page)
+    shown, cells = choose_images(report)
+    drawn = draw_boxes(report, dataset, detections, shown)
+    chunks = make_images(report, dataset, shown, drawn, progress)
+    data = ", ".join(map(str, rows(report, "data")))
+    about = f"{html.escape(str(report.get('model', '')))} on {html.escape(data)}"
+    split = f", split {html.escape(str(report['split']))}" if report.get("split") else ""
+    body = f'<p class="intro">{about}{split}</p>\n<noscript><p>This page needs JavaScript.</p></noscript>'
+    name = Path(str(report.get("model", ""))).name
+    text = build_page(
+        f"Report: {name}", body=body, data=_page_data(report, shown, cells), scripts=ASSETS, attached=chunks
+    )
+    path = Path(folder) / "index.html"
+    write_text_whole(path, text)
+    return path
 
 
-def _table(title: str, rows: Mapping[str, float | None]) -> str:
-    """Return a table of names and numbers."""
-    lines = [f"<h2>{html.escape(title)}</h2>", "<table>"]
-    for name, value in rows.items():
-        text = "-" if value is None else f"{value:.3f}"
-        lines.append(f"<tr><td>{html.escape(name)}</td><td>{text}</td></tr>")
-    lines.append("</table>")
+def _page_data(report: Report, shown: Sequence[int], cells: Mapping[int, Sequence[int]]) -> dict[str, Any]:
+    """Return what the scripts show: the report without the images that the page does not have."""
+    files = rows(report, "files")
+    confusion = part(report, "confusion")
+    if confusion:
+        confusion = {
+            **confusion,
+            "cells": [
+                _cell(cell, cells.get(place, ()), files)
+                for place, cell in enumerate(rows(report, "confusion", "cells"))
+            ],
+        }
+    made = part(report, "made")
+    kept = {key: value for key, value in report.items() if key != "files"}
+    return {
+        "report": {**kept, "confusion": confusion, "data": [str(one) for one in rows(report, "data")]},
+        "verdict": [line._asdict() for line in verdict(report)],
+        "questions": answers(report),
+        "files": {position: files[position] for position in shown},
+        "shown": list(shown),
+        "chunk": CHUNK,
+        "suspects_shown": MOST_SUSPECTS,
+        # Decisions on suspects belong to one model and one state of the data
+        "key": f"{report.get('model')} {made.get('fingerprint')} {report.get('split')}",
+    }
 
-    return "\n".join(lines)
 
-
-def describe(report: Mapping[str, Any]) -> str:
-    """Return what the report is about in a line."""
-    data = ", ".join(report["data"])
-    split, images = report["split"], report["images"]
-    return f"{report['model']} on {data} ({split}), {images} images"
+def _cell(cell: Mapping[str, Any], images: Sequence[int], files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a cell of the confusion matrix with the images that the page has, and names of a few others."""
+    shown = set(images)
+    rest = [image for image in cell["images"] if image not in shown]
+    return {
+        "gt": cell["gt"],
+        "predicted": cell["predicted"],
+        "images": list(images),
+        "total": len(cell["images"]),
+        "more": [files[image]["file"] for image in rest[:MORE_NAMES]],
+    }

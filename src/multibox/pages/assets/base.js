@@ -47,7 +47,7 @@ const multibox = (() => {
     el("span", {}, name), el("b", { class: kind }, value), note ? el("small", { class: "note" }, note) : null);
 
   /** A table whose columns sort on click. `columns`: {name, value: row => sortable, show: row => node or text, number}. */
-  function table(columns, rows, { caption = "", onRow = null } = {}) {
+  function table(columns, rows, { caption = "", label = "", onRow = null } = {}) {
     const body = el("tbody");
     let sorted = null;
     let down = true;
@@ -62,7 +62,7 @@ const multibox = (() => {
       column.value ? el("button", { type: "button", onclick: () => { down = sorted === column ? !down : Boolean(column.number); sorted = column; mark(); render(); } }, column.name) : column.name));
     const mark = () => heads.forEach((head, place) => columns[place] === sorted ? head.setAttribute("aria-sort", down ? "descending" : "ascending") : head.removeAttribute("aria-sort"));
     render();
-    return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption || "Table" },
+    return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label || caption || "Table" },
       el("table", {}, caption ? el("caption", { class: "note" }, caption) : null, el("thead", {}, el("tr", {}, heads)), body));
   }
 
@@ -107,9 +107,9 @@ const multibox = (() => {
     : value && Math.abs(value) < 0.001 ? Number(value.toPrecision(3)).toExponential() : String(Number(value.toPrecision(4))));
 
   /** A chart of curves. `series`: {name, x, y, colour, dashed, dots, faint}, a faint one without a name below; `lines`: {x or y, name} marks; null values leave gaps. */
-  function lineChart({ series, xLabel, yLabel, xRange = null, yRange = null, lines = [], label = "" }) {
-    // On a phone fewer units across, so that letters stay readable
-    const width = Math.max(340, Math.min(640, window.innerWidth - 40)), height = Math.round(120 + 0.375 * width), left = 58, bottom = 46, top = 14, right = 14;
+  function lineChart({ series, xLabel, yLabel, xRange = null, yRange = null, lines = [], label = "", widest = 640 }) {
+    // On a phone, or in a narrow column, fewer units across, so that letters stay readable
+    const width = Math.max(340, Math.min(widest, window.innerWidth - 40)), height = Math.round(120 + 0.375 * width), left = 58, bottom = 46, top = 14, right = 14;
     const finite = (axis) => series.flatMap((one) => one[axis]).filter((value) => value !== null && Number.isFinite(value));
     const range = (given, axis) => {
       if (given) return given;
@@ -156,7 +156,7 @@ const multibox = (() => {
       el("span", {}, bar.text ?? number(bar.value))]));
   }
 
-  /** An image with boxes over it. `draw` takes {box: xyxy in pixels of width x height, colour, dashed, text, below, title, onclick, chosen, faint, key, skip, kind} and
+  /** An image with boxes over it. `draw` takes {box: xyxy in pixels of width x height, colour, dashed or dash (a pattern of SVG), text, below, title, onclick, chosen, faint, key, skip, kind} and
       lines {from, to: [x, y], colour, title}. `below` puts the text under the box, `skip` leaves the box out of the tab order, and after a redraw the box of the same `key` has the focus again. */
   function picture({ src, width, height, alt }) {
     const layer = svg("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none" });
@@ -173,7 +173,7 @@ const multibox = (() => {
         const role = one.skip ? {} : { role: "button", tabindex: "0", "aria-label": one.title || one.text || "box",
           onkeydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); one.onclick(event); } } };
         layer.append(svg("rect", { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1), stroke: one.colour || "var(--c0)", "data-key": one.key,
-          "stroke-dasharray": one.dashed ? "6 4" : null, opacity: one.faint ? 0.45 : null, class: [one.chosen ? "chosen" : "", one.kind || ""].join(" ").trim() || null,
+          "stroke-dasharray": one.dash || (one.dashed ? "6 4" : null), opacity: one.faint ? 0.45 : null, class: [one.chosen ? "chosen" : "", one.kind || ""].join(" ").trim() || null,
           ...(one.onclick ? { onclick: one.onclick, ...role } : {}) },
         one.title ? svg("title", {}, one.title) : null));
       }
