@@ -114,7 +114,9 @@ def _explanation(place, candidate):
     return {
         "candidate": place, "anchor": candidate["anchor"], "level": 0, "row": 0, "column": 0, "shape": 0,
         "anchor_box": candidate["box"], "receptive_field": [0, 0, 100, 100], "method": "occlusion",
-        "saliency": [[0.0, 0.5], [1.0, 0.2]], "similar": similar,
+        "saliency": [[0.0, 0.5], [1.0, 0.2]],
+        "effective": [10, 10, 80, 70],
+        "similar_of": {"images": 20, "of": 200, "objects": 31}, "similar": similar,
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from multibox.data.images import load_image
+from multibox.errors import MultiboxError
 from multibox.pages.page import build_page, embedded
 from multibox.pages.page_images import crop_around, data_uri, heat_uri
 from multibox.structures import Sample
@@ -110,15 +111,24 @@ def _for_page(row: Row, image: Image.Image) -> dict[str, Any]:
 
 
 def _explanation(one: Row) -> dict[str, Any]:
-    heat = heat_uri(np.asarray(one["saliency"], np.float32))
-    similar: list[dict[str, Any]] = []
-    for each in one["similar"]:
-        part, box = crop_around(_open(each), each["box"])
-        scale = min(1.0, CROP / max(part.size))
-        crop: dict[str, Any] = {"src": data_uri(part, CROP), "box": [value * scale for value in box]}
-        crop |= {"width": part.width * scale, "height": part.height * scale}
-        similar.append({"file": each["file"], "name": each["name"], "distance": each["distance"], "crop": crop})
-    return {"candidate": one["candidate"], "method": one["method"], "heat": heat, "similar": similar}
+    shown = _rounded({name: one[name] for name in ("candidate", "method", "effective", "similar_of")})
+    shown["heat"] = heat_uri(np.asarray(one["saliency"], np.float32))
+    shown["similar"] = [
+        {"file": each["file"], "name": each["name"], "distance": each["distance"], "crop": _crop(each)}
+        for each in one["similar"]
+    ]
+    return shown
+
+
+def _crop(entry: Row) -> dict[str, Any] | None:
+    """Return the object of an entry with its surroundings, or None if its image cannot be read any more."""
+    try:
+        part, box = crop_around(_open(entry), entry["box"])
+    except MultiboxError:
+        return None
+    scale = min(1.0, CROP / max(part.size))
+    size = {"width": part.width * scale, "height": part.height * scale}
+    return {"src": data_uri(part, CROP), "box": [value * scale for value in box], **size}
 
 
 def _rounded(value: Any) -> Any:

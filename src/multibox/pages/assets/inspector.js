@@ -183,6 +183,8 @@ function drawChosen() {
     if (place !== null) boxes.push(...withSuppressor(place, link));
   } else if (kind === "candidate") {
     const one = image.candidates[index];
+    const effective = explanationOf(index)?.effective;
+    if (effective) boxes.push({ box: effective, colour: "var(--box-field)", kind: "inert dotted", text: "looks at", below: true });
     boxes.push(field(one), { box: one.anchor_box, colour: levelColour(one.level), kind: "inert", text: "anchor", below: true });
     boxes.push(...indices(image.candidates, (_, place) => verdict.fate[place] === index).map((place) => shape("candidate", place, { faint: true })));
     boxes.push(...withSuppressor(index, link));
@@ -193,12 +195,12 @@ function drawChosen() {
       { box: one.predicted, colour: "var(--box-kept)", kind: "inert", text: `predicted, ${scoreText(one.score)}`, below: true });
     link(one.box, one.predicted, levelColour(one.level), "from the anchor to the box it predicts");
   } else boxes.push(field(image.negatives[index]), shape("negative", index, { text: `background taken for ${image.negatives[index].name}`, kind: "" }));
-  const explained = kind === "candidate" && image.explanations?.find((one) => one.candidate === index);
-  view.heat(explained ? explained.heat : null);
+  view.heat(kind === "candidate" ? explanationOf(index)?.heat : null);
   setHeat();
   view.draw(boxes, links);
 }
 
+const explanationOf = (index) => image.explanations?.find((one) => one.candidate === index);
 const setHeat = () => { const layer = view.querySelector(".heat"); if (layer) layer.style.opacity = state.heat; };
 
 /** A box and the one that suppressed it, joined by a line. */
@@ -328,14 +330,19 @@ function aboutCandidate(index) {
 
 /** The saliency map and the nearest training objects of a detection, where they were computed. */
 function explanation(index) {
-  const one = image.explanations?.find((each) => each.candidate === index);
-  if (!one) return data.explained ? el("p", { class: "note" }, "Not explained: only the best detections and the boxes of missed objects are.") : el("p", { class: "note" }, "For a saliency map and the most similar training objects run inspect with --explain.");
-  const strength = slider("Strength of the saliency map", { value: state.heat, oninput: (value) => { state.heat = value; setHeat(); } });
+  const one = explanationOf(index);
+  if (!one) return el("p", { class: "note" }, data.explained ? "Not explained: only a few are, first false detections and boxes on missed objects." : "For a saliency map and the most similar training objects run inspect with --explain.");
+  const { similar, similar_of: among } = one;
   return [el("h3", {}, "What it looks at"),
-    el("p", { class: "note" }, one.method === "occlusion" ? "Red where covering the image changes the score most (occlusion)." : "Red where a change of the image changes the score most (gradient)."),
-    el("div", { class: "controls" }, strength),
-    one.similar.length ? [el("h3", {}, "Most similar training objects"), el("p", { class: "note" }, "By the features of the cell that answered; a small distance is a close relative. Another class here hints at a wrong label."),
-      el("ul", { class: "gallery" }, one.similar.map((each) => el("li", {}, el("figure", {}, each.crop ? cropped(each) : null, el("figcaption", { class: "note" }, `${each.name}, distance ${number(each.distance, 2)}`)))))] : null];
+    el("p", { class: "note" }, one.method === "occlusion" ? "Red is where covering the image lowers the score most (occlusion)." : "Red is where a change of the image changes the score most (gradient).",
+      ` Nine tenths of what counts lies within ${size(one.effective)} (dotted), of all that it could see (dashed).`),
+    el("div", { class: "controls" }, slider("Strength of the saliency map", { value: state.heat, oninput: (value) => { state.heat = value; setHeat(); } })),
+    el("h3", {}, "Most similar training objects"),
+    el("p", { class: "note" }, !among ? "The training data is not known, or not where it was: give it with --training."
+      : !similar.length ? "The training data has no object to compare."
+        : `Of ${plural(among.objects, "object")} in ${plural(among.images, "training image")} of ${count(among.of)}, by the network's features; 0 is the same, 1 unrelated. Another class here hints at a wrong label.`),
+    el("ul", { class: "gallery" }, similar.map((each) => el("li", {}, el("figure", {}, each.crop ? cropped(each) : el("p", { class: "note" }, `${each.file} cannot be read`),
+      el("figcaption", { class: "note" }, `${each.name}, distance ${number(each.distance, 2)}`)))))];
 }
 
 function cropped({ crop, file, name }) {
