@@ -166,3 +166,36 @@ def test_shares_rise_with_the_score(data):
     share = rising_share(scores, hits)
     assert ((share >= 0) & (share <= 1)).all()
     assert (np.diff(share[np.argsort(scores, kind="stable")]) >= -1e-12).all()
+
+
+@pytest.mark.slow
+def test_cleanlab_puts_the_same_labels_first():
+    """ObjectLab's scores of cleanlab, one per kind of error, are lowest at the labels that are our suspects."""
+    rank = pytest.importorskip("cleanlab.object_detection.rank", reason="cleanlab is not installed")
+
+    def damage(boxes, labels, *flags):
+        labels[2] = 0
+        boxes[1] += [30, 0, 30, 0]
+        return tuple(np.delete(column, 0, axis=0) for column in (boxes, labels, *flags))
+
+    detections, dataset = scene(damage, score=0.97)
+    suspects = find_suspects(detections, dataset, NAMES)
+    assert sorted(one["kind"] for one in suspects) == ["class", "location", "missing"]
+    table = [np.column_stack([one.boxes, one.scores]).astype(np.float64) for one in detections]
+    pairs = list(zip(detections, table, strict=True))
+    given = {
+        "labels": [{"bboxes": sample.boxes_xyxy, "labels": sample.labels} for sample in dataset],
+        "predictions": [np.array([rows[one.labels == label] for label in (0, 1)], dtype=object) for one, rows in pairs],
+    }
+    scores = {
+        "missing": rank.compute_overlooked_box_scores(**given, high_probability_threshold=0.9),
+        "class": rank.compute_swap_box_scores(**given, high_probability_threshold=0.9),
+        "location": rank.compute_badloc_box_scores(**given),
+    }
+    for kind, per_image in scores.items():
+        lowest = [np.nanmin(np.append(values, np.inf)) for values in per_image]
+        (ours,) = (one for one in suspects if one["kind"] == kind)
+        assert int(np.argmin(lowest)) == ours["position"] == 0
+        if kind != "missing":
+            box = dataset[0].boxes_xyxy[int(np.nanargmin(per_image[0]))]
+            assert box.tolist() == ours["box"]

@@ -11,7 +11,7 @@ from multibox.structures import Detections
 
 ENTRIES = {
     "model", "data", "split", "images", "objects", "classes", "made", "metrics", "curves", "thresholds", "confusion",
-    "errors", "slices", "calibration", "files", "worst", "mistakes", "suspects", "duplicates", "training",
+    "errors", "slices", "calibration", "files", "worst", "mistakes", "suspects", "relabel", "duplicates", "training",
 }  # fmt: skip
 
 

@@ -45,6 +45,8 @@ class Relabel(NamedTuple):
     images: int
     format: str
     """Of labels/."""
+    files: list[str]
+    """The forms of the list, below the folder."""
     notes: list[str]
     """What was left out, and what the format could not hold."""
 
@@ -81,13 +83,13 @@ def write_relabel(suspects: Sequence[Suspect], dataset: Dataset, folder: str | P
     with whole_folder(folder) as part:
         write_text_whole(part / "list.csv", _as_csv(suspects))
         if not shown:
-            return Relabel(0, dataset.format, ["no label is suspect"])
+            return Relabel(0, dataset.format, ["list.csv"], ["no label is suspect"])
         part_set = replace(dataset.subset(shown), split=dataset.split or "all")
         format, said = _write_labels(part_set, dataset, part / "labels")
         pages = _pages(part_set, shown, suspects, part)
         _write_label_studio(pages, part_set.class_names, part)
         _write_cvat(pages, part_set.class_names, part)
-    return Relabel(len(shown), format, notes + said)
+    return Relabel(len(shown), format, ["list.csv", "labels/", "label-studio.json", "cvat.xml"], notes + said)
 
 
 def _as_csv(suspects: Sequence[Suspect]) -> str:

@@ -25,6 +25,7 @@ from multibox.analysis.image_scores import (
     tally_images,
     worst_images,
 )
+from multibox.analysis.relabel import write_relabel
 from multibox.analysis.suspects import find_suspects
 from multibox.builtin import MODELS
 from multibox.data.checking import fingerprint
@@ -33,7 +34,7 @@ from multibox.doctor.examine import find_twins
 from multibox.evaluation.report import Metrics, evaluate
 from multibox.evaluation.table import columns
 from multibox.evaluation.voc_metrics import Curve, precision_recall
-from multibox.files import write_text_whole
+from multibox.files import free_path, write_text_whole
 from multibox.inference.detector import Detector, find_all
 from multibox.inference.load import ExportedDetector
 from multibox.limits import available_cores, processor_name
@@ -148,6 +149,7 @@ def make_report_data(subject: Subject, detections: Sequence[Detections]) -> Repo
         "worst": worst_images(tally),
         "mistakes": mistakes,
         "suspects": find_suspects(detections, dataset, names),
+        "relabel": None,
         "duplicates": _duplicates(subject),
         "training": _training(subject.run),
     }
@@ -254,8 +256,16 @@ def report_files(folder: Path) -> list[Path]:
 
 
 def write_report(report: Report, subject: Subject, detections: Sequence[Detections], folder: Path) -> None:
-    """Write the page, and the report as JSON, into a folder."""
+    """Write the page, the report as JSON and the relabel list into a folder.
+
+    A relabel list that is there may hold corrections, so it stays, and the new one gets the next number.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    relabel = free_path(folder / "relabel")
+    report["relabel"] = {
+        "folder": relabel.name,
+        **write_relabel(report["suspects"], subject.dataset, relabel)._asdict(),
+    }
     write_text_whole(folder / "report.json", json.dumps(report, ensure_ascii=False, separators=(",", ":")) + "\n")
     with _counted(subject, "images drawn") as progress:
         write_report_page(report, subject.dataset, detections, folder, progress=progress)
