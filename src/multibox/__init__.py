@@ -7,6 +7,7 @@ from multibox.privacy import block_reports
 
 if TYPE_CHECKING:
     from multibox import losses, ops
+    from multibox.analysis.comparison import compare
     from multibox.api import coverage, create, evaluate, export, inspect_matches, make_report, train
     from multibox.config import Config
     from multibox.doctor.examine import examine
@@ -28,6 +29,7 @@ __all__ = [
     "Finding",
     "MultiboxError",
     "Sample",
+    "compare",
     "coverage",
     "create",
     "evaluate",
@@ -49,6 +51,7 @@ _HOMES = {
     "Finding": "multibox.doctor.findings",
     "MultiboxError": "multibox.errors",
     "Sample": "multibox.structures",
+    "compare": "multibox.analysis.comparison",
     "coverage": "multibox.api",
     "create": "multibox.api",
     "evaluate": "multibox.api",

@@ -32,6 +32,7 @@ EXPLICIT = [
     (["eval", "model.safetensors", "data", "--split", "val", "--plot", "pr.png"], "pr.png"),
     (["data", "show", "data", "--out", "sheet.jpg"], "sheet.jpg"),
     (["anchors", "data", "--preset", "tinyssd", "--json", "a.json"], "a.json"),
+    (["compare", "model.safetensors", "model.safetensors", "data", "--split", "val", "--json", "c.json"], "c.json"),
     (["plot", "losses", "--out", "l.png"], "l.png"),
     (["plot", "curves", "run", "--out", "c.svg"], "c.svg"),
 ]

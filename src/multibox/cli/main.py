@@ -15,6 +15,7 @@ from multibox import __version__
 from multibox.cli import (
     anchors,
     bench,
+    compare,
     data,
     demo,
     doctor,
@@ -125,6 +126,7 @@ app.command("doctor")(doctor.doctor)
 app.command("train", cls=HintedCommand)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
+app.command("compare")(compare.compare)
 app.command("predict")(predict.predict)
 app.command("inspect")(inspect.inspect)
 app.command("export")(export.export)

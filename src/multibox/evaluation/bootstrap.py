@@ -47,13 +47,17 @@ def intervals(
         plus_one: Widths of the VOC metric, as in `overlaps`.
         seed: The same seed draws the same images.
     """
-    images = table.images
+    weights = draw_images(table.images, resamples, seed)
+    metrics = weighted_metrics(table, weights, max_detections=max_detections, plus_one=plus_one)
+    ends = {name: interval_of(values) for name, values in metrics.items()}
+    return {"coco": {name: ends[name] for name in ("AP", "AP50", "AP75")}, "voc12": {"mAP": ends["mAP"]}}
+
+
+def draw_images(images: int, resamples: int, seed: int = 0) -> NDArray[np.integer]:
+    """Return how often each resample draws each image, [B, images]; as many as there are, with replacement."""
     drawn = np.random.default_rng(seed).integers(0, max(1, images), (resamples, images))
     rows = np.arange(resamples)[:, None] * images
-    weights = np.bincount((drawn + rows).ravel(), minlength=resamples * images).reshape(resamples, images)
-    metrics = weighted_metrics(table, weights, max_detections=max_detections, plus_one=plus_one)
-    ends = {name: _ends(values) for name, values in metrics.items()}
-    return {"coco": {name: ends[name] for name in ("AP", "AP50", "AP75")}, "voc12": {"mAP": ends["mAP"]}}
+    return np.bincount((drawn + rows).ravel(), minlength=resamples * images).reshape(resamples, images)
 
 
 def weighted_metrics(
@@ -67,16 +71,23 @@ def weighted_metrics(
         max_detections: COCO's limit per image and class.
         plus_one: Widths of the VOC metric, as in `overlaps`.
     """
-    coco = _average_precisions(
-        table, weights, coco_outcomes(table, max_detections=max_detections), _mean_at_101_recalls
-    )
+    coco = class_precisions(table, weights, max_detections=max_detections)
     voc = _average_precisions(table, weights, voc_outcomes(table, overlaps(table, plus_one=plus_one)), _area_below)
     return {
-        "AP": _mean(coco.reshape(len(weights), -1)),
-        "AP50": _mean(coco[..., 0]),
-        "AP75": _mean(coco[..., 5]),
-        "mAP": _mean(voc[..., 0]),
+        "AP": mean_of_rows(coco.reshape(len(weights), -1)),
+        "AP50": mean_of_rows(coco[..., 0]),
+        "AP75": mean_of_rows(coco[..., 5]),
+        "mAP": mean_of_rows(voc[..., 0]),
     }
+
+
+def class_precisions(table: Columns, weights: NDArray[np.integer], *, max_detections: int = 100) -> Floats:
+    """Return COCO's average precision of each class at IoU .50, .55 ... .95 for each row of weights, [B, classes, 10].
+
+    NaN for a class of which no object was drawn; the arguments are those of `weighted_metrics`.
+    """
+    outcomes = coco_outcomes(table, max_detections=max_detections)
+    return _average_precisions(table, weights, outcomes, _mean_at_101_recalls)
 
 
 def coco_precisions(table: Columns, outcomes: Outcomes) -> Floats:
@@ -149,14 +160,15 @@ def _area_below(true: Floats, envelope: Floats, objects: Floats) -> Floats:
     return (np.diff(true, axis=1, prepend=0.0) * envelope).sum(1) / np.maximum(objects, 1)
 
 
-def _mean(values: Floats) -> Floats:
+def mean_of_rows(values: Floats) -> Floats:
     """Return the mean of each row's values that exist."""
     real = ~np.isnan(values)
     count = real.sum(1)
     return np.divide(np.where(real, values, 0.0).sum(1), count, out=np.full(len(values), np.nan), where=count > 0)
 
 
-def _ends(values: Floats) -> Interval | None:
+def interval_of(values: Floats) -> Interval | None:
+    """Return between which values 95 % of the resamples [B] lie; None where there is no object."""
     real = values[~np.isnan(values)]
     if not len(real):
         return None
