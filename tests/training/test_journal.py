@@ -73,6 +73,9 @@ def test_a_run_tells_every_event(squares, tmp_path):
     validation = of_kind(found, "validation")[-1]
     assert validation["best"] == trainer.best and set(validation["per_class"]) == {"red", "blue"}
     assert list(validation["thresholds"].values()) == pytest.approx(trainer.validation.thresholds, rel=1e-5)
+    assert [event["samples"] for event in of_kind(found, "validation")] == [
+        "images/step-000003.jpg", "images/step-000006.jpg"
+    ]  # fmt: skip
     assert any("12 images" in event["text"] for event in of_kind(found, "note"))
     assert states[0] in ("starting", "training") and states[1] == "training"
     end = status(folder)

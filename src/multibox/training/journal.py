@@ -97,7 +97,7 @@ class Journal:
         """Tell the metrics of an epoch, the columns of metrics.csv."""
         self._event("epoch", trainer, **row)
 
-    def validation(self, trainer: "Trainer", row: "Row", samples: str | None) -> None:
+    def validation(self, trainer: "Trainer", row: "Row", samples: str) -> None:
         """Tell what a validation found; `samples` is the file of drawn detections, below the run folder."""
         assert trainer.validation is not None
         names, score = trainer.training.class_names, row["val_map50"]

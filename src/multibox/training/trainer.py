@@ -25,6 +25,7 @@ from multibox.training.norms import train_mode
 from multibox.training.optimizer import known_rate, learning_rate, set_learning_rate
 from multibox.training.pacing import Interrupt, describe_length, make_pace, out_of_patience
 from multibox.training.reporter import Means, Records, Reporter, Row, describe_score
+from multibox.training.samples import remove_later_samples, write_samples
 from multibox.training.splits import load_training, order_images
 from multibox.training.step import LossWatch, Stepper, draw_size, resize_batch
 from multibox.training.tally import Tally
@@ -145,6 +146,7 @@ class Trainer:
                 f"{done}, or start another run from its weights: --weights {self.folder}"
             )
         self.journal.cut(self.pace.step)
+        remove_later_samples(self.folder, self.pace.step)
 
     def fit(self) -> None:
         """Train to the end, or until patience runs out.
@@ -278,7 +280,8 @@ class Trainer:
         self.journal.update("validating", self)
         self._lap()
         row = validation.score(self.stepper.weights(), lambda: self.journal.update("validating", self))
-        self.journal.validation(self, row, None)
+        drawn = write_samples(self.folder, self.pace.step, validation.sample_sheet())
+        self.journal.validation(self, row, drawn)
         self.pace.validation = self._lap()
         self.validated = self.pace.step
         self.due = self.pace.position + self._interval()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 
 from multibox.config import Config
 from multibox.data.decoded import DecodedImages
@@ -18,6 +19,7 @@ from multibox.postprocess import detect
 from multibox.structures import Dataset, Detections, Size
 from multibox.thresholds import DEFAULT_THRESHOLD
 from multibox.training.optimizer import known_batch_size
+from multibox.training.samples import Samples
 from multibox.training.step import compute_loss
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ class Validation:
         """Average precision at IoU 0.5 of each class, of the weights scored last."""
         self.thresholds: tuple[float, ...] = ()
         """Score of the best F1 at IoU 0.5 for each class, of the weights scored last."""
+        self.detections: list[Detections] = []
+        """In each image, of the weights scored last."""
+        self.samples = Samples(dataset)
 
     @torch.inference_mode()
     def score(self, model: SSD, tick: Callable[[], None] = lambda: None) -> "Row":
@@ -65,14 +70,20 @@ class Validation:
         workers, between = choose_workers(asked, self.device), prepares_between(asked, self.device)
         batches = in_order(len(self.dataset), known_batch_size(self.config.train))
         for batch in load_batches(self.images, batches, workers, pin=self.device != "cpu", between=between):
+            self.samples.take(batch)
             outputs, _, parts = compute_loss(network, batch.to(self.device), self.config)
             losses.append(parts.total * len(batch.image_names))
             anchors = anchors_for(outputs, self.config)
             detections += detect(outputs, anchors, batch.sizes, self.config, class_names)
             tick()
+        self.detections = detections
         curves = precision_recall(detections, self.dataset, class_names)
         self.per_class = {name: curve.ap12 for name, curve in curves.items()}
         best = [best_threshold(curve) for curve in curves.values()]
         self.thresholds = tuple(DEFAULT_THRESHOLD if one is None else one["threshold"] for one in best)
         loss = torch.stack(losses).sum().item() / len(self.dataset)
         return {"val_loss": loss, "val_map50": mean(self.per_class.values())}
+
+    def sample_sheet(self) -> Image.Image:
+        """Return a few images with what was found in them last, at the thresholds found with it."""
+        return self.samples.sheet(self.detections, self.thresholds)
