@@ -146,6 +146,15 @@ def test_the_curves_are_read_on_from_where_they_were_left(tmp_path):
     assert news["validations"] == []
 
 
+def test_notes_keep_their_lines(tmp_path):
+    run = make_runs(tmp_path)
+    run.write(kind="note", time=1e9, step=1, text="one\ntwo" + "x" * 5000)
+    run.write(kind="note", time=1e9, step=1, text=["no text"])
+    lines = history_of(run).notes[-1]["lines"]
+    assert lines[0] == "one"
+    assert len(lines[1]) == 1000
+
+
 def test_a_resumed_run_replaces_what_followed_its_last_save(tmp_path):
     run = make_runs(tmp_path)
     history = history_of(run)

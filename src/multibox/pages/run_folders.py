@@ -235,9 +235,9 @@ def number(value: object) -> float | int | None:
     return value if isinstance(value, int) else float(f"{value:.6g}") if abs(value) < 1e6 else round(value, 1)
 
 
-def text(value: object) -> str | None:
-    """Return one line of bounded length; None for anything but a text."""
+def text(value: object, most: int = MOST_LETTERS) -> str | None:
+    """Return one line of at most `most` letters; None for anything but a text."""
     if not isinstance(value, str) or not value:
         return None
     line = one_line(value.encode("utf-8", "replace").decode("utf-8"))
-    return line if len(line) <= MOST_LETTERS else line[: MOST_LETTERS - 4] + " ..."
+    return line if len(line) <= most else line[: most - 4] + " ..."

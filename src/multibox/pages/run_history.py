@@ -17,7 +17,7 @@ MOST_POINTS = 1400
 """Of a curve; then neighbours become one, so a long run has 700 to 1,400."""
 MOST_CLASSES, MOST_AREAS = 200, 100_000
 """Classes shown, and classes times validations kept."""
-MOST_NOTES = 500
+MOST_NOTES, MOST_LINES, MOST_LETTERS = 500, 20, 1000
 STEP = ("step", "seconds", "epoch", "loss", "class_loss", "box_loss", "lr", "images_per_second")
 EPOCH = {
     "step": "step",
@@ -148,8 +148,8 @@ class History:
             self._take(self.epochs, event, EPOCH)
         elif kind == "validation":
             self._take_validation(event)
-        elif kind == "note" and (note := text(event.get("text"))):
-            self._take_note({"time": number(event.get("time")), "step": number(event.get("step")), "text": note})
+        elif kind == "note" and (lines := _lines(event.get("text"))):
+            self._take_note({"time": number(event.get("time")), "step": number(event.get("step")), "lines": lines})
 
     def _take(self, curves: Curves, event: Mapping[str, Any], names: Mapping[str, str]) -> None:
         row = [number(event.get(names[name])) for name in curves.columns]
@@ -260,6 +260,12 @@ class History:
         if version != self.version or len(counts) != 4 or not all(each.isdecimal() for each in counts):
             return None
         return [int(each) for each in counts]
+
+
+def _lines(value: object) -> list[str]:
+    """Return the lines of a note, each of bounded length."""
+    lines = value.split("\n")[:MOST_LINES] if isinstance(value, str) else []
+    return [line for each in lines if (line := text(each, MOST_LETTERS))]
 
 
 def _parsed(value: str) -> float | int | None:

@@ -106,10 +106,19 @@ const multibox = (() => {
   const short = (value) => (Math.abs(value) >= 10000 ? `${Number((value / 1000).toPrecision(3))}k`
     : value && Math.abs(value) < 0.001 ? Number(value.toPrecision(3)).toExponential() : String(Number(value.toPrecision(4))));
 
-  /** A chart of curves. `series`: {name, x, y, colour, dashed, dots, faint}, a faint one without a name below; `lines`: {x or y, name} marks; null values leave gaps. */
+  /** Position of the point of a curve that is nearest to `x`; null where it has none. */
+  function nearest(one, x) {
+    let best = null;
+    one.x.forEach((value, i) => {
+      if (value !== null && one.y[i] !== null && Number.isFinite(one.y[i]) && (best === null || Math.abs(value - x) < Math.abs(one.x[best] - x))) best = i;
+    });
+    return best;
+  }
+
+  /** A chart of curves; the values under the pointer stand in its corner. `series`: {name, x, y, colour, dashed, dots, faint}, a faint one without a name below; `lines`: {x or y, name} marks; null values leave gaps. */
   function lineChart({ series, xLabel, yLabel, xRange = null, yRange = null, lines = [], label = "", widest = 640 }) {
     // On a phone, or in a narrow column, fewer units across, so that letters stay readable
-    const width = Math.max(340, Math.min(widest, window.innerWidth - 40)), height = Math.round(120 + 0.375 * width), left = 58, bottom = 46, top = 14, right = 14;
+    const width = Math.max(340, Math.min(widest, window.innerWidth - 40)), height = Math.round(120 + 0.375 * width), bottom = 46, top = 14, right = 14;
     const finite = (axis) => series.flatMap((one) => one[axis]).filter((value) => value !== null && Number.isFinite(value));
     const range = (given, axis) => {
       if (given) return given;
@@ -119,6 +128,8 @@ const multibox = (() => {
       return low === high ? [low - 0.5, high + 0.5] : [low, high];
     };
     const [x0, x1] = range(xRange, "x"), [y0, y1] = range(yRange, "y");
+    // Room for the longest number beside the axis
+    const left = 30 + 7 * Math.max(3, ...ticks(y0, y1).map((tick) => short(tick).length));
     const px = (value) => left + (value - x0) / (x1 - x0) * (width - left - right);
     const py = (value) => height - bottom - (value - y0) / (y1 - y0) * (height - top - bottom);
     const chart = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label || `${yLabel} over ${xLabel}` });
@@ -145,7 +156,23 @@ const multibox = (() => {
       chart.append(svg("path", { class: "curve", d: path, stroke, "stroke-dasharray": one.dashed ? "6 4" : null, opacity: one.faint ? 0.25 : null }, svg("title", {}, one.name)));
     });
     const named = series.length > 1 || lines.some((line) => line.name);
-    return el("figure", {}, chart, named ? el("ul", { class: "legend" }, series.map((one, place) => !one.faint && el("li", {},
+    const readout = el("div", { class: "readout", "aria-hidden": "true", hidden: true });
+    const mark = svg("line", { stroke: "var(--soft)", y1: top, y2: height - bottom, visibility: "hidden" });
+    chart.append(mark);
+    chart.addEventListener("pointermove", (event) => {
+      const place = chart.getBoundingClientRect();
+      const x = x0 + ((event.clientX - place.left) / place.width * width - left) / (width - left - right) * (x1 - x0);
+      const near = series.filter((one) => !one.faint).map((one) => [one, nearest(one, x)]).filter(([, at]) => at !== null);
+      readout.hidden = !near.length || x < x0 - 0.02 * (x1 - x0);
+      mark.setAttribute("visibility", readout.hidden ? "hidden" : "visible");
+      if (readout.hidden) return;
+      const [closest, at] = near.reduce((a, b) => (Math.abs(b[0].x[b[1]] - x) < Math.abs(a[0].x[a[1]] - x) ? b : a));
+      mark.setAttribute("x1", px(closest.x[at]));
+      mark.setAttribute("x2", px(closest.x[at]));
+      replace(readout, el("div", {}, `${xLabel} ${short(closest.x[at])}`), near.map(([one, i]) => el("div", {}, series.length > 1 ? `${one.name}: ` : "", el("b", {}, short(one.y[i])))));
+    });
+    chart.addEventListener("pointerleave", () => { readout.hidden = true; mark.setAttribute("visibility", "hidden"); });
+    return el("figure", { class: "curves" }, chart, readout, named ? el("ul", { class: "legend" }, series.map((one, place) => !one.faint && el("li", {},
       el("span", { class: "swatch", style: { background: one.colour || colour(place) } }), one.name))) : null);
   }
 

@@ -224,7 +224,7 @@ function drawNotes(shown) {
   noNotes.hidden = all.length > 0;
   if (key === noted) return;
   noted = key;
-  replace(notes, all.slice(0, 300).map((note) => el("li", {}, el("small", {}, [shown.length > 1 ? note.run.name : "", note.step === null ? "" : `step ${count(note.step)}`, date(note.time)].filter(Boolean).join(" · ")), note.text)));
+  replace(notes, all.slice(0, 300).map((note) => el("li", {}, el("small", {}, [shown.length > 1 ? note.run.name : "", note.step === null ? "" : `step ${count(note.step)}`, date(note.time)].filter(Boolean).join(" · ")), note.lines.map((line) => el("div", {}, line)))));
 }
 
 /* In which settings the shown runs differ */

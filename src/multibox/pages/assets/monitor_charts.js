@@ -7,6 +7,9 @@ const monitorCharts = (() => {
   const chosen = { axis: "step", smoothing: 0, run: "", classes: "lowest" };
   const grid = el("div", { class: "charts" });
   const classControls = el("div", { class: "controls" });
+  let pointer = null;
+  grid.addEventListener("pointermove", (event) => { if (event.isTrusted) pointer = { clientX: event.clientX, clientY: event.clientY }; });
+  grid.addEventListener("pointerleave", () => { pointer = null; });
   let redraw = () => {};
   let controlled = "";
 
@@ -125,6 +128,8 @@ const monitorCharts = (() => {
     if (classes.length) charts[charts.findIndex((node) => node.querySelector("h3").textContent === "AP per class")].querySelector("figure").before(classControls);
     if (charts.length) replace(grid, charts);
     else replace(grid, el("p", { class: "empty" }, shown.length ? "Nothing is measured yet: curves appear after the first steps." : "No run is ticked in the table above."));
+    // The values under a pointer that rests stay
+    if (pointer) document.elementFromPoint(pointer.clientX, pointer.clientY)?.dispatchEvent(new PointerEvent("pointermove", { ...pointer, bubbles: true }));
   }
 
   return { make, draw };
