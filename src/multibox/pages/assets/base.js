@@ -162,7 +162,7 @@ const multibox = (() => {
     chart.addEventListener("pointermove", (event) => {
       const place = chart.getBoundingClientRect();
       const x = x0 + ((event.clientX - place.left) / place.width * width - left) / (width - left - right) * (x1 - x0);
-      const near = series.filter((one) => !one.faint).map((one) => [one, nearest(one, x)]).filter(([, at]) => at !== null);
+      const near = series.filter((one) => !one.faint).map((one) => [one, nearest(one, x)]).filter(([one, at]) => at !== null && Math.abs(one.x[at] - x) <= 0.07 * (x1 - x0));
       readout.hidden = !near.length || x < x0 - 0.02 * (x1 - x0);
       mark.setAttribute("visibility", readout.hidden ? "hidden" : "visible");
       if (readout.hidden) return;
