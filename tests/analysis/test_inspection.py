@@ -11,6 +11,7 @@ from torch import nn
 
 from multibox.analysis.inspection import find_images
 from multibox.analysis.inspection_outcomes import Found, Judge, match_detections, why_unreached
+from multibox.analysis.receptive_field import receptive_fields
 from multibox.api import inspect_matches, open_for
 from multibox.config import Config
 from multibox.data.decoded import DecodedImages
@@ -21,7 +22,7 @@ from multibox.models.anchor_layout import anchors_for
 from multibox.models.build import build_model
 from multibox.ops.matching import anchor_overlaps, greedy_bipartite
 from multibox.presets import PRESETS, resolve
-from multibox.structures import Sample, iou
+from multibox.structures import Sample, Size, iou
 from multibox.training.step import compute_loss
 
 MATCHERS = ("bipartite", "dual_max", "atss", "simota", "task_aligned")
@@ -314,3 +315,13 @@ def test_every_preset_with_every_matcher(data, preset, matcher):
     found = detector.predict(one["path"], threshold=0.3)
     shown = [c for c in one["candidates"] if c["kept"] and c["score"] >= 0.3]
     assert [c["box"] for c in shown] == found.boxes.tolist() and [c["score"] for c in shown] == found.scores.tolist()
+
+
+def test_receptive_fields_do_not_depend_on_inference_mode():
+    config = resolve("tinyssd", "default", {"anchors.fit": "none"})
+    receptive_fields.cache_clear()
+    with torch.inference_mode():
+        inside = receptive_fields(config)
+    receptive_fields.cache_clear()
+    assert inside == receptive_fields(config)
+    assert inside[0].size(Size(256, 256))[0] > 20

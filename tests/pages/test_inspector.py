@@ -184,7 +184,7 @@ def test_a_reader_finds_out_why_with_keys_alone(tmp_path, open_page, overflow):
 def test_each_question_is_answered_by_one_click(tmp_path, open_page, overflow):
     row = make_row(0, explain=True)
     with open_page(write_page(tmp_path, [make_row(3, objects=0), row])) as page:
-        panel, questions = page.locator(".panel h3").first, page.locator(".questions button")
+        panel, questions = page.locator(".panel h3").first, page.locator(".questions a")
         assert questions.count() == 10
         starts = [
             "Object ",

@@ -59,6 +59,7 @@ class LevelField(NamedTuple):
 
 
 @cache
+@torch.inference_mode(False)  # in which convolutions are called by another name
 def receptive_fields(config: Config) -> tuple[LevelField, ...]:
     """Return the receptive field of each feature map's class logits.
 

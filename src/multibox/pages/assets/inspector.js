@@ -45,8 +45,11 @@ const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.t
 const levelColour = (level) => `var(--l${level % 8})`;
 const levelName = (level) => { const { rows, columns } = image.levels[level]; return `${level} (${columns} x ${rows} cells)`; };
 const size = (box) => `${Math.round(box[2] - box[0])} x ${Math.round(box[3] - box[1])} px`;
-/** A score that is below a threshold, and the threshold, with so many digits that they differ. */
-const below = (value, limit) => { const digits = [2, 3, 4].find((n) => value.toFixed(n) !== limit.toFixed(n)) ?? 5; return [value.toFixed(digits), limit.toFixed(digits)]; };
+/** Text about a score below a threshold, with so many digits that they differ. */
+function below(value, limit) {
+  const digits = [2, 3, 4].find((n) => value.toFixed(n) !== limit.toFixed(n));
+  return digits ? `${value.toFixed(digits)}, below the threshold of ${limit.toFixed(digits)}` : `${value.toFixed(4)}, just below the threshold`;
+}
 const scoreText = (value) => (value >= 0.0095 ? value.toFixed(2) : value.toPrecision(1));
 const missed = (index) => verdict.outcomes[index].name !== "found" && counts(image.gt[index]);
 const own = () => state.score === null && state.nms === image.thresholds.nms;
@@ -297,7 +300,7 @@ function why(index) {
   const one = image.candidates[detection], by = verdict.fate[detection];
   const box = one ? `${one.name} with score ${scoreText(one.score)}` : "";
   if (name === "found") return `At these thresholds it is found by ${box}.`;
-  if (name === "low-score") return one ? `At these thresholds its best box scores ${below(one.score, verdict.limit(object.name)).join(", below the threshold of ")}.` : sentence(object.outcome === name ? object.why : OUTCOMES[name][1]);
+  if (name === "low-score") return one ? `At these thresholds its best box scores ${below(one.score, verdict.limit(object.name))}.` : sentence(object.outcome === name ? object.why : OUTCOMES[name][1]);
   if (name === "suppressed") return by >= 0 ? `At these thresholds its best box (score ${scoreText(one.score)}) is suppressed by ${image.candidates[by].name} with score ${scoreText(image.candidates[by].score)}: they overlap by ${number(shared(detection), 2)}, and at most ${state.nms} is allowed.` : "At these thresholds its best box is left out, because only so many are kept.";
   return `At these thresholds: ${OUTCOMES[name][1]}${box ? ` The box is ${box}.` : ""}`;
 }
@@ -318,7 +321,7 @@ function aboutCandidate(index) {
     ignored: `It lies on object ${one.gt}, which does not count, so it is neither right nor false.`,
     false: near && one.gt_iou > 0 ? `It is false: the nearest ${one.name} is object ${one.gt}, which it overlaps by ${number(one.gt_iou, 2)}; above 0.5 it would be right.` : `It is false: there is no ${one.name} here.` };
   const text = role ? says[role] : by >= 0 ? `It is suppressed: ${image.candidates[by].name} with score ${scoreText(image.candidates[by].score)} overlaps it by ${number(shared(index), 2)}, and at most ${state.nms} is allowed.`
-    : verdict.kept[index] ? `Its score of ${below(one.score, verdict.limit(one.name)).join(" is below the threshold of ")}, so it is not reported.` : "It is left out: only so many boxes are kept.";
+    : verdict.kept[index] ? `It scores ${below(one.score, verdict.limit(one.name))}, so it is not reported.` : "It is left out: only so many boxes are kept.";
   return [el("h3", {}, `Box: ${one.name} ${scoreText(one.score)} `, el("span", { class: role === "found" ? "good" : role && role !== "ignored" ? "bad" : "" }, role === "found" ? "right" : role ?? fateText(index))),
     el("p", {}, text),
     facts([["Size", size(one.box)], ...place(one), ["IoU with ground truth", near && one.gt_iou > 0 ? `${number(one.gt_iou, 2)} (object ${one.gt})` : "none of its class"], ["Suppressed by it", plural(suppressed, "box", "boxes")]]),
@@ -499,7 +502,7 @@ const stage = el("div", { class: "stage", id: "stage" },
 document.getElementById("main").append(
   contents([["questions", "Questions"], ["image", "Image"], ["objects", "Objects"], ["detections", "Detections"], ["levels", "Levels and losses"], ["thresholds", "Thresholds"], ["terms", "Terms"]]),
   section("questions", "Questions", "Each of these goes to the next case among the images and shows the reason. Press again for the case after it.",
-    el("ol", { class: "questions" }, QUESTIONS.map(([text, act]) => el("li", {}, el("button", { type: "button", class: "link", onclick: act }, text))))),
+    el("ol", { class: "questions" }, QUESTIONS.map(([text, act]) => el("li", {}, el("a", { href: "#image", onclick: (event) => { event.preventDefault(); act(); } }, text))))),
   section("image", "Image", "What training and prediction made of each image. Choose layers, move the thresholds, and select a box to learn about it.", strip, stage),
   section("objects", "Objects of this image", "What became of each object, and why. Missed objects say what to mend: anchors, thresholds, labels or more training.", objectBox),
   section("detections", "Detections of this image", "What is reported at these thresholds, and whether it is right.", detectionBox),
