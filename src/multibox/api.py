@@ -234,6 +234,7 @@ def make_report(
     on_bad: OnBad = "stop",
     device: str = "auto",
     bootstrap: int = 300,
+    temperature: str | Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Return all that a detector does well and badly on a split, as docs/report.md describes it.
@@ -249,29 +250,39 @@ def make_report(
         on_bad: "stop" at a broken file, or "skip" it.
         device: Where a model that is given by its path computes.
         bootstrap: Resamples of the images for 95 % intervals; 0 leaves them out.
-        overwrite: Replace the files of an earlier report in `out`.
+        temperature: A .safetensors file to write: a copy of the model, given by its path, with calibrated scores.
+        overwrite: Replace the files of an earlier report in `out`, and `temperature`.
 
     Raises:
         DataError: Data that cannot be read, or that shares no class with the detector.
         WeightsError: A model that cannot be opened.
-        ConfigError: `out` holds a report already.
+        ConfigError: `out` holds a report already, or `temperature` exists.
     """
-    from multibox.pages.report_data import Subject, make_report_data, predict, report_files, write_report
+    from multibox.analysis.temperature import check_calibrated
+    from multibox.pages.report_data import Subject, calibrate, make_report_data, predict, report_files, write_report
 
     paths = [Path(one) for one in ([data] if isinstance(data, str | Path) else data)]
-    if out is not None:
-        check_outputs(report_files(Path(out)), overwrite=overwrite, inputs=paths, how="overwrite=True")
-    named = model if isinstance(model, str | Path) else ""
+    how = "overwrite=True"
+    named = model if isinstance(model, str | Path) else None
+    files = [] if out is None else report_files(Path(out))
+    files += [] if temperature is None else [Path(temperature)]
+    inputs = [*paths, *([Path(named)] if named is not None else [])]
+    check_outputs(files, overwrite=overwrite, inputs=inputs, how=how)
+    if temperature is not None and named is None:
+        raise ConfigError("a calibrated copy needs the model's file; give its path instead of a detector")
+    checkpoint = None if temperature is None or named is None else check_calibrated(named, Path(temperature))
     detector = load(model, device=device) if isinstance(model, str | Path) else model
     dataset = open_for(detector, paths, split=split, rename=rename, format=format, on_bad=on_bad)
     subject = Subject(
-        detector, dataset, str(named), [str(one) for one in paths], format, max_detections, bootstrap,
+        detector, dataset, str(named or ""), [str(one) for one in paths], format, max_detections, bootstrap,
         command="multibox.make_report",
     )  # fmt: skip
     detections = predict(subject)
     report = make_report_data(subject, detections)
     if out is not None:
         write_report(report, subject, detections, Path(out))
+    if checkpoint is not None:
+        calibrate(subject, detections, checkpoint, Path(str(temperature)))
     return report
 
 

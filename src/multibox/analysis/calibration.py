@@ -5,21 +5,14 @@ Expected calibration error and temperature are those of C. Guo et al., "On Calib
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from multibox.config import Config
 from multibox.evaluation.table import Columns
-from multibox.models.checkpoint import Checkpoint
-from multibox.models.ssd import SSD
 from multibox.structures import Flags
-from multibox.thresholds import class_thresholds
 
 BINS = 10
 """Of equal width, from 0 to 1."""
@@ -158,40 +151,3 @@ def describe_calibration(found: Scored, names: Sequence[str]) -> dict[str, Any]:
 def _of_class(found: Scored, label: int) -> dict[str, Any]:
     own = found.keep(found.labels == label)
     return {"detections": len(own.scores), "ece": calibration_error(own.scores, own.right)}
-
-
-def calibrated_copy(model: SSD, checkpoint: Checkpoint, temperature: float) -> Checkpoint:
-    """Return a checkpoint whose logits are those of `checkpoint` over the temperature.
-
-    The weights and biases of the last convolution of every class predictor are divided by it: whatever runs the
-    network, as prediction, evaluation or an export, needs to know nothing of it.
-
-    Thresholds move with the scores, as `warmed` says; so does the lowest score that enters suppression.
-
-    Args:
-        model: The network of the checkpoint.
-        checkpoint: What to copy.
-        temperature: Above 1 makes the scores less extreme.
-    """
-    state: dict[str, Tensor] = dict(checkpoint.state)
-    for name, layer in model.heads.class_layers():
-        for part in ("weight", "bias"):
-            key = f"heads.{name}.{part}"
-            if getattr(layer, part) is not None:
-                # In float64, so that the only rounding is that of the result
-                state[key] = (state[key].double() / temperature).to(torch.float32)
-    thresholds = class_thresholds(checkpoint.config.post.thresholds, checkpoint.class_names)
-    config = with_thresholds(checkpoint.config, warmed(np.array(thresholds), temperature))
-    floor = float(warmed(np.array([config.post.score_threshold]), temperature)[0])
-    config = config.updated({"post.score_threshold": floor if config.post.score_threshold > 0 else 0.0})
-    return replace(checkpoint, state=state, config=config)
-
-
-def with_thresholds(config: Config, thresholds: Floats) -> Config:
-    """Return the config with other thresholds, one per class."""
-    return config.updated({"post.thresholds": tuple(float(one) for one in thresholds)})
-
-
-def marked_metrics(metrics: Mapping[str, Any], temperature: float, measured: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics of a checkpoint with what its temperature is and changed."""
-    return {**metrics, "calibration": {"temperature": temperature, **measured}}

@@ -10,6 +10,8 @@ from multibox.cli.options import DataSets, Device, Flip, Format, Model, OnBad, S
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from multibox.analysis.temperature import Calibrated
+
 _RENAME = "The data set's class A is the model's B; A= leaves A out. Repeatable; also a .json file of such pairs."
 FOLDER = "report"
 _SUSPECTS = {"missing": "perhaps missing", "location": "perhaps badly placed", "class": "perhaps of the wrong class"}
@@ -32,11 +34,18 @@ def report(
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Resamples of the images for 95 % intervals; 0 for none.")
     ] = 300,
+    temperature: Annotated[
+        Path | None,
+        typer.Option(metavar="NEWMODEL", help="Write a copy of the checkpoint with calibrated scores."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all that the page shows here, too; - for standard output.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an earlier report in --out, and --json; a file of DATA never.")
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace an earlier report in --out, --json and NEWMODEL; a file of DATA never."
+        ),
     ] = False,
 ) -> None:
     """Show what MODEL does well and badly on a split of DATA, why, and what to do, as one HTML page.
@@ -45,18 +54,21 @@ def report(
     """
     import json
 
+    from multibox.analysis.temperature import check_calibrated
     from multibox.api import open_for
     from multibox.cli.console import counting
     from multibox.cli.evaluate import read_rename
     from multibox.files import check_outputs, make_numbered_folder, write_text_whole
     from multibox.inference.load import load
-    from multibox.pages.report_data import Subject, make_report_data, predict, report_files, write_report
+    from multibox.pages.report_data import Subject, calibrate, make_report_data, predict, report_files, write_report
 
     to_stdout = json_file == Path("-")
     outputs = [] if json_file is None or to_stdout else [json_file]
     outputs += [] if out is None else report_files(out)
+    outputs += [] if temperature is None else [temperature]
     inputs = [*data, *own_files(model), *(Path(text) for text in rename or () if "=" not in text)]
     check_outputs(outputs, overwrite=overwrite, inputs=inputs)
+    checkpoint = None if temperature is None else check_calibrated(model, temperature)
     names = read_rename(rename or ())
     detector = load(model, device=device, flip=flip)
     dataset = open_for(detector, data, split=split, rename=names, format=format, on_bad=on_bad.value)
@@ -68,7 +80,12 @@ def report(
     made = make_report_data(subject, detections)
     folder = out or make_numbered_folder(FOLDER)
     write_report(made, subject, detections, folder)
-    for line in (*dataset.notes, *findings(made), f"the page: {folder / 'index.html'}"):
+    lines = [*dataset.notes, *findings(made)]
+    if made["relabel"]["images"]:
+        lines.append(f"{made['relabel']['images']:,} images to relabel: {folder / made['relabel']['folder']}")
+    if checkpoint is not None and temperature is not None:
+        lines.append(_copied(calibrate(subject, detections, checkpoint, temperature), temperature))
+    for line in (*lines, f"the page: {folder / 'index.html'}"):
         typer.echo(line, err=to_stdout)
     text = json.dumps(made, indent=1)
     if to_stdout:
@@ -146,11 +163,20 @@ def _thresholds(made: "Mapping[str, Any]") -> list[str]:
     return [f"better thresholds: {'; '.join(better[:3])}{more}"]
 
 
+def _copied(copy: "Calibrated", path: Path) -> str:
+    from multibox.cli.console import metric_text
+
+    (ece, ap), (new_ece, new_ap) = (tuple(map(metric_text, one)) for one in (copy.before, copy.after))
+    changes = f"calibration error {ece} to {new_ece}, AP {ap} to {new_ap}"
+    return f"wrote {path}, a copy with temperature {copy.temperature:.2f}; detecting anew: {changes}"
+
+
 def _calibration(made: "Mapping[str, Any]") -> str:
     found = made["calibration"]
     if found["ece"] is None:
         return ""
     mend = ""
     if found["temperature"] is not None:
-        mend = f"; a temperature of {found['temperature']:.2f} would make it {found['ece_after']:.3f} (--temperature)"
+        halves = " and ".join(f"{one['ece']:.3f} to {one['ece_after']:.3f}" for one in found["halves"])
+        mend = f"; a temperature would bring it from {halves} on the half that it was not fitted on (--temperature)"
     return f"scores are off by {found['ece']:.3f} on average (calibration error){mend}"

@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,12 +22,16 @@ from multibox.analysis.error_kinds import KINDS, MEANINGS, count_errors, error_c
 from multibox.analysis.image_scores import (
     certain_mistakes,
     describe_files,
+    found_objects,
     tally_images,
     worst_images,
 )
 from multibox.analysis.relabel import write_relabel
+from multibox.analysis.slices import describe_slices
 from multibox.analysis.suspects import find_suspects
-from multibox.builtin import MODELS
+from multibox.analysis.temperature import Calibrated, write_calibrated
+from multibox.builtin import MODELS, about
+from multibox.config import Config
 from multibox.data.checking import fingerprint
 from multibox.data.images import shown_size
 from multibox.doctor.examine import find_twins
@@ -116,6 +120,7 @@ def make_report_data(subject: Subject, detections: Sequence[Detections]) -> Repo
     matches = match(table, limit)
     errors = find_errors(table, matches)
     mistakes, examples = certain_mistakes(table, errors)
+    sizes = _image_sizes(dataset)
     tally = tally_images(table, matches, lowest)
     counts, costs = count_errors(errors), error_costs(table, matches, errors)
     report: Report = {
@@ -143,9 +148,9 @@ def make_report_data(subject: Subject, detections: Sequence[Detections]) -> Repo
                 for kind in KINDS
             ],
         },
-        "slices": {},
+        "slices": describe_slices(table, matches, found_objects(table, matches, lowest), sizes, _config(subject)),
         "calibration": describe_calibration(scored_detections(table, matches.right, matches.wrong), names),
-        "files": describe_files(dataset, _image_sizes(dataset), tally),
+        "files": describe_files(dataset, sizes, tally),
         "worst": worst_images(tally),
         "mistakes": mistakes,
         "suspects": find_suspects(detections, dataset, names),
@@ -154,6 +159,15 @@ def make_report_data(subject: Subject, detections: Sequence[Detections]) -> Repo
         "training": _training(subject.run),
     }
     return plain(report)
+
+
+def _config(subject: Subject) -> Config | None:
+    """Return the network's config; None for an exported file, which does not say what its anchors are."""
+    detector = subject.detector
+    if not isinstance(detector, ExportedDetector):
+        return getattr(detector, "config", None)
+    name = detector.about.get("builtin")
+    return None if name is None else Config.from_dict(about(name)["config"])
 
 
 def _image_sizes(dataset: Dataset) -> list[Size]:
@@ -251,7 +265,7 @@ def _number(cell: str | None) -> float | None:
 
 
 def report_files(folder: Path) -> list[Path]:
-    """Return the files that `write_report` writes."""
+    """Return the files that `write_report` writes beside the relabel list, which gets a folder of its own."""
     return [folder / "index.html", folder / "report.json"]
 
 
@@ -269,3 +283,13 @@ def write_report(report: Report, subject: Subject, detections: Sequence[Detectio
     write_text_whole(folder / "report.json", json.dumps(report, ensure_ascii=False, separators=(",", ":")) + "\n")
     with _counted(subject, "images drawn") as progress:
         write_report_page(report, subject.dataset, detections, folder, progress=progress)
+
+
+def calibrate(subject: Subject, detections: Sequence[Detections], checkpoint: Path, new: Path) -> Calibrated:
+    """Write a calibrated copy of the model's checkpoint; errors are those of `write_calibrated`."""
+
+    def again(detector: Detector) -> list[Detections]:
+        return predict(replace(subject, detector=detector))
+
+    device = getattr(subject.detector, "device", "cpu")
+    return write_calibrated(checkpoint, new, subject.dataset, detections, again, device)
