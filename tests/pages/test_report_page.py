@@ -176,7 +176,7 @@ def test_the_words_say_what_matters(sample) -> None:
         "costliest error is",
         "weakest class is",
         "threshold of",
-        "labels look wrong",
+        "labels are suspect",
         "training images are in this split",
     ):
         assert words in text

@@ -122,7 +122,7 @@ class _Image:
                 f"the nearest box ({self.names[labels[at]]}, score {scores[at]:.2f}) overlaps it by {overlap[at]:.2f}, "
                 f"less than {RIGHT:g}"
             )
-        return "no box of any score comes near it; `multibox inspect` shows whether an anchor reaches it"
+        return "no box of any score comes near it; multibox inspect shows whether an anchor reaches it"
 
     def _why_false(self, at: int, label: int) -> str:
         """Return why a detection was paired with no object."""

@@ -94,7 +94,9 @@ def weakest_class(report: Report) -> str:
         return f"There is one class with objects, {name!r}: its AP is the AP."
     name = min(scores, key=lambda one: scores[one])
     others = float(np.mean([score for other, score in scores.items() if other != name]))
-    return f"The weakest class is {name!r} with an AP of {scores[name]:.3f}; the others have {others:.3f} on average."
+    objects = part(report, "curves", name).get("objects")
+    many = f" ({_counted(objects, 'object')})" if objects is not None else ""
+    return f"The weakest class is {name!r}{many}: AP {scores[name]:.3f}, where the others have {others:.3f} on average."
 
 
 class Gain(NamedTuple):
@@ -111,7 +113,7 @@ class Gain(NamedTuple):
 
 
 def gains(report: Report) -> list[Gain]:
-    """Return the classes that another threshold helps, most first."""
+    """Return the classes that another threshold helps, those with most objects times gain first."""
     found: list[Gain] = []
     curves = part(report, "curves")
     for name, best in part(report, "thresholds").items():
@@ -120,7 +122,7 @@ def gains(report: Report) -> list[Gain]:
         own = f1_at(curves[name], float(best["model"]))
         if best["f1"] - own > GAIN:
             found.append(Gain(name, float(best["model"]), float(best["threshold"]), own, float(best["f1"])))
-    return sorted(found, key=lambda one: one.before - one.after)
+    return sorted(found, key=lambda one: (one.before - one.after) * curves[one.name].get("objects", 1))
 
 
 def f1_at(curve: Mapping[str, Any], score: float) -> float:
@@ -153,7 +155,7 @@ def label_suspects(report: Report) -> str:
     words = {"missing": "missing", "location": "badly placed", "class": "of the wrong class"}
     counts = {kind: sum(one["kind"] == kind for one in suspects) for kind in words}
     listed = ", ".join(f"{count} {words[kind]}" for kind, count in counts.items() if count)
-    return f"{_counted(len(suspects), 'label looks', 'labels look')} wrong: {listed}. Look at the first ones."
+    return f"{_counted(len(suspects), 'label is', 'labels are')} suspect: {listed}. Look at the first ones."
 
 
 def leaks(report: Report) -> str:
@@ -220,6 +222,11 @@ def confusion_in_words(report: Report) -> str:
 def small_objects(report: Report) -> str:
     """Return recall of the smallest and the largest objects."""
     known = [row for row in rows(report, "slices", "size") if row["objects"] and row.get("recall") is not None]
+    coco = part(report, "metrics", "coco")
+    few, many = coco.get("APs"), coco.get("APl") if coco.get("APl") is not None else coco.get("APm")
+    if len(known) < 2 and few is not None and many is not None:
+        says = "Yes" if few < many - 0.1 else "No"
+        return f"{says}: AP is {few:.3f} for objects under 32 x 32 pixels, {many:.3f} for large ones."
     if len(known) < 2:
         return "It cannot be told: all objects are of one size group."
     small, large = known[0], known[-1]

@@ -18,11 +18,13 @@
     const { names, counts } = matrix, size = names.length;
     const cells = new Map((matrix.cells || []).map((cell) => [cell.gt * size + cell.predicted, cell]));
     const panel = el("div", { class: "cell-images", role: "region", "aria-label": "Images of the chosen cell", tabindex: "-1" });
-    const buttons = [];
+    // Rows and columns of classes that occur; of 90 classes a data set may have 20
+    const rowSums = counts.map((row) => row.reduce((a, b) => a + b, 0)), columnSums = names.map((_, column) => counts.reduce((sum, row) => sum + row[column], 0));
+    const occurring = names.map((_, place) => place).filter((place) => place === background || rowSums[place] || columnSums[place]);
+    const across = occurring.length, buttons = [];
     let shares = false, chosen = null, current = 0;
-    const rowSums = counts.map((row) => row.reduce((a, b) => a + b, 0));
     const mostWrong = Math.max(1, ...counts.map((row, gt) => Math.max(0, ...row.filter((_, predicted) => predicted !== gt))));
-    const shown = (gt, predicted) => { const many = counts[gt][predicted]; return !many ? "" : shares ? (rowSums[gt] ? (many / rowSums[gt]).toFixed(2) : "") : count(many); };
+    const shown = (gt, predicted) => { const many = counts[gt][predicted]; return !many ? "" : shares ? (many / rowSums[gt]).toFixed(2) : count(many); };
     const heat = (gt, predicted) => { const many = counts[gt][predicted]; return !many ? 0 : shares || gt === predicted ? many / rowSums[gt] : Math.sqrt(many / mostWrong); };
     const paint = () => buttons.forEach((button) => {
       const { gt, predicted } = button.place;
@@ -49,21 +51,29 @@
       const step = steps[event.key];
       if (!step) return;
       event.preventDefault();
-      const row = Math.min(size - 1, Math.max(0, Math.floor(current / size) + step[0])), column = Math.min(size - 1, Math.max(0, current % size + step[1]));
-      go(row * size + column);
+      const row = Math.min(across - 1, Math.max(0, Math.floor(current / across) + step[0])), column = Math.min(across - 1, Math.max(0, current % across + step[1]));
+      if (row * across + column < buttons.length) go(row * across + column);
     };
-    const body = el("tbody", {}, names.map((name, gt) => el("tr", {}, el("th", { scope: "row" }, el("span", {}, name)), names.map((other, predicted) => {
-      if (gt === background && predicted === background) { buttons.push(Object.assign(el("button", { type: "button", disabled: true }), { place: { gt, predicted } })); return el("td", { class: "empty" }); }
-      const button = el("button", { type: "button", tabindex: buttons.length ? "-1" : "0", class: gt === predicted ? "right" : "wrong", title: cellTitle(gt, predicted, counts[gt][predicted]), "aria-label": cellTitle(gt, predicted, counts[gt][predicted]), onclick: () => { go(gt * size + predicted); show(button); } });
+    const cellOf = (gt, predicted) => {
+      // No case can be background on both sides; it is the last cell
+      if (gt === background && predicted === background) return el("td");
+      const title = cellTitle(gt, predicted, counts[gt][predicted]), place = buttons.length;
+      const button = el("button", { type: "button", tabindex: place ? "-1" : "0", class: gt === predicted ? "right" : "wrong", title, "aria-label": title, onclick: () => { go(place); show(button); } });
       button.place = { gt, predicted };
       buttons.push(button);
       return el("td", {}, button);
-    }))));
+    };
+    const body = el("tbody", {}, occurring.map((gt) => el("tr", {}, el("th", { scope: "row" }, el("span", {}, names[gt])), occurring.map((predicted) => cellOf(gt, predicted)))));
+    const swaps = buttons.filter(({ place: { gt, predicted } }) => gt !== predicted && gt !== background && predicted !== background && counts[gt][predicted])
+      .sort((a, b) => counts[b.place.gt][b.place.predicted] - counts[a.place.gt][a.place.predicted]).slice(0, 8);
+    const left = size - across;
     paint();
     return section("confusion", "Confusion matrix", intro,
+      swaps.length ? el("p", { class: "swaps" }, "Classes that are confused most: ", swaps.map((button, place) => [place ? ", " : "", el("button", { type: "button", class: "link", onclick: () => button.click() }, `${className(button.place.gt)} taken for ${className(button.place.predicted)} (${count(counts[button.place.gt][button.place.predicted])})`)])) : null,
       el("div", { class: "controls" }, checkbox("Shares of each row instead of counts", false, (on) => { shares = on; paint(); })),
       el("div", { class: "scroll matrix" }, el("table", { onkeydown }, el("caption", { class: "note" }, "Arrow keys move between cells; Enter shows the images, Escape returns."),
-        el("thead", {}, el("tr", {}, el("td", { class: "corner" }, "label ↓ detected →"), names.map((name) => el("th", { scope: "col" }, el("span", {}, name))))), body)), panel);
+        el("thead", {}, el("tr", {}, el("td", { class: "corner" }, "label ↓ detected →"), occurring.map((place) => el("th", { scope: "col" }, el("span", {}, names[place]))))), body)),
+      left ? note(`${plural(left, "class is", "classes are")} left out: neither labelled nor detected in these images.`) : null, panel);
   }
 
   const LINES = { wrong: { ...KINDS.wrong }, label: { ...KINDS.missed, dash: "5 4" } };

@@ -61,20 +61,20 @@
     if (!real.length) return section("curves", "Curves", intro, note("There are no curves: no class has both objects and detections."));
     const charts = el("div", { class: "columns" });
     const show = (name) => {
-      const weakest = [...real].sort((a, b) => Math.max(0, ...a[1].f1) - Math.max(0, ...b[1].f1)).slice(0, 8);
-      const some = name === ALL ? weakest : real.filter(([key]) => key === name);
+      const frequent = [...real].sort((a, b) => b[1].objects - a[1].objects).slice(0, 8);
+      const some = name === ALL ? frequent : real.filter(([key]) => key === name);
       const both = overScore(name);
       replace(charts,
-        el("div", {}, el("h3", {}, name === ALL && real.length > 8 ? "Precision over recall, the 8 weakest classes" : "Precision over recall"),
+        el("div", {}, el("h3", {}, "Precision over recall"),
           lineChart({ series: some.map(([key, curve], place) => ({ name: key, x: curve.recall, y: curve.precision, dashed: place % 2 === 1 })), xLabel: "recall", yLabel: "precision", widest: 400, xRange: [0, 1], yRange: [0, 1], label: `Precision over recall of ${name}` })),
-        el("div", {}, el("h3", {}, name === ALL && real.length > 8 ? "F1 over score, the 8 weakest classes" : "F1 over score"),
+        el("div", {}, el("h3", {}, "F1 over score"),
           lineChart({ series: some.map(([key, curve], place) => ({ name: key, x: curve.scores, y: curve.f1.map((value) => (value < 0 ? null : value)), dashed: place % 2 === 1 })), xLabel: "score", yLabel: "F1", widest: 400, xRange: [0, 1], yRange: [0, 1], label: `F1 over score of ${name}` })),
-        el("div", {}, el("h3", {}, `Precision and recall over score, ${name}`),
+        el("div", {}, el("h3", {}, "Precision and recall over score"),
           lineChart({ series: [{ name: "precision", x: GRID, y: both.precision }, { name: "recall", x: GRID, y: both.recall, dashed: true }], xLabel: "score", yLabel: "share", widest: 400, xRange: [0, 1], yRange: [0, 1], label: `Precision and recall over score of ${name}` })));
     };
     const first = classes()[0][0];
     show(first);
-    return section("curves", "Curves", intro, el("div", { class: "controls" }, select("Class of the curves", classes(), first, show)), charts);
+    return section("curves", "Curves", intro, el("div", { class: "controls" }, select("Class of the curves", classes(), first, show)), real.length > 8 ? note("For all classes, the 8 most frequent ones have a curve each; the last chart counts all.") : null, charts);
   }
 
   function thresholds() {
@@ -127,7 +127,7 @@
     const intro = "If a score is a probability, then of the boxes with a score of 0.8, 80 % are right: the points lie on the dashed line. Points below it mean that the model is too sure of itself.";
     const one = report.calibration || {}, bins = (one.bins || []).filter((bin) => bin.count);
     if (one.ece === null || one.ece === undefined || !bins.length) return section("calibration", "Calibration", intro, note("There are no detections to judge the scores by."));
-    const mend = `multibox report ${[report.model, ...report.data].map(quoted).join(" ")} --temperature calibrated.safetensors`;
+    const mend = `multibox report ${[report.model, ...report.data].map(quoted).join(" ")}${report.split ? ` --split ${quoted(report.split)}` : ""} --temperature calibrated.safetensors`;
     const per = Object.entries(one.per_class || {}).map(([name, value]) => ({ name, ece: typeof value === "number" || value === null ? value : value.ece, count: value?.count ?? null }));
     return section("calibration", "Calibration", intro,
       el("div", { class: "cards" }, card("ECE", number(one.ece), "mean distance between score and share of right boxes", one.ece > 0.1 ? "bad" : one.ece > 0.05 ? "warn" : "good"),
@@ -159,7 +159,7 @@
       return el("div", {}, el("h3", {}, title), lineChart({ series: mine.map((key, place) => {
         const real = rows.map((row, at) => [x[at], value(row, key)]).filter(([, one]) => one !== null);
         return { name: key, x: real.map(([at]) => at), y: real.map(([, one]) => one), dots: real.length < 30, dashed: place % 2 === 1 };
-      }), xLabel: "epoch", yLabel: title === "Learning rate" ? "" : title.split(" ")[0], widest: 480, label: `${title} over epochs` }));
+      }), xRange: x.length > 1 ? [Math.min(...x), Math.max(...x)] : null, yRange: title.startsWith("mAP") ? [0, 1] : null, xLabel: "epoch", yLabel: title === "Learning rate" ? "" : title.split(" ")[0], widest: 480, label: `${title} over epochs` }));
     });
     return section("training", "Training", intro, el("div", { class: "columns wide" }, charts));
   }
