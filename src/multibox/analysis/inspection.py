@@ -155,9 +155,7 @@ class Inspector:
         post = config.post
         return {
             "file": seen.sample.name,
-            "path": str(seen.sample.path),
-            "offset": seen.sample.offset,
-            "length": seen.sample.length,
+            **where(seen.sample),
             "width": width,
             "height": height,
             "input": list(config.model.input_size),
@@ -270,6 +268,11 @@ def _positives(
         for i, anchor in enumerate(host(anchors).tolist())
     ]
     return sorted(rows, key=lambda row: (row["gt"], row["anchor"]))
+
+
+def where(sample: Sample) -> dict[str, Any]:
+    """Return where the pixels of an image are, as `inspected_image` reads them: its file, or its bytes in one."""
+    return {"path": str(sample.path), "offset": sample.offset, "length": sample.length}
 
 
 def host(tensor: Tensor) -> NDArray[Any]:

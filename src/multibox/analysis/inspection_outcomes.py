@@ -256,7 +256,7 @@ class Judge:
         limit = matching.threshold
         if best_iou > limit or (matching.inclusive and best_iou >= np.float32(limit)):
             return None if scores else ("not-matched", "every anchor that overlaps it enough took another object")
-        forced = f"it trains on {len(scores)} anchor that was forced" if scores else "it got no anchor at all"
+        forced = "one forced anchor learns it" if scores else "no anchor learns it"
         reason = why_unreached(box, anchors, limit)
         return (
             "unreached",
@@ -267,18 +267,29 @@ class Judge:
         self, found: Found, box: Doubles, label: int, scores: Sequence[float], reason: tuple[str, str] | None
     ) -> tuple[str, int | None, str]:
         """Return the outcome with the score that the object got, such as it is."""
-        threshold = f"below the threshold of {digits(self.lowest[label])}"
+        lowest = float(self.lowest[label])
         on = found.on(box, label, self.extra)
         detection: int | None = int(on[0]) if len(on) else None
         if detection is not None:
-            said = f"its best box scores {digits(found.scores[detection])}, {threshold}"
+            said = f"its best box scores {below(found.scores[detection], lowest)}"
         elif scores:
-            said = f"the best of its {len(scores)} matched anchors scores {digits(max(scores))}, {threshold}"
+            which = f"the best of its {len(scores)} matched anchors" if len(scores) > 1 else "its only matched anchor"
+            said = f"{which} scores {below(max(scores), lowest)}"
         else:
             said = f"no box of its class on it scores above {self.config.post.score_threshold:g} (post.score_threshold)"
         if reason is None:
             return "low-score", detection, said
         return reason[0], detection, f"{reason[1]}; {said}"
+
+
+def below(score: float, threshold: float) -> str:
+    """Return a score and the threshold that it misses; as many digits as tell them apart."""
+    if score >= threshold:
+        return f"{digits(score)} and lies elsewhere"
+    places = 2
+    while places < 8 and (f"{score:.{places}f}" == f"{threshold:.{places}f}" or float(f"{score:.{places}f}") == 0):
+        places += 1
+    return f"{score:.{places}f}, below the threshold of {threshold:.{places}f}"
 
 
 def digits(score: float) -> str:
@@ -307,13 +318,12 @@ def why_unreached(box_xyxy: Doubles, anchors_xyxy: Floats, threshold: float) -> 
     areas = sides.prod(axis=1)
     centred = shared / (areas + width * height - shared)
     best = int(centred.argmax())
-    what = f"it is {width:.0f} x {height:.0f} pixels"
-    nearest = f"the best anchor {sides[best, 0]:.0f} x {sides[best, 1]:.0f}"
+    own, nearest = f"{width:.0f} x {height:.0f} pixels", f"{sides[best, 0]:.0f} x {sides[best, 1]:.0f}"
     if centred[best] >= threshold:
-        return f"{what}, {nearest}, so an anchor fits but none stands near enough: the cells are too far apart"
+        return f"an anchor of {nearest} fits its {own}, but none stands near enough, as cells are too far apart"
     if np.minimum(areas / (width * height), width * height / areas).max() < threshold:
-        small = width * height < areas.min()
-        return f"{what}, {nearest}, so it is too {'small' if small else 'large'} for every anchor"
-    wide, aspect = width / height, sides[:, 0] / sides[:, 1]
-    kind = "wide" if wide > aspect[best] else "tall"
-    return f"{what}, {nearest}, so it is too {kind} for the anchors of its size"
+        size = "small" if width * height < areas.min() else "large"
+        return f"its {own} are too {size} for every anchor (the nearest has {nearest})"
+    aspect = sides[:, 0] / sides[:, 1]
+    shape = "wide" if width / height > aspect[best] else "tall"
+    return f"its {own} are too {shape} for the anchors of its size (the nearest has {nearest})"
