@@ -10,12 +10,11 @@ import torch
 
 from multibox.analysis.anchor_search import examine_anchors
 from multibox.builtin import NO_WEIGHTS, find_model
-from multibox.config import DataConfig
 from multibox.data.checking import Counting, check_images, silence
 from multibox.data.choosing import merges_known
 from multibox.data.formats import DataPaths, open_dataset
 from multibox.data.formats.text import OnBad
-from multibox.errors import ConfigError, MultiboxError
+from multibox.errors import ConfigError
 from multibox.evaluation.report import Metrics
 from multibox.evaluation.report import evaluate as measure
 from multibox.files import check_outputs
@@ -27,9 +26,7 @@ from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve
 from multibox.structures import Dataset, checked_class_names
 from multibox.training.adapting import kept_difficult
-from multibox.training.folder import read_config
-from multibox.training.run import RunOptions, cache_folder, prepare, resolve_options
-from multibox.training.splits import open_splits
+from multibox.training.run import RunOptions, prepare, resolve_options, training_images
 from multibox.training.step import compute_loss
 
 if TYPE_CHECKING:
@@ -452,33 +449,12 @@ def inspect_matches(
     if worst is not None or not images:
         ranked = inspector.worst(WORST if worst is None else worst, counting)
         chosen += [index for index in ranked if index not in chosen]
-    explainer = Explainer(detector, _learnt_from(model, training), counting) if explain else None
+    named = model if isinstance(model, str | Path) else None
+    explainer = Explainer(detector, training_images(named, training), counting) if explain else None
     described: list[dict[str, Any]] = []
     for seen, one in inspector.describe(chosen, counting):
         described.append(one | ({"explanations": explainer.explain(seen, one)} if explainer else {}))
     return described
-
-
-def _learnt_from(
-    model: Detector | ExportedDetector | str | Path, training: str | Path | Sequence[str | Path] | None
-) -> Dataset | None:
-    """Return the training images: those given, or those of a run folder; None where these are not known or not there.
-
-    Raises:
-        DataError: What is given cannot be read.
-    """
-    if training is not None:
-        paths = [training] if isinstance(training, str | Path) else training
-        return open_splits(DataConfig(path=tuple(map(str, paths)), val_split="none"))[0]
-    if isinstance(model, Detector | ExportedDetector):
-        return None
-    folder = find_model(model).parent
-    try:
-        config = read_config(folder)
-        cache = cache_folder(config, folder)
-        return open_splits(config.data, cache if cache.exists() else None)[0]
-    except MultiboxError:
-        return None
 
 
 def _with_logits(model: Detector | ExportedDetector | str | Path, device: str) -> Detector:

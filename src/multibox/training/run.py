@@ -13,7 +13,8 @@ import torch
 
 from multibox import __version__
 from multibox.analysis.advice import look_at_boxes
-from multibox.config import Config, read_toml, with_one_length
+from multibox.builtin import find_model
+from multibox.config import Config, DataConfig, read_toml, with_one_length
 from multibox.data.augmentation import find_augmentation
 from multibox.data.checking import fingerprint
 from multibox.data.choosing import parse_merges
@@ -25,7 +26,7 @@ from multibox.data.left_out import sentences, training_counts
 from multibox.data.loading import AugmentedImages, in_order, load_batches
 from multibox.data.pixels import as_colour
 from multibox.doctor.glance import MOST_IMAGES, TOLD_BY_TRAINING, cached_glance, glance, glance_lines
-from multibox.errors import ConfigError, DataError, WeightsError
+from multibox.errors import ConfigError, DataError, MultiboxError, WeightsError
 from multibox.files import write_text_whole
 from multibox.inference.load import choose_device
 from multibox.limits import keep_freed_memory
@@ -296,6 +297,28 @@ def cache_folder(config: Config, folder: Path, options: RunOptions | None = None
     if config.data.cache_dir != "none":
         return Path(config.data.cache_dir).expanduser()
     return (options and options.cache) or folder.parent / CACHE
+
+
+def training_images(model: str | Path | None, given: str | Path | Sequence[str | Path] | None) -> Dataset | None:
+    """Return the images that a model learnt from: the training split given, or that of a run folder.
+
+    None where no run folder is named, or its data does not lie there any more.
+
+    Raises:
+        DataError: What is given cannot be read.
+    """
+    if given is not None:
+        paths = [given] if isinstance(given, str | Path) else given
+        return open_splits(DataConfig(path=tuple(map(str, paths)), val_split="none"))[0]
+    if model is None:
+        return None
+    folder = find_model(model).parent
+    try:
+        config = read_config(folder)
+        cache = cache_folder(config, folder)
+        return open_splits(config.data, cache if cache.exists() else None)[0]
+    except MultiboxError:
+        return None
 
 
 def _open_splits(config: Config, cache: Path, reporter: Reporter) -> tuple[Dataset, Dataset | None, list[str]]:
