@@ -113,7 +113,7 @@ def test_similar_objects_are_of_other_images_nearest_first(data, red_image, monk
 
 
 def test_two_pictures_per_image_and_nothing_written_over(data, tmp_path):
-    rows = inspect_matches(sees_red(), data, split="train", worst=2, threshold=0.3)
+    rows = inspect_matches(sees_red(), data, split="train", worst=1, threshold=0.3)
     written = write_pictures(rows, tmp_path)
     assert [path.name for path in written] == [
         f"{row['file'][:3]}-{kind}.png" for row in rows for kind in ("matches", "detections")
