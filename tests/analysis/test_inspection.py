@@ -225,7 +225,7 @@ LEFT, RIGHT = (24.0, 20.0, 64.0, 60.0), (36.0, 20.0, 76.0, 60.0)  # IoU 28 / 52
     [
         ({"candidates": [(BESIDE, 0.9, 0, "kept")]}, "found", 0, ["0.90", "0.78"]),
         ({"candidates": [(BESIDE, 0.3, 0, "kept")]}, "low-score", 0, ["0.30", "0.50"]),
-        ({"candidates": []}, "low-score", None, ["0.04", "1 matched", "0.50"]),
+        ({"candidates": []}, "low-score", None, ["0.04", "only matched", "0.50"]),
         ({"candidates": [(FAR, 0.9, 0, "kept")]}, "badly-placed", 0, ["0.90", "0.33"]),
         ({"candidates": [(BESIDE, 0.9, 1, "kept")]}, "wrong-class", 0, ["blue", "0.90", "0.78"]),
         (
