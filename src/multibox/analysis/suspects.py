@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 
+from multibox.analysis.label_effort import Effort, label_effort
 from multibox.analysis.label_pairs import (
     SAME_PLACE,
     Floats,
@@ -20,6 +21,7 @@ from multibox.analysis.label_pairs import (
     share_by_class,
     within_images,
 )
+from multibox.analysis.ledger import Ledger
 from multibox.evaluation.table import Columns, columns
 from multibox.structures import Dataset, Detections, Flags, Labels, iou
 
@@ -35,6 +37,15 @@ RARE = 0.05
 """Share of a class's labels with the lowest IoU, or the lowest score, that may be suspect for it."""
 UNSEEN = 0.8
 """Suspicion of a label where the model sees nothing at all, if it sees all others of its class."""
+TYPICAL_RANK, STRENGTH = 0.15, 5.0
+"""Place among the labels, 0 the hardest, at which the ledger changes no suspicion; most that it changes the odds."""
+UNLEARNED, LEDGER_ALONE = (0.6, 0.1), 0.9
+"""Mean score in training, over its class's median, from which a label is suspect, and from which it is so fully; and
+the suspicion without any sign in the predictions."""
+TOLD = 0.3
+"""Suspicion from which a label that was hard to learn is told by what the model sees there."""
+LOOSE_LOSS = 1.3
+"""Box loss, over the class's median, from which such a label is rather badly placed than of a wrong class."""
 DOUBT = 0.5
 """What the suspicion of a label that was flagged as difficult is multiplied with."""
 
@@ -73,8 +84,13 @@ class _Found(NamedTuple):
     detection: Labels
     gt: Labels
 
+    def where(self, keep: Flags) -> "_Found":
+        """Return the suspects that `keep` [S] marks."""
+        return _Found(self.kind[keep], self.suspicion[keep], self.detection[keep], self.gt[keep])
 
-_KINDS: tuple[Kind, ...] = ("missing", "location", "class")
+
+_KINDS: tuple[Kind, ...] = ("missing", "location", "class", "location", "class")
+"""By the number in `_Found.kind`; the last two are known from the ledger alone."""
 
 
 def find_suspects(
@@ -82,6 +98,7 @@ def find_suspects(
     dataset: Dataset,
     class_names: Sequence[str],
     *,
+    ledger: Ledger | None = None,
     lowest: float = LOWEST,
 ) -> list[Suspect]:
     """Return the labels that are probably wrong, the most suspect first.
@@ -91,6 +108,9 @@ def find_suspects(
             scores, which tell what the model sees at a label besides.
         dataset: The labelled images, such as `api.open_for` gives them; its labels are positions in `class_names`.
         class_names: The data set's classes; a detector's other order is matched by name.
+        ledger: What the labels cost in training (`analysis.ledger.read_ledger(RUN)`), for a data set that the model, or
+            another, learned from. It is matched by image, box and class; labels that it does not know are judged by
+            the predictions alone, so it may be given for every split.
         lowest: Suspicion from which a label is listed; of those at most a quarter of the number of labels.
 
     Raises:
@@ -108,14 +128,46 @@ def find_suspects(
             _unseen(table, pairs),
         ]
     )
+    effort = None if ledger is None else label_effort(ledger, dataset, tuple(class_names))
+    if effort is not None:
+        found = _with_ledger(table, found, effort)
     doubtful = (found.gt >= 0) & np.append(table.gt_difficult, False)[found.gt]
-    suspicion = np.where(doubtful, DOUBT, 1.0) * found.suspicion
-    order = np.argsort(-suspicion, kind="stable")
-    order = order[suspicion[order] >= lowest][: max(LEAST, int(MOST * len(table.gt_labels)))]
-    names = dataset.image_names
-    return [
-        _told(table, found, row, rank, float(suspicion[row]), names) for rank, row in enumerate(order.tolist(), start=1)
-    ]
+    found = found._replace(suspicion=np.where(doubtful, DOUBT, 1.0) * found.suspicion)
+    order = _most_suspect(found, lowest, max(LEAST, int(MOST * len(table.gt_labels))))
+    files, rows = dataset.image_names, enumerate(order.tolist(), start=1)
+    return [_told(table, found, row, rank, files, effort) for rank, row in rows]
+
+
+def _most_suspect(found: _Found, lowest: float, most: int) -> Labels:
+    """Return rows of the suspects to list, the most suspect first; of a label only what is most suspect about it."""
+    order = np.argsort(-found.suspicion, kind="stable")
+    order = order[found.suspicion[order] >= lowest]
+    _, first = np.unique(np.where(found.gt[order] < 0, -1 - found.detection[order], found.gt[order]), return_index=True)
+    return order[np.sort(first)][:most]
+
+
+def _with_ledger(table: Columns, found: _Found, effort: Effort) -> _Found:
+    """Return suspects with odds that rise for labels that were hard to learn, and labels that were never learned."""
+    rank = np.append(effort.rank, np.nan)[found.gt]
+    factor = np.clip((TYPICAL_RANK / (rank + 0.015)) ** 0.7, 1 / STRENGTH, STRENGTH)
+    odds = found.suspicion * np.where((found.gt < 0) | np.isnan(rank), 1.0, factor)
+    changed = odds / (odds + 1 - found.suspicion)
+    unlearned = _never_learned(table, effort)
+    alone = np.zeros(len(effort.score) + 1)
+    alone[unlearned.gt] = unlearned.suspicion
+    # What the model sees instead says more than that it sees little
+    told = found.gt[(found.gt >= 0) & (changed >= TOLD)]
+    changed = np.where(changed >= TOLD, np.maximum(changed, alone[found.gt]), changed)
+    new = ~np.isin(unlearned.gt, told)
+    return _joined([found._replace(suspicion=changed), unlearned.where(new)])
+
+
+def _never_learned(table: Columns, effort: Effort) -> _Found:
+    """Return labels whose class got a low score all through training, whatever the model says of them in the end."""
+    rows = np.flatnonzero(effort.known & (effort.score < UNLEARNED[0]) & ~table.gt_crowd)
+    low = np.clip((UNLEARNED[0] - effort.score[rows]) / (UNLEARNED[0] - UNLEARNED[1]), 0, 1)
+    kind = np.where(effort.box_loss[rows] > LOOSE_LOSS, 3, 4)
+    return _Found(kind, LEDGER_ALONE * low, np.full(len(rows), -1), rows)
 
 
 def _share_right(table: Columns, pairs: Pairs) -> Floats:
@@ -208,34 +260,40 @@ def _gt_name(table: Columns, gt: int) -> str:
     return table.class_names[int(table.gt_labels[gt])]
 
 
-def _told(table: Columns, found: _Found, row: int, rank: int, suspicion: float, files: Sequence[str]) -> Suspect:
-    kind, detection, gt = _KINDS[int(found.kind[row])], int(found.detection[row]), int(found.gt[row])
+def _told(table: Columns, found: _Found, row: int, rank: int, files: Sequence[str], effort: Effort | None) -> Suspect:
+    number, detection, gt = int(found.kind[row]), int(found.detection[row]), int(found.gt[row])
     position = int(table.image[detection] if gt < 0 else table.gt_image[gt])
-    name = None if gt < 0 else _gt_name(table, gt)
-    suggested = None if detection < 0 else _name(table, detection)
+    by_training = effort is not None and gt >= 0 and bool(effort.rank[gt] < TYPICAL_RANK)
+    evidence = ["predictions"] * (number < 3) + ["ledger"] * (by_training or number >= 3)
+    why = [_why(table, number, detection, gt)] if number < 3 else []
+    if effort is not None and "ledger" in evidence:
+        why.append(
+            f"While it was learned, {_gt_name(table, gt)} scored {effort.score[gt]:.2f} times as high here as it "
+            f"usually does, and the box cost {effort.box_loss[gt]:.1f} times as much."
+        )
     return {
         "file": files[position],
         "position": position,
-        "kind": kind,
+        "kind": _KINDS[number],
         "rank": rank,
-        "suspicion": round(suspicion, 4),
+        "suspicion": round(float(found.suspicion[row]), 4),
         "box": None if gt < 0 else table.gt_xyxy[gt].tolist(),
-        "name": name,
+        "name": None if gt < 0 else _gt_name(table, gt),
         "suggested_box": None if detection < 0 else [round(edge, 2) for edge in table.boxes_xyxy[detection].tolist()],
-        "suggested_name": suggested,
-        "evidence": ["predictions"],
-        "why": _why(table, kind, detection, gt),
+        "suggested_name": None if detection < 0 else _name(table, detection),
+        "evidence": evidence,
+        "why": " ".join(why),
     }
 
 
-def _why(table: Columns, kind: Kind, detection: int, gt: int) -> str:
-    """Return one sentence for the user."""
+def _why(table: Columns, number: int, detection: int, gt: int) -> str:
+    """Return one sentence on what the predictions say."""
     if detection < 0:
         return f"The model sees nothing at this {_gt_name(table, gt)}, which is rare for the class."
     seen = f"The model sees {_name(table, detection)} with a score of {table.scores[detection]:.2f}"
-    if kind == "missing":
+    if gt < 0:
         return f"{seen} where no label is."
-    if kind == "class":
+    if _KINDS[number] == "class":
         return f"{seen} where the label says {_gt_name(table, gt)}."
     overlap = float(iou(table.boxes_xyxy[detection], table.gt_xyxy[gt]))
     return f"{seen} beside this label: their overlap (IoU) is {overlap:.2f}."

@@ -26,6 +26,7 @@ from multibox.analysis.image_scores import (
     tally_images,
     worst_images,
 )
+from multibox.analysis.ledger import Ledger, read_ledger
 from multibox.analysis.relabel import write_relabel
 from multibox.analysis.slices import describe_slices
 from multibox.analysis.suspects import find_suspects
@@ -35,6 +36,7 @@ from multibox.config import Config
 from multibox.data.checking import fingerprint
 from multibox.data.images import shown_size
 from multibox.doctor.examine import find_twins
+from multibox.errors import DataError
 from multibox.evaluation.report import Metrics, evaluate
 from multibox.evaluation.table import columns
 from multibox.evaluation.voc_metrics import Curve, precision_recall
@@ -153,7 +155,7 @@ def make_report_data(subject: Subject, detections: Sequence[Detections]) -> Repo
         "files": describe_files(dataset, sizes, tally),
         "worst": worst_images(tally),
         "mistakes": mistakes,
-        "suspects": find_suspects(detections, dataset, names),
+        "suspects": find_suspects(detections, dataset, names, ledger=_ledger(subject.run)),
         "relabel": None,
         "duplicates": _duplicates(subject),
         "training": _training(subject.run),
@@ -248,6 +250,13 @@ def _counted(subject: Subject, what: str) -> Generator[Callable[[int, int], None
             reports[0](done)
 
         yield progress
+
+
+def _ledger(run: Path | None) -> Ledger | None:
+    """Return what the labels cost in the run that trained the model; None where that is not known."""
+    with contextlib.suppress(DataError):
+        return None if run is None else read_ledger(run)
+    return None
 
 
 def _training(run: Path | None) -> list[dict[str, float | None]]:
