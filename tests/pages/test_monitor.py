@@ -351,6 +351,8 @@ def test_images_and_settings_over_http(tmp_path):
         status, headers, body = ask(port, f"/image?run={run.id}&name=step-000050.jpg")
         assert (status, headers["content-type"], body[:2]) == (200, "image/jpeg", b"\xff\xd8")
         assert ask(port, f"/image?run={run.id}&name=..%2fconfig.toml")[0] == 404
+        assert ask(port, f"/image?run={run.id}&name=step-000050.jpg", Sec_Fetch_Site="same-site")[0] == 403
+        assert ask(port, "/", Sec_Fetch_Site="cross-site")[0] == 200
         assert json.loads(ask(port, f"/settings?run={run.id}&run={run.id}&run=x")[2])["runs"] == [run.id]
 
 
@@ -375,6 +377,7 @@ def test_only_the_page_itself_stops_a_run(tmp_path):
         own = f"http://127.0.0.1:{port}"
         assert post(port, found.id, Origin="http://evil.example") == 403
         assert post(port, found.id, Origin="null") == 403
+        assert post(port, found.id, Origin="http://[") == 403
         assert post(port, found.id, Origin=f"http://127.0.0.1:{port + 1}") == 403
         assert post(port, found.id, Origin=own, X_Multibox="") == 403
         assert post(port, found.id, Origin=own, Sec_Fetch_Site="cross-site") == 403

@@ -49,7 +49,8 @@ class Guard:
     """Answers what is not allowed, passes on the rest, and adds `HEADERS` to every response.
 
     * Host: a page of another site that points its own name at this machine (DNS rebinding) is refused.
-    * Origin of a POST: that of our own page; and `HEADER`, which a form cannot send.
+    * Origin of a POST: that of our own page; and `HEADER`, which a form cannot send. A browser that says that another
+      page asks (Sec-Fetch-Site) gets nothing but the page.
     * Token, if there is one: as bearer, as cookie, or once as `?token=` of the page, which then sets the cookie.
 
     Args:
@@ -97,7 +98,9 @@ class Guard:
             return PlainTextResponse("The Host header names no address of this server.\n", 421)
         if self.token is not None and not welcome and not self._is_known(request):
             return PlainTextResponse(NO_TOKEN, 401, {"www-authenticate": "Bearer"})
-        if request.method not in ("GET", "HEAD") and not self._from_own_page(headers):
+        # Anybody may link to the page; the rest is for its own scripts and images
+        elsewhere = request.url.path != "/" and headers.get("sec-fetch-site", "none") not in ("same-origin", "none")
+        if elsewhere or (request.method not in ("GET", "HEAD") and not self._from_own_page(headers)):
             return PlainTextResponse("Only the monitor's own page may ask for this.\n", 403)
         return None
 
@@ -124,7 +127,6 @@ class Guard:
         return self.token is not None and hmac.compare_digest(token.encode("utf-8", "replace"), self.token.encode())
 
     def _from_own_page(self, headers: Headers) -> bool:
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "same-origin")
         # A request without Origin comes from no browser; it still has to send the header
-        same = origin is None or urlsplit(origin).netloc == headers.get("host")
-        return same and site == "same-origin" and HEADER in headers
+        own = [None, *(f"{scheme}://{headers.get('host')}" for scheme in ("http", "https"))]
+        return HEADER in headers and headers.get("origin") in own

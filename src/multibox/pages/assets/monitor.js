@@ -259,9 +259,11 @@ function connect() {
   };
   source.addEventListener("bye", () => say("the monitor has ended; this is the last it told. Start it again with multibox monitor", "off"));
   source.onerror = () => {
-    if (!status.textContent.startsWith("the monitor has ended")) say("no connection to the monitor; trying again", "off");
-    // The browser gives up after an answer such as "too many pages"
-    if (source.readyState === EventSource.CLOSED) again = setTimeout(connect, 5000);
+    // The browser gives up after a refusal: a new token, or too many pages
+    const refused = source.readyState === EventSource.CLOSED;
+    if (refused) say("the monitor refuses this page: open the address that it printed, or close other pages", "off");
+    else if (!status.textContent.startsWith("the monitor has ended")) say("no connection to the monitor; trying again", "off");
+    if (refused) again = setTimeout(connect, 5000);
   };
 }
 function take(news) {
