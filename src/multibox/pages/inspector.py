@@ -111,7 +111,7 @@ def _for_page(row: Row, image: Image.Image) -> dict[str, Any]:
 
 
 def _explanation(one: Row) -> dict[str, Any]:
-    shown = _rounded({name: one[name] for name in ("candidate", "method", "effective", "similar_of")})
+    shown = _rounded({name: one[name] for name in ("candidate", "method", "receptive_field", "effective", "similar_of")})
     shown["heat"] = heat_uri(np.asarray(one["saliency"], np.float32))
     shown["similar"] = [
         {"file": each["file"], "name": each["name"], "distance": each["distance"], "crop": _crop(each)}

@@ -188,7 +188,7 @@ function drawChosen() {
     const one = image.candidates[index];
     const effective = explanationOf(index)?.effective;
     if (effective) boxes.push({ box: effective, colour: "var(--box-field)", kind: "inert dotted", text: "looks at", below: true });
-    boxes.push(field(one), { box: one.anchor_box, colour: levelColour(one.level), kind: "inert", text: "anchor", below: true });
+    boxes.push(field(one, explanationOf(index)?.receptive_field), { box: one.anchor_box, colour: levelColour(one.level), kind: "inert", text: "anchor", below: true });
     boxes.push(...indices(image.candidates, (_, place) => verdict.fate[place] === index).map((place) => shape("candidate", place, { faint: true })));
     boxes.push(...withSuppressor(index, link));
     link(one.anchor_box, one.box, levelColour(one.level), "from the anchor to the box");
@@ -217,10 +217,10 @@ function withSuppressor(place, link) {
 }
 
 /** The receptive field of an anchor's cell; what lies outside of the image is drawn at its border. */
-function field(one) {
+function field(one, known) {
   const level = image.levels[one.level], box = one.anchor_box ?? one.box, [x, y] = middle(box), [width, height] = level.receptive_field;
   const cut = (value, most) => Math.min(most, Math.max(0, value));
-  return { box: [cut(x - width / 2, image.width), cut(y - height / 2, image.height), cut(x + width / 2, image.width), cut(y + height / 2, image.height)],
+  return { box: known ?? [cut(x - width / 2, image.width), cut(y - height / 2, image.height), cut(x + width / 2, image.width), cut(y + height / 2, image.height)],
     colour: "var(--box-field)", dashed: true, kind: "inert thin", text: "receptive field" };
 }
 
@@ -379,12 +379,12 @@ function showObjects() {
   const mark = (kind) => (line, row) => { const id = key(kind, row.index); lines[id] = line; line.className = id === state.chosen ? "pick chosen" : "pick"; line.addEventListener("click", (event) => { if (!event.target.closest("button")) reveal(id); }); };
   replace(objectBox, rows.length ? table([
     { name: "Object", value: ({ index }) => index, show: ({ index, object }) => el("button", { type: "button", class: "link", onclick: () => reveal(key("gt", index)) }, `${index} ${object.name}`) },
-    { name: "Size", value: ({ object: { box } }) => (box[2] - box[0]) * (box[3] - box[1]), number: true, show: ({ object }) => size(object.box) },
+    { name: "Outcome", value: ({ index }) => OUTCOMES[verdict.outcomes[index].name][0], show: ({ index }) => el("span", { class: verdict.outcomes[index].name === "found" ? "good" : missed(index) ? "bad" : "" }, OUTCOMES[verdict.outcomes[index].name][0]) },
     { name: "Best IoU", value: ({ object }) => object.best_iou, digits: 2, number: true },
     { name: "Anchors", value: ({ object }) => object.anchors.length, digits: 0, number: true },
-    { name: "Outcome", value: ({ index }) => OUTCOMES[verdict.outcomes[index].name][0], show: ({ index }) => el("span", { class: verdict.outcomes[index].name === "found" ? "good" : missed(index) ? "bad" : "" }, OUTCOMES[verdict.outcomes[index].name][0]) },
+    { name: "Size", value: ({ object: { box } }) => (box[2] - box[0]) * (box[3] - box[1]), number: true, show: ({ object }) => size(object.box) },
     { name: "Why", show: ({ index }) => why(index) },
-  ], rows, { caption: "Select an object to see its anchors, and what found or suppressed it.", onRow: mark("gt") })
+  ], rows, { caption: "Objects", onRow: mark("gt") })
     : el("p", {}, "This image has no objects."));
 }
 
@@ -397,7 +397,7 @@ function showDetections() {
     { name: "IoU", value: ({ one }) => one.gt_iou, digits: 2, number: true }, { name: "Object", value: ({ one }) => one.gt, digits: 0, number: true },
     { name: "Level", value: ({ one }) => one.level, digits: 0, number: true },
     { name: "Suppressed", value: ({ index }) => verdict.fate.filter((by) => by === index).length, digits: 0, number: true },
-  ], rows, { caption: "Reported boxes, best first. IoU is that with the object of the class that it overlaps most.",
+  ], rows, { caption: "Detections",
     onRow: (line, row) => { const id = key("candidate", row.index); lines[id] = line; line.className = id === state.chosen ? "pick chosen" : "pick"; line.addEventListener("click", (event) => { if (!event.target.closest("button")) reveal(id); }); } })
     : el("p", {}, "No box is reported at these thresholds. Lower the score, or show the layer of boxes not reported."));
 }
@@ -414,7 +414,7 @@ function showLevels() {
       { name: "Receptive field", value: ({ one }) => one.receptive_field[0], number: true, show: ({ one }) => `${one.receptive_field.map(Math.round).join(" x ")} px` },
       { name: "Largest object", value: ({ level }) => most(level), number: true, show: ({ level }) => (most(level) ? `${Math.round(most(level))} px` : "–") },
       { name: "Objects", value: ({ level }) => objects(level).length, show: ({ level }) => { const list = objects(level); return list.length ? `${list.slice(0, 12).join(", ")}${list.length > 12 ? " ..." : ""}` : "–"; } },
-    ], image.levels.map((one, level) => ({ one, level })), { caption: "Negatives are those that training learns from. An object larger than the receptive field is not seen as a whole." }));
+    ], image.levels.map((one, level) => ({ one, level })), { caption: "Levels" }));
 }
 
 let charted = false;
@@ -504,9 +504,9 @@ document.getElementById("main").append(
   section("questions", "Questions", "Each of these goes to the next case among the images and shows the reason. Press again for the case after it.",
     el("ol", { class: "questions" }, QUESTIONS.map(([text, act]) => el("li", {}, el("a", { href: "#image", onclick: (event) => { event.preventDefault(); act(); } }, text))))),
   section("image", "Image", "What training and prediction made of each image. Choose layers, move the thresholds, and select a box to learn about it.", strip, stage),
-  section("objects", "Objects of this image", "What became of each object, and why. Missed objects say what to mend: anchors, thresholds, labels or more training.", objectBox),
-  section("detections", "Detections of this image", "What is reported at these thresholds, and whether it is right.", detectionBox),
-  section("levels", "Levels and losses of this image", "Which feature maps learn which objects. A level without positives has nothing to learn here; many forced anchors say that sizes do not fit.", levelsBox, el("p", { id: "matcher" })),
+  section("objects", "Objects of this image", "What became of each object, and why; select one to see its anchors in the image. Missed objects say what to mend: anchors, thresholds, labels or more training.", objectBox),
+  section("detections", "Detections of this image", "What is reported at these thresholds, best first, and whether it is right. IoU is that with the object of its class that it overlaps most.", detectionBox),
+  section("levels", "Levels and losses of this image", "Which feature maps learn which objects. A level without positives has nothing to learn here; many forced anchors say that sizes do not fit.", levelsBox, el("p", { class: "note" }, "Negatives are those that training learns from. An object larger than the receptive field is not seen as a whole."), el("p", { id: "matcher" })),
   section("thresholds", "Is the threshold right?", "Objects found and false detections of all images of this page, over the score. multibox report draws the curves of a whole split, class by class.", chartBox),
   section("terms", "Terms", "", el("dl", { class: "terms" }, TERMS.map(([name, text]) => el("div", {}, el("dt", {}, name), el("dd", {}, text)))),
     data.command ? el("p", { class: "note" }, "This page was made by ", el("code", {}, data.command), ".") : null));
