@@ -3,6 +3,10 @@
 import json
 
 import pytest
+import torch
+
+from multibox import api
+from multibox.models.checkpoint import Checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -21,6 +25,8 @@ def test_the_page_and_a_table(inspect, tmp_path):
     assert out.splitlines()[0].split()[:3] == ["image", "objects", "found"]
     assert all(row["file"] in out for row in rows)
     assert out.splitlines()[-1] == "look at inspection/index.html"
+    pictures = {path.name for path in (tmp_path / "inspection").glob("*.png")}
+    assert pictures == {f"{row['file'][:-4]}-{kind}.png" for row in rows for kind in ("matches", "detections")}
     assert inspect("--split", "val", "--image", "012.png")[0] == 0
     assert (tmp_path / "inspection-2" / "index.html").is_file()
 
@@ -45,3 +51,21 @@ def test_mistakes_are_sentences(inspect, run, squares, tmp_path):
     assert (code, "exists already" in err) == (2, True)
     code, _, err = run("inspect", "face", squares, "--split", "val")
     assert code == 2
+
+
+@pytest.mark.slow
+def test_explanations_look_like_their_training_objects(run, squares, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    detector = api.create("tinyssd", ["red", "blue"])
+    with torch.no_grad():
+        for _, layer in detector.model.heads.class_layers():
+            layer.bias.zero_()  # so that every anchor scores about 0.3
+    config = detector.config.updated({"model.input_size": (64, 64)})
+    save_checkpoint(tmp_path / "sure.safetensors", Checkpoint(detector.model.state_dict(), config, ("red", "blue")))
+    options = ("--split", "val", "--image", "012", "--explain", "--training", squares, "--json", "a.json")
+    code, _, err = run("inspect", "sure.safetensors", squares, *options)
+    assert code == 0, err
+    explanations = json.loads((tmp_path / "a.json").read_text())[0]["explanations"]
+    assert all(len(one["similar"]) == 5 for one in explanations)
+    page = (tmp_path / "inspection" / "index.html").read_text(encoding="utf-8")
+    assert page.count('"crop":{"src":"data:image/jpeg') == 5 * len(explanations) > 0

@@ -34,6 +34,8 @@ def make_row(number=0, *, objects=5, candidates=60, explain=False):
     row = {
         "file": f"folder/image-{number}.jpg",
         "path": f"image-{number}.jpg",
+        "offset": None,
+        "length": None,
         "width": SIDE,
         "height": SIDE,
         "input": [SIDE, SIDE],
@@ -110,7 +112,17 @@ def _candidate(rng, gt_boxes, gt_labels, box, score, label):
 
 
 def _explanation(place, candidate):
-    similar = [{"file": "a.jpg", "path": "a.jpg", "box": [20, 20, 90, 80], "name": NAMES[0], "distance": 0.25}]
+    similar = [
+        {
+            "file": "a.jpg",
+            "path": "a.jpg",
+            "offset": None,
+            "length": None,
+            "box": [20, 20, 90, 80],
+            "name": NAMES[0],
+            "distance": 0.25,
+        }
+    ]
     return {
         "candidate": place, "anchor": candidate["anchor"], "level": 0, "row": 0, "column": 0, "shape": 0,
         "anchor_box": candidate["box"], "receptive_field": [0, 0, 100, 100], "method": "occlusion",

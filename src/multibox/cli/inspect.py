@@ -10,8 +10,9 @@ from multibox.cli.options import DataSets, Device, Format, Model, OnBad, SkipOrS
 
 _IMAGE = "Show this image: its name, or the end of its path that no other image has. Repeatable."
 _WORST = "Show so many images with the most missed objects and false detections. Default: 8, unless --image is given."
-_OUT = "Folder for index.html and a PNG per image. Default: inspection, or inspection-2 and so on."
-_EXPLAIN = "For the best detections and missed objects of each image: what the network looks at, similar objects."
+_OUT = "Folder for index.html and two PNGs per image. Default: inspection, or inspection-2 and so on."
+_EXPLAIN = "For up to 6 boxes of each image: what the network looks at, and similar training objects; 2 s each."
+_TRAINING = "Data that MODEL learnt from, for --explain; repeatable. Default: that of a run folder."
 PAGE = "index.html"
 
 
@@ -26,6 +27,7 @@ def inspect(
         float | None, typer.Option(help="Lowest score of a detection, 0 to 1. Default: the model's for each class.")
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help=_EXPLAIN)] = False,
+    training: Annotated[list[Path] | None, typer.Option(metavar="DATA", help=_TRAINING)] = None,
     rename: Annotated[
         list[str] | None, typer.Option(metavar="A=B", help="The data set's class A is the model's B; repeatable.")
     ] = None,
@@ -47,6 +49,7 @@ def inspect(
     import shlex
     import sys
 
+    from multibox.analysis.inspection_plots import write_pictures
     from multibox.api import inspect_matches
     from multibox.cli.console import counting_more
     from multibox.cli.evaluate import read_rename
@@ -70,6 +73,8 @@ def inspect(
         rename=read_rename(rename or ()),
         format=format,
         on_bad=on_bad.value,
+        explain=explain,
+        training=training,
         device=device,
         counting=counting_more,
     )
@@ -81,6 +86,7 @@ def inspect(
     )
     folder = make_numbered_folder("inspection") if out is None else out
     write_text_whole(folder / PAGE, page)
+    write_pictures(rows, folder, overwrite=overwrite)
     print_summary(rows, f"look at {folder / PAGE}", stderr=to_stdout)
     text = json.dumps(plain(rows), indent=1, ensure_ascii=False)
     if to_stdout:

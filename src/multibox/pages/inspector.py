@@ -2,17 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from multibox.data.images import load_image
+from multibox.analysis.inspection_plots import inspected_image
 from multibox.errors import MultiboxError
 from multibox.pages.page import build_page, embedded
 from multibox.pages.page_images import crop_around, data_uri, heat_uri
-from multibox.structures import Sample
 
 SIDE, THUMB, CROP = 900, 160, 140
 """Longest sides of the images, thumbnails and crops in the page, in pixels."""
@@ -73,7 +71,7 @@ def inspector_page(
     parts: list[str] = []
     images: list[dict[str, Any]] = []
     for place, row in enumerate(rows):
-        image = _open(row)
+        image = inspected_image(row)
         summary = summarise(row)
         thumb = data_uri(image, THUMB, 70)
         images.append(
@@ -89,16 +87,6 @@ def inspector_page(
     return build_page(title, body="\n".join(parts), data=page_data, scripts=scripts)
 
 
-def _open(entry: Row) -> Image.Image:
-    """Return the image of an entry: a file, or a part of one that holds many."""
-    none = np.zeros(0, np.int64)
-    sample = Sample(
-        entry["file"], Path(entry["path"]), np.zeros((0, 4)), none, none > 0, none > 0,
-        offset=entry.get("offset"), length=entry.get("length"),
-    )  # fmt: skip
-    return load_image(sample)
-
-
 def _for_page(row: Row, image: Image.Image) -> dict[str, Any]:
     """Return an entry with its image, and its explanations with pictures instead of numbers."""
     shown = _rounded(
@@ -111,7 +99,9 @@ def _for_page(row: Row, image: Image.Image) -> dict[str, Any]:
 
 
 def _explanation(one: Row) -> dict[str, Any]:
-    shown = _rounded({name: one[name] for name in ("candidate", "method", "receptive_field", "effective", "similar_of")})
+    shown = _rounded(
+        {name: one[name] for name in ("candidate", "method", "receptive_field", "effective", "similar_of")}
+    )
     shown["heat"] = heat_uri(np.asarray(one["saliency"], np.float32))
     shown["similar"] = [
         {"file": each["file"], "name": each["name"], "distance": each["distance"], "crop": _crop(each)}
@@ -123,7 +113,7 @@ def _explanation(one: Row) -> dict[str, Any]:
 def _crop(entry: Row) -> dict[str, Any] | None:
     """Return the object of an entry with its surroundings, or None if its image cannot be read any more."""
     try:
-        part, box = crop_around(_open(entry), entry["box"])
+        part, box = crop_around(inspected_image(entry), entry["box"])
     except MultiboxError:
         return None
     scale = min(1.0, CROP / max(part.size))
