@@ -1,14 +1,25 @@
-"""`multibox demo`: the tour, from nothing to an image with boxes."""
+"""`multibox demo`: the tour, from nothing to a page with boxes, curves and a report."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from multibox.cli.console import counting
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL import Image
+
+    from multibox.pages.report_data import Subject
+    from multibox.pages.tour import Exhibit
+    from multibox.structures import Dataset, Detections
+
 IMAGES = 1000
 EPOCHS = 8
+SHOWN = 12
+"""Images on a sheet."""
 
 
 def demo(
@@ -18,24 +29,19 @@ def demo(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the 900 training images.")] = EPOCHS,
 ) -> None:
-    """Make synthetic data, train TinySSD on it, score it on held-out images and draw its detections.
+    """Make synthetic data, train TinySSD on it, score it on held-out images, and show it all on one page.
 
     Example: multibox demo --epochs 2
     """
     import os
     import time
 
-    from multibox.api import open_for
-    from multibox.cli.evaluate import print_metrics
     from multibox.cli.progress import train_with_progress
-    from multibox.data.images import load_image
+    from multibox.data.formats import open_dataset
     from multibox.data.sprites import make_sprites
     from multibox.errors import ConfigError
-    from multibox.evaluation.report import evaluate
     from multibox.files import free_path
-    from multibox.inference.detector import find_all, open_checkpoint
-    from multibox.plots.detections import contact_sheet, draw_detections
-    from multibox.thresholds import class_thresholds
+    from multibox.pages.tour import NEXT
     from multibox.training.run import RunOptions
 
     out = out or free_path("demo")
@@ -45,19 +51,91 @@ def demo(
     typer.echo("1. make 900 + 100 images of a little creature")
     with counting("drawing", IMAGES) as progress:
         make_sprites(out / "sprites", images=IMAGES, progress=progress)
+    _labelled(open_dataset(out / "sprites", "train")).save(out / "data.png")
     typer.echo(f"2. train TinySSD for {epochs} epochs")
     # Four validations are enough to see it learn
     changes = {"train.validate_every": max(1, epochs // 4)}
-    options = RunOptions(preset="tinyssd", epochs=epochs, out=out / "run", changes=changes)
-    trainer = train_with_progress(out / "sprites", options)
-    typer.echo("3. score it on the 100 held-out images")
-    detector = open_checkpoint(trainer.folder / "last.safetensors")
+    train_with_progress(out / "sprites", RunOptions(preset="tinyssd", epochs=epochs, out=out / "run", changes=changes))
+    typer.echo("3. score it on the 100 held-out images and report why it fails where it does")
+    page = _report(out, started)
+    typer.echo(f"all of it on one page: {page}; {time.monotonic() - started:.0f} seconds in all")
+    typer.echo("Next:")
+    for command, why in NEXT:
+        typer.echo(f"  {command:44} # {why}")
+
+
+def _report(out: Path, started: float) -> Path:
+    """Score the run on the held-out images, print what stands out, and return the page with all of it."""
+    import time
+
+    from multibox.api import open_for
+    from multibox.cli.evaluate import print_metrics
+    from multibox.cli.report import findings
+    from multibox.inference.detector import open_checkpoint
+    from multibox.pages.report_data import Subject, make_report_data, predict
+    from multibox.pages.report_page import write_report_page
+    from multibox.pages.tour import opening
+
+    last = out / "run" / "last.safetensors"
+    detector = open_checkpoint(last)
     dataset = open_for(detector, out / "sprites", split="val")
-    detections = find_all(detector, dataset)
-    metrics = evaluate(detections, dataset, detector.names)
-    print_metrics(metrics, "held-out sprites")
-    (least,) = class_thresholds(detector.thresholds, detector.names)
-    tiles = [draw_detections(load_image(dataset[i]), detections[i], least) for i in range(min(12, len(dataset)))]
-    contact_sheet(tiles, columns=4).save(out / "detections.png")
-    typer.echo(f"mAP@0.5 {metrics['voc12']['mAP']:.3f} on {metrics['images']} held-out images")
-    typer.echo(f"images with boxes: {out / 'detections.png'}; {time.monotonic() - started:.0f} seconds in all")
+    subject = Subject(detector, dataset, str(last), [str(out / "sprites")], command="multibox demo", counting=counting)
+    detections = predict(subject)
+    _detected(subject, detections).save(out / "detections.png")
+    report = make_report_data(subject, detections)
+    print_metrics(report["metrics"], "held-out sprites")
+    for line in findings(report):
+        typer.echo(line)
+    typer.echo(f"mAP@0.5 {report['metrics']['voc12']['mAP']:.3f} on {len(dataset)} held-out images")
+    above = opening(_exhibits(out), time.monotonic() - started)
+    return write_report_page(report, dataset, detections, out, title="multibox demo", opening=above)
+
+
+def _labelled(dataset: "Dataset") -> "Image.Image":
+    """Return a sheet of images with their labels."""
+    from multibox.data.images import load_image
+    from multibox.plots.detections import contact_sheet, draw_sample
+
+    samples = [dataset[place] for place in range(min(SHOWN, len(dataset)))]
+    tiles = [draw_sample(load_image(sample), sample, dataset.class_names) for sample in samples]
+    return contact_sheet(tiles, columns=4)
+
+
+def _detected(subject: "Subject", detections: "Sequence[Detections]") -> "Image.Image":
+    """Return a sheet of images with their detections."""
+    from multibox.data.images import load_image
+    from multibox.plots.detections import contact_sheet, draw_detections
+
+    least, dataset = min(subject.lowest), subject.dataset
+    places = range(min(SHOWN, len(dataset)))
+    tiles = [draw_detections(load_image(dataset[place]), detections[place], least) for place in places]
+    return contact_sheet(tiles, columns=4)
+
+
+def _exhibits(out: Path) -> "list[Exhibit]":
+    from PIL import Image
+
+    from multibox.pages.tour import Exhibit
+
+    texts = (
+        (
+            "tour-data",
+            "The data",
+            "Training images with their labels. `multibox data show my-data` draws yours.",
+            "data.png",
+        ),
+        (
+            "tour-curves",
+            "The training curves",
+            "Losses fall and the mean average precision (mAP) of held-out images rises. `multibox monitor` shows them "
+            "live.",
+            "run/images/curves.png",
+        ),
+        (
+            "tour-detections",
+            "The detections",
+            "What the detector finds in images held out of training. `multibox predict RUN my-photos` draws yours.",
+            "detections.png",
+        ),
+    )
+    return [Exhibit(anchor, heading, text, Image.open(out / file)) for anchor, heading, text, file in texts]

@@ -24,6 +24,8 @@ def write_report_page(
     folder: str | Path,
     *,
     progress: Progress = lambda done, total: None,
+    title: str | None = None,
+    opening: str = "",
 ) -> Path:
     """Write a report as `index.html` and return its path.
 
@@ -36,6 +38,8 @@ def write_report_page(
         detections: One per image, with low scores: they explain why an object is missed.
         folder: Gets the file; an older one is replaced.
         progress: Called with the images read so far, and all that have to be read.
+        title: Of the page; by default "Report" and the model's name.
+        opening: HTML to stand before the report.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -46,10 +50,10 @@ def write_report_page(
     data = ", ".join(map(str, rows(report, "data")))
     about = f"{html.escape(str(report.get('model', '')))} on {html.escape(data)}"
     split = f", split {html.escape(str(report['split']))}" if report.get("split") else ""
-    body = f'<p class="intro">{about}{split}</p>\n<noscript><p>This page needs JavaScript.</p></noscript>'
+    body = f'{opening}<p class="intro">{about}{split}</p>\n<noscript><p>This page needs JavaScript.</p></noscript>'
     name = Path(str(report.get("model", ""))).name
     text = build_page(
-        f"Report: {name}", body=body, data=_page_data(report, shown, cells), scripts=ASSETS, attached=chunks
+        title or f"Report: {name}", body=body, data=_page_data(report, shown, cells), scripts=ASSETS, attached=chunks
     )
     path = Path(folder) / "index.html"
     write_text_whole(path, text)
