@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from multibox.config import ModelConfig, PostConfig
 from multibox.ops.coding import decode, encode
-from multibox.postprocess import Kept, postprocess
+from multibox.postprocess import Kept, examine_candidates, postprocess
 from multibox.structures import Size
 from multibox.tensors import HeadOutputs
 
@@ -167,6 +167,41 @@ def test_against_the_reference(seed, batch, count, topk, limit, ties, per_class)
         n = int(kept.counts[i])
         assert kept.labels[i, :n].tolist() == [label for label, _ in pairs]
         assert torch.equal(kept.boxes_xyxy[i, :n], boxes[i, [a for _, a in pairs]].clamp(0, 1))
+
+
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 60),
+    st.sampled_from([3, 400]),
+    st.sampled_from([1, 4, 200]),
+    st.booleans(),
+    st.sampled_from(["none", 2]),
+    st.sampled_from(["softmax", "sigmoid"]),
+    st.sampled_from(["before_nms", "after_nms"]),
+    st.sampled_from([0.0, 0.2]),
+)
+def test_examined_candidates_are_what_is_kept_and_what_is_not(
+    seed, count, topk, limit, ties, per_class, score, clip, size
+):
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.rand((count, 2), generator=generator) * 1.1
+    anchors = torch.cat([low, low + 0.3], dim=1)
+    logits = torch.randn((1, count, 4), generator=generator) * 2
+    logits = logits.round() if ties else logits
+    outputs = HeadOutputs(logits, torch.randn((1, count, 4), generator=generator) * 0.5, (Size(1, count),))
+    post = PostConfig(
+        pre_nms_topk=topk, max_detections=limit, max_per_class=per_class, clip=clip, min_size=size,
+        multi_label=not ties, score_threshold=0.1,
+    )  # fmt: skip
+    model = ModelConfig(score=score)
+    kept, seen = postprocess(outputs, anchors, post, model), examine_candidates(outputs, anchors, post, model)
+    n = int(kept.counts[0])
+    assert torch.equal(seen.clipped_xyxy[seen.kept], kept.boxes_xyxy[0, :n])
+    assert torch.equal(seen.scores[seen.kept], kept.scores[0, :n])
+    assert torch.equal(seen.labels[seen.kept], kept.labels[0, :n])
+    assert bool((seen.passed | ~seen.kept).all()) and bool((seen.scores.diff() <= 0).all())
+    boxes = decode(outputs.offsets[0, seen.anchors], anchors[seen.anchors])
+    assert torch.equal(seen.boxes_xyxy, boxes.clamp(0, 1) if clip == "before_nms" else boxes)
 
 
 @pytest.mark.parametrize(("spread", "alike"), [(0.3, 0.0), (0.3, 1.0), (0.02, 0.0)])

@@ -158,7 +158,8 @@ def examine_candidates(
     Its steps are those of `postprocess`, but no candidate is left out for speed; the arguments are the same.
     """
     row, scores, boxes_of, shape = _score(outputs, anchors_xyxy, post, model)
-    candidates, _ = _best_candidates(scores, row, shape, post.score_threshold, len(row) + 1)
+    # No image has more candidates than this
+    candidates, _ = _best_candidates(scores, row, shape, post.score_threshold, scores.numel() + 1)
     candidates, counts = _sort_by_group(candidates, shape, post.pre_nms_topk)
     boxes = boxes_of(candidates.row)
     passed = suppress(boxes, counts, post.nms_threshold, post.nms_inclusive)
