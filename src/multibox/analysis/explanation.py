@@ -34,7 +34,7 @@ MOST_IMAGES, MOST_OBJECTS, TOGETHER = 200, 2000, 8
 SIMILAR = 5
 FINEST, COARSEST = 24, 6
 """Cells of a saliency map along the longer side of the image; fewer where a large field or network takes more work."""
-MOST_WORK = 40e9
+MOST_WORK = 42e9
 """Multiply-adds that the occlusions of one detection may take: about a second on 2 cores."""
 GRADIENT_GRID = 16
 WITHIN = 0.9
