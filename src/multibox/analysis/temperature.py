@@ -98,7 +98,9 @@ def write_calibrated(
         )
 
     def detect(copy: Checkpoint) -> Columns:
-        return columns(predict(Detector(_network(copy), copy.config, names, device)), dataset, names)
+        # As `load` opens it: thresholds belong to the very scores that prediction gives
+        detector = Detector(_network(copy), copy.config, names, device).quicken()
+        return columns(predict(detector), dataset, names)
 
     temperature, copy, table = _settle(checkpoint, temperature, detect)
     after, _ = _measure(table)

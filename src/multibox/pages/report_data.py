@@ -298,6 +298,8 @@ def calibrate(subject: Subject, detections: Sequence[Detections], checkpoint: Pa
     """Write a calibrated copy of the model's checkpoint; errors are those of `write_calibrated`."""
 
     def again(detector: Detector) -> list[Detections]:
+        if isinstance(subject.detector, Detector):
+            detector.config = detector.config.updated({"post.flip": subject.detector.config.post.flip})
         return predict(replace(subject, detector=detector))
 
     device = getattr(subject.detector, "device", "cpu")
