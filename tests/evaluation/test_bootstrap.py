@@ -135,3 +135,14 @@ def test_the_recall_points_are_reached_as_rounded_quotients_reach_them():
         place = np.searchsorted(true / objects, np.linspace(0, 1, 101))
         found = _mean_at_101_recalls(true[None], true[None], np.array([float(objects)]))
         assert found[0] == pytest.approx(true[place].mean(), rel=1e-12), objects
+
+
+def test_intervals_of_classes_hold_the_class_itself(build):
+    samples, found, names = build.random(5, images=60)
+    table = columns(found, samples, names)
+    per_class, metrics = intervals(table, 100)["per_class"], coco_metrics(table)["per_class"]
+    assert set(per_class) == set(names)
+    for name, ends in per_class.items():
+        for key, value in metrics[name].items():
+            assert (ends[key] is None) == (value is None)
+            assert value is None or ends[key][0] <= value <= ends[key][1]

@@ -33,6 +33,8 @@ class Intervals(TypedDict):
     """AP, AP50 and AP75."""
     voc12: dict[str, Interval | None]
     """mAP at IoU .5."""
+    per_class: dict[str, dict[str, Interval | None]]
+    """COCO's AP and AP50 of each class."""
 
 
 def intervals(
@@ -48,9 +50,17 @@ def intervals(
         seed: The same seed draws the same images.
     """
     weights = draw_images(table.images, resamples, seed)
-    metrics = weighted_metrics(table, weights, max_detections=max_detections, plus_one=plus_one)
+    coco = class_precisions(table, weights, max_detections=max_detections)
+    metrics = _means(table, weights, coco, plus_one)
     ends = {name: interval_of(values) for name, values in metrics.items()}
-    return {"coco": {name: ends[name] for name in ("AP", "AP50", "AP75")}, "voc12": {"mAP": ends["mAP"]}}
+    return {
+        "coco": {name: ends[name] for name in ("AP", "AP50", "AP75")},
+        "voc12": {"mAP": ends["mAP"]},
+        "per_class": {
+            name: {"AP": interval_of(mean_of_rows(coco[:, label])), "AP50": interval_of(coco[:, label, 0])}
+            for label, name in enumerate(table.class_names)
+        },
+    }
 
 
 def draw_images(images: int, resamples: int, seed: int = 0) -> NDArray[np.integer]:
@@ -71,7 +81,11 @@ def weighted_metrics(
         max_detections: COCO's limit per image and class.
         plus_one: Widths of the VOC metric, as in `overlaps`.
     """
-    coco = class_precisions(table, weights, max_detections=max_detections)
+    return _means(table, weights, class_precisions(table, weights, max_detections=max_detections), plus_one)
+
+
+def _means(table: Columns, weights: NDArray[np.integer], coco: Floats, plus_one: bool) -> dict[str, Floats]:
+    """Return the metrics of `weighted_metrics`, given COCO's average precision of each class [B, classes, 10]."""
     voc = _average_precisions(table, weights, voc_outcomes(table, overlaps(table, plus_one=plus_one)), _area_below)
     return {
         "AP": mean_of_rows(coco.reshape(len(weights), -1)),
