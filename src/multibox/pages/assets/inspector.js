@@ -67,7 +67,7 @@ const objectBox = el("div"), detectionBox = el("div"), levelsBox = el("div"), ch
 const ownNote = el("p", { class: "note" });
 const scoreSlider = slider("Lowest score reported", { min: 0, max: 1, step: 0.01, value: 0.3, oninput: (value) => { state.score = value; judged(); } });
 const nmsSlider = slider("Overlap that suppresses", { min: 0.05, max: 0.95, step: 0.01, value: 0.45, oninput: (value) => { state.nms = value; judged(); } });
-const back = el("button", { type: "button", onclick: () => { state.score = null; state.nms = image.thresholds.nms; setSliders(); judged(); } }, "The model's own thresholds");
+const back = el("button", { type: "button", onclick: () => { state.score = null; state.nms = image.thresholds.nms; setSliders(); judged(); } }, "Original thresholds");
 
 function setSliders() {
   const values = Object.values(image.thresholds.score);
@@ -101,8 +101,8 @@ function show(place, key = null) {
 function judged(key = state.chosen) {
   verdict = judge(image, state);
   const { score } = image.thresholds;
-  ownNote.textContent = own() ? `These are the model's own thresholds: ${Object.entries(score).slice(0, 6).map(([name, value]) => `${name} ${value.toFixed(2)}`).join(", ")}${Object.keys(score).length > 6 ? " ..." : ""}; overlap ${image.thresholds.nms}.`
-    : "Changed: the boxes, objects and tables below follow. The list of images keeps the counts at the model's own thresholds.";
+  ownNote.textContent = own() ? `Original thresholds (the model's, unless --threshold gave one): ${Object.entries(score).slice(0, 6).map(([name, value]) => `${name} ${value.toFixed(2)}`).join(", ")}${Object.keys(score).length > 6 ? " ..." : ""}; overlap ${image.thresholds.nms}.`
+    : "Changed: the boxes, objects and tables below follow. The list of images keeps the counts at the original thresholds.";
   back.disabled = own();
   showLayers();
   showObjects();
@@ -429,8 +429,8 @@ function showChart() {
     const f1 = rows.map((row) => share(2 * row.found, row.objects + row.found + row.wrong)), best = f1.reduce((top, value, index) => (value !== null && value > (f1[top] ?? -1) ? index : top), 0);
     replace(chartBox, lineChart({ label: "Objects found and detections that are right, over the score", xLabel: "lowest score reported", yLabel: "share", xRange: [0, 1], yRange: [0, 1],
       series: [{ name: "objects found (recall)", x: scores, y: rows.map((row) => share(row.found, row.objects)) }, { name: "detections that are right (precision)", x: scores, y: rows.map((row) => share(row.found, row.found + row.wrong)), dashed: true }],
-      lines: [{ x: mean, name: "the model's threshold (mean of its classes)" }] }),
-    el("p", {}, f1[best] === null || f1[best] === undefined ? "These images have no objects, so no threshold is best." : `Best balance (F1 ${number(f1[best], 2)}) at a score of ${scores[best].toFixed(2)}; the model's own is ${mean.toFixed(2)} (dotted line). Suppression at ${state.nms}.`),
+      lines: [{ x: mean, name: "the original threshold (mean of the classes)" }] }),
+    el("p", {}, f1[best] === null || f1[best] === undefined ? "These images have no objects, so no threshold is best." : `Best balance (F1 ${number(f1[best], 2)}) at a score of ${scores[best].toFixed(2)}; the original one is ${mean.toFixed(2)} (dotted line). Suppression at ${state.nms}.`),
     el("div", { class: "actions" }, el("button", { type: "button", onclick: () => { state.score = scores[best]; setSliders(); judged(); reveal(state.chosen); } }, `Show the images at ${scores[best].toFixed(2)}`), " ", el("button", { type: "button", onclick: render }, "Compute again")));
   };
   render();
