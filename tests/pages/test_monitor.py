@@ -237,6 +237,13 @@ def test_a_broken_status_file_breaks_nothing(tmp_path, text):
     assert state["state"] == "unknown"
 
 
+def test_a_newer_status_file_is_said_to_be_one(tmp_path):
+    make_runs(tmp_path).status("training", format=2)
+    (state,) = Hub(tmp_path).all_states()
+    assert state["state"] == "newer"
+    assert "update" in state["error"]
+
+
 def test_values_of_the_wrong_type_are_left_out(tmp_path):
     run = make_runs(tmp_path)
     run.status("training", step="5", best=float("nan"), loss=True, host=["x"], pid="7", steps=1e300, error="a\nb" * 999)

@@ -26,6 +26,8 @@ STATUS, EVENTS, TABLE, CONFIG, LOCK, STOP = (
     "stop",
 )
 """Files of a run folder."""
+FORMAT = 1
+"""Newest version of status.json that is understood."""
 ACTIVE = ("starting", "training", "validating")
 STOPPABLE = ("training", "validating")
 """A run that starts takes away a request that an earlier process left."""
@@ -106,11 +108,13 @@ def _named(folder: Path, name: str) -> RunFolder:
 def read_state(run: RunFolder, now: float | None = None) -> dict[str, Any]:
     """Return what status.json says, each value of the type it should have, None where there is none.
 
-    `state` is one of `STATES`, "lost" (it should be at work, but gives no sign of life since `updated`) or "unknown" (a
-    run of an older version, which wrote no status.json). `stopping` says whether it was asked to end.
+    `state` is one of `STATES`, "lost" (it should be at work, but gives no sign of life since `updated`), "unknown" (a
+    run of an older version, which wrote no status.json) or "newer". `stopping` says whether it was asked to end.
     """
     now = time.time() if now is None else now
     status = _read_json(run.folder / STATUS)
+    if newer := (number(status.get("format")) or 0) > FORMAT:
+        status = {"error": f"{STATUS} was written by a newer version of multibox; update this one to see more"}
     entry: dict[str, Any] = {"id": run.id, "name": run.name}
     for key in ("step", "steps", "epoch", "seconds", "seconds_left", "updated", "started", "best", "last", "loss"):
         entry[key] = number(status.get(key))
@@ -125,7 +129,7 @@ def read_state(run: RunFolder, now: float | None = None) -> dict[str, Any]:
         if (value := number(values.get(key))) is not None
     }
     state = status.get("state")
-    entry["state"] = state if state in STATES else "unknown"
+    entry["state"] = "newer" if newer else state if state in STATES else "unknown"
     if entry["state"] in ACTIVE:
         entry["updated"] = entry["updated"] or modified(run.folder / STATUS)
         if now - (entry["updated"] or 0.0) > _patience(entry["host"], status.get("pid")):

@@ -27,7 +27,7 @@ const short = (seconds) => {
 const ago = (time) => (time === null ? "–" : `${short(Math.max(0, Date.now() / 1000 + clock - time))} ago`);
 const date = (time) => (time === null || time === undefined ? "–" : new Date(1000 * time).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }));
 const stepText = (run) => (run.step === null ? "–" : count(run.step) + (run.steps === null ? "" : ` of ${count(run.steps)}`));
-const WORDS = { unknown: "no status file" };
+const WORDS = { unknown: "no status file", newer: "newer version" };
 function stateText(run) {
   if (run.stopping) return "stopping";
   if (run.state === "lost") return `no sign of life for ${short(Math.max(0, Date.now() / 1000 + clock - run.updated))}`;
