@@ -15,9 +15,10 @@ from multibox.cli.console import counting
 from multibox.cli.options import Background, Device, Flip, Model, OnBad, background_colour, own_files
 
 if TYPE_CHECKING:
+    from multibox.analysis.drift import Seen
     from multibox.inference.detector import Detector
     from multibox.inference.load import ExportedDetector
-    from multibox.inference.streaming import Seen
+    from multibox.inference.streaming import Seen as SeenImage
 
 MANY = 20
 """Images above which there is a bar instead of a line per image."""
@@ -80,6 +81,7 @@ def predict(
             say(f"stopped: {tally.summary(folder)}; no --json, --coco or --voc file is written")
             raise typer.Exit(130) from None
         say(tally.summary(folder))
+    _tell_drift(detector, tally)
     if tally.broken:
         typer.echo(f"multibox: {tally.complaint()}", err=True)
         raise typer.Exit(1)
@@ -159,6 +161,8 @@ class _Tally:
     broken: int = 0
     first: str = ""
     """What is wrong with the first broken image."""
+    seen: "Seen | None" = None
+    """Statistics of the images, where the model says what it learned from."""
 
     def summary(self, folder: Path) -> str:
         return f"{_count(self.images)} with {self.objects:,} objects drawn in {folder}"
@@ -177,11 +181,13 @@ def _run(job: _Job, folder: Path, tally: _Tally) -> None:
     Raises:
         ImageError: An image cannot be read and `--on-bad` is stop, or none can be read.
     """
+    from multibox.analysis.drift import Seen
     from multibox.errors import ImageError
     from multibox.inference.results import ImageResult, result_files
     from multibox.inference.streaming import drawing, predict_stream
 
     outputs, many = job.outputs, len(job.images) > MANY
+    tally.seen = seen_here = Seen(job.detectors[0].statistics)
     with ExitStack() as stack:
         progress = stack.enter_context(counting("images", len(job.images))) if many else None
         add = stack.enter_context(
@@ -202,6 +208,8 @@ def _run(job: _Job, folder: Path, tally: _Tally) -> None:
             else:
                 draw(folder / f"{job.stems[index]}.jpg", seen.image, seen.found)
                 add(index, ImageResult(str(seen.path), seen.image.width, seen.image.height, seen.found))
+                # A threshold of the user's finds other numbers of objects than the model's own
+                seen_here.add(seen.image, seen.found if job.threshold is None else None)
                 tally.images += 1
                 tally.objects += len(seen.found)
             if progress is not None:
@@ -212,7 +220,25 @@ def _run(job: _Job, folder: Path, tally: _Tally) -> None:
             raise ImageError(f"no image could be read, so nothing is written: {tally.complaint()}")
 
 
-def _count_broken(tally: _Tally, seen: "Seen", job: _Job) -> None:
+def _tell_drift(detector: "Detector | ExportedDetector", tally: _Tally) -> None:
+    """Say on stderr how the images differ from those that the model was trained on, where they are far from them."""
+    from multibox.analysis.drift import drift_warnings
+
+    lines = drift_warnings(detector.statistics, tally.seen) if tally.seen is not None else []
+    if lines:
+        typer.echo(
+            "\n".join(
+                [
+                    f"{_count(tally.images)} far from those that the model was trained on; look at the "
+                    "detections before you rely on them:",
+                    *(f"  {line}" for line in lines),
+                ]
+            ),
+            err=True,
+        )
+
+
+def _count_broken(tally: _Tally, seen: "SeenImage", job: _Job) -> None:
     """Count an image that cannot be read, or end with its error."""
     if job.on_bad is OnBad.stop and isinstance(seen.found, Exception):
         raise seen.found
@@ -234,7 +260,7 @@ def check_threshold(threshold: float | None) -> None:
         raise ConfigError(f"--threshold {threshold:g}: expected a score from 0 to 1, such as 0.3")
 
 
-def describe(seen: "Seen") -> str:
+def describe(seen: "SeenImage") -> str:
     """Return a line with an image and its detections."""
     from multibox.errors import one_line
     from multibox.structures import Detections

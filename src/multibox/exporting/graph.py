@@ -210,6 +210,7 @@ def describe(
         "source": without_folders(source),
         "weights_sha256": weights_hash(detector.model.state_dict()),
         **({"merge": list(detector.merge)} if detector.merge else {}),
+        **({"statistics": detector.statistics} if detector.statistics else {}),
     }
 
 

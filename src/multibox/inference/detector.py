@@ -57,6 +57,8 @@ class Detector:
         """Colour that shows through transparent pixels."""
         self.merge: tuple[str, ...] = ()
         """Rules by which the run joined classes, such as `car=truck,bus`; `evaluate` applies them."""
+        self.statistics: dict[str, Any] = {}
+        """Of the images that the run learned from (`analysis.drift`); empty if the file says nothing of them."""
         self.precision = "float32"
         self._quick: SSD | None = None
         self._copied: tuple[int, ...] = ()
@@ -167,7 +169,7 @@ def open_checkpoint(
     model.load_state_dict(dict(checkpoint.state))
     config = checkpoint.config.updated({"post.flip": True}) if flip else checkpoint.config
     detector = Detector(model, config, checkpoint.class_names, device, threads)
-    detector.merge = checkpoint.merge
+    detector.merge, detector.statistics = checkpoint.merge, checkpoint.statistics
     return detector
 
 

@@ -37,6 +37,7 @@ class ExportedDetector:
         self.background = as_colour(engine.about.get("background", WHITE))
         """Colour that shows through transparent pixels; white in files of older versions."""
         self.merge: tuple[str, ...] = tuple(engine.about.get("merge", ()))
+        self.statistics: dict[str, Any] = engine.about.get("statistics", {})
         """Rules by which the run joined classes, such as `car=truck,bus`; `evaluate` applies them."""
 
     def __reduce__(self) -> tuple[Any, ...]:

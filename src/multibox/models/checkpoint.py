@@ -19,7 +19,7 @@ from multibox.models.anchor_layout import anchors_hash
 FORMAT_VERSION = 3
 SCALE, ZERO_POINT = ".scale", ".zero_point"
 """Ends of the names of two tensors beside an 8-bit one, whose value is (stored - zero point) * scale."""
-_KNOWN = {"format_version", "config", "names", "anchors_hash", "metrics", "source", "license", "merge"}
+_KNOWN = {"format_version", "config", "names", "anchors_hash", "metrics", "source", "license", "merge", "statistics"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Checkpoint:
     license: str = ""
     merge: tuple[str, ...] = ()
     """Rules by which the run joined classes, such as `car=truck,bus`."""
+    statistics: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Of the images that the run learned from, and of what was found in validation (`analysis.drift`)."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -49,8 +51,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "metrics": checkpoint.metrics,
         "source": checkpoint.source,
         "license": checkpoint.license,
-        # Older versions do not know this entry
+        # Older versions do not know these entries
         **({"merge": list(checkpoint.merge)} if checkpoint.merge else {}),
+        **({"statistics": checkpoint.statistics} if checkpoint.statistics else {}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}
     write_bytes_whole(path, save(tensors, {"multibox": json.dumps(metadata)}))
@@ -124,4 +127,5 @@ def _parse(path: Path, values: dict[str, Any], state: dict[str, Tensor]) -> Chec
         values["source"],
         values["license"],
         tuple(values.get("merge", ())),
+        values.get("statistics", {}),
     )

@@ -199,7 +199,7 @@ def load_training(
         find_augmentation(train.augmentation),
         seed=train.seed,
         fill=(red, green, blue),
-        decoded=decoded or DecodedImages(training, size, background=as_colour(config.model.background)),
+        decoded=decoded or decoded_for(training, config),
     )
     workers = choose_workers(train.workers, device)
     processes = use_processes(workers, device)
@@ -207,3 +207,9 @@ def load_training(
     yield from load_batches(
         images, batches, workers, pin=device != "cpu", processes=processes, between=between, tell=reporter.note
     )
+
+
+def decoded_for(training: Dataset, config: Config) -> DecodedImages:
+    """Return the training images without a store: each is decoded when it is asked for."""
+    size = Size(*config.model.input_size)
+    return DecodedImages(training, size, background=as_colour(config.model.background))

@@ -26,7 +26,8 @@ from multibox.training.optimizer import known_rate, learning_rate, set_learning_
 from multibox.training.pacing import Interrupt, describe_length, make_pace, out_of_patience
 from multibox.training.reporter import Means, Records, Reporter, Row, describe_score
 from multibox.training.samples import remove_later_samples, write_samples
-from multibox.training.splits import load_training, order_images
+from multibox.training.splits import decoded_for, load_training, order_images
+from multibox.training.statistics import Summaries, image_statistics
 from multibox.training.step import LossWatch, Stepper, draw_size, resize_batch
 from multibox.training.tally import Tally
 from multibox.training.threads import ThreadPlan
@@ -85,9 +86,7 @@ class Trainer:
         decoded: DecodedSplits | None = None,
         journal: Journal | None = None,
     ) -> None:
-        self.config = config
-        self.folder = folder
-        self.device = device
+        self.config, self.folder, self.device = config, folder, device
         self.source, self.known = source, known
         self.reporter = reporter or Reporter()
         self.stepper = Stepper(model, config, device=device, precision=precision)
@@ -125,6 +124,8 @@ class Trainer:
         self.hold = hold
         self.tally = Tally(folder, training, config.model.score)
         self.stepper.watch = self.tally.add
+        self.statistics: Summaries = {}
+        """Of the training images."""
 
     @property
     def finished(self) -> bool:
@@ -188,6 +189,9 @@ class Trainer:
         self.tally.begin()
         self.reporter.begin(self)
         self.journal.begin(self)
+        # Before the first step, as a timed run must know what is left
+        images = self.decoded.training if self.decoded else decoded_for(self.training, self.config)
+        self.statistics = image_statistics(self.training, images)
         self._lap()
         if self.known and not self.records.rows:
             self._score_start()
@@ -349,6 +353,7 @@ class Trainer:
             {**metrics, "measured_by": f"multibox {__version__} train, step {self.pace.step}"} if metrics else {},
             self.source,
             merge=self.config.data.merge,
+            statistics=self._all_statistics(),
         )
         save_checkpoint(self.folder / "last.safetensors", checkpoint)
         score = last.get("val_map50")
@@ -358,6 +363,12 @@ class Trainer:
         self.records.save()
         self._save_state()
         self.pace.saving = self._lap()
+
+    def _all_statistics(self) -> Summaries:
+        """Return the statistics for a checkpoint: those of detections only if these very weights were validated."""
+        if self.validation is None or self.validated != self.pace.step:
+            return self.statistics
+        return {**self.statistics, **self.validation.statistics()}
 
     def _save_state(self) -> None:
         notes = {

@@ -20,6 +20,7 @@ from multibox.structures import Dataset, Detections, Size
 from multibox.thresholds import DEFAULT_THRESHOLD
 from multibox.training.optimizer import known_batch_size
 from multibox.training.samples import Samples
+from multibox.training.statistics import Summaries, detection_statistics
 from multibox.training.step import compute_loss
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Validation:
         """Score of the best F1 at IoU 0.5 for each class, of the weights scored last."""
         self.detections: list[Detections] = []
         """In each image, of the weights scored last."""
+        self.sizes: list[Size] = []
+        """Of each image."""
         self.samples = Samples(dataset)
 
     @torch.inference_mode()
@@ -65,6 +68,7 @@ class Validation:
         network = quick_copy(model.eval(), "float32", folds=self.folds)
         class_names = self.dataset.class_names
         detections: list[Detections] = []
+        self.sizes = []
         losses: list[torch.Tensor] = []
         asked = self.config.train.workers
         workers, between = choose_workers(asked, self.device), prepares_between(asked, self.device)
@@ -75,6 +79,7 @@ class Validation:
             losses.append(parts.total * len(batch.image_names))
             anchors = anchors_for(outputs, self.config)
             detections += detect(outputs, anchors, batch.sizes, self.config, class_names)
+            self.sizes += batch.sizes
             tick()
         self.detections = detections
         curves = precision_recall(detections, self.dataset, class_names)
@@ -87,3 +92,7 @@ class Validation:
     def sample_sheet(self) -> Image.Image:
         """Return a few images with what was found in them last, at the thresholds found with it."""
         return self.samples.sheet(self.detections, self.thresholds)
+
+    def statistics(self) -> Summaries:
+        """Return the statistics of what was found last, at the thresholds found with it."""
+        return detection_statistics(self.detections, self.sizes, self.thresholds)
