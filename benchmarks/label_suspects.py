@@ -180,7 +180,7 @@ def trained(arguments: argparse.Namespace) -> bool:
         dataset = open_for(detector, data, split=arguments.split)
         seen.append((find_all(detector, dataset), dataset))
         try:
-            ledger = read_ledger(Path(run))
+            ledger = read_ledger(Path(run) if Path(run).is_dir() else Path(run).parent)
         except DataError:
             ledger = None
         suspects.append([find_suspects(*seen[-1], dataset.class_names, ledger=used) for used in (ledger, None)])
