@@ -319,7 +319,7 @@ function aboutCandidate(index) {
   const near = one.gt === null ? null : image.gt[one.gt];
   const says = { found: `It finds object ${one.gt}.`, duplicate: `It is a second detection of object ${one.gt}, which counts as false.`,
     ignored: `It lies on object ${one.gt}, which does not count, so it is neither right nor false.`,
-    false: near && one.gt_iou > 0 ? `It is false: the nearest ${one.name} is object ${one.gt}, which it overlaps by ${number(one.gt_iou, 2)}; above 0.5 it would be right.` : `It is false: there is no ${one.name} here.` };
+    false: near && one.gt_iou > 0 ? `It is false: the nearest ${one.name} is object ${one.gt}, which it overlaps by ${number(one.gt_iou, 2)}; above 0.5 it would be right.` : `It is false: no ${one.name} is labelled here. If you see one, a label is missing.` };
   const text = role ? says[role] : by >= 0 ? `It is suppressed: ${image.candidates[by].name} with score ${scoreText(image.candidates[by].score)} overlaps it by ${number(shared(index), 2)}, and at most ${state.nms} is allowed.`
     : verdict.kept[index] ? `It scores ${below(one.score, verdict.limit(one.name))}, so it is not reported.` : "It is left out: only so many boxes are kept.";
   return [el("h3", {}, `Box: ${one.name} ${scoreText(one.score)} `, el("span", { class: role === "found" ? "good" : role && role !== "ignored" ? "bad" : "" }, role === "found" ? "right" : role ?? fateText(index))),
