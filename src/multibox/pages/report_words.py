@@ -7,6 +7,8 @@ import numpy as np
 
 GAIN = 0.02
 """F1 that another threshold must add before it is advised."""
+FEW = 20
+"""Objects of a group from which its recall tells something."""
 MISCALIBRATED = 0.05
 """Expected calibration error from which a score is no probability."""
 DIVIDED = ("classification", "localization", "both", "duplicate", "background", "missed")
@@ -220,19 +222,20 @@ def confusion_in_words(report: Report) -> str:
 
 
 def small_objects(report: Report) -> str:
-    """Return recall of the smallest and the largest objects."""
-    known = [row for row in rows(report, "slices", "size") if row["objects"] and row.get("recall") is not None]
+    """Return recall of small and of large objects: COCO's groups, or the quarters of this data if those are too few."""
+    groups = [row for row in rows(report, "slices", "size") if row["objects"] and row.get("recall") is not None]
+    for least, words in ((FEW, ("small ", "large")), (1, ("smallest", "largest")), (1, ("small", "large"))):
+        pair: list[Any] = [next((row for row in groups if row["name"].startswith(word)), None) for word in words]
+        if all(pair) and min(row["objects"] for row in pair) >= least:
+            says = "Yes" if pair[0]["recall"] < pair[1]["recall"] - 0.1 else "No"
+            shares = [f"{100 * row['recall']:.0f} % of {row['name']!r}" for row in pair]
+            return f"{says}: found are {shares[0]} and {shares[1]}."
     coco = part(report, "metrics", "coco")
     few, many = coco.get("APs"), coco.get("APl") if coco.get("APl") is not None else coco.get("APm")
-    if len(known) < 2 and few is not None and many is not None:
-        says = "Yes" if few < many - 0.1 else "No"
-        return f"{says}: AP is {few:.3f} for objects under 32 x 32 pixels, {many:.3f} for large ones."
-    if len(known) < 2:
+    if few is None or many is None:
         return "It cannot be told: all objects are of one size group."
-    small, large = known[0], known[-1]
-    worse = small["recall"] < large["recall"] - 0.1
-    shares = [f"{100 * one['recall']:.0f} % of {one['name']}" for one in (small, large)]
-    return f"{'Yes' if worse else 'No'}: {shares[0]} objects are found and {shares[1]} ones."
+    says = "Yes" if few < many - 0.1 else "No"
+    return f"{says}: AP is {few:.3f} for objects under 32 x 32 pixels, {many:.3f} for large ones."
 
 
 def training_in_words(report: Report) -> str:

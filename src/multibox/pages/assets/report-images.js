@@ -2,7 +2,7 @@
 /* Sections of a report that show images: confusion, error kinds, worst images, mistakes, label suspects, duplicates. */
 (() => {
   const { data, el, replace, number, percent, count, section, table, select, checkbox, barChart } = multibox;
-  const parts = multibox.report, { report, background, className, growing, thumbnail, crop, legend, note, KINDS } = parts;
+  const parts = multibox.report, { report, background, className, growing, thumbnail, crop, legend, note, whenNear, KINDS } = parts;
   const plural = (many, one, more = `${one}s`) => `${count(many)} ${many === 1 ? one : more}`;
 
   function cellTitle(gt, predicted, many) {
@@ -57,22 +57,32 @@
     const cellOf = (gt, predicted) => {
       // No case can be background on both sides; it is the last cell
       if (gt === background && predicted === background) return el("td");
-      const title = cellTitle(gt, predicted, counts[gt][predicted]), place = buttons.length;
+      const place = buttons.length, title = counts[gt][predicted] ? cellTitle(gt, predicted, counts[gt][predicted]) : null;
       const button = el("button", { type: "button", tabindex: place ? "-1" : "0", class: gt === predicted ? "right" : "wrong", title, "aria-label": title, onclick: () => { go(place); show(button); } });
       button.place = { gt, predicted };
       buttons.push(button);
       return el("td", {}, button);
     };
-    const body = el("tbody", {}, occurring.map((gt) => el("tr", {}, el("th", { scope: "row" }, el("span", {}, names[gt])), occurring.map((predicted) => cellOf(gt, predicted)))));
-    const swaps = buttons.filter(({ place: { gt, predicted } }) => gt !== predicted && gt !== background && predicted !== background && counts[gt][predicted])
-      .sort((a, b) => counts[b.place.gt][b.place.predicted] - counts[a.place.gt][a.place.predicted]).slice(0, 8);
+    const body = el("tbody");
+    // 80 classes are 6,500 cells: they are made when they come near the window
+    const build = () => {
+      if (buttons.length) return;
+      body.append(...occurring.map((gt) => el("tr", {}, el("th", { scope: "row" }, el("span", {}, names[gt])), occurring.map((predicted) => cellOf(gt, predicted)))));
+      paint();
+      box.style.minHeight = null;
+    };
+    const swaps = counts.flatMap((row, gt) => row.map((many, predicted) => ({ gt, predicted, many }))).filter(({ gt, predicted, many }) => many && gt !== predicted && gt !== background && predicted !== background)
+      .sort((a, b) => b.many - a.many).slice(0, 8);
+    const reveal = ({ gt, predicted }) => { build(); buttons.find(({ place }) => place.gt === gt && place.predicted === predicted).click(); };
     const left = size - across;
-    paint();
+    const box = el("div", { class: "scroll matrix" }, el("table", { onkeydown }, el("caption", { class: "note" }, "Arrow keys move between cells; Enter shows the images, Escape returns."),
+        el("thead", {}, el("tr", {}, el("td", { class: "corner" }, "label ↓ detected →"), occurring.map((place) => el("th", { scope: "col" }, el("span", {}, names[place]))))), body));
+    if (across <= 12) build();
+    else { box.style.minHeight = "85vh"; whenNear(box, build); }
     return section("confusion", "Confusion matrix", intro,
-      swaps.length ? el("p", { class: "swaps" }, "Classes that are confused most: ", swaps.map((button, place) => [place ? ", " : "", el("button", { type: "button", class: "link", onclick: () => button.click() }, `${className(button.place.gt)} taken for ${className(button.place.predicted)} (${count(counts[button.place.gt][button.place.predicted])})`)])) : null,
+      swaps.length ? el("p", { class: "swaps" }, "Classes that are confused most: ", swaps.map((swap, place) => [place ? ", " : "", el("button", { type: "button", class: "link", onclick: () => reveal(swap) }, `${className(swap.gt)} taken for ${className(swap.predicted)} (${count(swap.many)})`)])) : null,
       el("div", { class: "controls" }, checkbox("Shares of each row instead of counts", false, (on) => { shares = on; paint(); })),
-      el("div", { class: "scroll matrix" }, el("table", { onkeydown }, el("caption", { class: "note" }, "Arrow keys move between cells; Enter shows the images, Escape returns."),
-        el("thead", {}, el("tr", {}, el("td", { class: "corner" }, "label ↓ detected →"), occurring.map((place) => el("th", { scope: "col" }, el("span", {}, names[place]))))), body)),
+      box,
       left ? note(`${plural(left, "class is", "classes are")} left out: neither labelled nor detected in these images.`) : null, panel);
   }
 
@@ -201,7 +211,7 @@
     const intro = "Images that stand in training and in this split make every metric too good; images that stand twice count twice.";
     const all = report.duplicates || [];
     if (!all.length) return section("duplicates", "Duplicates and leaks", intro, el("p", { class: "good" }, "None was found."));
-    return section("duplicates", "Duplicates and leaks", intro, table([{ name: "Kind", value: (row) => row.kind }, { name: "File", value: (row) => row.file }, { name: "Where", value: (row) => row.where || "–" }, { name: "What", value: (row) => row.what }, { name: "What to do", value: (row) => row.fix }],
+    return section("duplicates", "Duplicates and leaks", intro, table([{ name: "Kind", value: (row) => row.kind }, { name: "What", value: (row) => row.what, show: (row) => parts.prose(row.what) }, { name: "What to do", value: (row) => row.fix, show: (row) => parts.prose(row.fix) }, { name: "Where", value: (row) => row.where || "–" }, { name: "File", value: (row) => row.file }],
       all.slice(0, 200), { caption: "Findings of multibox doctor" }), all.length > 200 ? note(`and ${plural(all.length - 200, "more finding")}: multibox doctor lists all.`) : null);
   }
 

@@ -118,7 +118,7 @@
     if (!known.length) return section("slices", "Kinds of objects", intro, note("There are no objects to divide."));
     const bar = (row) => (row.recall === null || row.recall === undefined ? "–" : el("span", { class: "inline-bar" }, el("span", { class: "track" }, el("span", { class: "bar", style: { width: `${100 * row.recall}%` } })), percent(row.recall)));
     return section("slices", "Kinds of objects", intro, el("div", { class: "columns wide" }, known.map(([key, rows]) => el("div", {}, el("h3", {}, titles[key] || key), table([
-      { name: "Group", value: (row) => row.name }, { name: "Objects", value: (row) => row.objects, show: (row) => count(row.objects), number: true }, { name: "Found", value: (row) => row.recall ?? null, show: bar },
+      { name: "Group", value: (row) => row.name }, { name: "Found", value: (row) => row.recall ?? null, show: bar }, { name: "Objects", value: (row) => row.objects, show: (row) => count(row.objects), number: true },
       { name: "Missed", value: (row) => row.missed ?? null, show: (row) => count(row.missed), number: true }, { name: "AP50", value: (row) => row.ap50 ?? null, number: true },
     ], rows, { label: `${titles[key] || key}: objects found` })))));
   }
@@ -138,7 +138,7 @@
         table([{ name: "Score", value: (bin) => bin.low, show: (bin) => `${number(bin.low, 1)} to ${number(bin.high, 1)}` }, { name: "Boxes", value: (bin) => bin.count, show: (bin) => count(bin.count), number: true },
           { name: "Mean score", value: (bin) => bin.confidence, number: true, digits: 2 }, { name: "Right", value: (bin) => bin.precision, show: (bin) => percent(bin.precision), number: true }], bins, { caption: "The points as a table" })),
       per.length > 1 ? el("details", {}, el("summary", {}, "Each class"), table([{ name: "Class", value: (row) => row.name }, { name: "ECE", value: (row) => row.ece ?? null, number: true }], per, { caption: "ECE of each class" })) : null,
-      one.ece_after !== null && one.ece_after !== undefined && one.ece_after < one.ece ? [el("h3", {}, "Write a copy whose scores are nearer to probabilities"), copied(mend), note("The order of the detections of a class stays, so AP stays, too.")] : null);
+      one.ece_after !== null && one.ece_after !== undefined && one.ece_after < one.ece ? [el("h3", {}, "Write a copy whose scores are nearer to probabilities"), copied(mend), note("AP hardly changes: the order of the detections of a class stays, or nearly.")] : null);
   }
 
   const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? String(word) : `'${String(word).replaceAll("'", "'\\''")}'`);

@@ -184,5 +184,8 @@ multibox.report = (() => {
 
   const note = (text) => el("p", { class: "note" }, text);
 
-  return { report, background, className, hasImage, whenNear, growing, thumbnail, crop, open, legend, describe, copied, toClipboard, download, inspectCommand, note, KINDS };
+  /** A sentence whose commands stand between backticks. */
+  const prose = (text) => String(text ?? "").split("`").map((piece, place) => (place % 2 ? el("code", {}, piece) : piece));
+
+  return { report, background, className, hasImage, whenNear, growing, thumbnail, crop, open, legend, describe, copied, toClipboard, download, inspectCommand, note, prose, KINDS };
 })();
