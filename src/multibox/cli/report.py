@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _RENAME = "The data set's class A is the model's B; A= leaves A out. Repeatable; also a .json file of such pairs."
 FOLDER = "report"
+ENOUGH = 20
+"""Objects of a class below which a better threshold is chance."""
 _SUSPECTS = {"missing": "perhaps missing", "location": "perhaps badly placed", "class": "perhaps of the wrong class"}
 
 
@@ -105,7 +107,7 @@ def command_line() -> str:
 def findings(made: "Mapping[str, Any]") -> list[str]:
     """Return the main findings, a line each."""
     lines = [_precision(made["metrics"], made["images"]), _costliest(made["errors"])]
-    lines += [_worst_class(made["metrics"]), *_thresholds(made), _calibration(made), _suspects(made["suspects"])]
+    lines += [_worst_class(made), *_thresholds(made), _calibration(made), _suspects(made["suspects"])]
     return [line for line in lines if line]
 
 
@@ -137,21 +139,23 @@ def _costliest(errors: "Mapping[str, Any]") -> str:
     return f"costliest errors: {worst['kind']} ({worst['count']:,}, {worst['ap_cost']:.3f} of AP50). {worst['meaning']}"
 
 
-def _worst_class(metrics: "Mapping[str, Any]") -> str:
-    scored = {name: one["AP50"] for name, one in metrics["coco"]["per_class"].items() if one["AP50"] is not None}
+def _worst_class(made: "Mapping[str, Any]") -> str:
+    per_class = made["metrics"]["coco"]["per_class"]
+    scored = {name: one["AP50"] for name, one in per_class.items() if one["AP50"] is not None}
     if len(scored) < 2:
         return ""
     worst = min(scored, key=lambda name: scored[name])
-    return f"worst class: {worst}, AP50 {scored[worst]:.3f}"
+    objects = made["curves"][worst]["objects"]
+    return f"worst class: {worst}, AP50 {scored[worst]:.3f}, of {objects:,} {'object' if objects == 1 else 'objects'}"
 
 
 def _thresholds(made: "Mapping[str, Any]") -> list[str]:
-    """Return advice where another threshold would raise a class's F1 by more than a hundredth."""
+    """Return advice where another threshold would raise the F1 of a class with enough objects."""
     gains: list[tuple[float, str]] = []
     for name, best in made["thresholds"].items():
-        if best is None:
-            continue
         curve = made["curves"][name]
+        if best is None or curve["objects"] < ENOUGH:
+            continue
         reported = [f1 for score, f1 in zip(curve["scores"], curve["f1"], strict=True) if score >= best["model"]]
         now = reported[-1] if reported else 0.0
         text = f"{name} from {best['threshold']:.2f} instead of {best['model']:.2f} (F1 {now:.2f} to {best['f1']:.2f})"
