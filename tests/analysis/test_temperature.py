@@ -1,5 +1,6 @@
 """The calibrated copy: exact logits of every head, the same reports, and a smaller error when it detects anew."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from multibox.analysis.calibration import logit, warmed
+from multibox.analysis.drift import summarize
 from multibox.analysis.temperature import calibrated_copy, check_calibrated, write_calibrated
 from multibox.api import create
 from multibox.errors import ConfigError, DataError, WeightsError
@@ -37,6 +39,18 @@ def test_logits_of_every_kind_of_head_are_divided_exactly(preset):
     np.testing.assert_allclose(logit(np.array(copy.config.post.thresholds)), logit(np.array([0.4, 0.4])) / 2.5)
     assert copy.config.post.score_threshold > checkpoint.config.post.score_threshold
     assert (copy.license, copy.merge, copy.class_names) == ("MIT", ("a=b",), ("red", "blue"))
+
+
+def test_the_statistics_of_scores_follow():
+    detector, checkpoint = checkpoint_of("tinyssd")
+    scores = np.random.default_rng(0).beta(2, 2, 4000)
+    trained = {"score": summarize(scores), "width": summarize([3.0])}
+    copy = calibrated_copy(detector.model, replace(checkpoint, statistics=trained), 0.5)
+    assert copy.statistics["width"] == trained["width"]
+    exact, own = summarize(warmed(scores, 0.5)), copy.statistics["score"]
+    assert own["count"] == 4000
+    np.testing.assert_allclose([own["mean"], own["sd"]], [exact["mean"], exact["sd"]], atol=0.02)
+    np.testing.assert_allclose(own["quantiles"], exact["quantiles"], atol=0.01)
 
 
 def guesses(temperature):

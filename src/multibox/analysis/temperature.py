@@ -6,7 +6,7 @@ So every score changes as the temperature says wherever the weights go: in predi
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from multibox import __version__
 from multibox.analysis.calibration import Floats, Scored, calibration_error, fit_temperature, scored_detections, warmed
+from multibox.analysis.drift import summarize
 from multibox.analysis.error_kinds import match
 from multibox.builtin import find_model
 from multibox.errors import ConfigError, DataError
@@ -168,7 +169,18 @@ def calibrated_copy(model: SSD, checkpoint: Checkpoint, temperature: float) -> C
     values = warmed(np.array([post.score_threshold, *own]), temperature).tolist()
     floor = values[0] if post.score_threshold > 0 else 0.0
     config = checkpoint.config.updated({"post.score_threshold": floor, "post.thresholds": tuple(values[1:])})
-    return replace(checkpoint, state=state, config=config)
+    return replace(checkpoint, state=state, config=config, statistics=_warmed(checkpoint.statistics, temperature))
+
+
+def _warmed(statistics: dict[str, Any], temperature: float) -> dict[str, Any]:
+    """Return the statistics of training with those of the scores as the temperature changes them."""
+    if "score" not in statistics:
+        return statistics
+    scores = statistics["score"]
+    known: Floats = np.array(scores["quantiles"], np.float64)
+    # Evenly spread between the quantiles that are known
+    spread = np.interp(np.linspace(0, 1, 1001), np.linspace(0, 1, len(known)), known)
+    return {**statistics, "score": {**summarize(warmed(spread, temperature)), "count": scores["count"]}}
 
 
 def _moved_thresholds(copy: Checkpoint, old: Columns, new: Columns, checkpoint: Checkpoint) -> tuple[float, ...]:
