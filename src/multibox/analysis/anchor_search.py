@@ -20,7 +20,16 @@ from multibox.analysis.anchor_fit import (
     see_grid,
     with_shapes,
 )
-from multibox.analysis.coverage import IOU50, Objects, cover, describe_cover, gather_objects, is_reached, some_objects
+from multibox.analysis.coverage import (
+    IOU50,
+    Floats,
+    Objects,
+    cover,
+    describe_cover,
+    gather_objects,
+    is_reached,
+    some_objects,
+)
 from multibox.config import Config
 from multibox.data.choosing import choose_classes
 from multibox.data.formats import DataPaths, find_splits, open_dataset, split_for
@@ -39,6 +48,16 @@ HELD_OUT, FEWEST_IMAGES, FEWEST_BOXES = 0.2, 10, 250
 OWN, ASKED, KMEANS, EVOLUTION = "the preset's own", "anchors.fit", "k-means on 1 - IoU", "differential evolution"
 
 
+class Fit(NamedTuple):
+    """The anchors that cover boxes best."""
+
+    config: Config
+    best_iou: Floats
+    """[N] largest IoU of each box."""
+    report: dict[str, Any]
+    """What was tried, as plain data."""
+
+
 class Anchors(NamedTuple):
     """A data set's boxes, and the anchors that a run would have and could have."""
 
@@ -46,8 +65,10 @@ class Anchors(NamedTuple):
     class_names: tuple[str, ...]
     before: Config
     """With the anchors and the input that a run would have."""
-    after: Config | None
-    """With fitted anchors, where they were asked for."""
+    before_iou: Floats
+    """[N] largest IoU of each box with these."""
+    fit: Fit | None
+    """Fitted anchors, where they were asked for."""
     report: dict[str, Any]
     """Plain data, as `multibox anchors --json` writes it."""
 
@@ -97,18 +118,19 @@ def examine_anchors(
     before = fitted_as_asked(own, objects.wh)
     if before is not own:
         notes.append(f"{config.preset} fits its anchors to the training boxes (anchors.fit={own.anchors.fit})")
+    found = cover(objects, before)
     report: dict[str, Any] = {
         "data": where,
         "split": dataset.split,
         "images": len(dataset),
-        **describe_cover(objects, before, names),
+        **describe_cover(objects, before, names, found),
         "notes": notes,
     }
-    after = None
-    if fit:
-        after, report["fit"] = search(objects, own, before, seed)
-    report["suggested"] = suggest_input(objects, after or own)
-    return Anchors(objects, names, before, after, report)
+    fitted = search(objects, own, before, seed) if fit else None
+    if fitted is not None:
+        report["fit"] = fitted.report
+    report["suggested"] = suggest_input(objects, own if fitted is None else fitted.config)
+    return Anchors(objects, names, before, found.best_iou, fitted, report)
 
 
 def suggest_input(objects: Objects, config: Config) -> dict[str, Any]:
@@ -166,8 +188,8 @@ def _try_input(objects: Objects, config: Config, size: Size, present: Size) -> d
     }
 
 
-def search(objects: Objects, own: Config, before: Config, seed: int = 0) -> tuple[Config, dict[str, Any]]:
-    """Return the config with the anchors that cover the boxes best, and what each kind of anchors reached.
+def search(objects: Objects, own: Config, before: Config, seed: int = 0) -> Fit:
+    """Return the anchors that cover the boxes best, and what each kind of anchors reached.
 
     K-means and differential evolution fit to four fifths of the images, and the others' boxes choose: the highest
     `anchor_fit.score` among those that reach no fewer boxes at IoU 0.5 than the run's anchors. With few boxes all of
@@ -180,7 +202,8 @@ def search(objects: Objects, own: Config, before: Config, seed: int = 0) -> tupl
         seed: Of the choice of images and of the search.
     """
     held = _hold_out(objects, seed)
-    fitting, judging = (objects.take(~held), objects.take(held)) if held.any() else (objects, objects)
+    judging = held if held.any() else ~held
+    fitting = objects.take(~held)
     base = with_shapes(own, level_shapes(before)) if before is not own else own
     kmeans = cluster_by_iou(fitting, base)
     starts: list[LevelShapes] = [level_shapes(base), kmeans]
@@ -188,25 +211,36 @@ def search(objects: Objects, own: Config, before: Config, seed: int = 0) -> tupl
     start = max(starts, key=lambda shapes: float(score(best_on_grid(grid, shapes), own)))
     tried = {OWN: own}
     if before is not own:
-        tried[f"{ASKED}={own.anchors.fit}"] = fitted_as_asked(own, fitting.wh)
+        # What a run would have, fitted to all boxes
+        tried[f"{ASKED}={own.anchors.fit}"] = before
     present = list(tried)[-1]
     tried |= {KMEANS: with_shapes(own, kmeans), EVOLUTION: with_shapes(own, evolve(fitting, base, start, seed))}
-    rows = [_row(name, objects, judging if held.any() else None, config) for name, config in tried.items()]
-    judged = {name: cover(judging, config).best_iou for name, config in tried.items()}
-    least = (judged[present] >= IOU50).mean()
-    eligible = [name for name, best in judged.items() if (best >= IOU50).mean() >= least]
-    method = max(eligible, key=lambda name: float(score(judged[name], own)))
-    by_name = {row["anchors"]: row for row in rows}
-    return tried[method], {
-        "method": method,
-        "boxes": len(fitting.labels),
-        "held_out": int(held.sum()),
-        "before": by_name[present],
-        "after": by_name[method],
-        "tried": rows,
-        "shapes": [[list(shape) for shape in level] for level in level_shapes(tried[method])],
-        "seed": seed,
+    best = {name: cover(objects, config).best_iou for name, config in tried.items()}
+    least = (best[present][judging] >= IOU50).mean()
+    eligible = [name for name, values in best.items() if (values[judging] >= IOU50).mean() >= least]
+    method = max(eligible, key=lambda name: float(score(best[name][judging], own)))
+    rows = {
+        name: {
+            "anchors": name,
+            **_shares(values, own),
+            "held_out": _shares(values[held], own) if held.any() else None,
+        }
+        for name, values in best.items()
     }
+    return Fit(
+        tried[method],
+        best[method],
+        {
+            "method": method,
+            "boxes": len(fitting.labels),
+            "held_out": int(held.sum()),
+            "before": rows[present],
+            "after": rows[method],
+            "tried": list(rows.values()),
+            "shapes": [[list(shape) for shape in level] for level in level_shapes(tried[method])],
+            "seed": seed,
+        },
+    )
 
 
 def _hold_out(objects: Objects, seed: int) -> Flags:
@@ -218,17 +252,11 @@ def _hold_out(objects: Objects, seed: int) -> Flags:
     return np.isin(objects.image, held)
 
 
-def _row(name: str, objects: Objects, judging: Objects | None, config: Config) -> dict[str, Any]:
-    held = None if judging is None else _shares(judging, config)
-    return {"anchors": name, **_shares(objects, config), "held_out": held}
-
-
-def _shares(objects: Objects, config: Config) -> dict[str, float]:
-    best = cover(objects, config).best_iou
+def _shares(best_iou: Floats, config: Config) -> dict[str, float]:
     return {
-        "best_iou": float(best.mean()),
-        "reached": float(is_reached(best, config.matching).mean()),
-        "reached50": float((best >= IOU50).mean()),
+        "best_iou": float(best_iou.mean()),
+        "reached": float(is_reached(best_iou, config.matching).mean()),
+        "reached50": float((best_iou >= IOU50).mean()),
     }
 
 
@@ -240,8 +268,8 @@ def config_text(found: Anchors, command: str, given: Mapping[str, Any]) -> str:
         command: What made it, for a comment.
         given: Settings by dotted key that were measured with, such as those of `--set`; they are written, too.
     """
-    assert found.after is not None
-    after, report, fit = found.after, found.report, found.report["fit"]
+    assert found.fit is not None
+    after, report, fit = found.fit.config, found.report, found.fit.report
     before, held = fit["before"], fit["after"]["held_out"]
     reached = f"before {_percent(before['reached50'])}, now {_percent(fit['after']['reached50'])}"
     if held is not None:

@@ -200,10 +200,17 @@ def _batches(objects: Objects, anchors: int) -> Iterator[tuple[Labels, torch.Ten
         yield rows, torch.from_numpy(position[image[rows]]), torch.from_numpy(place[rows])
 
 
-def describe_cover(objects: Objects, config: Config, class_names: Sequence[str]) -> dict[str, Any]:
-    """Return the coverage as plain data: of all boxes, by class, by size at the network's input, by feature map."""
+def describe_cover(objects: Objects, config: Config, class_names: Sequence[str], found: Cover) -> dict[str, Any]:
+    """Return the coverage as plain data: of all boxes, by class, by size at the network's input, by feature map.
+
+    Args:
+        objects: The boxes.
+        config: The run's settings.
+        class_names: Of the labels.
+        found: What `cover` returned for both.
+    """
     shapes, size = measure(config, 1).feature_shapes, config.model.input_size
-    found, counted = cover(objects, config), of_some_images(objects, COUNTED)
+    counted = of_some_images(objects, COUNTED)
     positives = np.full(len(counted), np.nan)
     positives[counted], per_level = count_positives(objects.take(counted), config)
     sides, images = objects.sides(size), max(1, len(np.unique(objects.image[counted])))

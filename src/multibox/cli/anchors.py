@@ -149,7 +149,7 @@ def _print_fit(fit: dict[str, Any], stderr: bool) -> None:
         marks = "after" if row["anchors"] == fit["method"] else marks
         values = (row["reached"], row["reached50"])
         rows.append(
-            (row["anchors"], marks, *map(_percent, values), f"{row['best_iou']:.3f}", _percent(held["reached50"]),
+            (row["anchors"], marks, *map(_fine, values), f"{row['best_iou']:.3f}", _fine(held["reached50"]),
              _number(held["best_iou"], 3))
         )  # fmt: skip
     heads = ("anchors", "", ">reached", ">at IoU 0.5", ">best IoU", ">held out: at IoU 0.5", ">best IoU")
@@ -159,7 +159,7 @@ def _print_fit(fit: dict[str, Any], stderr: bool) -> None:
         "chosen on the boxes that they were fitted to: there are too few to hold some out"
     )  # fmt: skip
     typer.echo(
-        f"boxes reached at IoU 0.5: {_percent(before['reached50'])} before, {_percent(after['reached50'])} after "
+        f"boxes reached at IoU 0.5: {_fine(before['reached50'])} before, {_fine(after['reached50'])} after "
         f"({fit['method']}, {on})",
         err=stderr,
     )
@@ -169,7 +169,6 @@ def _draw(found: "Anchors", path: Path) -> None:
     import numpy as np
 
     from multibox.analysis.anchor_fit import level_shapes
-    from multibox.analysis.coverage import cover
     from multibox.plots.anchor_plot import AnchorPlot, plot_anchors
 
     height, width = found.before.model.input_size
@@ -177,11 +176,11 @@ def _draw(found: "Anchors", path: Path) -> None:
     def shapes(config: Any) -> Any:
         return np.concatenate([np.array(level) for level in level_shapes(config)]) * (width, height)
 
-    objects, after = found.objects, found.after
+    objects, fit = found.objects, found.fit
     shown = AnchorPlot(
-        objects.wh * (width, height), objects.labels, found.class_names, shapes(found.before),
-        cover(objects, found.before).best_iou, None if after is None else shapes(after),
-        None if after is None else cover(objects, after).best_iou, found.before.matching.threshold,
+        objects.wh * (width, height), objects.labels, found.class_names, shapes(found.before), found.before_iou,
+        None if fit is None else shapes(fit.config), None if fit is None else fit.best_iou,
+        found.before.matching.threshold,
     )  # fmt: skip
     plot_anchors(path, shown)
 
@@ -206,6 +205,10 @@ def _range(row: Any) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _fine(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
 
 
 def _number(value: float | None, digits: int = 1) -> str:

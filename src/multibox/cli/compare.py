@@ -111,7 +111,12 @@ def _metric(values: dict[str, float | None]) -> tuple[str, ...]:
     return (
         metric_text(values["a"]),
         metric_text(values["b"]),
-        "-" if difference is None else f"{difference + 0.0:+.3f}",
-        "-" if low is None or high is None else f"{low + 0.0:+.3f} to {high + 0.0:+.3f}",
+        "-" if difference is None else _signed(difference),
+        "-" if low is None or high is None else f"{_signed(low)} to {_signed(high)}",
         metric_text(p),
     )
+
+
+def _signed(value: float) -> str:
+    # Adding 0 turns -0 into 0
+    return f"{round(value, 3) + 0.0:+.3f}"
