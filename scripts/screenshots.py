@@ -1,0 +1,129 @@
+"""Draw the screenshots of the pages in docs/images: inspector, report, monitor. Needs Chromium and Playwright.
+
+Example: python scripts/screenshots.py
+
+The images are synthetic (`multibox data make sprites`). The runs are short and some labels are damaged on purpose, so
+that each section has something to show.
+"""
+
+import io
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from multibox.files import write_bytes_whole
+
+OUT = Path(__file__).resolve().parent.parent / "docs" / "images"
+DESKTOP, PHONE = (1200, 850), (390, 780)
+PORT = 8713
+COLOURS = 96
+"""Of a screenshot's palette, which makes it a third as large."""
+ARGUMENTS = ["--no-sandbox", "--headless", "--disable-background-networking", "--disable-gpu"]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        data, runs = Path(scratch) / "sprites", Path(scratch) / "runs"
+        multibox("data", "make", "sprites", data, "--images", 500, "--classes", 3, "--objects", "1-5")
+        train = ("train", data, "--preset", "tinyssd", "--epochs", 14, "--set", "train.validate_every=2", "--out")
+        multibox(*train, runs / "first")
+        multibox(*train, runs / "slower", "--set", "train.lr=0.0003")
+        damage(data)
+        report, inspection = Path(scratch) / "report", Path(scratch) / "inspection"
+        multibox("report", runs / "first", data, "--split", "val", "--out", report)
+        multibox("inspect", runs / "first", data, "--split", "val", "--worst", 6, "--explain", "--out", inspection)
+        page = (report / "index.html").as_uri()
+        shoot(page, "report.png", lambda page: None)
+        shoot(page, "report-errors.png", at("errors"))
+        shoot(page, "report-suspects.png", at("suspects"))
+        shoot(page, "report-phone.png", at("confusion"), PHONE, dark=True)
+        shoot((inspection / "index.html").as_uri(), "inspector.png", choose_missed)
+        with monitor(runs) as address:
+            shoot(address, "monitor.png", lambda page: page.wait_for_timeout(3000))
+
+
+def multibox(*arguments: object) -> None:
+    subprocess.run([sys.executable, "-m", "multibox", *map(str, arguments)], check=True)
+
+
+def damage(data: Path) -> None:
+    """Delete, move or rename an object in twelve validation images, so that there are label suspects."""
+    names = (data / "ImageSets" / "Main" / "val.txt").read_text(encoding="utf-8").split()
+    for place, name in enumerate(random.Random(0).sample(names, 12)):
+        path = data / "Annotations" / f"{name}.xml"
+        text = path.read_text(encoding="utf-8")
+        found = re.search(r"\s*<object>.*?</object>", text, re.DOTALL)
+        if found is None:
+            continue
+        label = found[0]
+        damaged = (
+            "",
+            re.sub(r"(min|max)>(\d+)", lambda number: f"{number[1]}>{int(number[2]) + 18}", label),
+            re.sub(r"<name>\w+</name>", "<name>bibi</name>", label),
+        )[place % 3]
+        path.write_text(text.replace(label, damaged, 1), encoding="utf-8")
+
+
+def at(section: str) -> Callable[[Any], None]:
+    """Return what scrolls a page to a section."""
+    return lambda page: page.evaluate(f"document.getElementById('{section}').scrollIntoView()")
+
+
+def choose_missed(page: Any) -> None:
+    """Ask the page why an object is missed."""
+    page.get_by_role("link", name="Why is this object missed?").click()
+    page.wait_for_timeout(500)
+    at("image")(page)
+
+
+@contextmanager
+def monitor(runs: Path) -> Generator[str]:
+    """Serve the runs while the block lasts."""
+    command = [sys.executable, "-m", "multibox", "monitor", str(runs), "--port", str(PORT), "--no-open"]
+    process = subprocess.Popen(command)
+    address = f"http://127.0.0.1:{PORT}/"
+    try:
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(address, timeout=1)
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield address
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def shoot(
+    address: str, name: str, act: Callable[[Any], object], size: tuple[int, int] = DESKTOP, dark: bool = False
+) -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+        colours = "dark" if dark else "light"
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]}, color_scheme=colours)
+        page.goto(address)
+        act(page)
+        page.wait_for_timeout(1000)
+        image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        browser.close()
+    file = io.BytesIO()
+    image.quantize(COLOURS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    write_bytes_whole(OUT / name, file.getvalue())
+    print(f"{OUT / name}: {len(file.getvalue()) / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
