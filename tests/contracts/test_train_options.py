@@ -11,8 +11,8 @@ from multibox import api
 from multibox.cli.main import app
 from multibox.training.run import RunOptions
 
-ELSEWHERE = {"seeds", "ablate", "dry_run"}
-"""What the command does with more than one run, or without any."""
+ELSEWHERE = {"seeds", "ablate", "dry_run", "open_"}
+"""What the command does with more than one run, without any, or beside one."""
 NAMES = {"set_": "changes", "moved": "data"}
 """Options of the command under their names in Python."""
 SET_BY_THE_PROGRAM = ("started", "cache")
