@@ -280,7 +280,7 @@ def make_report(
     detections = predict(subject)
     report = make_report_data(subject, detections)
     if out is not None:
-        write_report(report, subject, detections, Path(out))
+        write_report(report, subject, detections, Path(out), overwrite=overwrite)
     if checkpoint is not None:
         calibrate(subject, detections, checkpoint, Path(str(temperature)))
     return report

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from multibox.analysis.relabel import write_relabel
+from multibox.analysis.relabel import is_untouched, renew_relabel, write_relabel
 from multibox.analysis.suspects import find_suspects
 from multibox.data.convert import write_dataset
 from multibox.data.formats import FORMATS, open_dataset
@@ -116,7 +116,28 @@ def test_a_format_that_is_only_read_becomes_coco_with_a_note(source, tmp_path):
 def test_without_suspects_there_is_an_empty_list(source, tmp_path):
     done = write_relabel([], source, tmp_path / "relabel")
     assert (done.images, done.notes) == (0, ["no label is suspect"])
-    assert [path.name for path in (tmp_path / "relabel").iterdir()] == ["list.csv"]
+    assert sorted(path.name for path in (tmp_path / "relabel").iterdir()) == [".written.json", "list.csv"]
+
+
+def test_a_folder_is_untouched_until_a_file_is_changed_added_or_removed(source, tmp_path):
+    dataset = written(source, "voc", tmp_path / "data")
+    folder = tmp_path / "relabel"
+
+    def again():
+        renew_relabel(suspects_of(dataset), dataset, folder)
+        assert is_untouched(folder) and [path.name for path in tmp_path.glob("relabel*")] == ["relabel"]
+        return folder / "labels" / "Annotations" / "im 3.xml"
+
+    label = again()
+    label.write_text(label.read_text())
+    assert not is_untouched(folder)
+    again().unlink()
+    assert not is_untouched(folder)
+    again().with_name("mine.xml").write_text("mine")
+    assert not is_untouched(folder)
+    again()
+    (folder / ".written.json").unlink()
+    assert not is_untouched(folder) and not is_untouched(tmp_path / "nothing")
 
 
 def test_a_folder_that_holds_something_is_refused(source, tmp_path):

@@ -62,7 +62,7 @@ def test_a_deleted_label_is_missing():
     assert found["why"] == "The model sees cell with a score of 0.88 where no label is."
 
 
-@pytest.mark.parametrize("shift", [15, 30, 60], ids=["overlapping", "beside", "apart"])
+@pytest.mark.parametrize("shift", [15, 30, 40], ids=["overlapping", "beside", "just overlapping"])
 def test_a_moved_label_is_one_suspect_with_both_boxes(shift):
     def move(boxes, *rest):
         boxes[1] += [shift, 0, shift, 0]
@@ -73,6 +73,18 @@ def test_a_moved_label_is_one_suspect_with_both_boxes(shift):
     assert found["box"] == [100 + shift, 100, 150 + shift, 150]
     assert np.allclose(found["suggested_box"], [100, 100, 150, 150], atol=1.5)
     assert (found["name"], found["suggested_name"]) == ("cell", "cell")
+
+
+@pytest.mark.parametrize("shift", [42, 60], ids=["IoU below 0.1", "apart"])
+def test_a_label_far_from_its_object_is_two_suspects(shift):
+    def move(boxes, *rest):
+        boxes[1] += [shift, 0, shift, 0]
+        return (boxes, *rest)
+
+    missing, spurious = suspects_of(move)
+    assert missing["kind"] == "missing" and np.allclose(missing["suggested_box"], [100, 100, 150, 150], atol=1.5)
+    assert spurious["kind"] == "location" and spurious["suggested_box"] is None
+    assert spurious["box"] == [100 + shift, 100, 150 + shift, 150]
 
 
 def test_a_swapped_class_is_suspect_with_the_other_class():

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 import multibox
+from multibox.analysis.relabel import write_relabel
 from multibox.api import evaluate, make_report, open_for
+from multibox.pages.report_data import _relabel_place
+from multibox.pages.report_words import verdict
 from multibox.structures import Detections
 
 ENTRIES = {
@@ -130,12 +133,48 @@ def test_the_command_writes_numbered_folders_and_says_the_main_findings(run, squ
         assert (tmp_path / name / "index.html").is_file()
         assert out.splitlines()[-1] == f"the page: {name}/index.html"
     assert len(out.splitlines()) <= 10
-    assert out.startswith("AP 0.") and "costliest errors: " in out and "worst class: " in out
+    assert out.startswith("AP is 0.") and "costliest error is" in out and "weakest class is" in out
+    # The console says what the page says
+    made = json.loads((tmp_path / "report" / "report.json").read_text())
+    said = [line.text for line in verdict(made)]
+    assert all(line.startswith(text) for line, text in zip(out.splitlines(), said, strict=False))
+    assert sum("images to relabel: report-2/relabel" in line for line in out.splitlines()) <= 1
     code, out, _ = run("report", "model", squares, "--split", "train", "--bootstrap", 0, "--out", "mine", "--json", "-")
     assert set(json.loads(out)) == ENTRIES
     assert "intervals" not in json.loads(out)["metrics"]
     code, _, err = run("report", "model", squares, "--split", "train", "--out", "mine")
     assert code == 2 and "mine/" in err
+
+
+def test_overwriting_replaces_the_relabel_list_but_no_work_of_a_person(squares, tmp_path):
+    folder = tmp_path / "out"
+
+    def again(data=squares, **options):
+        made = make_report(Guesser(squares, "train"), data, split="train", out=folder, bootstrap=0, **options)
+        assert json.loads((folder / "report.json").read_text())["relabel"] == made["relabel"]
+        assert (folder / made["relabel"]["folder"] / "list.csv").is_file()
+        return made["relabel"]["folder"], [note for note in made["relabel"]["notes"] if "stays" in note]
+
+    assert again() == ("relabel", [])
+    assert again(overwrite=True) == ("relabel", [])
+    mine = folder / "relabel" / "list.csv"
+    mine.write_text(mine.read_text() + "mine")
+    stays = ["relabel/ was changed after it was written, so it stays"]
+    assert again(overwrite=True) == again(overwrite=True) == ("relabel-2", stays)
+    assert mine.read_text().endswith("mine")
+    for name in ("index.html", "report.json"):
+        (folder / name).unlink()
+    assert again()[0] == "relabel-3"
+    assert sorted(path.name for path in folder.glob("relabel*")) == ["relabel", "relabel-2", "relabel-3"]
+
+
+def test_a_relabel_list_that_is_read_is_never_replaced(squares, tmp_path):
+    place, kept = _relabel_place(tmp_path / "relabel", [str(squares)], overwrite=True)
+    assert (place, kept) == (tmp_path / "relabel", [])
+    suspects = make_report(Guesser(squares, "train"), squares, split="train", bootstrap=0)["suspects"]
+    write_relabel(suspects, open_for(Guesser(squares, "train"), squares, split="train"), place)
+    assert _relabel_place(place, [str(squares)], overwrite=True) == (place, [])
+    assert _relabel_place(place, [str(place / "labels")], overwrite=True)[1] == ["relabel"]
 
 
 def test_an_untrained_network_gives_a_report_too(tmp_path, squares):

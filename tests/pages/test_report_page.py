@@ -1,11 +1,15 @@
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from multibox.analysis.error_kinds import match
+from multibox.analysis.image_scores import describe_files, tally_images
+from multibox.evaluation.table import columns
 from multibox.evaluation.voc_metrics import precision_recall
 from multibox.pages.report_boxes import draw_boxes
 from multibox.pages.report_images import PER_CELL, choose_images, make_images
@@ -76,7 +80,9 @@ def test_boxes_say_what_became_of_them_and_why(tmp_path) -> None:
         [0, 0, 1, 0, 0, 1],
     )
     report = {"classes": ["a", "b"], "confusion": {"threshold": {"a": 0.3, "b": 0.3}}}
+    assert draw_boxes(report, dataset, found, []) == {}
     drawn = draw_boxes(report, dataset, found, [0])[0]
+    assert [one[9] for one in drawn] == [1, 0, 0, 0, 0, -1, 1, 0, 0, 0, 0]
     assert [tuple(one[4:8]) for one in drawn] == [
         (0, 0, 0, None),
         (0, 0, 1, None),
@@ -108,11 +114,41 @@ def test_every_box_of_the_matrix_is_drawn(sample) -> None:
     drawn = draw_boxes(report, dataset, detections, range(len(dataset)))
     counts = np.zeros((4, 4), int)
     for boxes in drawn.values():
-        for *_, side, gt, predicted, _, _ in boxes:
+        for *_, side, gt, predicted, _, _, _ in boxes:
             # An object with a detection is one case, though both have a box
             if gt >= 0 and (side == 1 or predicted == 3):
                 counts[gt, predicted] += 1
     assert np.array_equal(counts, report["confusion"]["counts"])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_numbers_of_an_image_are_those_of_its_boxes(tmp_path, seed) -> None:
+    rng = np.random.default_rng(seed)
+
+    def boxes(count: int):
+        corners = rng.integers(0, 30, (count, 2))
+        return np.concatenate([corners, corners + rng.integers(8, 40, (count, 2))], 1).astype(float)
+
+    samples, found = [], []
+    for number in range(12):
+        many, seen = int(rng.integers(0, 9)), int(rng.integers(0, 25))
+        gt, crowd = boxes(many), rng.random(many) < 0.15
+        flags = (rng.random(many) < 0.15) & ~crowd
+        samples.append(Sample(f"{number}", tmp_path, gt, rng.integers(0, 3, many), flags, crowd, Size(80, 80)))
+        near = gt[rng.integers(0, many, seen)] + rng.integers(-4, 5, (seen, 4)) if many else boxes(seen)
+        near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
+        scores = np.sort(rng.random(seen).round(2))[::-1].astype(np.float32)
+        found.append(Detections(near.astype(np.float32), scores, rng.integers(0, 3, seen), NAMES))
+    dataset = pack(samples, root=tmp_path, format="voc", split="val", class_names=NAMES)
+    table, lowest = columns(found, dataset, NAMES), np.array([0.2, 0.4, 0.6])
+    report = {"classes": NAMES, "confusion": {"threshold": dict(zip(NAMES, lowest, strict=True))}}
+    files = describe_files(dataset, [Size(80, 80)] * 12, tally_images(table, match(table), lowest))
+    drawn = draw_boxes(report, dataset, found, range(12))
+    for image, file in enumerate(files):
+        counted = Counter((one[4], one[9]) for one in drawn[image])
+        assert (file["found"], file["missed"], file["false"]) == (counted[0, 1], counted[0, 0], counted[1, 0])
+        assert counted[1, 1] == counted[0, 1]
+        assert all((one[8] is not None) == (one[9] == 0) for one in drawn[image])
 
 
 def test_images_are_chosen_worst_first_and_each_cell_gets_some() -> None:

@@ -13,12 +13,12 @@ Floats = NDArray[np.float64]
 
 SAME_PLACE = 0.5
 """IoU from which a detection and a label are in the same place, as in VOC's metric."""
-REACH = 1.5
-"""Distance of two centres, over the mean size of the boxes, up to which a label may have been moved."""
+NEAR = 0.1
+"""IoU from which a detection and a label may be of one object, as in TIDE. With less they are two neighbours."""
 INSIDE = 0.5
 """Share of a detection that lies in a crowd from which it counts for nothing."""
-_OTHER_CLASS, _MOVED, _BESIDE = 0.5, 0.5, 0.3
-"""What a pair of other classes or of other places is worth beside one that agrees, and boxes that do not overlap."""
+_OTHER_CLASS, _MOVED = 0.5, 0.5
+"""What a pair of other classes or of other places is worth beside one that agrees."""
 PAIRS_AT_ONCE = 500_000
 """Pairs compared together; about 100 MB with the temporaries."""
 _WINDOW = (5, 20, 250)
@@ -56,7 +56,7 @@ def pair_up(table: Columns) -> tuple[Pairs, Floats, Flags]:
     """Give each detection at most one label, and each label at most one detection.
 
     A pair of the same class and place is worth its IoU times the score; a pair of other classes in one place, or of
-    one class in places near each other, half of that. The best pair is taken first. Crowds take part in no pair.
+    one class in places that overlap by `NEAR`, half of that. The best pair is taken first. Crowds take part in no pair.
 
     Returns:
         The pairs; for each detection [N] the highest IoU with any label; and which detections [N] lie in a crowd.
@@ -70,10 +70,9 @@ def pair_up(table: Columns) -> tuple[Pairs, Floats, Flags]:
         in_crowd[detection[crowd & (_share_inside(boxes, labels) >= INSIDE)]] = True
         np.maximum.at(covered, detection, np.where(crowd, 0.0, overlap))
         same = table.labels[detection] == table.gt_labels[gt]
-        beside = _BESIDE * (1 - centre_distance(boxes, labels) / REACH)
-        moved = _MOVED * np.maximum(overlap, beside)
         place = overlap >= SAME_PLACE
-        value = np.where(place, np.where(same, 1.0, _OTHER_CLASS) * overlap, np.where(same, moved, 0.0))
+        moved = np.where(same & (overlap >= NEAR), _MOVED, 0.0)
+        value = np.where(place, np.where(same, 1.0, _OTHER_CLASS), moved) * overlap
         near = (value > 0) & ~crowd
         kept.append(Pairs(detection, gt, overlap, same).take(near))
         worth.append((value * table.scores[detection])[near])
@@ -116,13 +115,6 @@ def _share_inside(boxes_xyxy: Boxes, regions_xyxy: Boxes) -> Floats:
     shared = np.maximum(high - low, 0).prod(1)
     area = np.maximum(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], 0).prod(1)
     return np.divide(shared, area, out=np.zeros(len(area)), where=area > 0)
-
-
-def centre_distance(a_xyxy: Boxes, b_xyxy: Boxes) -> Floats:
-    """Return the distance of the centres over the mean size, the larger of both axes, [N]; infinite without a size."""
-    apart = np.abs(a_xyxy[:, :2] + a_xyxy[:, 2:] - b_xyxy[:, :2] - b_xyxy[:, 2:]) / 2
-    size = (a_xyxy[:, 2:] - a_xyxy[:, :2] + b_xyxy[:, 2:] - b_xyxy[:, :2]) / 2
-    return np.divide(apart, size, out=np.full(apart.shape, np.inf), where=size > 0).max(1)
 
 
 def one_to_one(detection: Labels, gt: Labels, value: Floats) -> Labels:

@@ -8,6 +8,7 @@ a prediction in Label Studio, a tag in CVAT and a line in list.csv, for a person
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from multibox.data.formats.finder import place_image, target_names
 from multibox.data.formats.text import number_text
 from multibox.data.images import shown_size
 from multibox.data.left_out import counted
-from multibox.files import whole_folder, write_text_whole
+from multibox.files import free_path, whole_folder, write_text_whole
 from multibox.structures import Dataset, Sample
 
 MOST_IMAGES = 500
@@ -35,6 +36,8 @@ _FALLBACK = "coco"
 """Written where the data's own format is only read."""
 _NAMED_IN_FILES = ("voc", "labelme")
 """Formats whose label files belong to one image and name its classes: the files themselves are copied."""
+WRITTEN = ".written.json"
+"""File that says what was written, by which a later report knows whether a person has worked in the folder."""
 _MARK = "suspect"
 """The attribute of a suspect box and the name of a tag in CVAT."""
 
@@ -83,13 +86,48 @@ def write_relabel(suspects: Sequence[Suspect], dataset: Dataset, folder: str | P
     with whole_folder(folder) as part:
         write_text_whole(part / "list.csv", _as_csv(suspects))
         if not shown:
+            _write_state(part)
             return Relabel(0, dataset.format, ["list.csv"], ["no label is suspect"])
         part_set = replace(dataset.subset(shown), split=dataset.split or "all")
         format, said = _write_labels(part_set, dataset, part / "labels")
         pages = _pages(part_set, shown, suspects, part)
         _write_label_studio(pages, part_set.class_names, part)
         _write_cvat(pages, part_set.class_names, part)
+        _write_state(part)
     return Relabel(len(shown), format, ["list.csv", "labels/", "label-studio.json", "cvat.xml"], notes + said)
+
+
+def renew_relabel(suspects: Sequence[Suspect], dataset: Dataset, folder: Path) -> Relabel:
+    """Write the relabel list as `write_relabel` does, in place of an earlier one if the folder is there.
+
+    The earlier one goes when the new one is complete. Ask `is_untouched` before.
+    """
+    if not os.path.lexists(folder):
+        return write_relabel(suspects, dataset, folder)
+    new = free_path(folder)
+    written = write_relabel(suspects, dataset, new)
+    shutil.rmtree(folder)
+    new.rename(folder)
+    return written
+
+
+def is_untouched(folder: Path) -> bool:
+    """Return whether a folder holds what `write_relabel` wrote, and nothing of anyone else's: no file was changed."""
+    try:
+        return json.loads((folder / WRITTEN).read_text(encoding="utf-8")) == _state(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _write_state(folder: Path) -> None:
+    write_text_whole(folder / WRITTEN, json.dumps(_state(folder), ensure_ascii=False))
+
+
+def _state(folder: Path) -> dict[str, list[int]]:
+    """Return size and time of change, in nanoseconds, of every file below a folder."""
+    files = [path for path in sorted(folder.rglob("*")) if not path.is_dir() and path != folder / WRITTEN]
+    found = {path.relative_to(folder).as_posix(): path.lstat() for path in files}
+    return {name: [one.st_size, one.st_mtime_ns] for name, one in found.items()}
 
 
 def _as_csv(suspects: Sequence[Suspect]) -> str:

@@ -37,6 +37,8 @@ RARE = 0.05
 """Share of a class's labels with the lowest IoU, or the lowest score, that may be suspect for it."""
 UNSEEN = 0.8
 """Suspicion of a label where the model sees nothing at all, if it sees all others of its class."""
+UNSEEN_LISTED = 0.6
+"""Suspicion from which such a label is listed: nothing says what should be there instead."""
 TYPICAL_RANK, STRENGTH = 0.15, 5.0
 """Place among the labels, 0 the hardest, at which the ledger changes no suspicion; most that it changes the odds."""
 UNLEARNED, LEDGER_ALONE = (0.6, 0.1), 0.9
@@ -131,6 +133,7 @@ def find_suspects(
     effort = None if ledger is None else label_effort(ledger, dataset, tuple(class_names))
     if effort is not None:
         found = _with_ledger(table, found, effort)
+    found = found.where((found.kind != 1) | (found.detection >= 0) | (found.suspicion >= UNSEEN_LISTED))
     doubtful = (found.gt >= 0) & np.append(table.gt_difficult, False)[found.gt]
     found = found._replace(suspicion=np.where(doubtful, DOUBT, 1.0) * found.suspicion)
     order = _most_suspect(found, lowest, max(LEAST, int(MOST * len(table.gt_labels))))
@@ -289,7 +292,10 @@ def _told(table: Columns, found: _Found, row: int, rank: int, files: Sequence[st
 def _why(table: Columns, number: int, detection: int, gt: int) -> str:
     """Return one sentence on what the predictions say."""
     if detection < 0:
-        return f"The model sees nothing at this {_gt_name(table, gt)}, which is rare for the class."
+        return (
+            f"The model sees no {_gt_name(table, gt)} here, which is rare for the class: the label may be far from its "
+            "object, or there may be none."
+        )
     seen = f"The model sees {_name(table, detection)} with a score of {table.scores[detection]:.2f}"
     if gt < 0:
         return f"{seen} where no label is."

@@ -70,10 +70,10 @@ def _report(out: Path, started: float) -> Path:
 
     from multibox.api import open_for
     from multibox.cli.evaluate import print_metrics
-    from multibox.cli.report import findings
     from multibox.inference.detector import open_checkpoint
     from multibox.pages.report_data import Subject, make_report_data, predict
     from multibox.pages.report_page import write_report_page
+    from multibox.pages.report_words import verdict
     from multibox.pages.tour import opening
 
     last = out / "run" / "last.safetensors"
@@ -84,8 +84,8 @@ def _report(out: Path, started: float) -> Path:
     _detected(subject, detections).save(out / "detections.png")
     report = make_report_data(subject, detections)
     print_metrics(report["metrics"], "held-out sprites")
-    for line in findings(report):
-        typer.echo(line)
+    for line in verdict(report):
+        typer.echo(line.text)
     typer.echo(f"mAP@0.5 {report['metrics']['voc12']['mAP']:.3f} on {len(dataset)} held-out images")
     above = opening(_exhibits(out), time.monotonic() - started)
     return write_report_page(report, dataset, detections, out, title="multibox demo", opening=above)

@@ -8,15 +8,12 @@ import typer
 from multibox.cli.options import DataSets, Device, Flip, Format, Model, OnBad, SkipOrStop, own_files
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from multibox.analysis.temperature import Calibrated
 
 _RENAME = "The data set's class A is the model's B; A= leaves A out. Repeatable; also a .json file of such pairs."
 FOLDER = "report"
-ENOUGH = 20
-"""Objects of a class below which a better threshold is chance."""
-_SUSPECTS = {"missing": "perhaps missing", "location": "perhaps badly placed", "class": "perhaps of the wrong class"}
 
 
 def report(
@@ -45,9 +42,7 @@ def report(
     ] = None,
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite", help="Replace an earlier report in --out, --json and NEWMODEL; a file of DATA never."
-        ),
+        typer.Option("--overwrite", help="Replace an earlier report in --out, --json and NEWMODEL; your files never."),
     ] = False,
 ) -> None:
     """Show what MODEL does well and badly on a split of DATA, why, and what to do, as one HTML page.
@@ -81,10 +76,8 @@ def report(
     detections = predict(subject)
     made = make_report_data(subject, detections)
     folder = out or make_numbered_folder(FOLDER)
-    write_report(made, subject, detections, folder)
-    lines = [*dataset.notes, *findings(made)]
-    if made["relabel"]["images"]:
-        lines.append(f"{made['relabel']['images']:,} images to relabel: {folder / made['relabel']['folder']}")
+    write_report(made, subject, detections, folder, overwrite=overwrite)
+    lines = [*dataset.notes, *findings(made, folder)]
     if checkpoint is not None and temperature is not None:
         lines.append(_copied(calibrate(subject, detections, checkpoint, temperature), temperature))
     for line in (*lines, f"the page: {folder / 'index.html'}"):
@@ -104,67 +97,16 @@ def command_line() -> str:
     return shlex.join(["multibox", *sys.argv[1:]])
 
 
-def findings(made: "Mapping[str, Any]") -> list[str]:
-    """Return the main findings, a line each."""
-    lines = [_precision(made["metrics"], made["images"]), _costliest(made["errors"])]
-    lines += [_worst_class(made), *_thresholds(made), _calibration(made), _suspects(made["suspects"])]
-    return [line for line in lines if line]
+def findings(made: "Mapping[str, Any]", folder: Path) -> list[str]:
+    """Return the verdict of the page, a line each, with the place of the relabel list."""
+    from multibox.pages.report_words import verdict
 
-
-def _suspects(suspects: "Sequence[Mapping[str, Any]]") -> str:
-    from collections import Counter
-
-    kinds = Counter(one["kind"] for one in suspects)
-    parts = ", ".join(f"{count:,} {words}" for kind, words in _SUSPECTS.items() if (count := kinds[kind]))
-    return f"labels to look at: {parts}" if parts else "labels to look at: none"
-
-
-def _precision(metrics: "Mapping[str, Any]", images: int) -> str:
-    from multibox.cli.console import metric_text
-
-    parts: list[str] = []
-    for name in ("AP", "AP50"):
-        ends = metrics.get("intervals", {}).get("coco", {}).get(name)
-        spread = f" (95 % of resamples: {ends[0]:.3f} to {ends[1]:.3f})" if ends else ""
-        parts.append(f"{name} {metric_text(metrics['coco'][name])}{spread}")
-    return f"{', '.join(parts)} on {images:,} images"
-
-
-def _costliest(errors: "Mapping[str, Any]") -> str:
-    # The last two count what the others divide
-    kinds = [one for one in errors["kinds"][:-2] if one["count"]]
-    if not kinds:
-        return "no errors"
-    worst = max(kinds, key=lambda one: one["ap_cost"])
-    return f"costliest errors: {worst['kind']} ({worst['count']:,}, {worst['ap_cost']:.3f} of AP50). {worst['meaning']}"
-
-
-def _worst_class(made: "Mapping[str, Any]") -> str:
-    per_class = made["metrics"]["coco"]["per_class"]
-    scored = {name: one["AP50"] for name, one in per_class.items() if one["AP50"] is not None}
-    if len(scored) < 2:
-        return ""
-    worst = min(scored, key=lambda name: scored[name])
-    objects = made["curves"][worst]["objects"]
-    return f"worst class: {worst}, AP50 {scored[worst]:.3f}, of {objects:,} {'object' if objects == 1 else 'objects'}"
-
-
-def _thresholds(made: "Mapping[str, Any]") -> list[str]:
-    """Return advice where another threshold would raise the F1 of a class with enough objects."""
-    gains: list[tuple[float, str]] = []
-    for name, best in made["thresholds"].items():
-        curve = made["curves"][name]
-        if best is None or curve["objects"] < ENOUGH:
-            continue
-        reported = [f1 for score, f1 in zip(curve["scores"], curve["f1"], strict=True) if score >= best["model"]]
-        now = reported[-1] if reported else 0.0
-        text = f"{name} from {best['threshold']:.2f} instead of {best['model']:.2f} (F1 {now:.2f} to {best['f1']:.2f})"
-        gains.append((best["f1"] - now, text))
-    better = [text for gain, text in sorted(gains, reverse=True) if gain > 0.01]
-    if not better:
-        return ["thresholds: no other would raise the F1 of a class by more than 0.01"] if gains else []
-    more = f", and {len(better) - 3} more classes" if len(better) > 3 else ""
-    return [f"better thresholds: {'; '.join(better[:3])}{more}"]
+    relabel = made["relabel"]
+    images = relabel["images"]
+    place = f" {images:,} {'image' if images == 1 else 'images'} to relabel: {folder / relabel['folder']}"
+    stays = [note for note in relabel["notes"] if note.endswith("so it stays")]
+    place += "".join(f" ({note})" for note in stays)
+    return [line.text + (place if line.link == "suspects" and images else "") for line in verdict(made)]
 
 
 def _copied(copy: "Calibrated", path: Path) -> str:
@@ -173,14 +115,3 @@ def _copied(copy: "Calibrated", path: Path) -> str:
     (ece, ap), (new_ece, new_ap) = (tuple(map(metric_text, one)) for one in (copy.before, copy.after))
     changes = f"calibration error {ece} to {new_ece}, AP {ap} to {new_ap}"
     return f"wrote {path}, a copy with temperature {copy.temperature:.2f}; detecting anew: {changes}"
-
-
-def _calibration(made: "Mapping[str, Any]") -> str:
-    found = made["calibration"]
-    if found["ece"] is None:
-        return ""
-    mend = ""
-    if found["temperature"] is not None:
-        halves = " and ".join(f"{one['ece']:.3f} to {one['ece_after']:.3f}" for one in found["halves"])
-        mend = f"; a temperature would bring it from {halves} on the half that it was not fitted on (--temperature)"
-    return f"scores are off by {found['ece']:.3f} on average (calibration error){mend}"

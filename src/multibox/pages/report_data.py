@@ -4,6 +4,7 @@ import contextlib
 import csv
 import datetime
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -27,7 +28,7 @@ from multibox.analysis.image_scores import (
     worst_images,
 )
 from multibox.analysis.ledger import Ledger, read_ledger
-from multibox.analysis.relabel import write_relabel
+from multibox.analysis.relabel import is_untouched, renew_relabel
 from multibox.analysis.slices import describe_slices
 from multibox.analysis.suspects import find_suspects
 from multibox.analysis.temperature import Calibrated, write_calibrated
@@ -40,7 +41,7 @@ from multibox.errors import DataError
 from multibox.evaluation.report import Metrics, evaluate
 from multibox.evaluation.table import columns
 from multibox.evaluation.voc_metrics import Curve, precision_recall
-from multibox.files import free_path, write_text_whole
+from multibox.files import write_text_whole
 from multibox.inference.detector import Detector, find_all
 from multibox.inference.load import ExportedDetector
 from multibox.limits import available_cores, processor_name
@@ -278,20 +279,34 @@ def report_files(folder: Path) -> list[Path]:
     return [folder / "index.html", folder / "report.json"]
 
 
-def write_report(report: Report, subject: Subject, detections: Sequence[Detections], folder: Path) -> None:
+def write_report(
+    report: Report, subject: Subject, detections: Sequence[Detections], folder: Path, *, overwrite: bool = False
+) -> None:
     """Write the page, the report as JSON and the relabel list into a folder.
 
-    A relabel list that is there may hold corrections, so it stays, and the new one gets the next number.
+    A relabel list that is there may hold corrections. It is replaced if `overwrite` says so and no file in it was
+    changed, added or removed since it was written; else it stays, and the new one gets the next number.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    relabel = free_path(folder / "relabel")
-    report["relabel"] = {
-        "folder": relabel.name,
-        **write_relabel(report["suspects"], subject.dataset, relabel)._asdict(),
-    }
+    place, kept = _relabel_place(folder / "relabel", subject.data, overwrite=overwrite)
+    written = renew_relabel(report["suspects"], subject.dataset, place)
+    notes = [f"{name}/ was changed after it was written, so it stays" for name in kept if overwrite]
+    report["relabel"] = {"folder": place.name, **written._replace(notes=notes + written.notes)._asdict()}
     write_text_whole(folder / "report.json", json.dumps(report, ensure_ascii=False, separators=(",", ":")) + "\n")
     with _counted(subject, "images drawn") as progress:
         write_report_page(report, subject.dataset, detections, folder, progress=progress)
+
+
+def _relabel_place(first: Path, data: Sequence[str], *, overwrite: bool) -> tuple[Path, list[str]]:
+    """Return the folder of the relabel list, which may be there, and the names of earlier ones that stay."""
+    kept: list[str] = []
+    inputs = [Path(text).resolve() for text in data]
+    while os.path.lexists(place := first if not kept else first.with_name(f"{first.name}-{len(kept) + 1}")):
+        is_read = any(one.is_relative_to(place.resolve()) for one in inputs)
+        if overwrite and not is_read and is_untouched(place):
+            break
+        kept.append(place.name)
+    return place, kept
 
 
 def calibrate(subject: Subject, detections: Sequence[Detections], checkpoint: Path, new: Path) -> Calibrated:

@@ -8,7 +8,7 @@ import numpy as np
 GAIN = 0.02
 """F1 that another threshold must add before it is advised."""
 FEW = 20
-"""Objects of a group from which its recall tells something."""
+"""Objects of a group or class from which its recall or its best threshold is more than chance."""
 MISCALIBRATED = 0.05
 """Expected calibration error from which a score is no probability."""
 DIVIDED = ("classification", "localization", "both", "duplicate", "background", "missed")
@@ -39,12 +39,16 @@ def rows(report: Report, *names: str) -> list[Any]:
 
 
 def verdict(report: Report) -> list[Line]:
-    """Return what a report says first: score, costliest error, weakest class, thresholds, labels, leaks."""
+    """Return what a report says first, on its page and on the console: at most seven lines.
+
+    They are about score, costliest error, weakest class, thresholds, calibration, labels and leaks.
+    """
     lines = [
         Line(score_in_words(report), "metrics"),
         Line(costliest_error(report), "errors"),
         Line(weakest_class(report), "metrics"),
         Line(threshold_advice(report), "thresholds"),
+        Line(miscalibration(report), "calibration"),
         Line(label_suspects(report), "suspects"),
         Line(leaks(report), "duplicates"),
     ]
@@ -94,11 +98,16 @@ def weakest_class(report: Report) -> str:
     if len(scores) == 1:
         (name,) = scores
         return f"There is one class with objects, {name!r}: its AP is the AP."
+    # The AP of a few objects is chance, so it says little of a class
+    frequent = {name: ap for name, ap in scores.items() if (part(report, "curves", name).get("objects") or 0) >= FEW}
+    chosen = len(frequent) < len(scores) and len(frequent) > 1
+    scores = frequent if chosen else scores
     name = min(scores, key=lambda one: scores[one])
     others = float(np.mean([score for other, score in scores.items() if other != name]))
     objects = part(report, "curves", name).get("objects")
     many = f" ({_counted(objects, 'object')})" if objects is not None else ""
-    return f"The weakest class is {name!r}{many}: AP {scores[name]:.3f}, where the others have {others:.3f} on average."
+    which = f"Of the {len(scores)} classes with {FEW} objects or more, the weakest" if chosen else "The weakest class"
+    return f"{which} is {name!r}{many}: AP {scores[name]:.3f}, where the others have {others:.3f} on average."
 
 
 class Gain(NamedTuple):
@@ -115,11 +124,11 @@ class Gain(NamedTuple):
 
 
 def gains(report: Report) -> list[Gain]:
-    """Return the classes that another threshold helps, those with most objects times gain first."""
+    """Return the classes of enough objects that another threshold helps, those with most objects times gain first."""
     found: list[Gain] = []
     curves = part(report, "curves")
     for name, best in part(report, "thresholds").items():
-        if best is None or best.get("model") is None or name not in curves:
+        if best is None or best.get("model") is None or name not in curves or not _enough(curves[name]):
             continue
         own = f1_at(curves[name], float(best["model"]))
         if best["f1"] - own > GAIN:
@@ -133,13 +142,21 @@ def f1_at(curve: Mapping[str, Any], score: float) -> float:
     return float(curve["f1"][reached - 1] or 0) if reached else 0.0
 
 
+def _enough(curve: Mapping[str, Any]) -> bool:
+    return curve.get("objects", FEW) >= FEW
+
+
 def threshold_advice(report: Report) -> str:
     """Return whether the model's thresholds are those of best F1, and which one to change first."""
-    if not any(part(report, "thresholds").values()):
-        return "No threshold can be advised: no class has both objects and right detections."
+    thresholds, curves = part(report, "thresholds"), part(report, "curves")
+    if not any(best and _enough(curves.get(name) or {}) for name, best in thresholds.items()):
+        return f"No threshold can be advised: no class has right detections and at least {FEW} objects."
     better = gains(report)
     if not better:
-        return f"The thresholds are right: no other one raises the F1 of a class by more than {GAIN:g}."
+        return (
+            f"The thresholds are right: no other one raises the F1 of a class of {FEW} objects or more by more than "
+            f"{GAIN:g}."
+        )
     name, own, best, before, after = better[0]
     more = f" {_counted(len(better) - 1, 'more class', 'more classes')} would gain, too." if len(better) > 1 else ""
     return (
@@ -154,9 +171,9 @@ def label_suspects(report: Report) -> str:
         return ""
     if not suspects:
         return "No label looks wrong."
-    words = {"missing": "missing", "location": "badly placed", "class": "of the wrong class"}
+    words = {"missing": "perhaps missing", "location": "perhaps badly placed", "class": "perhaps of the wrong class"}
     counts = {kind: sum(one["kind"] == kind for one in suspects) for kind in words}
-    listed = ", ".join(f"{count} {words[kind]}" for kind, count in counts.items() if count)
+    listed = ", ".join(f"{count:,} {words[kind]}" for kind, count in counts.items() if count)
     return f"{_counted(len(suspects), 'label is', 'labels are')} suspect: {listed}. Look at the first ones."
 
 
@@ -197,13 +214,25 @@ def calibration_in_words(report: Report) -> str:
     error = calibration.get("ece")
     if error is None:
         return "It cannot be told: there are no detections to judge by."
-    after = calibration.get("ece_after")
-    mended = " A temperature would not mend it." if after is not None else ""
-    if after is not None and after < 0.9 * error:
-        mended = f" A temperature of {calibration['temperature']:.2f} leaves {after:.3f}."
     if error < MISCALIBRATED:
         return f"Nearly: scores differ from the share of right detections by {error:.3f} on average (ECE)."
-    return f"No: scores differ from the share of right detections by {error:.3f} on average (ECE).{mended}"
+    return f"No: {_off(calibration)}"
+
+
+def miscalibration(report: Report) -> str:
+    """Return how far scores are from probabilities, and what mends it; nothing where they nearly are."""
+    error = part(report, "calibration").get("ece")
+    if error is None or error < MISCALIBRATED:
+        return ""
+    return f"Scores are no probabilities: {_off(part(report, 'calibration'))}"
+
+
+def _off(calibration: Mapping[str, Any]) -> str:
+    error, after = calibration["ece"], calibration.get("ece_after")
+    mended = "" if after is None else " A temperature would not mend it."
+    if after is not None and after < 0.9 * error:
+        mended = f" A temperature of {calibration['temperature']:.2f} leaves {after:.3f} (--temperature)."
+    return f"they differ from the share of right detections by {error:.3f} on average (ECE).{mended}"
 
 
 def confusion_in_words(report: Report) -> str:

@@ -69,16 +69,16 @@ multibox.report = (() => {
   const className = (label) => (label === background ? "background" : report.classes[label] ?? "?");
 
   /** Turn a box of the data into words: what it is, and why. */
-  function describe([x1, y1, x2, y2, side, gt, predicted, score, why]) {
+  function describe([x1, y1, x2, y2, side, gt, predicted, score, why, outcome]) {
     const label = side ? predicted : gt >= 0 ? gt : predicted;
-    const kind = gt < 0 ? "ignored" : gt === predicted ? (side ? "right" : "found") : (side ? "wrong" : "missed");
+    const kind = outcome < 0 ? "ignored" : outcome ? (side ? "right" : "found") : (side ? "wrong" : "missed");
     return { box: [x1, y1, x2, y2], side, gt, predicted, score, why, kind, name: className(label) };
   }
 
   function drawn(one, { faint = false, chosen = false, words = true } = {}) {
     // An object taken for another class has its text at the detection
-    const is = one.gt >= 0 && one.gt !== background ? ` (is ${className(one.gt)})` : "";
-    const text = !words ? null : one.kind === "wrong" ? `✕ ${one.name} ${one.score.toFixed(2)}${is}` : one.kind === "missed" && one.predicted === background ? `? ${one.name}` : null;
+    const is = one.gt >= 0 && one.gt !== background && one.gt !== one.predicted ? ` (is ${className(one.gt)})` : "";
+    const text = !words ? null : one.kind === "wrong" ? `✕ ${one.name} ${one.score.toFixed(2)}${is}` : one.kind === "missed" && (one.predicted === background || one.predicted === one.gt) ? `? ${one.name}` : null;
     const score = one.score === null ? "" : ` ${one.score.toFixed(2)}`;
     return { ...KINDS[one.kind], box: one.box, faint, chosen, text: faint ? null : text, title: `${KINDS[one.kind].name}: ${one.name}${score}${one.why ? `; ${one.why}` : ""}` };
   }
@@ -100,11 +100,13 @@ multibox.report = (() => {
       const view = picture({ src: held.src, width: held.width, height: held.height, alt: file.file });
       frame.style.aspectRatio = null;
       replace(frame, view);
-      view.draw(held.boxes.map(describe).map((one) => drawn(one, { ...emphasis(one, cell), words: false })));
+      view.draw(held.boxes.map(describe).map((one) => drawn(inCell(one, cell), { ...emphasis(one, cell), words: false })));
     });
     return el("figure", {}, frame, el("figcaption", {}, caption));
   }
 
+  // On images of a cell a box looks as the cell counts it, which now and then is not what COCO's matching says
+  const inCell = (one, cell) => (cell === null || one.gt < 0 ? one : { ...one, kind: one.gt === one.predicted ? (one.side ? "right" : "found") : (one.side ? "wrong" : "missed") });
   const emphasis = (one, cell) => (cell === null ? {} : one.gt === cell[0] && one.predicted === cell[1] ? { chosen: true } : { faint: true });
 
   /** A crop. `lines`: how each of its boxes looks; `image`: what opens. */
