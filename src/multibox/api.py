@@ -425,7 +425,7 @@ def inspect_matches(
         rename: As for `evaluate`, as are the next two.
         format: The data set's format; None recognises it.
         on_bad: "stop" at a broken file, or "skip" it.
-        explain: Explain up to 5 detections of each image, about 2 seconds each: what the network looked at, and the
+        explain: Explain up to 6 detections of each image, about a second each: what the network looked at, and the
             nearest objects that it learnt from.
         training: The data that it learnt from, for `explain`; None takes that of a run folder, if it still lies there.
         device: Where a model given by name computes.
@@ -443,7 +443,7 @@ def inspect_matches(
     detector = _with_logits(model, device)
     dataset = open_for(detector, data, split=split, rename=rename, format=format, on_bad=on_bad)
     learnt = kept_difficult(dataset) if detector.config.train.difficult == "drop" else ~dataset.crowd
-    compute = partial(compute_loss, detector.model, config=detector.config)
+    compute = partial(compute_loss, config=detector.config)
     inspector = Inspector(detector, dataset, learnt, compute, threshold)
     chosen = find_images(dataset, images or ())
     if worst is not None or not images:

@@ -1,6 +1,7 @@
 """Explanations of detections: what is looked at lies within what can be seen; similar objects come from training."""
 
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -110,6 +111,25 @@ def test_similar_objects_are_of_other_images_nearest_first(data, red_image, monk
         distances = [each["distance"] for each in similar]
         assert distances == sorted(distances) and all(0 <= each <= 2 for each in distances)
         assert all(inspected_image(each).size == (96, 96) and len(each["box"]) == 4 for each in similar)
+
+
+def test_an_archive_of_both_splits_still_has_similar_objects(data, tmp_path, red_image, monkeypatch):
+    """One file holds many images: only the image itself is no example, whatever path led to its file."""
+    monkeypatch.setattr(explanation, "MOST_WORK", 1.0)
+    monkeypatch.setattr(explanation, "EXPLAINED", 1)
+    archive, other = tmp_path / "all.tar", tmp_path / "again.tar"
+    with tarfile.open(archive, "w") as tar:
+        for path in sorted([*data.glob("JPEGImages/*.png"), *data.glob("Annotations/*.xml")], key=lambda p: p.stem):
+            tar.add(path, path.name)
+    other.symlink_to(archive)
+    detector = sees_red()
+    for training in (archive, other):
+        (one,) = inspect_matches(
+            detector, archive, images=[red_image], threshold=0.3, explain=True, training=training
+        )  # fmt: skip
+        (explained,) = one["explanations"]
+        assert explained["similar_of"]["objects"] == 7 and len(explained["similar"]) == 5
+        assert (one["path"], one["offset"]) not in {(each["path"], each["offset"]) for each in explained["similar"]}
 
 
 def test_two_pictures_per_image_and_nothing_written_over(data, tmp_path):

@@ -1,15 +1,19 @@
 """What inspection says is what training and prediction compute; outcomes of missed objects worked by hand."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from multibox.analysis.inspection import find_images
+from multibox.analysis import inspection
+from multibox.analysis.inspection import Inspector, find_images
 from multibox.analysis.inspection_outcomes import Found, Judge, match_detections, why_unreached
+from multibox.analysis.inspection_plots import inspected_image
 from multibox.analysis.receptive_field import receptive_fields
 from multibox.api import inspect_matches, open_for
 from multibox.config import Config
@@ -160,6 +164,68 @@ def test_worst_images_come_first(data):
     assert len(totals) == 3 and totals == sorted(totals, reverse=True)
     (worst,) = inspect_matches(detector, data, split="train", worst=1)
     assert worst == everything[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss.normalizer": "positives"},
+        {"loss.normalizer": "images", "loss.minimum_negatives": 2},
+        {"loss.normalizer": "selected", "matching.matcher": "atss"},
+        {"loss.normalizer": "anchors", "loss.negative_ratio": "all"},
+        {"loss.hard_examples": 20, "matching.matcher": "simota"},
+        {"post.flip": True},
+    ],
+    ids=str,
+)
+def test_losses_and_mistakes_of_a_batch_are_those_of_its_images(data, changes):
+    detector = lively(changes=changes).quicken()
+    dataset = open_for(detector, data, split="train")
+    compute = partial(compute_loss, config=detector.config)
+    inspector = Inspector(detector, dataset, ~dataset.crowd, compute, 0.4)
+    ((losses, detections),) = inspector.look()
+    alone = [
+        compute_loss(detector.model, first_batch(detector, dataset.subset([i])), detector.config)[2].total.item()
+        for i in range(len(dataset))
+    ]
+    assert losses == pytest.approx(alone, abs=1e-4, rel=1e-4) and len(set(alone)) == 3
+    described = inspect_matches(detector, data, images=list(dataset.image_names), split="train", threshold=0.4)
+    assert [one["losses"]["total"] for one in described] == pytest.approx(losses, abs=1e-4, rel=1e-4)
+    assert [len(one) for one in detections] == [sum(c["kept"] for c in one["candidates"]) for one in described]
+
+
+def listed_of(one):
+    """Return anchor, class and score of each candidate, with the anchor of what suppressed it."""
+    all_of = one["candidates"]
+    by = [None if c["suppressed_by"] is None else all_of[c["suppressed_by"]]["anchor"] for c in all_of]
+    return [(c["anchor"], c["label"], c["score"], other) for c, other in zip(all_of, by, strict=True)]
+
+
+def test_candidates_are_listed_without_a_gap_down_to_a_score(data, monkeypatch):
+    monkeypatch.setattr(inspection, "MOST_CANDIDATES", 20)
+    detector = lively()
+    (one,) = inspect_matches(detector, data, images=["000"], split="train", threshold=0.0)
+    whole = listed_of(one)
+    assert one["candidates_above"] is None and one["candidates_total"] == len(whole)
+    for threshold in (0.9, 0.6):
+        (one,) = inspect_matches(detector, data, images=["000"], split="train", threshold=threshold)
+        listed, above = listed_of(one), one["candidates_above"]
+        better = [each for each in whole if each[2] > above]
+        assert listed[: len(better)] == better and 20 <= len(better) <= len(listed) < len(whole)
+        assert above < threshold and set(listed) <= set(whole) and one["candidates_total"] == len(whole)
+
+
+def test_transparent_pixels_show_the_models_background(tmp_path, draw_squares):
+    folder = draw_squares(tmp_path / "squares", 4)
+    for path in (folder / "JPEGImages").glob("*.png"):
+        with Image.open(path) as image:
+            clear = image.convert("RGBA")
+        clear.putalpha(0)
+        clear.save(path)
+    detector = lively(changes={"model.background": (10, 200, 30)})
+    (one,) = inspect_matches(detector, folder, images=["000"], split="train")
+    assert one["background"] == [10, 200, 30]
+    assert np.asarray(inspected_image(one)).reshape(-1, 3).tolist() == [[10, 200, 30]] * one["width"] * one["height"]
 
 
 def test_images_go_by_name_or_by_the_end_of_their_path(data):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from multibox import api
+from multibox.cli import console
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
 
 
@@ -69,3 +70,15 @@ def test_explanations_look_like_their_training_objects(run, squares, tmp_path, m
     assert all(len(one["similar"]) == 5 for one in explanations)
     page = (tmp_path / "inspection" / "index.html").read_text(encoding="utf-8")
     assert page.count('"crop":{"src":"data:image/jpeg') == 5 * len(explanations) > 0
+
+
+def test_slow_work_tells_seconds_and_quick_work_a_speed(capsys, monkeypatch):
+    times = iter([0.0, 40.0, 80.0])
+    monkeypatch.setattr(console, "monotonic", lambda: next(times))
+    with console.counting("looking", 200) as tell:
+        tell(10)
+        tell(100)
+    assert capsys.readouterr().err.splitlines() == [
+        "looking: 10 of 200, 4 s each, 13 min left",
+        "looking: 100 of 200, 1.25 per second, 80 s left",
+    ]

@@ -35,6 +35,7 @@ def make_row(number=0, *, objects=5, candidates=60, explain=False):
         "path": f"image-{number}.jpg",
         "offset": None,
         "length": None,
+        "background": [255, 255, 255],
         "width": SIDE,
         "height": SIDE,
         "input": [SIDE, SIDE],
@@ -56,6 +57,7 @@ def make_row(number=0, *, objects=5, candidates=60, explain=False):
     row["candidates"] = [
         _candidate(rng, gt_boxes, gt_labels, boxes[i], float(scores[i]), int(labels[i])) for i in range(candidates)
     ]
+    row |= {"candidates_total": candidates, "candidates_above": None}
     if explain:
         row["explanations"] = [_explanation(0, row["candidates"][0])]
     return row
@@ -117,6 +119,7 @@ def _explanation(place, candidate):
             "path": "a.jpg",
             "offset": None,
             "length": None,
+            "background": [255, 255, 255],
             "box": [20, 20, 90, 80],
             "name": NAMES[0],
             "distance": 0.25,
@@ -274,9 +277,9 @@ JUDGE = """([count, state]) => [...Array(count).keys()].map((i) =>
   judging.judge(JSON.parse(document.getElementById(`image-${i}`).textContent), state))"""
 
 
-def lively(nms):
+def lively(nms, more=None):
     """Return a fresh TinySSD whose scores are spread, so that suppression has work, and some of whose boxes fit."""
-    changes = {"model.input_size": (128, 128), "post.nms_threshold": nms, "post.pre_nms_topk": 140}
+    changes = {"model.input_size": (128, 128), "post.nms_threshold": nms, "post.pre_nms_topk": 140} | (more or {})
     config = resolve("tinyssd", "default", {"anchors.fit": "none"} | changes)
     model = build_model(config, 2, 0).train()
     with torch.random.fork_rng(), torch.no_grad():
@@ -308,22 +311,59 @@ def described(rows):
     return result
 
 
+CHANGED = ((None, 0.45), (0.9, 0.1), (0.97, 0.7), (0.99, 0.3))
+
+
+def outcomes_of_both(page, rows, data, more=None, changed=CHANGED):
+    """Hold the page equal to `inspect_matches` at other thresholds, and return the outcomes seen."""
+    outcomes, names = set(), [row["file"] for row in rows]
+    for score, nms in changed:
+        verdicts = page.evaluate(JUDGE, [len(rows), {"score": score, "nms": nms}])
+        again = api.inspect_matches(lively(nms, more), data, images=names, split="train", threshold=score)
+        for row, verdict, (reported, gt) in zip(rows, verdicts, described(again), strict=True):
+            boxes = [(one["anchor"], one["label"]) for one in row["candidates"]]
+            assert sorted(box for box, yes in zip(boxes, verdict["reported"], strict=True) if yes) == reported
+            judged = [(one["name"], one["detection"]) for one in verdict["outcomes"]]
+            assert [(name, None if at is None else boxes[at]) for name, at in judged] == gt
+            outcomes |= {name for name, _ in judged}
+    return outcomes
+
+
 @pytest.mark.slow
 def test_the_page_judges_as_inspect_matches_does(tmp_path, open_page, squares):
-    base = lively(0.45)
-    rows = api.inspect_matches(base, squares, split="train", worst=8)
-    assert all(len(row["candidates"]) < 300 for row in rows)  # so that no other thresholds need what is not listed
-    outcomes = set()
+    rows = api.inspect_matches(lively(0.45), squares, split="train", worst=8)
+    assert all(row["candidates_above"] is None for row in rows)
     with open_page(write_page(tmp_path, rows)) as page:
-        for score, nms in ((None, 0.45), (0.9, 0.1), (0.97, 0.7), (0.99, 0.3)):
-            verdicts = page.evaluate(JUDGE, [len(rows), {"score": score, "nms": nms}])
-            names = [row["file"] for row in rows]
-            again = api.inspect_matches(lively(nms), squares, images=names, split="train", threshold=score)
-            expected = described(again)
-            for row, verdict, (reported, gt) in zip(rows, verdicts, expected, strict=True):
-                boxes = [(one["anchor"], one["label"]) for one in row["candidates"]]
-                assert sorted(box for box, yes in zip(boxes, verdict["reported"], strict=True) if yes) == reported
-                judged = [(one["name"], one["detection"]) for one in verdict["outcomes"]]
-                assert [(name, None if at is None else boxes[at]) for name, at in judged] == gt
-                outcomes |= {name for name, _ in judged}
+        outcomes = outcomes_of_both(page, rows, squares)
     assert outcomes == {"found", "low-score", "suppressed", "wrong-class", "badly-placed"}
+
+
+@pytest.mark.slow
+def test_the_page_says_what_could_not_be_learnt(tmp_path, open_page, squares):
+    """No anchor overlaps an object by .9, and each image's second object is difficult and left out of training."""
+    second = "<object><name>red</name><difficult>1</difficult><bndbox><xmin>2</xmin><ymin>2</ymin><xmax>30</xmax>"
+    for path in (squares / "Annotations").glob("*.xml"):
+        text = path.read_text().replace("</annotation>", f"{second}<ymax>40</ymax></bndbox></object></annotation>")
+        path.write_text(text)
+    more = {"matching.threshold": 0.9, "train.difficult": "drop"}
+    rows = api.inspect_matches(lively(0.45, more), squares, split="train", worst=8)
+    with open_page(write_page(tmp_path, rows)) as page:
+        few = [(0.97, 0.45), (0.999, 0.3)]
+        assert outcomes_of_both(page, rows, squares, more, few) >= {"unreached", "not-matched"}
+
+
+@pytest.mark.slow
+def test_with_more_boxes_than_are_listed_the_page_says_down_to_which_score_it_is_exact(tmp_path, open_page, squares):
+    more = {"post.pre_nms_topk": 2000}
+    rows = api.inspect_matches(lively(0.45, more), squares, split="train", worst=4, threshold=0.9)
+    floors = [row["candidates_above"] for row in rows]
+    assert all(len(row["candidates"]) < row["candidates_total"] for row in rows) and max(floors) < 0.97
+    with open_page(write_page(tmp_path, rows)) as page:
+        outcomes_of_both(page, rows, squares, more, [(0.97, 0.45), (0.97, 0.1), (0.99, 0.8)])
+        note, score = page.locator(".tools > .note"), page.get_by_role("slider", name="Lowest score")
+        assert "Not exact" not in note.inner_text()
+        score.fill("0.05")
+        total = f"{rows[0]['candidates_total']:,}"
+        assert f"Not exact: of {total} boxes only those above a score of {floors[0]:.2f} are all" in note.inner_text()
+        score.fill("0.99")
+        assert "Not exact" not in note.inner_text()

@@ -5,6 +5,7 @@ networks, for which that takes too long, are asked by the gradient instead (Simo
 effective receptive field is the part of the image where the gradient is (Luo et al. 2016, arXiv:1701.04128).
 """
 
+import os
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +53,8 @@ class Similar(NamedTuple):
     """Of each level n vectors of length 1: what its map holds where each object is."""
     rows: list[dict[str, Any]]
     """File, path, box and name of each."""
+    places: list[tuple[str, int | None]]
+    """`identity` of each one's image."""
     images: int
     """Images that were looked at."""
     of: int
@@ -186,7 +189,9 @@ class Explainer:
         if self.similar is None:
             return {"similar": [], "similar_of": None}
         known = self.similar
-        others = np.array([row["path"] != str(seen.sample.path) for row in known.rows], np.bool_)
+        # A file may hold many images
+        own_place = identity(str(seen.sample.path), seen.sample.offset)
+        others = np.array([place != own_place for place in known.places], np.bool_)
         same = np.flatnonzero(others & (known.level == level))
         among = same if len(same) >= SIMILAR else np.flatnonzero(others)
         about = {"images": known.images, "of": known.of, "objects": len(among)}
@@ -213,7 +218,7 @@ class Explainer:
         decoded = DecodedImages(plain, self.input, exact=True, background=self.detector.background)
         images = AugmentedImages(plain, self.input, (), decoded=decoded)
         keys = [[(0, i) for i in chosen[start : start + TOGETHER]] for start in range(0, len(chosen), TOGETHER)]
-        found = Similar(np.zeros(0, np.int64), [[] for _ in receptive_fields(self.config)], [], len(chosen), count)
+        found = Similar(np.zeros(0, np.int64), [[] for _ in receptive_fields(self.config)], [], [], len(chosen), count)
         levels: list[int] = []
         with counting("looking at training images", len(chosen)) as tell:
             for batch, indices in zip(load_batches(images, keys, 0, pin=False), keys, strict=True):
@@ -227,7 +232,8 @@ class Explainer:
                     levels += self._levels(outputs, boxes, batch.sizes[place])
                     for kept, features in zip(found.features, maps, strict=True):
                         kept.extend(_pooled(features[place : place + 1], boxes))
-                    about = {"file": sample.name, **where(sample)}
+                    about = {"file": sample.name, **where(sample, self.detector.background)}
+                    found.places.extend([identity(str(sample.path), sample.offset)] * len(boxes))
                     for box, label in zip(sample.boxes_xyxy, sample.labels, strict=True):
                         found.rows.append({**about, "box": box.tolist(), "name": plain.class_names[int(label)]})
                 tell(len(indices))
@@ -251,6 +257,11 @@ class Explainer:
             return self.detector.model(images), kept
         finally:
             hook.remove()
+
+
+def identity(path: str, offset: int | None) -> tuple[str, int | None]:
+    """Return what tells an image from every other, by whatever path its file was reached."""
+    return os.path.realpath(path), offset
 
 
 def _grid(size: Size, cells: int) -> Size:

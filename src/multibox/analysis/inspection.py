@@ -13,31 +13,45 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from multibox.analysis.inspection_outcomes import Found, Judge, Matched, match_detections, suppressors
+from multibox.analysis.inspection_outcomes import (
+    Found,
+    Judge,
+    Matched,
+    count_mistakes,
+    match_detections,
+    suppressor,
+    suppressors,
+)
 from multibox.analysis.receptive_field import receptive_fields
 from multibox.config import Config
 from multibox.data.augmentation_ops import View
 from multibox.data.checking import Counting, silence
 from multibox.data.decoded import DecodedImages
-from multibox.data.loading import AugmentedImages, in_order, load_batches
+from multibox.data.loading import AugmentedImages, choose_workers, in_order, load_batches, prepares_between
+from multibox.data.pixels import Colour
 from multibox.data.rendering import project
 from multibox.errors import DataError, did_you_mean
 from multibox.evaluation.voc_metrics import counts_pixels
 from multibox.inference.detector import Detector
+from multibox.inference.inputs import BATCH
 from multibox.losses.targets import BACKGROUND, IGNORE, Targets
 from multibox.models.anchor_layout import anchors_for, anchors_per_cell
 from multibox.ops.boxes import pairwise_iou
 from multibox.ops.coding import decode
-from multibox.postprocess import class_scores, examine_candidates
-from multibox.structures import Dataset, Flags, Labels, Sample, Size
+from multibox.postprocess import class_scores, detect, examine_candidates
+from multibox.structures import Dataset, Detections, Flags, Labels, Sample, Size
 from multibox.tensors import Batch, HeadOutputs, LossParts
-from multibox.thresholds import class_thresholds, lowest_scores
+from multibox.thresholds import class_thresholds, drop_low_scores, lowest_scores
 
 MOST_IGNORED, MOST_NEGATIVES, MOST_CANDIDATES = 300, 100, 300
-"""Listed per image. Of the candidates also all further ones that are kept, or the best one on an object."""
+"""Listed per image."""
+MOST_CERTAIN = 2000
+"""Candidates listed per image if so many reach their class's threshold. Beyond that, as beyond the best
+`MOST_CANDIDATES`, only those that are kept, the best one on an object, and what suppressed it."""
 THRESHOLD_MATCHERS = ("bipartite", "dual_max")
 
-Compute = Callable[[Batch], tuple[HeadOutputs, Targets, LossParts]]
+Network = Callable[[Tensor], HeadOutputs]
+Compute = Callable[[Network, Batch], tuple[HeadOutputs, Targets, LossParts]]
 Floats = NDArray[np.float32]
 
 
@@ -69,7 +83,7 @@ class Inspector:
         detector: The network.
         dataset: The images; its classes are the detector's.
         learnt: [boxes]; the objects that training would learn from. Crowds never are.
-        compute: `compute_loss` of the detector's network and config.
+        compute: `compute_loss` of the detector's config.
         threshold: Lowest score reported; None takes the model's of each class.
     """
 
@@ -97,13 +111,45 @@ class Inspector:
 
     def worst(self, count: int, counting: Counting = silence) -> list[int]:
         """Return the images with the largest total of missed objects, false detections and loss, worst first."""
-        totals: list[float] = []
+        losses: list[float] = []
+        found: list[Detections] = []
         with counting("looking for the worst images", len(self.dataset)) as tell:
-            for seen in self.see(range(len(self.dataset))):
-                outcome = match_detections(seen.found, seen.sample, self.detector.names, self.extra)
-                totals.append(outcome.missed + outcome.false + seen.parts.total.item())
-                tell(1)
-        return np.argsort(-np.array(totals), kind="stable")[:count].tolist()
+            for batch_losses, detections in self.look():
+                losses += batch_losses
+                found += [drop_low_scores(one, self.lowest) for one in detections]
+                tell(len(detections))
+        totals = count_mistakes(found, self.dataset, self.detector.names, self.extra) + np.array(losses)
+        return np.argsort(-totals, kind="stable")[:count].tolist()
+
+    @torch.inference_mode()
+    def look(self) -> Iterator[tuple[list[float], list[Detections]]]:
+        """Yield the loss of each image, and what is detected in it, batch by batch."""
+        detector, device = self.detector, self.detector.device
+        keys = in_order(len(self.dataset), BATCH)
+        workers, between = choose_workers("auto", device), prepares_between("auto", device)
+        for batch in load_batches(self.images, keys, workers, pin=False, between=between):
+            batch = batch.to(device)
+            outputs, network = self._forward(batch.images)
+            anchors = anchors_for(outputs, self.config)
+            losses = self._losses(network(batch.images), batch)
+            yield losses, detect(outputs, anchors, batch.sizes, self.config, detector.names)
+
+    def _losses(self, outputs: HeadOutputs, batch: Batch) -> list[float]:
+        """Return the loss of each image alone; that of a batch shares its divisor, and at times its mining."""
+        places = range(len(batch.sizes))
+        parts = [self.compute(lambda _, i=i: _part_of(outputs, i), _image_of(batch, i))[2] for i in places]
+        return host(torch.stack([each.total for each in parts])).tolist()
+
+    def _forward(self, images: Tensor) -> tuple[HeadOutputs, Network]:
+        """Return what prediction computes of images, and a function that returns what training does.
+
+        They are the same but for mirror images and for half precision, so one forward pass is enough.
+        """
+        detector = self.detector
+        outputs = detector.outputs(images)
+        if self.config.post.flip or detector.precision != "float32":
+            return outputs, detector.model
+        return outputs, lambda _: outputs
 
     @torch.inference_mode()
     def see(self, indices: Iterable[int]) -> Iterator[Seen]:
@@ -111,8 +157,8 @@ class Inspector:
         keys = [in_order(len(self.dataset), 1)[index] for index in indices]
         for ((_, index),), batch in zip(keys, load_batches(self.images, keys, 0, pin=False), strict=True):
             batch = batch.to(self.detector.device)
-            _, targets, parts = self.compute(batch)
-            outputs = self.detector.outputs(batch.images)
+            outputs, network = self._forward(batch.images)
+            _, targets, parts = self.compute(network, batch)
             anchors = anchors_for(outputs, self.config)
             sample, size = self.dataset[index], batch.sizes[0]
             view = View(size.width, size.height, sample.boxes_xyxy)
@@ -144,7 +190,8 @@ class Inspector:
         layout = Layout(config, seen.outputs, seen.anchors, seen.size)
         overlaps = host(pairwise_iou(seen.gt, seen.anchors))
         positives = _positives(seen, layout, overlaps, config, self.detector)
-        listed = _listed(seen, self.extra)
+        wanted = self._listed(seen)
+        listed = np.flatnonzero(wanted)
         outcome = match_detections(seen.found, seen.sample, self.detector.names, self.extra)
         judge = Judge(config, self.detector.names, self.lowest, self.extra)
         objects = judge.judge(seen.found, seen.sample, outcome, overlaps, positives, seen.trained, layout.boxes)
@@ -155,7 +202,7 @@ class Inspector:
         post = config.post
         return {
             "file": seen.sample.name,
-            **where(seen.sample),
+            **where(seen.sample, self.detector.background),
             "width": width,
             "height": height,
             "input": list(config.model.input_size),
@@ -178,8 +225,23 @@ class Inspector:
             **_ignored(seen, layout, config),
             **_negatives(seen, layout, self.detector),
             "candidates": _candidates(seen, listed, layout, outcome, self.detector),
+            "candidates_total": len(wanted),
+            "candidates_above": None if wanted.all() else float(seen.found.scores[wanted.argmin()]),
             "losses": losses,
         }
+
+    def _listed(self, seen: Seen) -> Flags:
+        """Return which candidates to list; all above some score, so that suppression can be done again with them."""
+        found, post = seen.found, self.config.post
+        certain = np.flatnonzero(found.scores[:MOST_CERTAIN] >= self.lowest[found.labels[:MOST_CERTAIN]])
+        wanted = found.kept.copy()
+        wanted[: max(MOST_CANDIDATES, 1 + int(certain.max(initial=-1)))] = True
+        for box, label in zip(seen.sample.boxes_xyxy, seen.sample.labels.tolist(), strict=True):
+            on = found.on(box, label, self.extra)[:2]
+            lost = on[~found.passed[on]].tolist()
+            wanted[on] = True
+            wanted[[suppressor(found, number, post.nms_threshold, post.nms_inclusive)[0] for number in lost]] = True
+        return wanted
 
 
 class Layout:
@@ -270,9 +332,28 @@ def _positives(
     return sorted(rows, key=lambda row: (row["gt"], row["anchor"]))
 
 
-def where(sample: Sample) -> dict[str, Any]:
-    """Return where the pixels of an image are, as `inspected_image` reads them: its file, or its bytes in one."""
-    return {"path": str(sample.path), "offset": sample.offset, "length": sample.length}
+def where(sample: Sample, background: Colour) -> dict[str, Any]:
+    """Return where the pixels of an image are, as `inspected_image` reads them, and what its transparent ones show."""
+    place = {"path": str(sample.path), "offset": sample.offset, "length": sample.length}
+    return place | {"background": list(background)}
+
+
+def _part_of(outputs: HeadOutputs, place: int) -> HeadOutputs:
+    """Return the outputs of one image of a batch."""
+    part = slice(place, place + 1)
+    return HeadOutputs(outputs.logits[part], outputs.offsets[part], outputs.feature_shapes)
+
+
+def _image_of(batch: Batch, place: int) -> Batch:
+    """Return one image of a batch as a batch of its own."""
+    part = slice(place, place + 1)
+    return Batch(
+        batch.images[part],
+        batch.gt_xyxy[part],
+        batch.gt_labels[part],
+        batch.image_names[part],
+        batch.sizes[part],
+    )
 
 
 def host(tensor: Tensor) -> NDArray[Any]:
@@ -335,16 +416,6 @@ def _negatives(seen: Seen, layout: Layout, detector: Detector) -> dict[str, Any]
 
 def _brief(layout: Layout, anchor: int) -> dict[str, Any]:
     return {"anchor": anchor, "level": layout.level_of(anchor), "box": layout.boxes[anchor].tolist()}
-
-
-def _listed(seen: Seen, extra: float) -> Labels:
-    """Return the candidates to list: the best, all further ones that are kept, and the best one on each object."""
-    found = seen.found
-    wanted = found.kept.copy()
-    wanted[:MOST_CANDIDATES] = True
-    for box, label in zip(seen.sample.boxes_xyxy, seen.sample.labels.tolist(), strict=True):
-        wanted[found.on(box, label, extra)[:2]] = True
-    return np.flatnonzero(wanted)
 
 
 def _candidates(

@@ -15,7 +15,7 @@ from multibox.config import Config
 from multibox.evaluation.table import columns
 from multibox.evaluation.voc_metrics import overlaps, voc_outcomes
 from multibox.ops.boxes import pairwise_iou
-from multibox.structures import Detections, Flags, Labels, Sample, iou
+from multibox.structures import Dataset, Detections, Flags, Labels, Sample, iou
 
 RIGHT, NEAR = 0.5, 0.1
 """Overlap (IoU) above which a detection is right, and above which a wrong one of the class counts as badly placed."""
@@ -63,10 +63,6 @@ class Matched(NamedTuple):
     """[n]; with that object."""
     finder: Labels
     """[g]; the candidate that finds each object, or the best of those on a difficult object or crowd; else -1."""
-    missed: int
-    """Objects that count and were not found."""
-    false: int
-    """Reported detections that are not right."""
 
 
 def match_detections(found: Found, sample: Sample, names: tuple[str, ...], extra: float) -> Matched:
@@ -88,8 +84,27 @@ def match_detections(found: Found, sample: Sample, names: tuple[str, ...], extra
     right = shown[matched | ignored]
     # Backwards, so that the best of several on one object stays
     finder[pairs.gt[right[::-1]]] = right[::-1]
-    scored = ~(sample.difficult | sample.crowd)
-    return Matched(pairs.gt, pairs.iou, finder, int((scored & (finder < 0)).sum()), int((~matched & ~ignored).sum()))
+    return Matched(pairs.gt, pairs.iou, finder)
+
+
+def count_mistakes(
+    detections: Sequence[Detections], samples: Sequence[Sample] | Dataset, names: tuple[str, ...], extra: float
+) -> Labels:
+    """Return how many objects were missed in each image, plus how many detections are false; both as `Matched` says.
+
+    Args:
+        detections: Those reported in each image.
+        samples: The images.
+        names: As for `match_detections`, as is the next.
+        extra: Added to widths and heights.
+    """
+    table = columns(detections, samples, names)
+    matched, ignored = (each[:, 0] for each in voc_outcomes(table, overlaps(table, plus_one=extra > 0)))
+    objects, found, false = (
+        np.bincount(rows, minlength=table.images)
+        for rows in (table.gt_image[table.gt_scored], table.image[matched], table.image[~matched & ~ignored])
+    )
+    return objects - found + false
 
 
 def suppressors(found: Found, listed: Labels, threshold: float, inclusive: bool) -> tuple[Labels, Floats]:
@@ -195,7 +210,7 @@ class Judge:
             start = f"its best box (score {digits(found.scores[first])}, overlap {ious[first]:.2f}) was "
             if found.passed[first]:
                 return "suppressed", first, f"{start}left out: at most {self._limit()} are kept"
-            by, shared = _suppressor(found, first, post.nms_threshold, post.nms_inclusive)
+            by, shared = suppressor(found, first, post.nms_threshold, post.nms_inclusive)
             other = f" on {self.names[label]} {matched.gt[by]}" if used[by] else ""
             return (
                 "suppressed",
@@ -297,7 +312,7 @@ def digits(score: float) -> str:
     return f"{score:.2f}" if score >= 0.095 else f"{score:.2g}"
 
 
-def _suppressor(found: Found, number: int, threshold: float, inclusive: bool) -> tuple[int, float]:
+def suppressor(found: Found, number: int, threshold: float, inclusive: bool) -> tuple[int, float]:
     """Return what suppressed a candidate, and their IoU."""
     better = np.flatnonzero((found.labels == found.labels[number]) & found.passed)
     listed = np.append(better[better < number], number)

@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from multibox.data.images import load_image
-from multibox.data.pixels import WHITE, Colour
 from multibox.files import free_path, whole_file
 from multibox.plots.detections import PALETTE, draw_detections
 from multibox.plots.overlays import Outline, draw_outlines, fitted, with_legend, write_numbers
@@ -25,8 +24,8 @@ _SHOWN_NEGATIVES = 30
 _MISSES_TOLD = 8
 
 
-def inspected_image(row: Row, background: Colour = WHITE) -> Image.Image:
-    """Return the image that a description, or a similar object in it, speaks of.
+def inspected_image(row: Row) -> Image.Image:
+    """Return the image that a description, or a similar object in it, speaks of, as the network sees it.
 
     Raises:
         ImageError: It cannot be read.
@@ -34,7 +33,8 @@ def inspected_image(row: Row, background: Colour = WHITE) -> Image.Image:
     none = np.zeros(0, np.bool_)
     place = {"offset": row["offset"], "length": row["length"]}
     sample = Sample(row["file"], Path(row["path"]), np.zeros((0, 4)), np.zeros(0, np.int64), none, none, **place)
-    return load_image(sample, background)
+    red, green, blue = row["background"]
+    return load_image(sample, (red, green, blue))
 
 
 def draw_matches(row: Row, image: Image.Image) -> Image.Image:
@@ -100,15 +100,12 @@ def draw_outcomes(row: Row, image: Image.Image) -> Image.Image:
     return with_legend(drawn, f"{row['file']}: detections", rows)
 
 
-def write_pictures(
-    inspections: Sequence[Row], folder: Path, background: Colour = WHITE, overwrite: bool = False
-) -> list[Path]:
+def write_pictures(inspections: Sequence[Row], folder: Path, overwrite: bool = False) -> list[Path]:
     """Write two PNGs per image into a folder, `STEM-matches.png` and `STEM-detections.png`, and return their paths.
 
     Args:
         inspections: What `multibox.inspect_matches` returned.
         folder: An existing folder.
-        background: Colour that shows through transparent pixels.
         overwrite: Replace pictures of these names; otherwise a free name is taken.
 
     Raises:
@@ -116,7 +113,7 @@ def write_pictures(
     """
     written: list[Path] = []
     for row in inspections:
-        image = inspected_image(row, background)
+        image = inspected_image(row)
         for kind, draw in (("matches", draw_matches), ("detections", draw_outcomes)):
             path = folder / f"{Path(row['file']).stem}-{kind}.png"
             # Images of two folders may share a name

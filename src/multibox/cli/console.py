@@ -100,7 +100,8 @@ def _lines(what: str, total: int) -> Callable[[int], None]:
         last = now
         speed = done / (now - started)
         left = f", {describe_seconds((total - done) / speed)} left" if done else ""
-        typer.echo(f"{what}: {done:,} of {total:,}, {speed:.3g} per second{left}", err=True)
+        pace = f"{speed:.3g} per second" if speed >= 1 or not done else f"{1 / speed:.3g} s each"
+        typer.echo(f"{what}: {done:,} of {total:,}, {pace}{left}", err=True)
 
     return report
 

@@ -11,7 +11,7 @@ from multibox.cli.options import DataSets, Device, Format, Model, OnBad, SkipOrS
 _IMAGE = "Show this image: its name, or the end of its path that no other image has. Repeatable."
 _WORST = "Show so many images with the most missed objects and false detections. Default: 8, unless --image is given."
 _OUT = "Folder for index.html and two PNGs per image. Default: inspection, or inspection-2 and so on."
-_EXPLAIN = "For up to 6 boxes of each image: what the network looks at, and similar training objects; 2 s each."
+_EXPLAIN = "For up to 6 boxes of each image: what the network looks at, and similar training objects; about 1 s each."
 _TRAINING = "Data that MODEL learnt from, for --explain; repeatable. Default: that of a run folder."
 PAGE = "index.html"
 

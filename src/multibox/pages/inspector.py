@@ -19,6 +19,9 @@ RIGHT = 0.5
 SHORT = "found", "low-score", "suppressed", "wrong-class", "badly-placed", "unreached", "not-matched"
 """Outcomes of an object, in the order of tables."""
 
+_UNSEEN = "explanations", "path", "offset", "length", "background"
+"""Parts of an entry that the page does not take over as they are."""
+
 Row = Mapping[str, Any]
 
 
@@ -89,9 +92,7 @@ def inspector_page(
 
 def _for_page(row: Row, image: Image.Image) -> dict[str, Any]:
     """Return an entry with its image, and its explanations with pictures instead of numbers."""
-    shown = _rounded(
-        {name: value for name, value in row.items() if name not in ("explanations", "path", "offset", "length")}
-    )
+    shown = _rounded({name: value for name, value in row.items() if name not in _UNSEEN})
     shown["src"] = data_uri(image, SIDE)
     if "explanations" in row:
         shown["explanations"] = [_explanation(one) for one in row["explanations"]]

@@ -34,7 +34,7 @@ Watch = Callable[[HeadOutputs, Targets, LossParts, Batch], None]
 
 
 def compute_loss(
-    model: nn.Module, batch: Batch, config: Config, precision: str = "float32"
+    model: Callable[[Tensor], HeadOutputs], batch: Batch, config: Config, precision: str = "float32"
 ) -> tuple[HeadOutputs, Targets, LossParts]:
     """Run the forward pass, match anchors to labels and compute the loss, for training and validation alike.
 
@@ -42,7 +42,7 @@ def compute_loss(
     """
     device = str(batch.images.device)
     with autocast(precision, device):
-        outputs: HeadOutputs = model(batch.images)
+        outputs = model(batch.images)
     anchors = anchors_at(config, outputs.feature_shapes, Size(*batch.images.shape[2:]), device)
     targets = make_targets(
         anchors, batch.gt_xyxy, batch.gt_labels, config.matching, config.model, outputs, anchors_per_cell(config)

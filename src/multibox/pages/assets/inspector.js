@@ -103,6 +103,7 @@ function judged(key = state.chosen) {
   const { score } = image.thresholds;
   ownNote.textContent = own() ? `Original thresholds (the model's, unless --threshold gave one): ${Object.entries(score).slice(0, 6).map(([name, value]) => `${name} ${value.toFixed(2)}`).join(", ")}${Object.keys(score).length > 6 ? " ..." : ""}; overlap ${image.thresholds.nms}.`
     : "Changed: the boxes, objects and tables below follow. The list of images keeps the counts at the original thresholds.";
+  if (image.candidates_above !== null && image.gt.concat(image.candidates).some((one) => verdict.limit(one.name) <= image.candidates_above)) ownNote.append(` Not exact: of ${plural(image.candidates_total, "box", "boxes")} only those above a score of ${scoreText(image.candidates_above)} are all listed, so at a lower threshold some may be missing. multibox inspect --threshold lists more.`);
   back.disabled = own();
   showLayers();
   showObjects();
@@ -117,7 +118,7 @@ function showLayers() {
   const listed = (list, total) => (total > list.length ? `first ${list.length} of ${count(total)}` : count(total));
   const totals = {
     gt: `${image.gt.length}, ${lost} missed`, positives: `${image.positives.length}, ${forced} forced`, kept: shown,
-    ignored: listed(image.ignored, image.ignored_total), negatives: listed(image.negatives, image.negatives_total), candidates: image.candidates.length - shown,
+    ignored: listed(image.ignored, image.ignored_total), negatives: listed(image.negatives, image.negatives_total), candidates: image.candidates_above === null ? count(image.candidates.length - shown) : `${count(image.candidates.length - shown)} of ${count(image.candidates_total - shown)}`,
   };
   replace(layerBox, el("legend", {}, "Layers"), LAYERS.map(([name, text, colour, kind]) => {
     const box = checkbox(`${text} (${totals[name]})`, Boolean(state.layers[name]), (on) => { state.layers[name] = on; choose(null); });
@@ -261,7 +262,7 @@ function aboutImage() {
     el("p", {}, objects ? `${plural(objects, "object")}: ${objects - Object.values(lost).reduce((a, b) => a + b, 0)} found${reasons ? `, ${reasons}` : ""}.`
       : "This image has no objects that count: every anchor is background, and every detection is false."),
     el("p", {}, shown ? `${plural(shown, "detection")}, ${wrong} of them false.`
-      : best ? `No detections: the best of ${count(image.candidates.length)} boxes is ${best.name} with score ${scoreText(best.score)}.`
+      : best ? `No detections: the best of ${plural(image.candidates_total, "box", "boxes")} is ${best.name} with score ${scoreText(best.score)}.`
         : `No detections: no box scores above ${image.thresholds.score_threshold}, the lowest score that enters suppression.`),
     el("p", { class: "note" }, "Select an object or a box: click it in the image (click again for the one below it), or use the tables. The arrow keys go to the next image.")];
 }
@@ -421,7 +422,9 @@ let charted = false;
 function showChart() {
   if (charted) return;
   charted = true;
-  const scores = [...Array(39).keys()].map((step) => (step + 1) / 40);
+  // Below this score some boxes may not be listed
+  const floor = Math.max(0, ...images.map((_, index) => load(index).candidates_above ?? 0));
+  const scores = [...Array(39).keys()].map((step) => (step + 1) / 40).filter((score) => score > floor);
   const render = () => {
     const rows = tally(images.map((_, index) => load(index)), scores, state.nms);
     const mean = Object.values(image.thresholds.score).reduce((sum, value) => sum + value, 0) / Math.max(1, Object.keys(image.thresholds.score).length);
