@@ -25,7 +25,6 @@ from multibox.models.build import build_model
 from multibox.models.weights import choose_network, load_weights
 from multibox.presets import resolve
 from multibox.structures import Dataset, checked_class_names
-from multibox.training.adapting import kept_difficult
 from multibox.training.run import RunOptions, prepare, resolve_options, training_images
 from multibox.training.step import compute_loss
 

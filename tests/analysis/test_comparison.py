@@ -14,7 +14,8 @@ import multibox
 from multibox.analysis import comparison
 from multibox.analysis.comparison import Side, compare_sides, judge, mcnemar
 from multibox.errors import ConfigError, DataError
-from multibox.evaluation.coco_metrics import _evaluation
+from multibox.evaluation.bootstrap import draw_images
+from multibox.evaluation.coco_metrics import _evaluation, coco_metrics
 from multibox.evaluation.table import columns
 from multibox.structures import Detections, Sample, pack
 
@@ -61,7 +62,9 @@ def test_one_missed_of_four_by_hand():
     assert ap["a"] == pytest.approx(1) and ap["b"] == pytest.approx(76 / 101)
     assert ap["difference"] == pytest.approx(76 / 101 - 1)
     assert result["worse"] and result["verdict"].startswith("B is worse by 0.248 AP (95 % ")
-    assert ": fails the margin of 0.01" in result["verdict"]
+    assert result["verdict"].endswith(": fails the margin of 0.01")
+    # Four images say nothing about others, however alike their resamples are
+    assert result["certain"] is None and result["notes"][-1].startswith("4 images are too few")
     assert result["per_class"]["cat"]["AP"] == ap
     assert result["per_class"]["dog"]["AP"]["difference"] is None and result["per_class"]["dog"]["AP"]["p"] is None
     found = result["detections"]
@@ -88,6 +91,23 @@ def noisy(rng, labels, hit):
         detections_of([(rng.random(), label, 0)] * int(rng.random() < hit) + [(rng.random(), 1 - label, 5)])
         for label in labels
     ]
+
+
+def test_intervals_and_p_are_those_of_copied_images():
+    """By brute force: each resample is a data set in which an image stands as often as it was drawn."""
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 2, 14).tolist()
+    a, b = noisy(rng, labels, 0.8), noisy(rng, labels, 0.55)
+    found = compare_sides(side(a), side(b), dataset_of(labels), resamples=40, seed=3)["metrics"]["AP"]
+    differences = []
+    for weights in draw_images(14, 40, 3):
+        drawn = np.repeat(np.arange(14), weights).tolist()
+        data = dataset_of([labels[row] for row in drawn])
+        ap = [coco_metrics(columns([one[row] for row in drawn], data, NAMES))["AP"] for one in (a, b)]
+        differences.append(ap[1] - ap[0])
+    assert (found["low"], found["high"]) == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])))
+    rarer = min(sum(one <= 0 for one in differences), sum(one >= 0 for one in differences))
+    assert 0 < rarer < 20 and found["p"] == pytest.approx(2 * (rarer + 1) / 41)
 
 
 @settings(max_examples=10)

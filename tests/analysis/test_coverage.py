@@ -21,8 +21,10 @@ from multibox.analysis.anchor_fit import (
     see_grid,
     with_shapes,
 )
-from multibox.analysis.anchor_search import search, suggest_input
+from multibox.analysis.anchor_search import examine_anchors, search, suggest_input
 from multibox.analysis.coverage import Objects, count_positives, cover, describe_cover, of_some_images
+from multibox.data.formats import open_dataset
+from multibox.data.left_out import drop_difficult
 from multibox.losses.targets import make_targets
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import measure
@@ -30,6 +32,8 @@ from multibox.ops.boxes import pairwise_iou
 from multibox.plots.anchor_plot import AnchorPlot, plot_anchors
 from multibox.presets import PRESETS, resolve
 from multibox.structures import Size
+from multibox.training.adapting import enlarge_input, fit_anchors
+from multibox.training.reporter import Reporter
 
 PLAIN = {"anchors.fit": "none"}
 
@@ -276,3 +280,15 @@ def test_data_without_boxes_is_refused(run, squares):
         file.write_text(text[: text.index("<object>")] + "</annotation>")
     code, _, err = run("anchors", squares, "--preset", "tinyssd")
     assert code == 2 and "no box" in err
+
+
+def test_what_is_measured_is_what_training_would_have(squares):
+    for file in sorted(Path(squares).glob("Annotations/*.xml"))[::2]:
+        file.write_text(file.read_text().replace("<object>", "<object><difficult>1</difficult>"))
+    # Difficult ones alone in their image stay in training: where an image has no others, its first is learned
+    config = resolve("multibox-fine").updated({"train.difficult": "drop", "anchors.fit": 2})
+    training = drop_difficult(open_dataset(squares, "train"))
+    expected = fit_anchors(enlarge_input(config, training, Reporter()), training)
+    found = examine_anchors(squares, config)
+    assert found.before == expected
+    assert len(found.objects.labels) == len(training.labels) > 0

@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multibox.data.left_out import sentences, training_counts
+from multibox.data.left_out import drop_difficult, sentences, training_counts
 from multibox.errors import DataError, ImageError
 from multibox.inference.detector import open_checkpoint
 from multibox.structures import Sample, pack
-from multibox.training.adapting import drop_difficult
 from multibox.training.reporter import Reporter
 from multibox.training.run import RunOptions, prepare
 from multibox.training.splits import held_out, match_classes

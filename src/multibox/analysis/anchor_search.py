@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from multibox import __version__
-from multibox.analysis.advice import LARGEST, MANY, STRIDE, WANTED, enlarged_size
+from multibox.analysis.advice import LARGEST, MANY, STRIDE, WANTED, enlarged_size, median_side
 from multibox.analysis.anchor_fit import (
     LevelShapes,
     best_on_grid,
+    box_shapes,
     cluster_by_iou,
     evolve,
     fitted_as_asked,
@@ -34,6 +35,7 @@ from multibox.config import Config
 from multibox.data.choosing import choose_classes
 from multibox.data.formats import DataPaths, find_splits, open_dataset, split_for
 from multibox.data.formats.text import OnBad
+from multibox.data.left_out import drop_difficult
 from multibox.errors import DataError
 from multibox.structures import Flags, Size
 
@@ -105,17 +107,19 @@ def examine_anchors(
     split = split or split_for(find_splits(data, format), "train")
     dataset = open_dataset(data, split, format=format, on_bad=on_bad)
     (dataset,) = choose_classes([dataset], classes, merge)
-    objects, names = gather_objects(dataset, config), tuple(dataset.class_names)
+    if config.train.difficult == "drop":
+        dataset = drop_difficult(dataset)
+    objects, names = gather_objects(dataset), tuple(dataset.class_names)
     where = ", ".join(map(str, data if isinstance(data, list | tuple) else [data]))
     if not len(objects.labels):
         raise DataError(f"{where} (split {dataset.split}) has no box that anchors could be compared with")
-    median = float(np.median(objects.sides(config.model.input_size)))
-    larger = enlarged_size(config, median)
+    # Decided by the very functions that training asks
+    larger = enlarged_size(config, median_side(dataset, config.model.input_size))
     notes = list(dataset.notes)
     if larger != config.model.input_size:
         notes.append(f"training enlarges the input to {larger.height}x{larger.width} here, so that is measured")
     own = config.updated({"model.input_size": larger})
-    before = fitted_as_asked(own, objects.wh)
+    before = fitted_as_asked(own, box_shapes(dataset)) if own.anchors.fit != "none" else own
     if before is not own:
         notes.append(f"{config.preset} fits its anchors to the training boxes (anchors.fit={own.anchors.fit})")
     found = cover(objects, before)

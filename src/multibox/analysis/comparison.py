@@ -21,6 +21,7 @@ from multibox.data.choosing import merges_known
 from multibox.data.formats import DataPaths, open_dataset
 from multibox.data.formats.text import OnBad
 from multibox.data.images import load_image
+from multibox.data.left_out import counted
 from multibox.errors import ConfigError, DataError
 from multibox.evaluation.bootstrap import class_precisions, draw_images, interval_of, mean_of_rows
 from multibox.evaluation.coco_metrics import coco_metrics
@@ -40,6 +41,8 @@ SHOWN = 20
 """Images named, at most."""
 TIMED = 20
 """Images that both predict in turn for the speed."""
+FEW = 10
+"""Images; of fewer, draws with replacement are too alike for intervals and p-values to be trusted."""
 NOISE = 1e-9
 """Differences of AP below it are rounding."""
 
@@ -198,7 +201,14 @@ def compare_sides(
         }
         for name in names
     }
-    worse, certain, verdict = judge(metrics["AP"], margin)
+    few = len(dataset) < FEW
+    worse, certain, verdict = judge(metrics["AP"], margin, trusted=not few)
+    notes = list(dataset.notes)
+    if few and resamples:
+        notes.append(
+            f"{counted(len(dataset), 'image is', 'images are')} too few: intervals and p-values would be far too sure; "
+            f"take {FEW} or more, better 50"
+        )
     return {
         "a": _describe(a),
         "b": _describe(b),
@@ -215,11 +225,13 @@ def compare_sides(
         "detections": _count_found(found[0], found[1], names),
         "differing": _differing(found[0], found[1], dataset),
         "bootstrap": resamples,
-        "notes": list(dataset.notes),
+        "notes": notes,
     }
 
 
-def judge(difference: Mapping[str, float | None], margin: float) -> tuple[bool, bool | None, str]:
+def judge(
+    difference: Mapping[str, float | None], margin: float, *, trusted: bool = True
+) -> tuple[bool, bool | None, str]:
     """Return whether B fails, whether the interval agrees, and the verdict in a sentence.
 
     B fails if its AP on these images is below A's by more than `margin`. The interval does not decide: with few images
@@ -229,13 +241,14 @@ def judge(difference: Mapping[str, float | None], margin: float) -> tuple[bool, 
     Args:
         difference: Of the AP, as in the result of `compare_sides`.
         margin: AP that B may lose.
+        trusted: Whether there are enough images for the interval to say something.
     """
     loss = -float(difference["difference"] or 0.0)
     low, high = difference["low"], difference["high"]
     spread = "" if low is None or high is None else f" (95 % {_span(loss, -high, -low)})"
     fails = loss > margin + NOISE
     certain = None
-    if low is not None and high is not None:
+    if trusted and low is not None and high is not None:
         certain = -high > margin if fails else -low <= margin + NOISE
     if abs(loss) <= NOISE:
         words = f"B and A have the same AP{spread}: within the margin of {margin:g}"

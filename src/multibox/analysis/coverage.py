@@ -83,11 +83,10 @@ class Group(TypedDict):
     """Anchors that learn such a box, on average; counted on some 3,000 boxes at most."""
 
 
-def gather_objects(dataset: Dataset, config: Config) -> Objects:
-    """Return the boxes that a run would learn from, over the real sizes of their images.
+def gather_objects(dataset: Dataset) -> Objects:
+    """Return the boxes of a training split, over the real sizes of their images.
 
-    Boxes without area inside their image are left out, as are crowds, and difficult objects where `train.difficult`
-    drops them. Only the images' headers are read.
+    Boxes without area inside their image are left out, as are crowds. Only the images' headers are read.
 
     Raises:
         ImageError: An image is missing or broken.
@@ -99,8 +98,6 @@ def gather_objects(dataset: Dataset, config: Config) -> Objects:
     image = np.repeat(np.arange(len(dataset)), np.diff(dataset.starts))
     boxes: Boxes = np.clip(dataset.boxes_xyxy / np.tile(wh, 2)[image], 0, 1)
     kept = (boxes[:, 2:] > boxes[:, :2]).all(1) & ~dataset.crowd
-    if config.train.difficult == "drop":
-        kept &= ~dataset.difficult
     return Objects(boxes, wh[image], dataset.labels, image).take(kept)
 
 

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from multibox.structures import Dataset, Flags
 
 
@@ -62,6 +64,20 @@ def drop_boxes(dataset: Dataset, dropped: Flags, reason: str) -> Dataset:
     """Return the data set without the boxes that `dropped` [boxes] marks, counted under `reason`."""
     counts = Counter(dataset.left_out) + Counter({reason: int(dropped.sum())})
     return dataset.keep_boxes(~dropped, left_out=dict(counts))
+
+
+def drop_difficult(training: Dataset) -> Dataset:
+    """Take objects marked difficult out of training; where an image has no others, its first one stays (HiKapok)."""
+    return drop_boxes(training, ~kept_difficult(training), DIFFICULT)
+
+
+def kept_difficult(training: Dataset) -> Flags:
+    """Return the boxes [boxes] that `drop_difficult` keeps."""
+    owner = np.repeat(np.arange(len(training)), np.diff(training.starts))
+    kept = ~training.difficult
+    hopeless = np.bincount(owner, weights=kept, minlength=len(training)) == 0
+    kept[training.starts[:-1][hopeless & (np.diff(training.starts) > 0)]] = True
+    return kept
 
 
 def sentences(counts: Mapping[str, int]) -> list[str]:

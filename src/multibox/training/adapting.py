@@ -1,4 +1,4 @@
-"""Settings that follow the data: input size, anchors, batch size, learning rate; and what is left out of training."""
+"""Settings that follow the data: input size, anchors, batch size, learning rate."""
 
 import copy
 import math
@@ -10,10 +10,9 @@ from multibox.analysis.advice import enlarged_size, median_side
 from multibox.analysis.anchor_fit import box_shapes, fitted_as_asked
 from multibox.config import Config
 from multibox.data.decoded import DecodedImages
-from multibox.data.left_out import DIFFICULT, drop_boxes
 from multibox.errors import ConfigError
 from multibox.models.ssd import SSD
-from multibox.structures import Dataset, Flags
+from multibox.structures import Dataset
 from multibox.training.capacity import choose_batch_size
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import set_learning_rate
@@ -165,17 +164,3 @@ def _centred_means(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean of each loss and its neighbours, of those that there are."""
     ones = np.ones(WINDOW)
     return np.convolve(losses, ones, "same") / np.convolve(np.ones(len(losses)), ones, "same")
-
-
-def drop_difficult(training: Dataset) -> Dataset:
-    """Take objects marked difficult out of training; where an image has no others, its first one stays (HiKapok)."""
-    return drop_boxes(training, ~kept_difficult(training), DIFFICULT)
-
-
-def kept_difficult(training: Dataset) -> Flags:
-    """Return the boxes [boxes] that `drop_difficult` keeps."""
-    owner = np.repeat(np.arange(len(training)), np.diff(training.starts))
-    kept = ~training.difficult
-    hopeless = np.bincount(owner, weights=kept, minlength=len(training)) == 0
-    kept[training.starts[:-1][hopeless & (np.diff(training.starts) > 0)]] = True
-    return kept

@@ -22,7 +22,7 @@ from multibox.data.decoded import DecodedImages, DecodedSplits, decode_once
 from multibox.data.formats import check_format
 from multibox.data.formats.index_cache import share
 from multibox.data.formats.text import OnBad
-from multibox.data.left_out import sentences, training_counts
+from multibox.data.left_out import drop_difficult, sentences, training_counts
 from multibox.data.loading import AugmentedImages, in_order, load_batches
 from multibox.data.pixels import as_colour
 from multibox.doctor.glance import MOST_IMAGES, TOLD_BY_TRAINING, cached_glance, glance, glance_lines
@@ -39,7 +39,7 @@ from multibox.presets import SET, resolve_layers
 from multibox.settings import flatten
 from multibox.structures import Dataset
 from multibox.thresholds import class_thresholds
-from multibox.training.adapting import drop_difficult, enlarge_input, find_numbers, fit_anchors, spare_knowledge
+from multibox.training.adapting import enlarge_input, find_numbers, fit_anchors, spare_knowledge
 from multibox.training.capacity import check_memory
 from multibox.training.folder import CACHE, CONFIG, Hold, fresh_cache, new_folder, read_config, remove_scratch
 from multibox.training.journal import Journal
