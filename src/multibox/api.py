@@ -14,6 +14,7 @@ from multibox.data.checking import Counting, check_images, silence
 from multibox.data.choosing import merges_known
 from multibox.data.formats import DataPaths, open_dataset
 from multibox.data.formats.text import OnBad
+from multibox.data.left_out import kept_difficult
 from multibox.errors import ConfigError
 from multibox.evaluation.report import Metrics
 from multibox.evaluation.report import evaluate as measure
@@ -441,7 +442,9 @@ def inspect_matches(
         raise ConfigError(f"worst={worst}: expected a number of images of at least 1")
     detector = _with_logits(model, device)
     dataset = open_for(detector, data, split=split, rename=rename, format=format, on_bad=on_bad)
-    learnt = kept_difficult(dataset) if detector.config.train.difficult == "drop" else ~dataset.crowd
+    learnt = ~dataset.crowd
+    if detector.config.train.difficult == "drop":
+        learnt &= kept_difficult(dataset)
     compute = partial(compute_loss, config=detector.config)
     inspector = Inspector(detector, dataset, learnt, compute, threshold)
     chosen = find_images(dataset, images or ())
