@@ -221,6 +221,14 @@ def test_each_question_is_answered_by_one_click(tmp_path, open_page, overflow):
         assert page.locator(".picture .heat").evaluate("(node) => node.style.opacity") == "0.2"
         assert page.locator(".panel .gallery img").count() == 1
         assert page.locator("#thresholds svg").count() == 1
+        for name, start in (
+            ("Positives of this image: 5", "Positive anchor"),
+            ("Hard negatives of", "Hard negative 1"),
+        ):
+            page.get_by_text(name).click()
+            page.locator("#levels details[open] tbody button").last.press("Enter")
+            assert panel.inner_text().startswith(start)
+        assert page.locator("#matcher").inner_text().endswith("The threshold is 0.5.")
         assert overflow(page) == 0
 
 

@@ -415,7 +415,34 @@ function showLevels() {
       { name: "Receptive field", value: ({ one }) => one.receptive_field[0], number: true, show: ({ one }) => `${one.receptive_field.map(Math.round).join(" x ")} px` },
       { name: "Largest object", value: ({ level }) => most(level), number: true, show: ({ level }) => (most(level) ? `${Math.round(most(level))} px` : "–") },
       { name: "Objects", value: ({ level }) => objects(level).length, show: ({ level }) => { const list = objects(level); return list.length ? `${list.slice(0, 12).join(", ")}${list.length > 12 ? " ..." : ""}` : "–"; } },
-    ], image.levels.map((one, level) => ({ one, level })), { caption: "Levels" }));
+    ], image.levels.map((one, level) => ({ one, level })), { caption: "Levels" }),
+    listing("Positives of this image", "positive", image.positives, [
+      { name: "Object", value: ({ one }) => one.gt, show: ({ one }) => `${one.gt} ${image.gt[one.gt].name}` }, { name: "How", value: ({ one }) => one.how },
+      { name: "IoU", value: ({ one }) => one.iou, digits: 2, number: true }, { name: "Score", value: ({ one }) => one.score, number: true, show: ({ one }) => scoreText(one.score) },
+      { name: "Class loss", value: ({ one }) => one.class_loss, digits: 2, number: true }, { name: "Box loss", value: ({ one }) => one.box_loss, digits: 2, number: true }]),
+    listing("Hard negatives of this image", "negative", image.negatives, [
+      { name: "Taken for", value: ({ one }) => one.name }, { name: "Score", value: ({ one }) => one.score, number: true, show: ({ one }) => scoreText(one.score) },
+      { name: "Loss", value: ({ one }) => one.loss, digits: 2, number: true }, { name: "Largest IoU", value: ({ one }) => one.iou, digits: 2, number: true }], image.negatives_total));
+}
+
+/** A table of anchors that opens on demand; selecting one shows it in the image. */
+function listing(name, kind, list, columns, total = list.length) {
+  if (!list.length) return null;
+  const box = el("details", {}, el("summary", {}, `${name}: ${total > list.length ? `first ${list.length} of ` : ""}${count(total)}`));
+  box.addEventListener("toggle", () => {
+    if (box.children.length > 1) return;
+    const first = { name: "Anchor", value: ({ one }) => one.anchor, show: ({ one, index }) => el("button", { type: "button", class: "link", onclick: () => reveal(key(kind, index)) }, String(one.anchor)) };
+    const level = { name: "Level", value: ({ one }) => one.level, digits: 0, number: true };
+    box.append(table([first, level, ...columns], list.map((one, index) => ({ one, index })), { label: name }));
+  });
+  return box;
+}
+
+/** How the matcher of these images works, with its thresholds. */
+function aboutMatcher() {
+  const { matcher, thresholds: { match, ignore } } = image;
+  const numbers = matcher === "bipartite" ? ` The threshold is ${match}.` : matcher === "dual_max" ? ` The thresholds are ${ignore} and ${match}${ignore === match ? ", so that nothing lies between them" : ""}.` : "";
+  return `The matcher is ${MATCHERS[matcher] ?? matcher}${numbers}`;
 }
 
 let charted = false;
@@ -514,7 +541,7 @@ document.getElementById("main").append(
   section("terms", "Terms", "", el("dl", { class: "terms" }, TERMS.map(([name, text]) => el("div", {}, el("dt", {}, name), el("dd", {}, text)))),
     data.command ? el("p", { class: "note" }, "This page was made by ", el("code", {}, data.command), ".") : null));
 show(0);
-document.getElementById("matcher").textContent = `The matcher is ${MATCHERS[image.matcher] ?? image.matcher}`;
+document.getElementById("matcher").textContent = aboutMatcher();
 // Every image is needed for the chart, so it waits until someone looks
 new IntersectionObserver((entries, watcher) => { if (entries.some((entry) => entry.isIntersecting)) { watcher.disconnect(); showChart(); } }).observe(chartBox);
 }
