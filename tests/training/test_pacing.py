@@ -63,6 +63,20 @@ def test_a_timed_run_ends_in_time_and_at_the_end_of_its_schedule(seconds, valida
     assert max(b - a for a, b in itertools.pairwise(positions)) < 0.05
 
 
+@pytest.mark.parametrize("first", [(21.0, 5.5), (20.0, 18.0, 2.0)])
+def test_a_start_of_a_third_of_the_time_uses_up_neither_the_schedule_nor_the_run(first):
+    # Met on a busy machine: the run ended after 4 steps, or learned at the rate of the schedule's end all the time
+    clock = Clock()
+    pace = Pace(seconds=150, clock=clock)
+    clock.now, pace.batches = 34.0, 2.0
+    positions = run(pace, clock, lambda step: first[step] if step < len(first) else 1.8)
+    assert 0.9 * 150 <= clock.now <= 150
+    assert positions[len(first)] < 0.6
+    assert positions[-1] > 0.9
+    rest = positions[len(first) :]
+    assert max(b - a for a, b in itertools.pairwise(rest)) < 0.2
+
+
 def test_validations_take_no_more_than_their_share():
     clock = Clock()
     pace = Pace(seconds=300, clock=clock)

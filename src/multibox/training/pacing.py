@@ -71,6 +71,8 @@ class Pace:
         self.last: int | None = None
         """Step at which a timed run ends, once it is near."""
         self.durations: deque[float] = deque(maxlen=MEASURED)
+        self.first: list[float] = []
+        """Seconds of the first steps of this process where they take long; they plan the run until others are measured."""
         self.unmeasured = UNMEASURED
         self.validation = 0.0
         """Seconds per validation; 0 before the first one."""
@@ -86,8 +88,10 @@ class Pace:
 
     @property
     def step_seconds(self) -> float | None:
-        """Mean seconds of the last steps; None before any was measured."""
-        return sum(self.durations) / len(self.durations) if self.durations else None
+        """Mean seconds of the last steps, before any was measured the quickest of the first; None before both."""
+        if self.durations:
+            return sum(self.durations) / len(self.durations)
+        return min(self.first) if self.first else None
 
     @property
     def remaining(self) -> int | None:
@@ -137,17 +141,19 @@ class Pace:
 
     def advance(self, seconds: float) -> None:
         """Count a step that took `seconds`."""
-        remaining = self.remaining
+        planned = self.remaining is not None
         self.step += 1
-        # Steps of a minute are measured from the first one on
-        if not self.unmeasured or (self.seconds is not None and seconds > 0.02 * self.seconds):
+        if not self.unmeasured:
             self.durations.append(seconds)
+        elif self.seconds is not None and seconds > 0.02 * self.seconds:
+            self.first.append(seconds)
         self.unmeasured = max(0, self.unmeasured - 1)
         if self.fixed is not None:
             self.position = self.step / self.fixed
-        elif remaining is not None:
-            self.position += (1 - self.position) / max(1, remaining)
-            if self.last is None and self.remaining is not None and self.remaining <= LAST_STEPS:
+        elif planned and self.remaining is not None:
+            # By what is left now, not by what was foretold: a slow start must not use up the schedule
+            self.position += (1 - self.position) / (1 + self.remaining)
+            if self.last is None and self.remaining <= LAST_STEPS:
                 self.last = self.step + LAST_STEPS
 
     def state(self) -> dict[str, Any]:
