@@ -138,7 +138,7 @@ def test_the_command_writes_numbered_folders_and_says_the_main_findings(run, squ
     made = json.loads((tmp_path / "report" / "report.json").read_text())
     said = [line.text for line in verdict(made)]
     assert all(line.startswith(text) for line, text in zip(out.splitlines(), said, strict=False))
-    assert sum("images to relabel: report-2/relabel" in line for line in out.splitlines()) <= 1
+    assert sum("images to relabel: report-2/relabel/labels" in line for line in out.splitlines()) <= 1
     code, out, _ = run("report", "model", squares, "--split", "train", "--bootstrap", 0, "--out", "mine", "--json", "-")
     assert set(json.loads(out)) == ENTRIES
     assert "intervals" not in json.loads(out)["metrics"]

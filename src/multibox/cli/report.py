@@ -103,7 +103,7 @@ def findings(made: "Mapping[str, Any]", folder: Path) -> list[str]:
 
     relabel = made["relabel"]
     images = relabel["images"]
-    place = f" {images:,} {'image' if images == 1 else 'images'} to relabel: {folder / relabel['folder']}"
+    place = f" {images:,} {'image' if images == 1 else 'images'} to relabel: {folder / relabel['folder'] / 'labels'}"
     stays = [note for note in relabel["notes"] if note.endswith("so it stays")]
     place += "".join(f" ({note})" for note in stays)
     return [line.text + (place if line.link == "suspects" and images else "") for line in verdict(made)]
