@@ -111,6 +111,19 @@ def test_a_label_on_nothing_is_suspect_without_a_suggestion():
     assert found["kind"] == "location" and found["box"] == [160, 10, 190, 40] and found["suggested_box"] is None
 
 
+@pytest.mark.parametrize("seen", [0, 3])
+def test_nothing_is_doubted_where_the_model_overlooks_a_class(seen):
+    detections, dataset = scene()
+    # A rare class: four plates that are left, of which the model sees none, or all but one
+    plates = np.flatnonzero(dataset.labels == 1)
+    few = dataset.keep_boxes(~np.isin(np.arange(len(dataset.labels)), plates[4:]))
+    found = []
+    for number, one in enumerate(detections):
+        keep = (one.labels == 0) | ((number < seen) & (one.scores > 0.5))
+        found.append(Detections(one.boxes[keep], one.scores[keep], one.labels[keep], NAMES))
+    assert find_suspects(found, few, NAMES) == []
+
+
 def test_a_crowd_explains_the_detections_in_it():
     def crowd(boxes, labels, difficult, crowd):
         boxes[1] = [80, 80, 200, 200]

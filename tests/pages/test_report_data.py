@@ -159,7 +159,7 @@ def test_overwriting_replaces_the_relabel_list_but_no_work_of_a_person(squares, 
     assert again(overwrite=True) == ("relabel", [])
     mine = folder / "relabel" / "list.csv"
     mine.write_text(mine.read_text() + "mine")
-    stays = ["relabel/ was changed after it was written, so it stays"]
+    stays = ["relabel/ may hold corrections, so it stays"]
     assert again(overwrite=True) == again(overwrite=True) == ("relabel-2", stays)
     assert mine.read_text().endswith("mine")
     for name in ("index.html", "report.json"):

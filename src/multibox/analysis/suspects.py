@@ -37,6 +37,8 @@ RARE = 0.05
 """Share of a class's labels with the lowest IoU, or the lowest score, that may be suspect for it."""
 UNSEEN = 0.8
 """Suspicion of a label where the model sees nothing at all, if it sees all others of its class."""
+SEEN = 0.1
+"""Score of a detection of its class from which a label is seen."""
 UNSEEN_LISTED = 0.6
 """Suspicion from which such a label is listed: nothing says what should be there instead."""
 TYPICAL_RANK, STRENGTH = 0.15, 5.0
@@ -205,7 +207,10 @@ def _loose(table: Columns, pairs: Pairs, right: Floats) -> _Found:
 
 
 def _unseen(table: Columns, pairs: Pairs) -> _Found:
-    """Return labels at which the model sees nothing, or next to nothing, if that is rare for their class."""
+    """Return labels at which the model sees nothing, or next to nothing, if that is rare for their class.
+
+    It says little where the model overlooks many labels of the class, or where there are few.
+    """
     score = np.zeros(len(table.gt_labels))
     agreed = pairs.take(pairs.agree)
     score[agreed.gt] = table.scores[agreed.detection]
@@ -213,7 +218,9 @@ def _unseen(table: Columns, pairs: Pairs) -> _Found:
     other[pairs.gt[~pairs.agree]] = True
     rows = np.flatnonzero(~other & ~table.gt_crowd)
     rare = _rareness(score[rows], table.gt_labels[rows], len(table.class_names))
-    suspicion = UNSEEN * rare * (1 - score[rows])
+    labels, classes = table.gt_labels[rows], len(table.class_names)
+    seen = np.bincount(labels[score[rows] >= SEEN], minlength=classes) / (np.bincount(labels, minlength=classes) + 1)
+    suspicion = UNSEEN * rare * (1 - score[rows]) * seen[labels]
     return _Found(np.full(len(rows), 1), suspicion, np.full(len(rows), -1), rows)
 
 
@@ -222,9 +229,10 @@ def _rareness(values: Floats, labels: Labels, classes: int) -> Floats:
     rare = np.zeros(len(values))
     for label in range(classes):
         rows = np.flatnonzero(labels == label)
-        # Equal values are all as frequent as the last of them; one alone is not frequent
+        # Equal values are all as frequent as the last of them; one alone is not frequent, but of few it says little
         rank = np.searchsorted(np.sort(values[rows]), values[rows], "right") - 1
-        rare[rows] = np.clip(1 - rank / (RARE * max(len(rows), 1)), 0, 1)
+        many = max(len(rows), 1)
+        rare[rows] = np.clip(1 - rank / (RARE * many), 0, 1) * (1 - 1 / many)
     return rare
 
 

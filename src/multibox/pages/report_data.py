@@ -290,7 +290,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     place, kept = _relabel_place(folder / "relabel", subject.data, overwrite=overwrite)
     written = renew_relabel(report["suspects"], subject.dataset, place)
-    notes = [f"{name}/ was changed after it was written, so it stays" for name in kept if overwrite]
+    notes = [f"{name}/ may hold corrections, so it stays" for name in kept if overwrite]
     report["relabel"] = {"folder": place.name, **written._replace(notes=notes + written.notes)._asdict()}
     write_text_whole(folder / "report.json", json.dumps(report, ensure_ascii=False, separators=(",", ":")) + "\n")
     with _counted(subject, "images drawn") as progress:

@@ -216,7 +216,7 @@ def calibration_in_words(report: Report) -> str:
         return "It cannot be told: there are no detections to judge by."
     if error < MISCALIBRATED:
         return f"Nearly: scores differ from the share of right detections by {error:.3f} on average (ECE)."
-    return f"No: {_off(calibration)}"
+    return f"No: scores {_off(calibration)}"
 
 
 def miscalibration(report: Report) -> str:
@@ -224,7 +224,7 @@ def miscalibration(report: Report) -> str:
     error = part(report, "calibration").get("ece")
     if error is None or error < MISCALIBRATED:
         return ""
-    return f"Scores are no probabilities: {_off(part(report, 'calibration'))}"
+    return f"Scores are no probabilities: they {_off(part(report, 'calibration'))}"
 
 
 def _off(calibration: Mapping[str, Any]) -> str:
@@ -232,7 +232,7 @@ def _off(calibration: Mapping[str, Any]) -> str:
     mended = "" if after is None else " A temperature would not mend it."
     if after is not None and after < 0.9 * error:
         mended = f" A temperature of {calibration['temperature']:.2f} leaves {after:.3f} (--temperature)."
-    return f"they differ from the share of right detections by {error:.3f} on average (ECE).{mended}"
+    return f"differ from the share of right detections by {error:.3f} on average (ECE).{mended}"
 
 
 def confusion_in_words(report: Report) -> str:

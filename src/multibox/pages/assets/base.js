@@ -212,7 +212,7 @@ const multibox = (() => {
     };
     /** Text at a box: above or below it, a row further where other text stands already. */
     function label({ box: [x1, y1, x2, y2], text, below }, letters, taken) {
-      const wide = 0.55 * letters * text.length, start = Math.max(0, Math.min(x1 + letters / 8, width - wide));
+      const wide = 0.6 * letters * (text.length + 1), start = Math.max(0, Math.min(x1 + letters / 8, width - wide));
       const first = below ? (y2 + letters < height ? y2 + letters : y2 - letters / 5) : y1 > letters ? y1 - letters / 5 : y1 + letters;
       const free = (y) => y >= letters && y <= height && taken.every(([left, row, right]) => Math.abs(row - y) >= letters || left > start + wide || right < start);
       const y = [0, 1, -1, 2, -2].map((rows) => first + 1.1 * rows * letters * (below ? 1 : -1)).find(free) ?? first;

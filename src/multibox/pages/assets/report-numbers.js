@@ -3,7 +3,14 @@
 (() => {
   const { data, el, replace, number, percent, count, section, card, table, slider, select, lineChart } = multibox;
   const parts = multibox.report, { report, note, copied } = parts;
-  const curves = Object.entries(report.curves || {}), ALL = "all classes";
+  const curves = Object.entries(report.curves || {}).filter(([, curve]) => curve.objects || curve.scores.length), ALL = "all classes";
+
+  // A detector of 90 classes may meet 20 of them in a data set: the others have nothing to show
+  const objectsOf = (name) => report.curves?.[name]?.objects ?? 0;
+  const occurring = report.classes.filter((name) => !report.curves || objectsOf(name) || !report.curves[name]);
+  const ofInterest = occurring.length > 12 ? [...occurring].sort((a, b) => objectsOf(b) - objectsOf(a)) : occurring;
+  const others = report.classes.length - occurring.length;
+  const leftOut = others ? note(`${count(others)} ${others === 1 ? "class" : "classes"} of the model without an object in these images ${others === 1 ? "is" : "are"} left out.`) : null;
 
   const interval = (ends) => (ends ? `${number(ends[0])} to ${number(ends[1])}` : "–");
 
@@ -13,12 +20,12 @@
       ["APm", "AP medium", "up to 96 × 96 pixels"], ["APl", "AP large", "larger ones"], ["AR100", "AR", "recall with up to 100 detections"]];
     const rows = named.map(([key, name, meaning]) => ({ name, meaning, value: coco[key], ends: intervals.coco?.[key] }));
     rows.push({ name: "VOC07 mAP", meaning: "IoU 0.5, eleven points", value: voc07.mAP }, { name: "VOC12 mAP", meaning: "IoU 0.5, area below the curve", value: voc12.mAP, ends: intervals.voc12?.mAP });
-    const perClass = report.classes.map((name) => ({ name, ...(coco.per_class?.[name] || {}), ends: intervals.per_class?.[name]?.AP, voc: voc12.per_class?.[name], objects: report.curves?.[name]?.objects, best: report.thresholds?.[name] }));
+    const perClass = ofInterest.map((name) => ({ name, ...(coco.per_class?.[name] || {}), ends: intervals.per_class?.[name]?.AP, voc: voc12.per_class?.[name], objects: report.curves?.[name]?.objects, best: report.thresholds?.[name] }));
     const anyEnds = perClass.some((row) => row.ends);
     return section("metrics", "Metrics", "All metrics, from 0 to 1, higher is better. The interval says where a metric would lie with other images of the same kind (95 %, bootstrap); a difference inside it may be chance. Click a column to sort.",
       table([
         { name: "Metric", value: (row) => row.name }, { name: "Value", value: (row) => row.value ?? null, number: true },
-        { name: "95 % interval", value: (row) => row.ends?.[0] ?? null, show: (row) => interval(row.ends), number: true }, { name: "Meaning", value: (row) => row.meaning },
+        ...(intervals.coco ? [{ name: "95 % interval", value: (row) => row.ends?.[0] ?? null, show: (row) => interval(row.ends), number: true }] : []), { name: "Meaning", value: (row) => row.meaning },
       ], rows, { caption: "Metrics of all classes" }),
       el("h3", {}, "Each class"),
       table([
@@ -26,7 +33,7 @@
         { name: "AP", value: (row) => row.AP ?? null, number: true }, ...(anyEnds ? [{ name: "95 % interval", value: (row) => row.ends?.[0] ?? null, show: (row) => interval(row.ends), number: true }] : []),
         { name: "AP50", value: (row) => row.AP50 ?? null, number: true }, { name: "VOC12", value: (row) => row.voc ?? null, number: true },
         { name: "Best F1", value: (row) => row.best?.f1 ?? null, number: true }, { name: "at score", value: (row) => row.best?.threshold ?? null, number: true, digits: 2 },
-      ], perClass, { caption: "The weakest class has most to gain: more images of it help most" }));
+      ], perClass, { caption: "The weakest class has most to gain: more images of it help most" }), leftOut);
   }
 
   /** Precision, recall and F1 of the detections of at least `score`, from a thinned curve. */
@@ -79,7 +86,8 @@
 
   function thresholds() {
     const intro = "Detections below the threshold are not reported. A higher one makes fewer false boxes and misses more objects. Move the slider to see what a threshold would give on these images.";
-    const rows = Object.entries(report.thresholds || {}).map(([name, best]) => {
+    const rows = ofInterest.filter((name) => name in (report.thresholds || {})).map((name) => {
+      const best = report.thresholds[name];
       const own = best?.model ?? report.confusion?.threshold?.[name] ?? null, curve = report.curves?.[name];
       return { name, best, own, ownF1: own !== null && curve ? rates(atScore(curve, own)).f1 : null };
     });
@@ -108,7 +116,7 @@
         { name: "Class", value: (row) => row.name }, { name: "Model's own", value: (row) => row.own, show: (row) => button(row, row.own, "the model's own threshold"), number: true }, { name: "F1 there", value: (row) => row.ownF1, number: true },
         { name: "Best", value: (row) => row.best?.threshold ?? null, show: (row) => button(row, row.best?.threshold, "the best threshold"), number: true }, { name: "F1 there", value: (row) => row.best?.f1 ?? null, number: true },
         { name: "Gain", value: (row) => (row.best && row.ownF1 !== null ? Math.max(0, row.best.f1 - row.ownF1) : null), number: true },
-      ], rows, { caption: "Best is where F1 is highest on these images. For one threshold for all: multibox predict --threshold X" }));
+      ], rows, { caption: "Best is where F1 is highest on these images. For one threshold for all: multibox predict --threshold X" }), leftOut?.cloneNode(true));
   }
 
   function slices() {
@@ -128,7 +136,7 @@
     const one = report.calibration || {}, bins = (one.bins || []).filter((bin) => bin.count);
     if (one.ece === null || one.ece === undefined || !bins.length) return section("calibration", "Calibration", intro, note("There are no detections to judge the scores by."));
     const mend = `multibox report ${[report.model, ...report.data].map(quoted).join(" ")}${report.split ? ` --split ${quoted(report.split)}` : ""} --temperature calibrated.safetensors`;
-    const per = Object.entries(one.per_class || {}).map(([name, value]) => ({ name, ece: typeof value === "number" || value === null ? value : value.ece, count: value?.count ?? null }));
+    const per = Object.entries(one.per_class || {}).filter(([, value]) => value?.detections !== 0).map(([name, value]) => ({ name, ece: typeof value === "number" || value === null ? value : value.ece, count: value?.count ?? null }));
     return section("calibration", "Calibration", intro,
       el("div", { class: "cards" }, card("ECE", number(one.ece), "mean distance between score and share of right boxes", one.ece > 0.1 ? "bad" : one.ece > 0.05 ? "warn" : "good"),
         one.ece_after !== null && one.ece_after !== undefined ? card("ECE with a temperature", number(one.ece_after), `of ${number(one.temperature, 2)}`) : null),

@@ -10,10 +10,11 @@
     const coco = report.metrics?.coco || {}, ends = report.metrics?.intervals?.coco?.AP;
     const kinds = (report.errors?.kinds || []).filter((kind) => !["false-positives", "false-negatives"].includes(kind.kind));
     const worst = [...kinds].sort((a, b) => (b.ap_cost || 0) - (a.ap_cost || 0))[0];
+    const met = report.curves ? report.classes.filter((name) => report.curves[name]?.objects).length : report.classes.length;
     return el("section", { id: "summary", "aria-label": "Summary" },
       el("ul", { class: "verdict" }, data.verdict.map(({ text, link }) => el("li", {}, text, " ", el("a", { href: `#${link}`, "aria-label": `More: ${link}` }, "More")))),
       el("div", { class: "cards" }, card("AP", number(coco.AP), ends ? `95 %: ${number(ends[0])} to ${number(ends[1])}` : "mean over IoU 0.50 to 0.95"), card("AP50", number(coco.AP50), "IoU 0.5 is enough"),
-        card("Images", count(report.images), `${count(report.objects)} objects, ${count(report.classes.length)} ${report.classes.length === 1 ? "class" : "classes"}`),
+        card("Images", count(report.images), `${count(report.objects)} objects, ${count(met)} ${met === 1 ? "class" : "classes"}`),
         worst && worst.ap_cost > 0 ? card("Costliest error", worst.kind, `costs ${number(worst.ap_cost)} AP50`, "word") : null,
         report.calibration?.ece !== null && report.calibration?.ece !== undefined ? card("ECE", number(report.calibration.ece), "scores against reality") : null,
         report.suspects ? card("Label suspects", count(report.suspects.length), "labels to look at") : null),
