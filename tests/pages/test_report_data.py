@@ -1,6 +1,11 @@
 """The report as data: the numbers of `eval`, every entry named in docs/report.md, files, and what cannot be there."""
 
+import importlib
+import io
 import json
+import shutil
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +13,7 @@ import pytest
 import multibox
 from multibox.analysis.relabel import write_relabel
 from multibox.api import evaluate, make_report, open_for
+from multibox.data.formats import open_dataset
 from multibox.pages.report_data import _relabel_place
 from multibox.pages.report_words import verdict
 from multibox.structures import Detections
@@ -175,6 +181,79 @@ def test_a_relabel_list_that_is_read_is_never_replaced(squares, tmp_path):
     write_relabel(suspects, open_for(Guesser(squares, "train"), squares, split="train"), place)
     assert _relabel_place(place, [str(squares)], overwrite=True) == (place, [])
     assert _relabel_place(place, [str(place / "labels")], overwrite=True)[1] == ["relabel"]
+
+
+def archived(kind, squares, folder, draw_squares):
+    """The validation images as other kinds of data sets."""
+    if kind == "zip":
+        return [Path(shutil.make_archive(str(folder / "squares"), kind, squares))]
+    samples = list(open_for(Guesser(squares, "val"), squares, split="val"))
+    if kind == "joined":
+        return [squares, draw_squares(folder / "more", 12)]
+    if kind == "broken":
+        shutil.copytree(squares, folder / "broken")
+        first, second = (folder / "broken" / sample.path.relative_to(squares) for sample in samples[:2])
+        first.unlink()
+        second.write_bytes(second.read_bytes()[:200])
+        return [folder / "broken"]
+    rows = [
+        {
+            "image": {"bytes": sample.path.read_bytes(), "path": sample.path.name},
+            "objects": {
+                "bbox": np.hstack(
+                    [sample.boxes_xyxy[:, :2], np.diff(sample.boxes_xyxy.reshape(-1, 2, 2), axis=1)[:, 0]]
+                ).tolist(),
+                "category": [("red", "blue")[label] for label in sample.labels],
+            },
+        }
+        for sample in samples
+    ]
+    if kind == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet", reason="needs multibox[hub]")
+        (folder / "set").mkdir()
+        table = importlib.import_module("pyarrow").Table.from_pylist(rows)
+        parquet.write_table(table, folder / "set" / "val-00000-of-00001.parquet")
+        return [folder / "set"]
+    (folder / "shards").mkdir()
+    with tarfile.open(folder / "shards" / "val-000.tar", "w") as tar:
+        for number, (sample, row) in enumerate(zip(samples, rows, strict=True)):
+            label = json.dumps(row["objects"]).encode()
+            for ending, data in (("jpg", sample.path.read_bytes()), ("json", label)):
+                member = tarfile.TarInfo(f"{number:04}.{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return [folder / "shards"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "parquet", "webdataset", "joined", "broken"])
+def test_every_kind_of_data_gives_page_and_relabel_list(kind, squares, tmp_path, draw_squares, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = archived(kind, squares, tmp_path, draw_squares)
+    detector = Guesser(squares, "val")
+    if kind == "broken":
+        with pytest.raises(multibox.MultiboxError):
+            make_report(detector, data, split="val", bootstrap=0)
+    on_bad = "skip" if kind == "broken" else "stop"
+    detector.dataset = open_for(detector, data, split="val", on_bad=on_bad)
+    made = make_report(detector, data, split="val", out=tmp_path / "out", bootstrap=0, on_bad=on_bad)
+    assert made["images"] == len(made["files"]) == {"joined": 20 + 3, "broken": 18}.get(kind, 20)
+    assert made["suspects"] and "</html>" in (tmp_path / "out" / "index.html").read_text()[-20:]
+    relabel = tmp_path / "out" / "relabel"
+    assert {"list.csv", "labels", "label-studio.json", "cvat.xml"} <= {path.name for path in relabel.iterdir()}
+    again = open_dataset(relabel / "labels", class_names=("red", "blue"))
+    assert len(again) == made["relabel"]["images"]
+    assert len(open_dataset(relabel / "cvat.xml", class_names=("red", "blue")).labels) == len(again.labels)
+
+
+def test_no_detection_and_no_label_give_a_report(squares, tmp_path):
+    class Blind(Guesser):
+        def guess(self, number):
+            return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), self.names)
+
+    made = make_report(Blind(squares, "val"), squares, split="val", out=tmp_path / "out", bootstrap=5)
+    assert made["metrics"]["coco"]["AP"] == 0 and made["suspects"] == [] and made["relabel"]["images"] == 0
+    assert sum(file["missed"] for file in made["files"]) == made["objects"]
+    assert all(line.text for line in verdict(made))
 
 
 def test_an_untrained_network_gives_a_report_too(tmp_path, squares):
