@@ -72,7 +72,7 @@ class Pace:
         """Step at which a timed run ends, once it is near."""
         self.durations: deque[float] = deque(maxlen=MEASURED)
         self.first: list[float] = []
-        """Seconds of the first steps of this process where they take long; they plan the run until others are measured."""
+        """Seconds of the first steps of this process where they take long; they plan a run until others do."""
         self.unmeasured = UNMEASURED
         self.validation = 0.0
         """Seconds per validation; 0 before the first one."""
@@ -102,6 +102,9 @@ class Pace:
         if (each := self.step_seconds) is None:
             # Without any time one step is taken, so that there is something to save
             return 0 if self.step and self._left() <= 0 else None
+        if not self.durations:
+            # What a validation takes is not known either: foretold from the first steps it might fill the run
+            return max(0, int(((self.seconds or 0.0) - self.elapsed - self._last_words) / each))
         # Validations still to come are part of every step's price
         to_come = self._validation() * self.validations * (1 - self.position)
         return max(0, int((self._left() - to_come) / each))
@@ -153,7 +156,7 @@ class Pace:
         elif planned and self.remaining is not None:
             # By what is left now, not by what was foretold: a slow start must not use up the schedule
             self.position += (1 - self.position) / (1 + self.remaining)
-            if self.last is None and self.remaining <= LAST_STEPS:
+            if self.last is None and self.durations and self.remaining <= LAST_STEPS:
                 self.last = self.step + LAST_STEPS
 
     def state(self) -> dict[str, Any]:
@@ -186,8 +189,11 @@ class Pace:
 
     def _left(self) -> float:
         assert self.seconds is not None
-        ending = self._validation() + self.saving + min(LAST_WORDS, 0.05 * self.seconds)
-        return self.seconds - self.elapsed - ending
+        return self.seconds - self.elapsed - self._validation() - self.saving - self._last_words
+
+    @property
+    def _last_words(self) -> float:
+        return min(LAST_WORDS, 0.05 * (self.seconds or 0.0))
 
 
 def make_pace(config: Config, steps_per_epoch: int, started: float | None) -> Pace:
