@@ -124,10 +124,10 @@ def listen(host: str, port: int | None) -> socket.socket:
             listener.close()
             if port is None and error.errno in TAKEN:
                 continue
-            raise ConfigError(
-                f"{host}, port {each}: cannot listen there ({error.strerror}); give another --host, or leave --port "
-                "away to take a free one"
-            ) from None
+            advice = "give another --port, or leave it away to take a free one"
+            if error.errno not in TAKEN:
+                advice = "give another --host; 127.0.0.1 is this machine alone"
+            raise ConfigError(f"{host}, port {each}: cannot listen there ({error.strerror}); {advice}") from None
         return listener
     raise ConfigError(f"no port from {PORT} to {PORT + PORTS - 1} is free on {host}; give one with --port")
 
