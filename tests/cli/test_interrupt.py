@@ -8,7 +8,21 @@ import time
 
 import pytest
 
+from multibox.cli import evaluate, main
+
 SETTINGS = ("model.input_size=[64,64]", "train.batch_size=4", "train.workers=1", "train.precision=float32")
+
+
+def test_ctrl_c_ends_every_verb_with_one_line(monkeypatch, capfd):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "own_files", interrupted)
+    monkeypatch.setattr(sys, "argv", ["multibox", "eval", "coco", "data"])
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    assert stop.value.code == 130
+    assert capfd.readouterr().err == "multibox: stopped before the end; no half-written file is left\n"
 
 
 @pytest.mark.slow

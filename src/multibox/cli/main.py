@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from multibox import __version__
 from multibox.cli import (
@@ -38,6 +38,22 @@ STARTED = time.monotonic()
 """When the command began; the minutes of a run count from here."""
 TRAIN_PACKAGES = ("torch", "torchvision", "jaxtyping", "hotcoco", "matplotlib", "defusedxml", "yaml")
 """Packages of the extra `train`."""
+
+
+class Verbs(TyperGroup):
+    """The verbs; Ctrl-C ends each with a word and exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb that was given.
+
+        Raises:
+            Exit: Ctrl-C, where the verb has no word of its own about it.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo("multibox: stopped before the end; no half-written file is left", err=True)
+            raise typer.Exit(130) from None
 
 
 class HintedCommand(TyperCommand):
@@ -114,6 +130,7 @@ def _value(option: str, args: Sequence[str]) -> str:
 
 
 app = typer.Typer(
+    cls=Verbs,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
