@@ -11,7 +11,7 @@ import torch
 from multibox.analysis.anchor_search import examine_anchors
 from multibox.builtin import NO_WEIGHTS, find_model
 from multibox.data.checking import Counting, check_images, silence
-from multibox.data.choosing import merges_known
+from multibox.data.choosing import check_renamed, merges_known
 from multibox.data.formats import DataPaths, open_dataset
 from multibox.data.formats.text import OnBad
 from multibox.data.left_out import kept_difficult
@@ -181,6 +181,7 @@ def evaluate(
         bootstrap: Resamples of the images for 95 % intervals; 0 leaves them out.
 
     Raises:
+        ConfigError: `rename` leads to a class that the detector does not have.
         DataError: Data that cannot be read, or that shares no class with the detector.
     """
     dataset = open_for(detector, data, split=split, rename=rename, format=format, on_bad=on_bad)
@@ -200,7 +201,12 @@ def open_for(
     """Return a split with its classes in the detector's order; the arguments are those of `evaluate`.
 
     Its notes name the classes that are scored and count the objects that were left out.
+
+    Raises:
+        ConfigError: `rename` leads to a class that the detector does not have.
+        DataError: Data that cannot be read, or that shares no class with the detector.
     """
+    check_renamed(rename, detector.names)
     dataset = open_dataset(
         data, split, format=format, class_names=detector.names, on_bad=on_bad, rename=rename,
         merge=merges_known(detector.merge, detector.names), unknown="drop",

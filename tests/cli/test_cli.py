@@ -182,9 +182,15 @@ def test_a_class_that_changed_its_name_is_named(run, squares, trained):
     code, _, err = run("eval", trained, squares, "--split", "val", "--rename", "crimson")
     assert code == 2
     assert "--rename crimson: expected A=B" in err
-    code, _, err = run("eval", trained, squares, "--split", "val", "--rename", "blue=green")
+    code, _, err = run("eval", trained, squares, "--split", "val", "--rename", "blue=")
     assert code == 2
     assert "shares no class with the model" in err
+    for verb in (["eval", trained], ["report", trained], ["inspect", trained], ["compare", trained, trained]):
+        code, _, err = run(*verb, squares, "--split", "val", "--rename", "crimson=rd")
+        assert code == 2
+        assert "rename crimson=rd: no class 'rd' in the model, did you mean 'red'?; it has blue, red" in err, verb
+    _, out, _ = run("eval", trained, squares, "--split", "val", "--rename", "crimsn=red")
+    assert "the data has no class 'crimsn' to rename, did you mean 'crimson'?" in out
     for text, words in (("{", "not a readable JSON file"), ('{"a": 1}', "expected an object such as")):
         (squares.parent / "names.json").write_text(text)
         code, _, err = run("eval", trained, squares, "--split", "val", "--rename", squares.parent / "names.json")

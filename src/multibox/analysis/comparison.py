@@ -17,7 +17,7 @@ from multibox.analysis.error_kinds import match
 from multibox.analysis.image_scores import found_objects, tally_images
 from multibox.builtin import find_model
 from multibox.data.checking import Counting, check_images, silence
-from multibox.data.choosing import merges_known
+from multibox.data.choosing import check_renamed, merges_known
 from multibox.data.formats import DataPaths, open_dataset
 from multibox.data.formats.text import OnBad
 from multibox.data.images import load_image
@@ -105,7 +105,7 @@ def compare(
         counting: Tells how far the predictions are.
 
     Raises:
-        ConfigError: The detectors share no class.
+        ConfigError: The detectors share no class, or `rename` leads to one that neither has.
         DataError: Data that cannot be read, or that has no object of the classes that both know.
         WeightsError: A model that cannot be opened.
     """
@@ -145,6 +145,7 @@ def _open_for_both(
             f"A and B share no class name, so there is nothing to compare: A has {_some(a.names)}, B has "
             f"{_some(b.names)}"
         )
+    check_renamed(rename, list(dict.fromkeys((*a.names, *b.names))))
     dataset = open_dataset(
         data, split, format=format, class_names=shared, on_bad=on_bad, rename=rename,
         merge=merges_known(dict.fromkeys((*a.merge, *b.merge)), shared), unknown="drop",

@@ -53,6 +53,21 @@ def merges_known(merge: Iterable[str], class_names: Iterable[str]) -> Mapping[st
     return {old: new for old, new in parse_merges(merge).items() if new in known}
 
 
+def check_renamed(rename: Mapping[str, str] | None, class_names: Sequence[str]) -> None:
+    """Refuse a new name that a trained model does not know; an empty one, which leaves a class out, is right.
+
+    Raises:
+        ConfigError: such a name.
+    """
+    for old, new in (rename or {}).items():
+        if new and new not in class_names:
+            more = f" and {len(class_names) - 10} more" if len(class_names) > 10 else ""
+            raise ConfigError(
+                f"rename {old}={new}: no class {new!r} in the model{did_you_mean(new, class_names)}; "
+                f"it has {', '.join(class_names[:10])}{more}; {old}= leaves the class out"
+            )
+
+
 def _check_known(setting: str, wanted: Iterable[str], class_names: Sequence[str]) -> None:
     for name in wanted:
         if name not in class_names:
