@@ -208,6 +208,10 @@ def test_a_larger_or_wider_input_is_suggested_only_for_its_coverage():
     height, width = found["input"]
     assert height * width > 320 * 320 and found["image_aspect"] == 2 and "a step takes" in found["why"]
     assert any(row["input"][1] > 1.5 * row["input"][0] for row in found["tried"])
+    # Where no input sees a box, none is better than the present one
+    specks = objects_of(np.hstack([corner, corner + 0.008]), size=(1920, 1080))
+    found = suggest_input(specks, config)
+    assert found["input"] == [300, 300] and "cut the images into tiles" in found["why"]
 
 
 def test_shapes_as_settings_are_those_measured():

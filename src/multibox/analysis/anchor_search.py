@@ -138,10 +138,11 @@ def examine_anchors(
 
 
 def suggest_input(objects: Objects, config: Config) -> dict[str, Any]:
-    """Return the smallest input whose anchors see about as many boxes as those of larger ones, and all that were tried.
+    """Return the present input if it sees about as many boxes as larger ones, else the smallest that does.
 
-    A box is seen if it has at least 12 pixels of the input (square root of its area) and an anchor from IoU 0.5 on.
-    Inputs have the present aspect or that of the images, and at most 4 times the present pixels.
+    All that were tried are returned with it. A box is seen if it has at least 12 pixels of the input (square root of
+    its area) and an anchor from IoU 0.5 on. Inputs have the present aspect or that of the images, and at most 4 times
+    the present pixels.
     """
     some = some_objects(objects, TRIED)
     present = Size(*config.model.input_size)
@@ -157,7 +158,9 @@ def suggest_input(objects: Objects, config: Config) -> dict[str, Any]:
                 sizes.append(size)
     tried = [_try_input(some, config, size, present) for size in dict.fromkeys(sizes)]
     best = max(row["seen"] for row in tried)
-    chosen = min((row for row in tried if row["seen"] >= best - ENOUGH), key=lambda row: (row["cost"], -row["seen"]))
+    good = [row for row in tried if row["seen"] >= best - ENOUGH]
+    # Another aspect at about the same cost is no reason to leave the present one
+    chosen = tried[0] if tried[0] in good else min(good, key=lambda row: (row["cost"], -row["seen"]))
     largest = max(tried, key=lambda row: (row["seen"], -row["cost"]))
     height, width = chosen["input"]
     why = f"{_percent(chosen['seen'])} of the boxes have {WANTED:g} pixels and an anchor from IoU 0.5 on"
