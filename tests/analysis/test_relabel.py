@@ -3,6 +3,8 @@
 import csv
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from multibox.analysis.relabel import is_untouched, renew_relabel, write_relabel
 from multibox.analysis.suspects import find_suspects
+from multibox.columns import Texts
 from multibox.data.convert import write_dataset
 from multibox.data.formats import FORMATS, open_dataset
 from multibox.structures import Detections, Sample, Size, pack
@@ -82,6 +85,17 @@ def test_all_forms_hold_the_labels_as_they_are(source, format, tmp_path):
     assert {tag.get("label") for tag in tree.iter("tag")} == {"suspect"} and len(list(tree.iter("tag"))) == 2
     declared = {label.findtext("name") for label in tree.iterfind("./meta//labels/label")}
     assert declared == {one["name"] for one in json.loads((folder / "cvat-labels.json").read_text())}
+
+
+@pytest.mark.parametrize("format", WRITTEN)
+def test_images_of_one_of_two_joined_data_sets_are_found(source, format, tmp_path):
+    dataset = written(source, format, tmp_path / "data")
+    names = [f"two/{name.rpartition('/')[2]}" for name in dataset.image_names]
+    suspects = suspects_of(dataset)
+    write_relabel(suspects, replace(dataset, image_names=Texts.of(names)), tmp_path / "relabel")
+    tasks = json.loads((tmp_path / "relabel" / "label-studio.json").read_text())
+    files = [unquote(one["data"]["image"].partition("?d=")[2]) for one in tasks]
+    assert len(files) == 2 and all((tmp_path / "relabel" / file).is_file() for file in files)
 
 
 def test_label_files_of_voc_are_the_very_files(source, tmp_path):

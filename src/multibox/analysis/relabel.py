@@ -188,8 +188,12 @@ def _image_files(part_set: Dataset, names: Sequence[str], folder: Path) -> list[
     """Return the image files below the folder; images that labels/ keeps in a container are written beside it."""
     written = open_dataset(folder / "labels", part_set.split)
     if written.offsets[0] is None:
-        found = dict(zip(written.image_names, written.paths, strict=True))
-        return [found[name].relative_to(folder).as_posix() for name in names]
+        files = [path.relative_to(folder).as_posix() for path in written.paths]
+        found = dict(zip(written.image_names, files, strict=True))
+        if found.keys() == set(names):
+            return [found[name] for name in names]
+        # A folder that all images of a joined data set share here is no part of the names that are read
+        return [next(file for file in files if file.endswith(f"/{name}")) for name in names]
     for row, name in enumerate(names):
         place_image(part_set[row], folder / "images" / name, link=True)
     return [f"images/{name}" for name in names]
