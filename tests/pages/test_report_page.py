@@ -14,7 +14,7 @@ from multibox.evaluation.voc_metrics import precision_recall
 from multibox.pages.report_boxes import draw_boxes
 from multibox.pages.report_images import PER_CELL, choose_images, make_images
 from multibox.pages.report_page import write_report_page
-from multibox.pages.report_words import QUESTIONS, answers, small_objects, verdict
+from multibox.pages.report_words import NO_OBJECTS, QUESTIONS, answers, gains, small_objects, verdict
 from multibox.structures import Detections, Sample, Size, pack
 
 SECTIONS = (
@@ -222,17 +222,46 @@ def test_the_words_say_what_matters(sample) -> None:
     assert all(one["answer"] for one in answers(report))
 
 
-def test_small_objects_are_compared_where_there_are_enough() -> None:
-    def group(name: str, objects: int, recall: float) -> dict:
-        return {"name": name, "objects": objects, "recall": recall}
+def test_small_objects_are_compared_by_found_share_and_ap50() -> None:
+    def group(name: str, objects: int, recall: float, ap50: float) -> dict:
+        return {"name": name, "objects": objects, "recall": recall, "ap50": ap50}
 
-    few = [group("small (up to 32² px)", 3, 0.0), group("large", 90, 0.9)]
-    quarters = [group("smallest quarter", 30, 0.85), group("largest quarter", 30, 0.9)]
-    assert small_objects({"slices": {"size": [*few, *quarters]}}).startswith("No: found are 85 % of 'smallest quarter'")
-    enough = [group("small (up to 32² px)", 30, 0.2), few[1]]
-    assert small_objects({"slices": {"size": [*enough, *quarters]}}).startswith("Yes: found are 20 % of 'small (up")
-    assert small_objects({"slices": {"size": [few[1]]}}).startswith("It cannot be told")
-    assert small_objects({"metrics": {"coco": {"APs": 0.1, "APl": 0.6}}}).startswith("Yes: AP is 0.100")
+    def says(*groups: dict) -> str:
+        return small_objects({"slices": {"size": groups}})
+
+    few = [group("small (up to 32² px)", 3, 0.0, 0.0), group("large", 90, 0.9, 0.9)]
+    quarters = [group("smallest quarter", 30, 0.85, 0.85), group("largest quarter", 30, 0.9, 0.9)]
+    assert says(*few, *quarters).startswith("No: found at the model's thresholds are 85 % of 'smallest quarter'")
+    enough = [group("small (up to 32² px)", 30, 0.2, 0.3), few[1]]
+    assert says(*enough, *quarters).startswith("Yes: found at the model's thresholds are 20 % of 'small (up")
+    assert says(group("smallest quarter", 30, 0.22, 0.8), group("largest quarter", 30, 0.6, 0.7)) == (
+        "Not clearly: found at the model's thresholds are 22 % of 'smallest quarter' and 60 % of 'largest quarter'; "
+        "AP50 is 0.800 and 0.700. A lower threshold would likely find more of them."
+    )
+    assert says(group("smallest quarter", 30, 0.85, 0.2), quarters[1]).startswith("Not clearly")
+    assert says(few[1]).startswith("It cannot be told")
+
+
+def test_a_split_without_objects_answers_nothing_but_training_and_origin(sample) -> None:
+    report = {**sample[0], "objects": 0, "suspects": []}
+    for one in answers(report):
+        assert (one["answer"] == NO_OBJECTS) == (one["link"] not in ("training", "made")), one
+    assert not {"calibration", "suspects"} & {line.link for line in verdict(report) if line.text}
+
+
+def test_sentences_of_counts_say_from_which_score_they_count(sample) -> None:
+    said = {one["link"]: one["answer"] for one in answers(sample[0])}
+    assert "at the model's thresholds (0.30)" in said["confusion"]
+    missed = next(one["answer"] for one in answers(sample[0]) if one["question"].startswith("Why is this"))
+    assert "are missed at the model's thresholds (0.30)" in missed
+    assert "down to a score of 0" in next(line.text for line in verdict(sample[0]) if line.link == "errors")
+
+
+def test_a_threshold_that_is_equal_as_shown_is_not_advised() -> None:
+    curve = {"scores": [0.9, 0.361, 0.3599], "f1": [0.1, 0.5, 0.9], "objects": 50}
+    best = {"threshold": 0.3599, "f1": 0.9, "precision": 1, "recall": 1}
+    assert gains({"curves": {"a": curve}, "thresholds": {"a": {**best, "model": 0.361}}}) == []
+    assert gains({"curves": {"a": curve}, "thresholds": {"a": {**best, "model": 0.37}}})
 
 
 def bare() -> dict:

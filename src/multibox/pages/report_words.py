@@ -5,12 +5,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+LESS = 0.1
+"""Found share and AP50 by which small objects must lie below large ones."""
 GAIN = 0.02
 """F1 that another threshold must add before it is advised."""
 FEW = 20
 """Objects of a group or class from which its recall or its best threshold is more than chance."""
 MISCALIBRATED = 0.05
 """Expected calibration error from which a score is no probability."""
+NO_OBJECTS = "It cannot be told: the split has no objects."
+MOST_NAMED = 4
+"""Classes whose thresholds a sentence names."""
 DIVIDED = ("classification", "localization", "both", "duplicate", "background", "missed")
 """Kinds of errors that exclude each other; the other two of a report sum them up."""
 
@@ -57,7 +62,27 @@ def verdict(report: Report) -> list[Line]:
 
 def answers(report: Report) -> list[dict[str, str]]:
     """Return question, short answer and section of the ten questions."""
-    return [{"question": question, "link": link, "answer": answer(report)} for question, link, answer in QUESTIONS]
+    known = [(question, link, answer(report)) for question, link, answer in QUESTIONS]
+    if _is_empty(report):
+        known = [(question, link, text if link in WITHOUT_OBJECTS else NO_OBJECTS) for question, link, text in known]
+    return [{"question": question, "link": link, "answer": text} for question, link, text in known]
+
+
+def _is_empty(report: Report) -> bool:
+    return report.get("objects") == 0
+
+
+def own_thresholds(report: Report) -> str:
+    """Return the lowest score that the model reports of each class in brackets, with a space before; or nothing."""
+    known = {name: f"{value:.2f}" for name, value in part(report, "confusion", "threshold").items()}
+    values = sorted(set(known.values()))
+    if not values:
+        return ""
+    if len(values) == 1:
+        return f" ({values[0]})"
+    if len(known) > MOST_NAMED:
+        return f" ({values[0]} to {values[-1]}, by class)"
+    return f" ({', '.join(f'{name} {value}' for name, value in known.items())})"
 
 
 def score_in_words(report: Report) -> str:
@@ -83,14 +108,15 @@ def costliest_error(report: Report) -> str:
     if not kinds:
         return "No kind of error costs any AP50." if report.get("objects") else ""
     worst = max(kinds, key=lambda kind: kind["ap_cost"])
-    return (
+    text = (
         f"The costliest error is {worst['kind']!r}: {_counted(worst['count'], 'case')}, and without them AP50 would be "
-        f"{worst['ap_cost']:.3f} higher. {worst.get('meaning') or ''}".strip()
+        f"{worst['ap_cost']:.3f} higher (detections count down to a score of 0 here). {worst.get('meaning') or ''}"
     )
+    return text.strip()
 
 
 def weakest_class(report: Report) -> str:
-    """Return the class of lowest AP, beside the mean of the others."""
+    """Return the class of lowest AP, beside the mean of the others; nothing where no class has an AP."""
     per_class = part(report, "metrics", "coco", "per_class")
     scores = {name: one.get("AP") for name, one in per_class.items() if one.get("AP") is not None}
     if not scores:
@@ -108,6 +134,11 @@ def weakest_class(report: Report) -> str:
     many = f" ({_counted(objects, 'object')})" if objects is not None else ""
     which = f"Of the {len(scores)} classes with {FEW} objects or more, the weakest" if chosen else "The weakest class"
     return f"{which} is {name!r}{many}: AP {scores[name]:.3f}, where the others have {others:.3f} on average."
+
+
+def costliest_class(report: Report) -> str:
+    """Return what `weakest_class` says, or that it cannot be told."""
+    return weakest_class(report) or "It cannot be told: no class has an AP."
 
 
 class Gain(NamedTuple):
@@ -131,7 +162,9 @@ def gains(report: Report) -> list[Gain]:
         if best is None or best.get("model") is None or name not in curves or not _enough(curves[name]):
             continue
         own = f1_at(curves[name], float(best["model"]))
-        if best["f1"] - own > GAIN:
+        # The page shows two digits, so no other difference could be acted on
+        is_other = f"{best['model']:.2f}" != f"{best['threshold']:.2f}"
+        if is_other and best["f1"] - own > GAIN:
             found.append(Gain(name, float(best["model"]), float(best["threshold"]), own, float(best["f1"])))
     return sorted(found, key=lambda one: (one.before - one.after) * curves[one.name].get("objects", 1))
 
@@ -170,7 +203,7 @@ def label_suspects(report: Report) -> str:
     if suspects is None:
         return ""
     if not suspects:
-        return "No label looks wrong."
+        return "" if _is_empty(report) else "No label looks wrong."
     words = {"missing": "perhaps missing", "location": "perhaps badly placed", "class": "perhaps of the wrong class"}
     counts = {kind: sum(one["kind"] == kind for one in suspects) for kind in words}
     listed = ", ".join(f"{count:,} {words[kind]}" for kind, count in counts.items() if count)
@@ -193,9 +226,10 @@ def missed_objects(report: Report) -> str:
     """Return how many objects are missed, and where the reason of each stands."""
     missed = sum(one["missed"] for one in rows(report, "files"))
     if not missed:
-        return "No object is missed at the model's thresholds."
+        return f"No object is missed at the model's thresholds{own_thresholds(report)}."
     return (
-        f"{missed} of {_counted(report.get('objects') or 0, 'object')} are missed. Open an image: each has its reason."
+        f"{missed} of {_counted(report.get('objects') or 0, 'object')} are missed at the model's thresholds"
+        f"{own_thresholds(report)}. Open an image: each has its reason."
     )
 
 
@@ -222,7 +256,7 @@ def calibration_in_words(report: Report) -> str:
 def miscalibration(report: Report) -> str:
     """Return how far scores are from probabilities, and what mends it; nothing where they nearly are."""
     error = part(report, "calibration").get("ece")
-    if error is None or error < MISCALIBRATED:
+    if error is None or error < MISCALIBRATED or _is_empty(report):
         return ""
     return f"Scores are no probabilities: they {_off(part(report, 'calibration'))}"
 
@@ -242,29 +276,35 @@ def confusion_in_words(report: Report) -> str:
     if not classes.size:
         return ""
     np.fill_diagonal(classes, 0)
+    at = f"at the model's thresholds{own_thresholds(report)}"
     if not classes.any():
-        return "No class is taken for another one."
+        return f"No class is taken for another one {at}."
     gt, predicted = np.unravel_index(int(classes.argmax()), classes.shape)
     return (
-        f"Most often {names[int(gt)]!r} is taken for {names[int(predicted)]!r}: {_counted(int(classes.max()), 'time')}."
+        f"Most often {names[int(gt)]!r} is taken for {names[int(predicted)]!r}: {_counted(int(classes.max()), 'time')} "
+        f"{at}."
     )
 
 
 def small_objects(report: Report) -> str:
-    """Return recall of small and of large objects: COCO's groups, or the quarters of this data if those are too few."""
+    """Return whether small objects are found less often and have a lower AP50 than large ones.
+
+    COCO's groups are compared, or the quarters of this data if those are too few.
+    """
     groups = [row for row in rows(report, "slices", "size") if row["objects"] and row.get("recall") is not None]
     for least, words in ((FEW, ("small ", "large")), (1, ("smallest", "largest")), (1, ("small", "large"))):
         pair: list[Any] = [next((row for row in groups if row["name"].startswith(word)), None) for word in words]
-        if all(pair) and min(row["objects"] for row in pair) >= least:
-            says = "Yes" if pair[0]["recall"] < pair[1]["recall"] - 0.1 else "No"
-            shares = [f"{100 * row['recall']:.0f} % of {row['name']!r}" for row in pair]
-            return f"{says}: found are {shares[0]} and {shares[1]}."
-    coco = part(report, "metrics", "coco")
-    few, many = coco.get("APs"), coco.get("APl") if coco.get("APl") is not None else coco.get("APm")
-    if few is None or many is None:
-        return "It cannot be told: all objects are of one size group."
-    says = "Yes" if few < many - 0.1 else "No"
-    return f"{says}: AP is {few:.3f} for objects under 32 x 32 pixels, {many:.3f} for large ones."
+        if not all(pair) or min(row["objects"] for row in pair) < least:
+            continue
+        small, large = pair
+        scores = [0.0 if row.get("ap50") is None else row["ap50"] for row in pair]
+        fewer, lower = small["recall"] < large["recall"] - LESS, scores[0] < scores[1] - LESS
+        says = {2: "Yes", 1: "Not clearly", 0: "No"}[fewer + lower]
+        shares = [f"{100 * row['recall']:.0f} % of {row['name']!r}" for row in pair]
+        text = f"{says}: found at the model's thresholds are {shares[0]} and {shares[1]}"
+        advice = " A lower threshold would likely find more of them." if fewer and not lower else ""
+        return f"{text}; AP50 is {scores[0]:.3f} and {scores[1]:.3f}.{advice}"
+    return "It cannot be told: there are no small and large objects to compare."
 
 
 def training_in_words(report: Report) -> str:
@@ -309,7 +349,7 @@ def _counted(count: int, one: str, many: str = "") -> str:
 
 QUESTIONS: tuple[tuple[str, str, Callable[[Report], str]], ...] = (
     ("Why is this object missed?", "worst", missed_objects),
-    ("Which class costs most?", "metrics", weakest_class),
+    ("Which class costs most?", "metrics", costliest_class),
     ("Is the threshold right?", "thresholds", threshold_advice),
     ("Are there wrong labels?", "suspects", label_suspects),
     ("Which images are worst?", "worst", worst_image),
@@ -320,3 +360,5 @@ QUESTIONS: tuple[tuple[str, str, Callable[[Report], str]], ...] = (
     ("How was this made, and can I repeat it?", "made", origin),
 )
 """What users ask, the section that answers, and the answer in short."""
+WITHOUT_OBJECTS = ("training", "made")
+"""Sections of the questions that a split without objects does not concern."""

@@ -12,7 +12,7 @@
   }
 
   function confusion() {
-    const intro = "Rows are the labelled classes, columns what was detected. Blue is right, orange is wrong; the last column counts missed objects, the last row boxes where no object is. Press a cell to see its images.";
+    const intro = "Rows are the labelled classes, columns what was detected with a score from the model's thresholds on. Blue is right, orange is wrong; the last column counts missed objects, the last row boxes where no object is. Press a cell to see its images.";
     const matrix = report.confusion;
     if (!matrix?.counts?.length) return section("confusion", "Confusion matrix", intro, note("There is no confusion matrix."));
     const { names, counts } = matrix, size = names.length;
@@ -106,7 +106,7 @@
   }
 
   function errors() {
-    const intro = "Each kind of error and the AP50 that would be gained if it alone were mended (TIDE, ECCV 2020). Begin with the longest bar.";
+    const intro = "Each kind of error and the AP50 that would be gained if it alone were mended (TIDE, ECCV 2020). Detections count down to a score of 0 here, not only from the model's thresholds as elsewhere on this page: an object is missed only if no detection of any score finds it. Begin with the longest bar.";
     const one = report.errors || {}, kinds = one.kinds || [];
     if (!kinds.length) return section("errors", "Errors and what they cost", intro, note("There are no errors to divide."));
     const examples = el("div", { "aria-live": "polite" });
@@ -118,7 +118,7 @@
     const summed = (kind) => ["false-positives", "false-negatives"].includes(kind.kind);
     const worst = [...kinds].filter((kind) => !summed(kind)).sort((a, b) => (b.ap_cost || 0) - (a.ap_cost || 0))[0];
     const bars = (some) => barChart(some.map((kind) => ({ name: rows.get(kind.kind), value: kind.ap_cost, text: `${number(kind.ap_cost)} · ${count(kind.count)}×`, colour: summed(kind) ? "var(--c7)" : kind === worst ? "var(--bad)" : null })), { most: Math.max(...kinds.map((kind) => kind.ap_cost || 0), 1e-9) });
-    const node = section("errors", "Errors and what they cost", intro, note(`AP50 is ${number(one.ap50)}. A bar shows what it would gain, and how many cases there are.`),
+    const node = section("errors", "Errors and what they cost", intro, note(`AP50 is ${number(one.ap50)}. A bar shows what it would gain, and how many cases there are down to a score of 0.`),
       bars(kinds.filter((kind) => !summed(kind))), el("h3", {}, "All of them together"), bars(kinds.filter(summed)),
       el("details", {}, el("summary", {}, "What the kinds mean"), el("dl", {}, kinds.map((kind) => [el("dt", {}, kind.kind), el("dd", {}, kind.meaning || "")]))), examples);
     show(worst || kinds[0]);

@@ -134,6 +134,7 @@
   function calibration() {
     const intro = "If a score is a probability, then of the boxes with a score of 0.8, 80 % are right: the points lie on the dashed line. Points below it mean that the model is too sure of itself.";
     const one = report.calibration || {}, bins = (one.bins || []).filter((bin) => bin.count);
+    if (report.objects === 0) return section("calibration", "Calibration", intro, note("It cannot be told: the split has no objects."));
     if (one.ece === null || one.ece === undefined || !bins.length) return section("calibration", "Calibration", intro, note("There are no detections to judge the scores by."));
     const mend = `multibox report ${[report.model, ...report.data].map(quoted).join(" ")}${report.split ? ` --split ${quoted(report.split)}` : ""} --temperature calibrated.safetensors`;
     const per = Object.entries(one.per_class || {}).filter(([, value]) => value?.detections !== 0).map(([name, value]) => ({ name, ece: typeof value === "number" || value === null ? value : value.ece, count: value?.count ?? null }));

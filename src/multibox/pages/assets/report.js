@@ -15,8 +15,8 @@
       el("ul", { class: "verdict" }, data.verdict.map(({ text, link }) => el("li", {}, text, " ", el("a", { href: `#${link}`, "aria-label": `More: ${link}` }, "More")))),
       el("div", { class: "cards" }, card("AP", number(coco.AP), ends ? `95 %: ${number(ends[0])} to ${number(ends[1])}` : "mean over IoU 0.50 to 0.95"), card("AP50", number(coco.AP50), "IoU 0.5 is enough"),
         card("Images", count(report.images), `${count(report.objects)} objects, ${count(met)} ${met === 1 ? "class" : "classes"}`),
-        worst && worst.ap_cost > 0 ? card("Costliest error", worst.kind, `costs ${number(worst.ap_cost)} AP50`, "word") : null,
-        report.calibration?.ece !== null && report.calibration?.ece !== undefined ? card("ECE", number(report.calibration.ece), "scores against reality") : null,
+        worst && worst.ap_cost > 0 ? card("Costliest error", worst.kind, `costs ${number(worst.ap_cost)} AP50, all scores`, "word") : null,
+        report.objects !== 0 && report.calibration?.ece !== null && report.calibration?.ece !== undefined ? card("ECE", number(report.calibration.ece), "scores against reality") : null,
         report.suspects ? card("Label suspects", count(report.suspects.length), "labels to look at") : null),
       el("h2", { id: "questions" }, "Ten questions"),
       el("dl", { class: "questions" }, data.questions.map(({ question, answer, link }) => el("div", {}, el("dt", {}, el("a", { href: `#${link}` }, question)), el("dd", {}, answer)))));
