@@ -94,3 +94,6 @@ def test_the_level_is_that_of_the_best_of_all_anchors(preset):
     counts = [rows * columns * many for (rows, columns), many in zip(shapes, anchors_per_cell(config), strict=True)]
     level = np.searchsorted(np.cumsum(counts), place, side="right")
     assert (best_levels(boxes, config, shapes) == level).mean() >= 0.99
+    slices = describe(table_of([], [(0, 0, 20, 20)]), [Size(480, 640)], config)
+    # Numbered as the inspection numbers them
+    assert [row["name"].split(" (")[0] for row in slices["level"]] == [f"level {n}" for n in range(len(shapes))]

@@ -165,7 +165,7 @@ def _slices(objects: int) -> dict:
     return {
         "size": rows("small", "medium", "large"),
         "aspect": rows("tall", "square", "wide"),
-        "level": rows("level 1 (8 px)", "level 2 (16 px)", "level 3 (32 px)", "level 4 (64 px)"),
+        "level": rows("level 0 (8 px)", "level 1 (16 px)", "level 2 (32 px)", "level 3 (64 px)"),
         "crowding": rows("alone", "near another one", "overlapping"),
         "border": rows("inside", "cut by the border"),
     }

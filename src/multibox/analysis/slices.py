@@ -156,7 +156,7 @@ def _border(table: Columns, image_wh: Floats) -> Grouping:
 
 def _levels(table: Columns, image_wh: Floats, config: Config) -> Grouping:
     shapes = measure(config, len(table.class_names)).feature_shapes
-    names = [f"level {number} ({rows} x {columns})" for number, (rows, columns) in enumerate(shapes, start=1)]
+    names = [f"level {number} ({rows} x {columns})" for number, (rows, columns) in enumerate(shapes)]
     gt, detection = (
         best_levels(boxes / np.tile(image_wh, 2)[image], config, shapes)
         for boxes, image in ((table.gt_xyxy, table.gt_image), (table.boxes_xyxy, table.image))
