@@ -64,7 +64,7 @@ def test_outputs_that_collide_are_refused(tmp_path):
     for targets, options, said in (
         ([taken], {}, "taken exists already; give another place, or --overwrite"),
         ([tmp_path / "gone"], {}, "gone exists already"),
-        ([taken, source], {}, r"taken \(and 1 more\) exists already"),
+        ([taken, source], {}, r"taken and 1 other file exist already; .* to replace them"),
         ([tmp_path], {"overwrite": True}, "is a folder, expected the name of a file"),
         ([source], {"overwrite": True, "inputs": [source]}, "source belongs to the input"),
         ([tmp_path / "link"], {"overwrite": True, "inputs": [source]}, "link belongs to the input"),

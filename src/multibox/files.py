@@ -45,11 +45,14 @@ def check_outputs(
             raise ConfigError(f"{target} is a folder, expected the name of a file to write; give another name")
     files, folders = _identities(inputs)
     own = [target for target in taken if _identity(target) in files or folders.intersection(_above(target))]
-    more = f" (and {len(own or taken) - 1} more)" if len(own or taken) > 1 else ""
+    others = len(own or taken) - 1
+    more = f" and {others} other {'file' if others == 1 else 'files'}" if others else ""
     if own:
-        raise ConfigError(f"{own[0]}{more} belongs to the input and is never replaced; give the results another place")
+        verbs = "belong to the input and are" if others else "belongs to the input and is"
+        raise ConfigError(f"{own[0]}{more} {verbs} never replaced; give the results another place")
     if not overwrite:
-        raise ConfigError(f"{taken[0]}{more} exists already; give another place, or {how} to replace it")
+        verb, them = ("exist", "them") if others else ("exists", "it")
+        raise ConfigError(f"{taken[0]}{more} {verb} already; give another place, or {how} to replace {them}")
 
 
 def free_path(path: str | Path) -> Path:
