@@ -11,7 +11,7 @@ import torch
 from multibox.analysis.anchor_search import examine_anchors
 from multibox.builtin import NO_WEIGHTS, find_model
 from multibox.data.checking import Counting, check_images, silence
-from multibox.data.choosing import check_renamed, merges_known
+from multibox.data.choosing import check_renamed, in_use, merges_known
 from multibox.data.formats import DataPaths, open_dataset
 from multibox.data.formats.text import OnBad
 from multibox.data.left_out import kept_difficult
@@ -220,11 +220,12 @@ def _scored_classes(dataset: Dataset) -> tuple[str, ...]:
     """Return a note if the data has no object of some of the detector's classes."""
     present = set[int](dataset.labels.tolist())
     there = [name for label, name in enumerate(dataset.class_names) if label in present]
-    missing = len(dataset.class_names) - len(there)
+    known = in_use(dataset.class_names)
+    missing = len(set(known) - set(there))
     if not missing:
         return ()
     shown = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
-    return (f"scored on {len(there)} of the detector's {len(dataset.class_names)} classes: {shown or 'none'}; the "
+    return (f"scored on {len(there)} of the detector's {len(known)} classes: {shown or 'none'}; the "
             f"data has no object of the other {missing}",)  # fmt: skip
 
 

@@ -202,7 +202,7 @@ def two(monkeypatch, tmp_path):
     models = {
         "a": fake(NAMES, everything),
         "b": fake(NAMES, [one if i % 2 else detections_of([]) for i, one in enumerate(everything)]),
-        "c": fake(("cat", "bird"), [detections_of([(0.9, 0, 0)], ("cat", "bird"))] * 12),
+        "c": fake(("cat", "bird", "unused 3"), [detections_of([(0.9, 0, 0)], ("cat", "bird"))] * 12),
         "d": fake(("bird",), []),
     }
     for name in models:
@@ -231,6 +231,9 @@ def test_classes_that_both_know_are_compared(two):
     result = multibox.compare(two / "a", two / "c", two / "data", bootstrap=20, speed=0)
     assert result["classes"] == ["cat"] and result["objects"] == 6 and result["speed"] is None
     assert any("A alone knows them: dog" in note for note in result["notes"])
+    assert "left out, as B alone knows them: bird" in result["notes"]
+    with pytest.raises(ConfigError, match="rename bird=dgo: no class 'dgo' in the model, did you mean 'dog'"):
+        multibox.compare(two / "a", two / "c", two / "data", rename={"bird": "dgo"})
     with pytest.raises(ConfigError, match="share no class name"):
         multibox.compare(two / "a", two / "d", two / "data")
 

@@ -17,7 +17,7 @@ from multibox.analysis.error_kinds import match
 from multibox.analysis.image_scores import found_objects, tally_images
 from multibox.builtin import find_model
 from multibox.data.checking import Counting, check_images, silence
-from multibox.data.choosing import check_renamed, merges_known
+from multibox.data.choosing import check_renamed, in_use, merges_known
 from multibox.data.formats import DataPaths, open_dataset
 from multibox.data.formats.text import OnBad
 from multibox.data.images import load_image
@@ -150,7 +150,8 @@ def _open_for_both(
         data, split, format=format, class_names=shared, on_bad=on_bad, rename=rename,
         merge=merges_known(dict.fromkeys((*a.merge, *b.merge)), shared), unknown="drop",
     )  # fmt: skip
-    only = [(letter, [n for n in names if n not in shared]) for letter, names in (("A", a.names), ("B", b.names))]
+    both = ("A", in_use(a.names)), ("B", in_use(b.names))
+    only = [(letter, [name for name in names if name not in shared]) for letter, names in both]
     notes = [f"left out, as {letter} alone knows them: {_some(names)}" for letter, names in only if names]
     dataset = replace(dataset, notes=(*dataset.notes, *notes))
     return check_images(dataset, on_bad) if on_bad == "skip" else dataset

@@ -53,6 +53,11 @@ def merges_known(merge: Iterable[str], class_names: Iterable[str]) -> Mapping[st
     return {old: new for old, new in parse_merges(merge).items() if new in known}
 
 
+def in_use(class_names: Iterable[str]) -> list[str]:
+    """Return the classes without those that only fill COCO's gaps, such as `unused 12` of the built-in model."""
+    return [name for name in class_names if not name.startswith("unused ")]
+
+
 def check_renamed(rename: Mapping[str, str] | None, class_names: Sequence[str]) -> None:
     """Refuse a new name that a trained model does not know; an empty one, which leaves a class out, is right.
 
