@@ -354,6 +354,14 @@ def test_the_threshold_slider_counts_as_the_metrics_do(sample, open_page) -> Non
     report, dataset, detections, path = sample
     curves = precision_recall(detections, dataset, NAMES)
     with open_page(path) as page:
+        cards = page.locator("#thresholds .cards").inner_text().split("\n")
+        own = {key: sum(one[key] for one in report["files"]) for key in ("found", "false", "missed")}
+        shown = {
+            key: int(cards[cards.index(name) + 1])
+            for name, key in (("Right", "found"), ("False", "false"), ("Missed", "missed"))
+        }
+        assert shown == own
+        assert "the model's own thresholds (0.30)" in page.locator("#thresholds").inner_text()
         page.get_by_label("Class of the threshold").select_option("blue")
         control = page.get_by_role("slider", name="Threshold")
         control.focus()

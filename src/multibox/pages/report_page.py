@@ -79,12 +79,19 @@ def _page_data(report: Report, shown: Sequence[int], cells: Mapping[int, Sequenc
         "verdict": [line._asdict() for line in verdict(report)],
         "questions": answers(report),
         "files": {position: files[position] for position in shown},
+        "own_counts": _own_counts(files),
         "shown": list(shown),
         "chunk": CHUNK,
         "suspects_shown": MOST_SUSPECTS,
         # Decisions on suspects belong to one model and one state of the data
         "key": f"{report.get('model')} {made.get('fingerprint')} {report.get('split')}",
     }
+
+
+def _own_counts(files: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return right detections, detections and objects at the model's own thresholds."""
+    found, missed, false = (sum(one[key] for one in files) for key in ("found", "missed", "false"))
+    return {"right": found, "detections": found + false, "objects": found + missed}
 
 
 def _cell(cell: Mapping[str, Any], images: Sequence[int], files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

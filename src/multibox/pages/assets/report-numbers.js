@@ -95,22 +95,28 @@
     const cards = el("div", { class: "cards", "aria-live": "polite" }), chart = el("div");
     let name = classes()[0][0];
     const ownOf = (key) => rows.find((row) => row.name === key)?.own ?? 0.3;
-    let shared = Math.min(0.99, Math.max(0, ownOf(curves[0][0])));
+    // Null: each class from the model's own threshold, until the slider is moved
+    let shared = name === ALL ? null : ownOf(name), moved = false;
+    const owns = curves.map(([key]) => ownOf(key)), from = number(Math.min(...owns), 2), to = number(Math.max(...owns), 2);
+    const ownWords = from === to ? from : `${from} to ${to}, by class`, ownNote = el("p", { class: "note", "aria-live": "polite" });
+    const middle = () => shared ?? owns.reduce((a, b) => a + b, 0) / owns.length;
     const series = {};
     const show = () => {
-      const now = sum(chosenCurves(name), shared);
+      const isOwn = shared === null, now = isOwn ? rates(data.own_counts) : sum(chosenCurves(name), shared);
+      replace(ownNote, isOwn ? `At the model's own thresholds (${ownWords}), as in the confusion matrix. Move the slider for one threshold for all classes.` : `With one threshold of ${number(shared, 2)} for ${name}.`);
       replace(cards, card("Precision", number(now.precision), "share of the boxes that are right"), card("Recall", number(now.recall), "share of the objects found"), card("F1", number(now.f1), "both in one number"),
         card("Right", count(now.right)), card("False", count(now.wrong), "boxes without an object"), card("Missed", count(now.missed), "objects without a box"));
       const both = series[name] ??= overScore(name);
       replace(chart, lineChart({ series: [{ name: "precision", x: GRID, y: both.precision }, { name: "recall", x: GRID, y: both.recall, dashed: true }, { name: "F1", x: GRID, y: both.f1, colour: "var(--c2)" }],
-        lines: [{ x: shared, name: "threshold" }], xLabel: "score", yLabel: "share", xRange: [0, 1], yRange: [0, 1], label: `Precision, recall and F1 of ${name}; threshold ${shared.toFixed(2)}` }));
+        lines: isOwn ? [] : [{ x: shared, name: "threshold" }], xLabel: "score", yLabel: "share", xRange: [0, 1], yRange: [0, 1], label: `Precision, recall and F1 of ${name}; threshold ${isOwn ? "the model's own" : shared.toFixed(2)}` }));
+      if (isOwn) control.querySelector("output").textContent = "the model's own";
     };
-    const control = slider("Threshold", { value: shared.toFixed(2), oninput: (value) => { shared = value; show(); } });
-    const take = (key, score) => { name = key; shared = score; choice.querySelector("select").value = key; control.set(score); show(); };
-    const choice = select("Class of the threshold", classes(), name, (key) => { name = key; if (key !== ALL) { shared = ownOf(key); control.set(shared); } show(); });
+    const control = slider("Threshold", { value: middle().toFixed(2), oninput: (value) => { shared = value; moved = true; show(); } });
+    const take = (key, score) => { name = key; shared = score; moved = true; choice.querySelector("select").value = key; control.set(score); show(); };
+    const choice = select("Class of the threshold", classes(), name, (key) => { name = key; if (key !== ALL) { shared = ownOf(key); moved = false; } else if (!moved) shared = null; control.set(middle()); show(); });
     show();
     const button = (row, score, title) => (score === null || score === undefined ? "–" : el("button", { type: "button", class: "link", "aria-label": `Show ${title} of ${row.name}`, onclick: () => { take(row.name, score); choice.scrollIntoView({ block: "center" }); } }, number(score, 2)));
-    return section("thresholds", "Thresholds", intro, el("div", { class: "controls" }, choice, control), cards, chart,
+    return section("thresholds", "Thresholds", intro, el("div", { class: "controls" }, choice, control), ownNote, cards, chart,
       el("h3", {}, "Best threshold per class"),
       table([
         { name: "Class", value: (row) => row.name }, { name: "Model's own", value: (row) => row.own, show: (row) => button(row, row.own, "the model's own threshold"), number: true }, { name: "F1 there", value: (row) => row.ownF1, number: true },
