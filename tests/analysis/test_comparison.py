@@ -238,6 +238,19 @@ def test_classes_that_both_know_are_compared(two):
         multibox.compare(two / "a", two / "d", two / "data")
 
 
+def test_a_model_that_has_hardly_trained_is_named(two):
+    assert not any(
+        "trained for" in one for one in multibox.compare(two / "a", two / "b", two / "data", speed=0)["notes"]
+    )
+    for last, told in ((61, True), (100, False)):
+        (two / "p").mkdir(exist_ok=True)
+        (two / "p" / "a").touch()
+        (two / "p" / "metrics.csv").write_text(f"epoch,step,l2_loss\n1,16,0\n2,{last},0\n")
+        notes = multibox.compare(two / "b", two / "p" / "a", two / "data", bootstrap=0, speed=0)["notes"]
+        assert any(note.startswith("B has trained for 61 steps alone") for note in notes) == told
+        assert not any(note.startswith("A has trained") for note in notes)
+
+
 def test_nothing_to_compare_is_refused():
     data = dataset_of([0]).subset([])
     with pytest.raises(DataError, match="nothing to compare"):

@@ -3,6 +3,7 @@
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import csv
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,8 @@ TIMED = 20
 """Images that both predict in turn for the speed."""
 FEW = 10
 """Images; of fewer, draws with replacement are too alike for intervals and p-values to be trusted."""
+LEAST_STEPS = 100
+"""Of training; after fewer, most learning rates have hardly warmed up."""
 NOISE = 1e-9
 """Differences of AP below it are rounding."""
 
@@ -123,6 +126,7 @@ def compare(
     result = compare_sides(
         *sides, dataset, margin=margin, resamples=bootstrap, max_detections=max_detections, seed=seed
     )
+    result["notes"] += _hardly_trained(named)
     result["data"] = [str(path) for path in (data if isinstance(data, list | tuple) else [data])]
     result["speed"] = time_in_turn(one, other, dataset, speed) if speed else None
     return result
@@ -132,6 +136,29 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, str | Path) and isinstance(b, str | Path):
         return find_model(a).samefile(find_model(b))
     return a is b
+
+
+def _hardly_trained(models: Sequence[str]) -> list[str]:
+    """Return a note for each model whose run folder says that it took fewer than 100 steps."""
+    notes: list[str] = []
+    for letter, model in zip("AB", models, strict=True):
+        place = find_model(model).parent if model else None
+        steps = None if place is None else _steps_of(place / "metrics.csv")
+        if steps is not None and steps < LEAST_STEPS:
+            notes.append(
+                f"{letter} has trained for {counted(steps, 'step', 'steps')} alone: this compares two states of "
+                "training, and tells nothing about settings"
+            )
+    return notes
+
+
+def _steps_of(metrics: Path) -> int | None:
+    """Return the last step in a run's metrics.csv; None if it says none."""
+    try:
+        with metrics.open(encoding="utf-8", newline="") as file:
+            return max(int(row["step"]) for row in csv.DictReader(file))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _open_for_both(
