@@ -21,7 +21,7 @@ from multibox.analysis.anchor_fit import (
     see_grid,
     with_shapes,
 )
-from multibox.analysis.anchor_search import examine_anchors, search, suggest_input
+from multibox.analysis.anchor_search import _try_fit, examine_anchors, search, suggest_input
 from multibox.analysis.coverage import Objects, count_positives, cover, describe_cover, of_some_images
 from multibox.data.formats import open_dataset
 from multibox.data.left_out import drop_difficult
@@ -212,6 +212,20 @@ def test_a_larger_or_wider_input_is_suggested_only_for_its_coverage():
     specks = objects_of(np.hstack([corner, corner + 0.008]), size=(1920, 1080))
     found = suggest_input(specks, config)
     assert found["input"] == [300, 300] and "cut the images into tiles" in found["why"]
+
+
+def test_a_fit_is_named_before_a_larger_input_where_anchors_alone_are_missing():
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 0.4, (300, 2))
+    config = resolve("ssd300-vgg16")
+    flat = objects_of(np.hstack([corner, corner + np.array([0.5, 0.06])]), size=(500, 500))
+    present = suggest_input(flat, config)["tried"][0]
+    found = _try_fit(flat, config, config, present, seed=0)
+    assert present["large_enough"] == 1 and present["seen"] < 0.5
+    assert found["fit_first"] and found["fitted_seen"] > 0.95
+    square = objects_of(np.hstack([corner, corner + 0.3]), size=(500, 500))
+    found = _try_fit(square, config, config, suggest_input(square, config)["tried"][0], seed=0)
+    assert found == {"fitted_seen": None, "fit_first": False}
 
 
 def test_shapes_as_settings_are_those_measured():

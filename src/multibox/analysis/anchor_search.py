@@ -133,7 +133,10 @@ def examine_anchors(
     fitted = search(objects, own, before, seed) if fit else None
     if fitted is not None:
         report["fit"] = fitted.report
-    report["suggested"] = suggest_input(objects, own if fitted is None else fitted.config)
+    suggested = suggest_input(objects, own if fitted is None else fitted.config)
+    unfitted: dict[str, Any] = {"fitted_seen": None, "fit_first": False}
+    tried = _try_fit(objects, own, before, suggested["tried"][0], seed) if fitted is None else unfitted
+    report["suggested"] = suggested | tried
     return Anchors(objects, names, before, found.best_iou, fitted, report)
 
 
@@ -193,6 +196,16 @@ def _try_input(objects: Objects, config: Config, size: Size, present: Size) -> d
         "reached50": float((best >= IOU50).mean()),
         "seen": float((large & (best >= IOU50)).mean()),
     }
+
+
+def _try_fit(objects: Objects, own: Config, before: Config, present: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Return the share of the boxes that fitted anchors see at the present input, and whether that is worth a fit."""
+    if present["large_enough"] - present["seen"] <= ENOUGH:
+        return {"fitted_seen": None, "fit_first": False}
+    some = some_objects(objects, TRIED)
+    size = Size(*own.model.input_size)
+    seen = _try_input(some, search(some, own, before, seed).config, size, size)["seen"]
+    return {"fitted_seen": seen, "fit_first": seen > present["seen"] + ENOUGH}
 
 
 def search(objects: Objects, own: Config, before: Config, seed: int = 0) -> Fit:

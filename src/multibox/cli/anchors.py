@@ -97,12 +97,13 @@ def print_coverage(found: "Anchors", *, stderr: bool = False) -> None:
         f"{report['preset']} at {height}x{width} has {report['anchors']:,} anchors, {report['matcher']} matching",
         err=stderr,
     )
-    typer.echo(
-        f"no anchor reaches {_percent(report['unreached'])} of the boxes (IoU {report['threshold']:g}, the matching "
-        f"threshold) and {_percent(report['unreached50'])} at IoU 0.5; {_number(report['positives'])} anchors learn a "
-        "box on average",
-        err=stderr,
-    )
+    missed = f"no anchor reaches {_percent(report['unreached50'])} of the boxes at IoU 0.5"
+    if report["matcher"] in ("bipartite", "dual_max"):
+        missed += (
+            ", the matching threshold" if report["threshold"] == 0.5 else
+            f" and {_percent(report['unreached'])} at the matching threshold of {report['threshold']:g}"
+        )  # fmt: skip
+    typer.echo(f"{missed}; {_number(report['positives'])} anchors learn a box on average", err=stderr)
     columns = (">boxes", ">best IoU", ">reached", ">at IoU 0.5", ">anchors per box")
     rows = [(name, *_cells(group)) for name, group in report["by_class"].items()]
     _table(("class", *columns), [*rows, ("all", *_cells(report))], stderr)
@@ -133,9 +134,18 @@ def _print_inputs(suggested: dict[str, Any], stderr: bool) -> None:
     ]  # fmt: skip
     heads = ("input", ">work", ">median side", ">from 12 pixels", ">at IoU 0.5", ">both")
     _table(heads, rows, stderr)
+    unfitted = " without a fit" if suggested["fit_first"] else ""
+    if suggested["fit_first"]:
+        height, width = suggested["tried"][0]["input"]
+        typer.echo(
+            f"first fit the anchors with --fit OUT.toml, at no more work: at {height}x{width} "
+            f"{_percent(suggested['fitted_seen'])} of the boxes then have 12 pixels and an anchor from IoU 0.5 on, now "
+            f"{_percent(suggested['tried'][0]['seen'])}",
+            err=stderr,
+        )
     height, width = suggested["input"]
     typer.echo(
-        f"suggested input: {height}x{width} (aspect {suggested['aspect']:.2f}, that of the images is "
+        f"suggested input{unfitted}: {height}x{width} (aspect {suggested['aspect']:.2f}, that of the images is "
         f"{suggested['image_aspect']:.2f}), --set {suggested['setting']}: {suggested['why']}",
         err=stderr,
     )
