@@ -362,6 +362,10 @@ def test_the_threshold_slider_counts_as_the_metrics_do(sample, open_page) -> Non
         }
         assert shown == own
         assert "the model's own thresholds (0.30)" in page.locator("#thresholds").inner_text()
+        line = page.locator("#thresholds pre").inner_text()
+        values = [float(value) for value in line.split("(")[-1].rstrip(")}, ").split(", ")]
+        best = [report["thresholds"][name]["threshold"] for name in NAMES]
+        assert np.allclose(values, best, atol=1e-4) and (np.array(values) <= best).all()
         page.get_by_label("Class of the threshold").select_option("blue")
         control = page.get_by_role("slider", name="Threshold")
         control.focus()

@@ -122,7 +122,17 @@
         { name: "Class", value: (row) => row.name }, { name: "Model's own", value: (row) => row.own, show: (row) => button(row, row.own, "the model's own threshold"), number: true }, { name: "F1 there", value: (row) => row.ownF1, number: true },
         { name: "Best", value: (row) => row.best?.threshold ?? null, show: (row) => button(row, row.best?.threshold, "the best threshold"), number: true }, { name: "F1 there", value: (row) => row.best?.f1 ?? null, number: true },
         { name: "Gain", value: (row) => (row.best && row.ownF1 !== null ? Math.max(0, row.best.f1 - row.ownF1) : null), number: true },
-      ], rows, { caption: "Best is where F1 is highest on these images. For one threshold for all: multibox predict --threshold X" }), leftOut?.cloneNode(true));
+      ], rows, { caption: "Best is where F1 is highest on these images. For one threshold for all: multibox predict --threshold X" }), leftOut?.cloneNode(true),
+      note("A checkpoint holds one threshold per class, which multibox train chooses on the validation images. To set those of this line in Python (the best ones; a class of fewer than 20 objects keeps its own):"), copied(setThresholds()));
+  }
+
+  /** The Python that gives a loaded checkpoint the best thresholds; rounded down, so that the detection at one stays. */
+  function setThresholds() {
+    const values = report.classes.map((name) => {
+      const enough = (report.curves?.[name]?.objects ?? 0) >= 20, own = report.confusion?.threshold?.[name] ?? 0.3;
+      return Math.floor(1e4 * ((enough ? report.thresholds?.[name]?.threshold : null) ?? own)) / 1e4;
+    });
+    return `detector = multibox.load(${JSON.stringify(report.model)}); detector.config = detector.config.updated({"post.thresholds": (${values.join(", ")},)})`;
   }
 
   function slices() {
