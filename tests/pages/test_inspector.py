@@ -221,6 +221,8 @@ def test_each_question_is_answered_by_one_click(tmp_path, open_page, overflow):
         assert page.locator(".picture .heat").evaluate("(node) => node.style.opacity") == "0.2"
         assert page.locator(".panel .gallery img").count() == 1
         assert page.locator("#thresholds svg").count() == 1
+        # At 39 even scores, and at the boxes' own between them
+        assert page.locator("#thresholds path.curve").first.get_attribute("d").count("L") > 39
         for name, start in (
             ("Positives of this image: 5", "Positive anchor"),
             ("Hard negatives of", "Hard negative 1"),

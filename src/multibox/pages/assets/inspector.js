@@ -445,13 +445,21 @@ function aboutMatcher() {
   return `The matcher is ${MATCHERS[matcher] ?? matcher}${numbers}`;
 }
 
+/** Scores at which the curve is computed, rising: every 40th, and up to 80 of the boxes' own, where it has its steps. */
+function curveScores(floor) {
+  const own = [...new Set(images.flatMap((_, index) => load(index).candidates.map((one) => one.score)))].sort((a, b) => a - b);
+  const every = Math.max(1, own.length / 80);
+  const some = Array.from({ length: Math.ceil(own.length / every) }, (_, place) => own[Math.floor(place * every)]);
+  return [...new Set([...Array.from({ length: 39 }, (_, step) => (step + 1) / 40), ...some])].filter((score) => score > floor).sort((a, b) => a - b);
+}
+
 let charted = false;
 function showChart() {
   if (charted) return;
   charted = true;
   // Below this score some boxes may not be listed
   const floor = Math.max(0, ...images.map((_, index) => load(index).candidates_above ?? 0));
-  const scores = [...Array(39).keys()].map((step) => (step + 1) / 40).filter((score) => score > floor);
+  const scores = curveScores(floor);
   const render = () => {
     const rows = tally(images.map((_, index) => load(index)), scores, state.nms);
     const mean = Object.values(image.thresholds.score).reduce((sum, value) => sum + value, 0) / Math.max(1, Object.keys(image.thresholds.score).length);
@@ -460,8 +468,8 @@ function showChart() {
     replace(chartBox, lineChart({ label: "Objects found and detections that are right, over the score", xLabel: "lowest score reported", yLabel: "share", xRange: [0, 1], yRange: [0, 1],
       series: [{ name: "objects found (recall)", x: scores, y: rows.map((row) => share(row.found, row.objects)) }, { name: "detections that are right (precision)", x: scores, y: rows.map((row) => share(row.found, row.found + row.wrong)), dashed: true }],
       lines: [{ x: mean, name: "the original threshold (mean of the classes)" }] }),
-    el("p", {}, f1[best] === null || f1[best] === undefined ? "These images have no objects, so no threshold is best." : `Best balance (F1 ${number(f1[best], 2)}) at a score of ${scores[best].toFixed(2)}; the original one is ${mean.toFixed(2)} (dotted line). Suppression at ${state.nms}.`),
-    el("div", { class: "actions" }, el("button", { type: "button", onclick: () => { state.score = scores[best]; setSliders(); judged(); reveal(state.chosen); } }, `Show the images at ${scores[best].toFixed(2)}`), " ", el("button", { type: "button", onclick: render }, "Compute again")));
+    el("p", {}, f1[best] === null || f1[best] === undefined ? "These images have no objects, so no threshold is best." : `Best balance (F1 ${number(f1[best], 2)}) at a score of ${scoreText(scores[best])}; the original one is ${mean.toFixed(2)} (dotted line). Suppression at ${state.nms}.`),
+    el("div", { class: "actions" }, el("button", { type: "button", onclick: () => { state.score = scores[best]; setSliders(); judged(); reveal(state.chosen); } }, `Show the images at ${scoreText(scores[best])}`), " ", el("button", { type: "button", onclick: render }, "Compute again")));
   };
   render();
 }
