@@ -14,13 +14,14 @@ import multibox
 from multibox.analysis.relabel import write_relabel
 from multibox.api import evaluate, make_report, open_for
 from multibox.data.formats import open_dataset
-from multibox.pages.report_data import _relabel_place
+from multibox.pages.report_data import _relabel_place, _training_run
 from multibox.pages.report_words import verdict
 from multibox.structures import Detections
 
 ENTRIES = {
     "model", "data", "split", "images", "objects", "classes", "made", "metrics", "curves", "thresholds", "confusion",
     "errors", "slices", "calibration", "files", "worst", "mistakes", "suspects", "relabel", "duplicates", "training",
+    "training_run",
 }  # fmt: skip
 
 
@@ -260,3 +261,17 @@ def test_an_untrained_network_gives_a_report_too(tmp_path, squares):
     detector = multibox.create("tinyssd", ["red", "blue"])
     made = make_report(detector, squares, split="val", bootstrap=0)
     assert made["images"] == 20 and made["training"] == []
+
+
+def test_rates_are_those_of_the_steps_and_the_end_is_named(tmp_path):
+    assert _training_run(None) is _training_run(tmp_path) is None
+    events = [{"kind": "step", "step": step, "lr": step / 1000} for step in range(1, 1001)]
+    events.append({"kind": "note", "step": 1000, "text": "ended after step 1000: ... (train.patience); ..."})
+    lines = "\n".join(map(json.dumps, events))
+    (tmp_path / "metrics.jsonl").write_text(lines + '\n{"kind": "step", "st')
+    found = _training_run(tmp_path)
+    rates = found["learning_rate"]
+    assert rates["step"][0] == 1 and rates["step"][-1] == 1000 and len(rates["step"]) == 200
+    assert max(rates["value"]) == 1.0 and found["ended"] == "patience"
+    (tmp_path / "status.json").write_text('{"state": "stopped"}')
+    assert _training_run(tmp_path)["ended"] == "stopped"

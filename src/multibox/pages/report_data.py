@@ -160,6 +160,7 @@ def make_report_data(subject: Subject, detections: Sequence[Detections]) -> Repo
         "relabel": None,
         "duplicates": _duplicates(subject),
         "training": _training(subject.run),
+        "training_run": _training_run(subject.run),
     }
     return plain(report)
 
@@ -266,6 +267,31 @@ def _training(run: Path | None) -> list[dict[str, float | None]]:
         return []
     with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
         return [{name: _number(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def _training_run(run: Path | None) -> dict[str, Any] | None:
+    """Return steps, learning rates as they were used, how the run ended and why, from metrics.jsonl and status.json.
+
+    None where MODEL is no run folder or the run wrote neither.
+    """
+    if run is None or not (run / "metrics.jsonl").is_file():
+        return None
+    rates: list[tuple[int, float]] = []
+    ended: str | None = None
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            event: Any = json.loads(line)
+            if event["kind"] == "step":
+                rates.append((int(event["step"]), float(event["lr"])))
+            elif event["kind"] == "note" and "(train.patience)" in event["text"]:
+                ended = "patience"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        state = json.loads((run / "status.json").read_text(encoding="utf-8"))["state"]
+        ended = "stopped" if state == "stopped" else ended
+    shown = np.unique(np.linspace(0, max(0, len(rates) - 1), POINTS).round().astype(np.int64))
+    thinned = [rates[int(place)] for place in shown] if rates else []
+    step, rate = [one[0] for one in thinned], [one[1] for one in thinned]
+    return {"learning_rate": {"step": step, "value": rate}, "ended": ended}
 
 
 def _number(cell: str | None) -> float | None:

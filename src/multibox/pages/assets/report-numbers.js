@@ -103,7 +103,7 @@
     const series = {};
     const show = () => {
       const isOwn = shared === null, now = isOwn ? rates(data.own_counts) : sum(chosenCurves(name), shared);
-      replace(ownNote, isOwn ? `At the model's own thresholds (${ownWords}), as in the confusion matrix. Move the slider for one threshold for all classes.` : `With one threshold of ${number(shared, 2)} for ${name}.`);
+      replace(ownNote, isOwn ? `At the model's own thresholds (${ownWords}), those of the confusion matrix and of the images. Move the slider for one threshold for all classes.` : `With one threshold of ${number(shared, 2)} for ${name}.`);
       replace(cards, card("Precision", number(now.precision), "share of the boxes that are right"), card("Recall", number(now.recall), "share of the objects found"), card("F1", number(now.f1), "both in one number"),
         card("Right", count(now.right)), card("False", count(now.wrong), "boxes without an object"), card("Missed", count(now.missed), "objects without a box"));
       const both = series[name] ??= overScore(name);
@@ -168,12 +168,20 @@
 
   const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? String(word) : `'${String(word).replaceAll("'", "'\\''")}'`);
 
+  const plural = (many, one) => `${count(many)} ${one}${many === 1 ? "" : "s"}`;
+  const COLUMNS = { l2_loss: "weight decay (L2)", total_loss: "total", cross_entropy_loss: "classes", location_loss: "boxes", val_loss: "validation, total", val_map50: "mAP at IoU 0.5", class_error: "class, all anchors", box_mae: "box offsets, all anchors", positive_class_error: "class, matched anchors", positive_box_mae: "box offsets, matched anchors", cls_accuracy: "class accuracy", learning_rate: "learning rate" };
+
   function training() {
     const intro = "Losses should fall and flatten, mAP should rise and flatten. A validation loss that rises while the training loss falls means that images are learned by heart.";
-    const rows = report.training || [];
+    const each = new Map((report.training || []).map((row, place) => [row.step ?? `row ${place}`, row])), rows = [...each.values()];
     if (!rows.length) return section("training", "Training", intro, note("MODEL is no run folder, so there are no training curves. Give the run folder instead of the file in it to see them."));
     const value = (row, key) => { const found = row[key]; return found === "" || found === null || found === undefined || !Number.isFinite(Number(found)) ? null : Number(found); };
-    const x = rows.map((row, place) => value(row, "epoch") ?? place + 1);
+    // Steps rise through a resumed run; an epoch that was stopped within stands twice
+    const bySteps = rows.every((row) => value(row, "step") !== null), over = bySteps ? "step" : "epoch";
+    const x = rows.map((row, place) => value(row, over) ?? place + 1), run = report.training_run || {}, rates = run.learning_rate?.step?.length ? run.learning_rate : null;
+    const steps = bySteps ? Math.max(...x) : null;
+    const remarks = [steps !== null && steps < 100 ? `The run had ${plural(steps, "step")} only: the curves say little, and a longer run would likely be better.` : null,
+      run.ended === "patience" ? "Patience ended the run: its last validations were no better than those before." : run.ended === "stopped" ? "The user stopped the run before its end." : null].filter(Boolean);
     const names = [...new Set(rows.flatMap((row) => Object.keys(row)))].filter((key) => !["epoch", "step", "seconds"].includes(key));
     const panels = [["Loss", /loss|^total$|classification|locali[sz]ation/], ["mAP of the validation images", /map|(^|_)ap(\d|_|$)/i], ["Errors", /err|mae/], ["Learning rate", /learning_rate|^lr/]];
     const left = new Set(names);
@@ -181,12 +189,13 @@
       const mine = [...left].filter((key) => pattern.test(key) && rows.some((row) => value(row, key) !== null));
       mine.forEach((key) => left.delete(key));
       if (!mine.length) return null;
+      if (title === "Learning rate" && rates) return el("div", {}, el("h3", {}, title), lineChart({ series: [{ name: "learning rate", x: rates.step, y: rates.value }], xLabel: "step", yLabel: "", widest: 480, label: "Learning rate over steps" }));
       return el("div", {}, el("h3", {}, title), lineChart({ series: mine.map((key, place) => {
         const real = rows.map((row, at) => [x[at], value(row, key)]).filter(([, one]) => one !== null);
-        return { name: key, x: real.map(([at]) => at), y: real.map(([, one]) => one), dots: real.length < 30, dashed: place % 2 === 1 };
-      }), xRange: x.length > 1 ? [Math.min(...x), Math.max(...x)] : null, yRange: title.startsWith("mAP") ? [0, 1] : null, xLabel: "epoch", yLabel: title === "Learning rate" ? "" : title.split(" ")[0], widest: 480, label: `${title} over epochs` }));
+        return { name: COLUMNS[key] ?? key.replaceAll("_", " "), x: real.map(([at]) => at), y: real.map(([, one]) => one), dots: real.length < 30, dashed: place % 2 === 1 };
+      }), xRange: x.length > 1 ? [Math.min(...x), Math.max(...x)] : null, yRange: title.startsWith("mAP") ? [0, 1] : null, xLabel: over, yLabel: title === "Learning rate" ? "" : title.split(" ")[0], widest: 480, label: `${title} over ${over}s` }));
     });
-    return section("training", "Training", intro, el("div", { class: "columns wide" }, charts));
+    return section("training", "Training", intro, remarks.length ? el("p", {}, remarks.join(" ")) : null, el("div", { class: "columns wide" }, charts));
   }
 
   function made() {
