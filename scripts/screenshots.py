@@ -13,8 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +22,11 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from multibox.cli.monitor import HOST, listen, make_server
 from multibox.files import write_bytes_whole
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "images"
 DESKTOP, PHONE = (1200, 850), (390, 780)
-PORT = 8713
 COLOURS = 96
 """Of a screenshot's palette, which makes it a third as large."""
 ARGUMENTS = ["--no-sandbox", "--headless", "--disable-background-networking", "--disable-gpu"]
@@ -36,8 +35,8 @@ ARGUMENTS = ["--no-sandbox", "--headless", "--disable-background-networking", "-
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data, runs = Path(scratch) / "sprites", Path(scratch) / "runs"
-        multibox("data", "make", "sprites", data, "--images", 500, "--classes", 3, "--objects", "1-5")
-        train = ("train", data, "--preset", "tinyssd", "--epochs", 14, "--set", "train.validate_every=2", "--out")
+        multibox("data", "make", "sprites", data, "--images", 300, "--classes", 3, "--objects", "1-5")
+        train = ("train", data, "--preset", "tinyssd", "--epochs", 10, "--set", "train.validate_every=2", "--out")
         multibox(*train, runs / "first")
         multibox(*train, runs / "slower", "--set", "train.lr=0.0003")
         damage(data)
@@ -50,8 +49,8 @@ def main() -> None:
         shoot(page, "report-suspects.png", at("suspects"))
         shoot(page, "report-phone.png", at("confusion"), PHONE, dark=True)
         shoot((inspection / "index.html").as_uri(), "inspector.png", choose_missed)
-        with monitor(runs) as address:
-            shoot(address, "monitor.png", lambda page: page.wait_for_timeout(3000))
+        with served(runs) as address:
+            shoot(address, "monitor.png", tick_all, (DESKTOP[0], 1900))
 
 
 def multibox(*arguments: object) -> None:
@@ -89,22 +88,29 @@ def choose_missed(page: Any) -> None:
 
 
 @contextmanager
-def monitor(runs: Path) -> Generator[str]:
-    """Serve the runs while the block lasts."""
-    command = [sys.executable, "-m", "multibox", "monitor", str(runs), "--port", str(PORT), "--no-open"]
-    process = subprocess.Popen(command)
-    address = f"http://127.0.0.1:{PORT}/"
-    try:
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(address, timeout=1)
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
+def served(runs: Path) -> Generator[str]:
+    """Serve the monitor of the runs while the block lasts; yield its address."""
+    with listen(HOST, 0) as listener:
+        server = make_server(runs, HOST, listener, None)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://{HOST}:{listener.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def tick_all(page: Any) -> None:
+    """Show all runs of the monitor over each other."""
+    page.locator(".runs tbody tr").first.wait_for()
+    boxes = page.locator(".runs tbody input")
+    for place in range(boxes.count()):
+        boxes.nth(place).check()
+    page.locator(".charts svg").first.wait_for()
+    page.get_by_role("slider", name="Smoothing").fill("0.8")
+    page.wait_for_timeout(4000)
+    page.evaluate("scrollTo(0, 0)")
 
 
 def shoot(
