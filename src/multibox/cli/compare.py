@@ -5,10 +5,20 @@ from typing import Annotated, Any
 
 import typer
 
-from multibox.cli.options import DataSets, Device, Format, OnBad, SkipOrStop, own_files
+from multibox.cli.options import (
+    DataSets,
+    Device,
+    Format,
+    MaxDetections,
+    OnBad,
+    Rename,
+    SkipOrStop,
+    own_files,
+    read_rename,
+    rename_files,
+)
 
 _MODEL = "coco, face, a .safetensors, .onnx or .xml file, or a run folder."
-_RENAME = "The data set's class A is the models' B; A= leaves A out. Repeatable; also a .json file of such pairs."
 
 
 def compare(
@@ -21,8 +31,8 @@ def compare(
         int, typer.Option(min=0, help="Resamples of the images for 95 % intervals and p-values; 0 for none.")
     ] = 1000,
     speed: Annotated[int, typer.Option(min=0, help="Images on which both are timed in turn; 0 for none.")] = 20,
-    rename: Annotated[list[str] | None, typer.Option(metavar="A=B", help=_RENAME)] = None,
-    max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per image.")] = 100,
+    rename: Rename = None,
+    max_detections: MaxDetections = 100,
     format: Format = None,
     on_bad: SkipOrStop = OnBad.stop,
     device: Device = "auto",
@@ -42,14 +52,13 @@ def compare(
 
     from multibox.analysis.comparison import compare as compare_models
     from multibox.cli.console import counting
-    from multibox.cli.evaluate import read_rename
     from multibox.files import check_outputs, write_text_whole
 
     to_stdout = json_file == Path("-")
-    inputs = [*data, *own_files(a), *own_files(b), *(Path(text) for text in rename or () if "=" not in text)]
+    inputs = [*data, *own_files(a), *own_files(b), *rename_files(rename)]
     check_outputs([] if json_file is None or to_stdout else [json_file], overwrite=overwrite, inputs=inputs)
     result = compare_models(
-        a, b, data, split=split, margin=margin, bootstrap=bootstrap, speed=speed, rename=read_rename(rename or ()),
+        a, b, data, split=split, margin=margin, bootstrap=bootstrap, speed=speed, rename=read_rename(rename),
         max_detections=max_detections, format=format, on_bad=on_bad.value, device=device, seed=seed,
         counting=counting,
     )  # fmt: skip

@@ -1,8 +1,7 @@
 """`multibox eval`."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,17 +11,20 @@ from multibox.cli.options import (
     Device,
     Flip,
     Format,
+    MaxDetections,
     Model,
     OnBad,
+    Rename,
     SkipOrStop,
     check_suffix,
     own_files,
+    read_rename,
+    rename_files,
 )
 
 if TYPE_CHECKING:
     from multibox.evaluation.report import Metrics
 
-_RENAME = "The data set's class A is the model's B; A= leaves A out. Repeatable; also a .json file of such pairs."
 TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
@@ -30,8 +32,8 @@ def evaluate(
     model: Model,
     data: DataSets,
     split: Annotated[str | None, typer.Option(help="Split to score; needed where there are several.")] = None,
-    rename: Annotated[list[str] | None, typer.Option(metavar="A=B", help=_RENAME)] = None,
-    max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per image.")] = 100,
+    rename: Rename = None,
+    max_detections: MaxDetections = 100,
     format: Format = None,
     on_bad: SkipOrStop = OnBad.stop,
     device: Device = "auto",
@@ -61,12 +63,12 @@ def evaluate(
 
     to_stdout = json_file == Path("-")
     outputs = [path for path in (None if to_stdout else json_file, plot) if path is not None]
-    inputs = [*data, *own_files(model), *(Path(text) for text in rename or () if "=" not in text)]
+    inputs = [*data, *own_files(model), *rename_files(rename)]
     check_outputs(outputs, overwrite=overwrite, inputs=inputs)
     if plot is not None:
         check_suffix(plot, PLOTS)
     detector = load(model, device=device, flip=flip)
-    names = read_rename(rename or ())
+    names = read_rename(rename)
     dataset = open_for(detector, data, split=split, rename=names, format=format, on_bad=on_bad.value)
     detections = find_all(detector, dataset, max_detections)
     metrics = measure(detections, dataset, detector.names, max_detections=max_detections, bootstrap=bootstrap)
@@ -86,38 +88,6 @@ def evaluate(
 
         curves = precision_recall(detections, dataset, detector.names)
         plot_precision_recall(plot, {n: (c.recall, c.precision, c.ap12) for n, c in curves.items()})
-
-
-def read_rename(given: Sequence[str]) -> dict[str, str] | None:
-    """Return the names that `--rename` gives, each as A=B or in a JSON file; "" for a class to leave out."""
-    from multibox.errors import ConfigError
-
-    names: dict[str, str] = {}
-    for text in given:
-        old, equals, new = text.partition("=")
-        if text.endswith(".json") and Path(text).is_file():
-            names |= _read_names(Path(text))
-        elif equals and old.strip():
-            names[old.strip()] = new.strip()
-        else:
-            raise ConfigError(
-                f"--rename {text}: expected A=B (the data's class A is the model's B), A= (leave A out) or a .json file"
-            )
-    return names or None
-
-
-def _read_names(path: Path) -> dict[str, str]:
-    import json
-
-    from multibox.errors import ConfigError
-
-    try:
-        names: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--rename {path}: not a readable JSON file ({error})") from None
-    if not isinstance(names, dict) or not all(isinstance(value, str) for value in cast(dict[str, Any], names).values()):
-        raise ConfigError(f'--rename {path}: expected an object such as {{"tvmonitor": "tv"}}')
-    return cast(dict[str, str], names)
 
 
 def print_metrics(metrics: "Metrics", title: str, *, stderr: bool = False) -> None:

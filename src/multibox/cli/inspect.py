@@ -6,7 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from multibox.cli.options import DataSets, Device, Format, Model, OnBad, SkipOrStop, own_files
+from multibox.cli.options import (
+    DataSets,
+    Device,
+    Format,
+    Model,
+    OnBad,
+    Rename,
+    SkipOrStop,
+    own_files,
+    read_rename,
+    rename_files,
+)
 
 _IMAGE = "Show this image: its name, or the end of its path that no other image has. Repeatable."
 _WORST = "Show so many images with the most missed objects and false detections. Default: 8, unless --image is given."
@@ -28,9 +39,7 @@ def inspect(
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help=_EXPLAIN)] = False,
     training: Annotated[list[Path] | None, typer.Option(metavar="DATA", help=_TRAINING)] = None,
-    rename: Annotated[
-        list[str] | None, typer.Option(metavar="A=B", help="The data set's class A is the model's B; repeatable.")
-    ] = None,
+    rename: Rename = None,
     format: Format = None,
     on_bad: SkipOrStop = OnBad.stop,
     device: Device = "auto",
@@ -52,7 +61,6 @@ def inspect(
     from multibox.analysis.inspection_plots import write_pictures
     from multibox.api import inspect_matches
     from multibox.cli.console import counting_more
-    from multibox.cli.evaluate import read_rename
     from multibox.cli.predict import check_threshold
     from multibox.files import check_outputs, free_path, make_numbered_folder, write_text_whole
     from multibox.pages.inspector import inspector_page
@@ -62,7 +70,7 @@ def inspect(
     to_stdout = json_file == Path("-")
     folder = free_path("inspection") if out is None else out
     outputs = [folder / PAGE, *([json_file] if json_file is not None and not to_stdout else [])]
-    check_outputs(outputs, overwrite=overwrite, inputs=[*data, *own_files(model)])
+    check_outputs(outputs, overwrite=overwrite, inputs=[*data, *own_files(model), *rename_files(rename)])
     rows = inspect_matches(
         model,
         data,
@@ -70,7 +78,7 @@ def inspect(
         worst=worst,
         split=split,
         threshold=threshold,
-        rename=read_rename(rename or ()),
+        rename=read_rename(rename),
         format=format,
         on_bad=on_bad.value,
         explain=explain,

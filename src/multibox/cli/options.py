@@ -1,9 +1,9 @@
 """Arguments and options that several verbs take, and checks of the files they name."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -40,6 +40,9 @@ Background = Annotated[
     typer.Option(help="Colour behind transparent pixels: a name, #808080 or 128,128,128; else the model's."),
 ]
 SkipOrStop = Annotated[OnBad, typer.Option(help="A broken file: stop, or skip it and count.")]
+_RENAME = "The data set's class A is the model's B; A= leaves A out. Repeatable; also a .json file of such pairs."
+Rename = Annotated[list[str] | None, typer.Option(metavar="A=B", help=_RENAME)]
+MaxDetections = Annotated[int, typer.Option(min=1, help="Detections kept per image.")]
 
 PLOTS = (".png", ".svg", ".pdf")
 """Suffixes of plots."""
@@ -50,6 +53,43 @@ IMAGES = (".png", ".jpg", ".jpeg")
 def class_list(text: str | None) -> tuple[str, ...] | None:
     """Return the names that `--classes` gives, separated by commas; None if it is not given."""
     return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def rename_files(given: Sequence[str] | None) -> list[Path]:
+    """Return the files that `--rename` names, which no result may replace."""
+    return [Path(text) for text in given or () if "=" not in text]
+
+
+def read_rename(given: Sequence[str] | None) -> dict[str, str] | None:
+    """Return the names that `--rename` gives, each as A=B or in a JSON file; "" for a class to leave out."""
+    from multibox.errors import ConfigError
+
+    names: dict[str, str] = {}
+    for text in given or ():
+        old, equals, new = text.partition("=")
+        if text.endswith(".json") and Path(text).is_file():
+            names |= _read_names(Path(text))
+        elif equals and old.strip():
+            names[old.strip()] = new.strip()
+        else:
+            raise ConfigError(
+                f"--rename {text}: expected A=B (the data's class A is the model's B), A= (leave A out) or a .json file"
+            )
+    return names or None
+
+
+def _read_names(path: Path) -> dict[str, str]:
+    import json
+
+    from multibox.errors import ConfigError
+
+    try:
+        names: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--rename {path}: not a readable JSON file ({error})") from None
+    if not isinstance(names, dict) or not all(isinstance(value, str) for value in cast(dict[str, Any], names).values()):
+        raise ConfigError(f'--rename {path}: expected an object such as {{"tvmonitor": "tv"}}')
+    return cast(dict[str, str], names)
 
 
 def check_suffix(path: Path, known: Collection[str]) -> None:

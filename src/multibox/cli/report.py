@@ -5,14 +5,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multibox.cli.options import DataSets, Device, Flip, Format, Model, OnBad, SkipOrStop, own_files
+from multibox.cli.options import (
+    DataSets,
+    Device,
+    Flip,
+    Format,
+    MaxDetections,
+    Model,
+    OnBad,
+    Rename,
+    SkipOrStop,
+    own_files,
+    read_rename,
+    rename_files,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from multibox.analysis.temperature import Calibrated
 
-_RENAME = "The data set's class A is the model's B; A= leaves A out. Repeatable; also a .json file of such pairs."
 FOLDER = "report"
 
 
@@ -24,8 +36,8 @@ def report(
         typer.Option(help="Folder for the page and its data. Default: report, or report-2 and so on."),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split to report on; needed where there are several.")] = None,
-    rename: Annotated[list[str] | None, typer.Option(metavar="A=B", help=_RENAME)] = None,
-    max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per image.")] = 100,
+    rename: Rename = None,
+    max_detections: MaxDetections = 100,
     format: Format = None,
     on_bad: SkipOrStop = OnBad.stop,
     device: Device = "auto",
@@ -54,7 +66,6 @@ def report(
     from multibox.analysis.temperature import check_calibrated
     from multibox.api import open_for
     from multibox.cli.console import counting
-    from multibox.cli.evaluate import read_rename
     from multibox.files import check_outputs, make_numbered_folder, write_text_whole
     from multibox.inference.load import load
     from multibox.pages.report_data import Subject, calibrate, make_report_data, predict, report_files, write_report
@@ -63,10 +74,10 @@ def report(
     outputs = [] if json_file is None or to_stdout else [json_file]
     outputs += [] if out is None else report_files(out)
     outputs += [] if temperature is None else [temperature]
-    inputs = [*data, *own_files(model), *(Path(text) for text in rename or () if "=" not in text)]
+    inputs = [*data, *own_files(model), *rename_files(rename)]
     check_outputs(outputs, overwrite=overwrite, inputs=inputs)
     checkpoint = None if temperature is None else check_calibrated(model, temperature)
-    names = read_rename(rename or ())
+    names = read_rename(rename)
     detector = load(model, device=device, flip=flip)
     dataset = open_for(detector, data, split=split, rename=names, format=format, on_bad=on_bad.value)
     paths = [str(path) for path in data]
