@@ -1,5 +1,6 @@
-"""Ctrl-C, as a person would press it: the whole process group gets SIGINT."""
+"""Ctrl-C, as a person would press it: the whole process group gets SIGINT; and an output that nobody reads any more."""
 
+import json
 import os
 import signal
 import subprocess
@@ -48,3 +49,14 @@ def test_ctrl_c_leaves_a_resumable_run(squares, tmp_path):
     assert "Traceback" not in err
     assert (out / "state" / "state.safetensors").is_file()
     assert not list(out.rglob("*.part"))
+
+
+def test_a_reader_that_goes_away_is_no_verdict_and_loses_no_file(tmp_path, draw_squares):
+    data = draw_squares(tmp_path / "squares", 8)
+    found = tmp_path / "findings.json"
+    command = [sys.executable, "-m", "multibox", "doctor", str(data), "--json", str(found)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    _, err = process.communicate()
+    assert (process.returncode, err) == (141, "")
+    assert isinstance(json.loads(found.read_text(encoding="utf-8")), list)

@@ -492,7 +492,7 @@ def test_five_thousand_images_open_at_once(tmp_path, open_page) -> None:
         page.get_by_role("link", name="What is confused with what?").click()
         page.locator(".matrix button").filter(has_text="1").first.click()
         page.locator(".cell-images .picture").first.wait_for()
-    # Measured 0.6 to 1.7 s on two cores that were busy with other work; docs/report.md
+    # Measured 0.4 s, and up to 1.7 s on two cores that were busy with other work; docs/report.md
     assert min(times) < 4
 
 

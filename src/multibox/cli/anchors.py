@@ -43,9 +43,8 @@ def anchors(
     Example: multibox anchors data/cells --fit cells.toml --plot cells.png, then multibox train data/cells --config
     cells.toml
     """
-    import json
-
     from multibox.analysis.anchor_search import config_text, examine_anchors
+    from multibox.cli.console import write_json
     from multibox.errors import ConfigError
     from multibox.files import check_outputs, write_text_whole
     from multibox.settings import parse_assignments
@@ -64,6 +63,7 @@ def anchors(
         data, settings, split=split, format=format, on_bad=on_bad.value, classes=class_list(classes) or (),
         merge=merge or (), fit=fit is not None, seed=seed,
     )  # fmt: skip
+    write_json(json_file, found.report)
     print_coverage(found, stderr=to_stdout)
     if fit is not None:
         own = {key for key, layer in origins.items() if layer in ("--set", str(config))}
@@ -74,11 +74,6 @@ def anchors(
     if plot is not None:
         _draw(found, plot)
         typer.echo(f"wrote {plot}", err=to_stdout)
-    text = json.dumps(found.report, indent=1, ensure_ascii=False)
-    if to_stdout:
-        typer.echo(text)
-    elif json_file is not None:
-        write_text_whole(json_file, text + "\n")
 
 
 def _value(settings: Any, key: str) -> Any:

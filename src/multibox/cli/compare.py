@@ -48,11 +48,9 @@ def compare(
     decide: the verdict says whether other images might decide otherwise. Classes that both know are compared, by name.
     Example: multibox compare runs/cells cells-int8.xml data/cells --split test --margin 0.01
     """
-    import json
-
     from multibox.analysis.comparison import compare as compare_models
-    from multibox.cli.console import counting
-    from multibox.files import check_outputs, write_text_whole
+    from multibox.cli.console import counting, write_json
+    from multibox.files import check_outputs
 
     to_stdout = json_file == Path("-")
     inputs = [*data, *own_files(a), *own_files(b), *rename_files(rename)]
@@ -62,12 +60,8 @@ def compare(
         max_detections=max_detections, format=format, on_bad=on_bad.value, device=device, seed=seed,
         counting=counting,
     )  # fmt: skip
+    write_json(json_file, result)
     print_comparison(result, stderr=to_stdout)
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    if to_stdout:
-        typer.echo(text)
-    elif json_file is not None:
-        write_text_whole(json_file, text + "\n")
     if result["worse"]:
         raise typer.Exit(1)
 

@@ -1,9 +1,12 @@
 """Tables and progress on the console."""
 
+import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -13,6 +16,21 @@ from rich.table import Table
 PIPE_WIDTH = 200
 EVERY = 30.0
 """Seconds between two lines where there is no terminal, as in a log file."""
+
+
+def write_json(file: Path | None, value: Any) -> None:
+    """Write what a verb found where `--json` asks: `-` is standard output, None nowhere.
+
+    Call it before anything is printed: whoever reads the output may go away, as `head` does.
+    """
+    from multibox.files import write_bytes_whole
+
+    if file == Path("-"):
+        typer.echo(json.dumps(value, indent=1))
+    elif file is not None:
+        # A file name may hold bytes that are no text
+        text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+        write_bytes_whole(file, text.encode("utf-8", "backslashreplace"))
 
 
 def table_console(*, stderr: bool = False) -> Console:

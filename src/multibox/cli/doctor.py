@@ -41,13 +41,11 @@ def doctor(
 
     Example: multibox doctor data/cells --json findings.json --fix data/cells-repaired
     """
-    import json
-
-    from multibox.cli.console import counting_up
+    from multibox.cli.console import counting_up, write_json
     from multibox.data.convert import check_destination
     from multibox.doctor.examine import diagnose
     from multibox.doctor.repair import repair
-    from multibox.files import check_outputs, write_text_whole
+    from multibox.files import check_outputs
 
     to_stdout = json_file == Path("-")
     outputs = [path for path in (None if to_stdout else json_file, sheet) if path is not None]
@@ -61,12 +59,8 @@ def doctor(
     named = " ".join(map(str, data))
     findings = diagnosis.findings
     guesses = dict.fromkeys(note for one in diagnosis.splits.values() for note in one.survey.raw.notes)
+    write_json(json_file, [one.to_dict() for one in findings])
     _say([*describe(findings), *guesses, summary(findings, named)], err=to_stdout)
-    text = json.dumps([one.to_dict() for one in findings], indent=1, ensure_ascii=False)
-    if to_stdout:
-        typer.echo(text)
-    elif json_file is not None:
-        write_text_whole(json_file, text + "\n")
     if sheet is not None:
         _say([_draw(diagnosis, sheet)], err=to_stdout)
     ill = any(one.severity != "note" for one in findings)

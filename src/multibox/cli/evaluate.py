@@ -53,11 +53,10 @@ def evaluate(
 
     Example: multibox eval runs/cells data/cells --split test --json scores.json
     """
-    import json
-
     from multibox.api import open_for
+    from multibox.cli.console import write_json
     from multibox.evaluation.report import evaluate as measure
-    from multibox.files import check_outputs, write_text_whole
+    from multibox.files import check_outputs
     from multibox.inference.detector import find_all
     from multibox.inference.load import load
 
@@ -72,16 +71,12 @@ def evaluate(
     dataset = open_for(detector, data, split=split, rename=names, format=format, on_bad=on_bad.value)
     detections = find_all(detector, dataset, max_detections)
     metrics = measure(detections, dataset, detector.names, max_detections=max_detections, bootstrap=bootstrap)
+    write_json(json_file, metrics)
     for note in dataset.notes:
         typer.echo(note, err=to_stdout)
     print_metrics(metrics, f"{model} on {', '.join(map(str, data))} ({dataset.split})", stderr=to_stdout)
     if "intervals" in metrics:
         typer.echo(describe_intervals(metrics, bootstrap), err=to_stdout)
-    text = json.dumps(metrics, indent=1)
-    if to_stdout:
-        typer.echo(text)
-    elif json_file is not None:
-        write_text_whole(json_file, text + "\n")
     if plot is not None:
         from multibox.evaluation.voc_metrics import precision_recall
         from multibox.plots.curves import plot_precision_recall

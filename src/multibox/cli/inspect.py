@@ -54,13 +54,12 @@ def inspect(
 
     Example: multibox inspect runs/cells data/cells --split val --worst 12
     """
-    import json
     import shlex
     import sys
 
     from multibox.analysis.inspection_plots import write_pictures
     from multibox.api import inspect_matches
-    from multibox.cli.console import counting_more
+    from multibox.cli.console import counting_more, write_json
     from multibox.cli.predict import check_threshold
     from multibox.files import check_outputs, free_path, make_numbered_folder, write_text_whole
     from multibox.pages.inspector import inspector_page
@@ -95,12 +94,8 @@ def inspect(
     folder = make_numbered_folder("inspection") if out is None else out
     write_text_whole(folder / PAGE, page)
     write_pictures(rows, folder, overwrite=overwrite)
+    write_json(json_file, plain(rows))
     print_summary(rows, f"look at {folder / PAGE}", stderr=to_stdout)
-    text = json.dumps(plain(rows), indent=1, ensure_ascii=False)
-    if to_stdout:
-        typer.echo(text)
-    elif json_file is not None:
-        write_text_whole(json_file, text + "\n")
 
 
 def print_summary(rows: Sequence[Mapping[str, Any]], note: str, *, stderr: bool) -> None:

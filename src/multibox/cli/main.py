@@ -41,19 +41,23 @@ TRAIN_PACKAGES = ("torch", "torchvision", "jaxtyping", "hotcoco", "matplotlib", 
 
 
 class Verbs(TyperGroup):
-    """The verbs; Ctrl-C ends each with a word and exit code 130."""
+    """The verbs; Ctrl-C ends each with a word and exit code 130, an output that nobody reads any more with 141."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb that was given.
 
         Raises:
-            Exit: Ctrl-C, where the verb has no word of its own about it.
+            Exit: Ctrl-C, where the verb has no word of its own about it; or whoever read the output went away.
         """
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             typer.echo("multibox: stopped before the end; no half-written file is left", err=True)
             raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # As the shell reports SIGPIPE: 0 and 1 are a verb's verdict, which was not reached
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
 
 
 class HintedCommand(TyperCommand):
@@ -181,8 +185,6 @@ def main() -> None:
         os.environ.setdefault(name, "1")
     try:
         app()
-    except BrokenPipeError:
-        sys.exit(0)
     except (MultiboxError, ModuleNotFoundError, OSError) as error:
         message = _sentence(error)
         if message is None:

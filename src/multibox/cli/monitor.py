@@ -1,7 +1,6 @@
 """`multibox monitor`, and the monitor that `multibox train --open` starts beside a run."""
 
 import errno
-import json
 import os
 import re
 import secrets
@@ -76,18 +75,15 @@ def monitor(
 
 
 def _write_states(runs: Path, json_file: Path, overwrite: bool) -> None:
-    from multibox.files import check_outputs, write_text_whole
+    from multibox.cli.console import write_json
+    from multibox.files import check_outputs
     from multibox.pages.monitor_hub import Hub
 
     if not runs.is_dir():
         raise ConfigError(f"{runs} is no folder; give a folder of run folders, such as runs, or one run folder")
     to_stdout = json_file == Path("-")
     check_outputs([] if to_stdout else [json_file], overwrite=overwrite)
-    text = json.dumps(Hub(runs).all_states(), indent=1, ensure_ascii=False)
-    if to_stdout:
-        typer.echo(text)
-    else:
-        write_text_whole(json_file, text + "\n")
+    write_json(json_file, Hub(runs).all_states())
 
 
 def require_serve() -> None:

@@ -61,12 +61,10 @@ def report(
 
     Example: multibox report runs/cells data/cells --split test --out cells-report
     """
-    import json
-
     from multibox.analysis.temperature import check_calibrated
     from multibox.api import open_for
-    from multibox.cli.console import counting
-    from multibox.files import check_outputs, make_numbered_folder, write_text_whole
+    from multibox.cli.console import counting, write_json
+    from multibox.files import check_outputs, make_numbered_folder
     from multibox.inference.load import load
     from multibox.pages.report_data import Subject, calibrate, make_report_data, predict, report_files, write_report
 
@@ -88,16 +86,12 @@ def report(
     made = make_report_data(subject, detections)
     folder = out or make_numbered_folder(FOLDER)
     write_report(made, subject, detections, folder, overwrite=overwrite)
+    write_json(json_file, made)
     lines = [*dataset.notes, *findings(made, folder)]
     if checkpoint is not None and temperature is not None:
         lines.append(_copied(calibrate(subject, detections, checkpoint, temperature), temperature))
     for line in (*lines, f"the page: {folder / 'index.html'}"):
         typer.echo(line, err=to_stdout)
-    text = json.dumps(made, indent=1)
-    if to_stdout:
-        typer.echo(text)
-    elif json_file is not None:
-        write_text_whole(json_file, text + "\n")
 
 
 def command_line() -> str:
