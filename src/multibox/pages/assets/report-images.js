@@ -185,7 +185,7 @@
   }
 
   function suspects() {
-    const intro = "Labels that the model or its training contradicts, the most suspect first. Look at each: if the label is wrong, mend it in your labelling tool; if the model is wrong, the image is a good one to learn from. Missing labels are found least often (in a test about half of the deleted ones, but 9 in 10 of those moved or of another class), and a weak model finds few of them.";
+    const intro = "Labels that the model or its training contradicts, the most suspect first. Look at each: if the label is wrong, mend it in your labelling tool; if the model is wrong, the image is a good one to learn from. Missing labels are found least often (in a test a third to a half of the deleted ones, but 9 in 10 of those moved or of another class), and a weak model finds few of them.";
     const all = report.suspects;
     if (!all) return section("suspects", "Label suspects", intro, note("Labels were not examined."));
     if (!all.length) return section("suspects", "Label suspects", intro, note("No label looks wrong."));
