@@ -28,6 +28,7 @@ from multibox.cli import (
     plot,
     predict,
     report,
+    serve,
     train,
 )
 from multibox.errors import MissingExtraError, MultiboxError
@@ -157,6 +158,7 @@ app.command("import")(imports.import_weights)
 app.command("list")(lists.show)
 app.command("plot")(plot.plot)
 app.command("monitor")(monitor.monitor)
+app.command("serve")(serve.serve)
 
 
 def _show_version(requested: bool) -> None:
