@@ -1,6 +1,7 @@
 """Files written whole or not at all, and never over something of the user's."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -9,9 +10,12 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from multibox.errors import ConfigError
+
+LISTING = ".multibox-export.json"
+"""Name of the file in which a folder of `listed_folder` lists its files."""
 
 
 def check_outputs(
@@ -144,6 +148,78 @@ def whole_folder(path: str | Path) -> Generator[Path, None, None]:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def check_output_folder(path: Path, *, overwrite: bool = False, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse a folder that `listed_folder` could not write. Call it before any work.
+
+    Args:
+        path: the folder.
+        overwrite: replace a folder that `listed_folder` wrote and to which no file was added since.
+        inputs: files and folders that the command reads; none may lie in the folder.
+
+    Raises:
+        ConfigError: the folder is a file, holds an input or something else of the user's, exists and may not be
+            replaced, or lies where nothing can be written.
+    """
+    _refuse_unwritable(path.absolute().parent)
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir() or path.is_symlink():
+        raise ConfigError(f"{path} is no folder, expected the name of a folder to write; give another name")
+    held = {_identity(path)}
+    if own := [each for each in map(Path, inputs) if _identity(each) in held or held.intersection(_above(each))]:
+        raise ConfigError(f"{path} holds the input {own[0]} and is never replaced; give the results another place")
+    if not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise ConfigError(f"{path} exists already and is not empty; give another place, or --overwrite to replace it")
+    if foreign := _unlisted(path):
+        raise ConfigError(
+            f"{path} holds {foreign[0]}, which no export wrote there, so the folder is not replaced; give another place"
+        )
+
+
+@contextmanager
+def listed_folder(path: Path, *, overwrite: bool = False) -> Generator[Path, None, None]:
+    """Yield a scratch folder as `whole_folder` does, and leave a list of its files in it (`LISTING`).
+
+    The list tells later which files are the user's: with `overwrite`, `path` is replaced if the list names all of its
+    files. For an instant between the old and the new folder there is none.
+
+    Raises:
+        ConfigError: as `check_output_folder`.
+    """
+    check_output_folder(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, old = _beside(path), _beside(path)
+    part.mkdir()
+    try:
+        yield part
+        names = sorted(each.relative_to(part).as_posix() for each in part.rglob("*") if not each.is_dir())
+        write_text_whole(part / LISTING, json.dumps(names, ensure_ascii=False, indent=1) + "\n")
+        check_output_folder(path, overwrite=overwrite)  # something may have been put there meanwhile
+        if path.exists():
+            path.rename(old)
+        part.rename(path)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise
+    finally:
+        for rest in (part, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _unlisted(folder: Path) -> list[str]:
+    """Return the files below a folder that its list does not name."""
+    try:
+        listed: Any = json.loads((folder / LISTING).read_bytes())
+        known = {LISTING, *map(str, listed)}
+    except (OSError, ValueError, TypeError):
+        known = {LISTING}
+    every = (each for each in sorted(folder.rglob("*")) if each.is_symlink() or not each.is_dir())
+    return [name for each in every if (name := each.relative_to(folder).as_posix()) not in known]
 
 
 def same_name(name: str) -> str:
