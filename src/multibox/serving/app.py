@@ -10,6 +10,7 @@ from multibox.errors import ConfigError, ImageError
 from multibox.serving.answers import as_answer, problem
 from multibox.serving.batching import Busy
 from multibox.serving.hosted import Models
+from multibox.serving.open_inference import inference_routes
 
 
 def make_app(models: Models) -> ASGIApp:
@@ -19,7 +20,7 @@ def make_app(models: Models) -> ASGIApp:
         models: By name; the first one answers where none is named.
     """
     pages = _Pages(models)
-    return Starlette(routes=[Route("/predict", pages.predict, methods=["POST"])])
+    return Starlette(routes=[Route("/predict", pages.predict, methods=["POST"]), *inference_routes(models)])
 
 
 class _Pages:
