@@ -23,7 +23,7 @@ NAMES = ("cat", "dog")
 
 
 class Fake:
-    """A model that finds as many dogs in an image as the first value of its pixels, or the length of its bytes, says."""
+    """A model that finds as many dogs as the first value of the pixels says, or the length of the file."""
 
     def __init__(self):
         self.name, self.asked = "pets", []
