@@ -1,7 +1,7 @@
 """Pages in headless Chromium: open one, fail on any console error, and measure what a user would notice."""
 
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import pytest
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DESKTOP = 1280
 """Width in CSS pixels."""
+CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+"""Flags of Chromium: a camera that shows a moving pattern, and that any page may use."""
 ARGS = ["--no-sandbox", "--headless", "--disable-background-networking", "--disable-gpu"]
 
 
@@ -27,10 +29,30 @@ def _overflow() -> Any:
 
 
 @contextmanager
-def open_page(address: Path | str, *, width: int = DESKTOP, dark: bool = False, timeout: float = 20) -> Generator[Any]:
+def open_page(
+    address: Path | str,
+    *,
+    width: int = DESKTOP,
+    dark: bool = False,
+    timeout: float = 20,
+    flags: Iterable[str] = (),
+    prepare: Callable[[Any], object] = lambda page: None,
+    expected: Iterable[str] = (),
+    **context: Any,
+) -> Generator[Any]:
     """Yield a Playwright page of a file or URL; fail at the end if its console showed an error or it asked elsewhere.
 
     Skips the test, with the reason, where Playwright or Chromium is absent.
+
+    Args:
+        address: Of the page.
+        width: Of the window.
+        dark: Whether the system's colours are dark.
+        timeout: Seconds for which Playwright waits for an element.
+        flags: Of Chromium, such as those of `CAMERA`.
+        prepare: Called with the page before it goes to the address.
+        expected: Parts of errors that the console may show.
+        context: Of Playwright's browser context, such as `locale`.
     """
     api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed (pip install playwright)")
     if CHROMIUM is None:
@@ -38,22 +60,23 @@ def open_page(address: Path | str, *, width: int = DESKTOP, dark: bool = False, 
     url = address if isinstance(address, str) else address.resolve().as_uri()
     errors: list[str] = []
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGS, *flags])
         try:
             scheme = "dark" if dark else "light"
-            context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            page = context.new_page()
+            options = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, **context}
+            page = browser.new_context(**options).new_page()
             page.set_default_timeout(1000 * timeout)
             page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.on(
                 "request", lambda request: None if _own(request.url, url) else errors.append(f"asked {request.url}")
             )
+            prepare(page)
             page.goto(url)
             yield page
         finally:
             browser.close()
-    assert errors == []
+    assert [error for error in errors if not any(part in error for part in expected)] == []
 
 
 def _own(asked: str, url: str) -> bool:

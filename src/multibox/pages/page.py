@@ -22,6 +22,8 @@ def build_page(
     scripts: Iterable[str] = (),
     attached: Mapping[str, Any] | None = None,
     connect: bool = False,
+    source: str | None = None,
+    rules: str | None = None,
 ) -> str:
     """Return a page as HTML.
 
@@ -36,17 +38,21 @@ def build_page(
         attached: Further data by id, behind everything else, so that much of it does not delay the page. The script
             parses one where it needs it: `JSON.parse(document.getElementById(ID).textContent)`.
         connect: Whether the page may talk to the server that it came from.
+        source: Address of a file beside the page that holds all scripts (`script_text`); None puts them inside.
+        rules: Content-Security-Policy; None takes `policy(connect)`.
     """
     names = list(scripts)
     style = "\n".join(asset(name) for name in ("base.css", *names) if name.endswith(".css"))
-    code = "\n".join(f"<script>\n{asset(name)}\n</script>" for name in ("base.js", *names) if name.endswith(".js"))
+    inside = "\n".join(f"<script>\n{asset(name)}\n</script>" for name in ("base.js", *names) if name.endswith(".js"))
+    code = inside if source is None else f'<script src="{html.escape(source)}"></script>'
+    allowed = html.escape(policy(connect) if rules is None else rules, quote=False)
     late = "\n".join(embedded(name, value) for name, value in (attached or {}).items())
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy(connect)}">
+<meta http-equiv="Content-Security-Policy" content="{allowed}">
 <meta name="color-scheme" content="light dark">
 <title>{html.escape(title)}</title>
 <link rel="icon" href="data:,">
@@ -66,6 +72,11 @@ def build_page(
 </body>
 </html>
 """
+
+
+def script_text(scripts: Iterable[str]) -> str:
+    """Return `base.js` and the `.js` files among `scripts` as the text of one file; names are those of `build_page`."""
+    return "\n".join(asset(name) for name in ("base.js", *scripts) if name.endswith(".js"))
 
 
 def policy(connect: bool) -> str:

@@ -1,0 +1,392 @@
+"use strict";
+/* The live page: images or the camera go in, boxes come out; all that follows happens in the page.
+   `multibox.live({ names, thresholds, nms, most, ..., detect })`, where `detect(Blob | HTMLCanvasElement)` gives
+   `{ width, height, candidates: [{ label, name, score, box }] }`: candidates before suppression, best first. */
+multibox.live = (model) => {
+  const { el, replace } = multibox;
+  const { say, word, named, onLanguage, languageSwitch, button, slider } = multibox.parts;
+  const MOST_KEPT = 24; // images of the history
+  const MOST_BYTES = 250e6; // of their files together
+  const MOST_CROPS = 48;
+  const CROP = 176, THUMB = 120, CHOSEN = 480; // longest sides in pixels
+  const TRIES = 5; // while the server is busy
+  const CALM = 2500; // milliseconds between two announcements of a live picture
+  const FRAME = 640; // longest side of a camera's frame
+
+  const settings = { score: null, nms: model.nms };
+  const hidden = new Set(); // labels that the filter takes away
+  const entries = []; // the history, newest first
+  const queue = [];
+  let entry = null; // what is shown: an image of the history or a frame of the camera
+  let chosen = null, busy = false, everyCrop = false, announced = 0, message = null;
+
+  /* ---- What is shown ---- */
+  const view = multibox.view((place, how) => { if (how === "box" && place === chosen) view.zoom(!view.isZoomed()); choose(place, how); });
+  const places = () => (entry?.candidates ? multibox.parts.detections(entry, settings, model) : []);
+  const visible = () => places().filter((place) => !hidden.has(entry.candidates[place].label));
+  const isLive = () => entry !== null && entry.live === true;
+
+  function render() {
+    const all = places(), shown = all.filter((place) => !hidden.has(entry.candidates[place].label));
+    if (chosen !== null && !shown.includes(chosen)) chosen = null;
+    main.classList.toggle("filled", entry !== null);
+    view.draw(entry ?? NOTHING, shown, chosen);
+    drawFound(all, shown);
+    drawClasses(all);
+    drawCrops(shown);
+    drawChosen(shown);
+  }
+  const NOTHING = { candidates: [], width: 1, height: 1 };
+
+  function choose(place, how = "") {
+    chosen = place;
+    if (place === null) view.zoom(false);
+    render();
+    if (how === "crop") view.node.scrollIntoView({ block: "nearest" });
+  }
+
+  /* ---- Counts and messages ---- */
+  const found = el("p", { class: "found", role: "status", "aria-live": "polite" });
+  const more = el("p", { class: "note" });
+  function drawFound(all, shown) {
+    const known = Boolean(entry?.candidates);
+    const text = known ? say("found", shown.length) : "";
+    // A screen reader would speak without end about a camera
+    if (found.textContent !== text && (!isLive() || Date.now() - announced > CALM)) { found.textContent = text; announced = Date.now(); }
+    const notes = known ? [all.length > shown.length && say("hiddenByClass", all.length - shown.length), entry.candidates.length > all.length && say("foundNote", entry.candidates.length - all.length),
+      !isLive() && entry.milliseconds && say("took", Math.round(entry.milliseconds))] : [];
+    more.textContent = notes.filter(Boolean).join(" · ");
+    hint.hidden = !(known && !isLive() && !all.length && entry.candidates.length);
+  }
+  const hint = el("p", { class: "note", hidden: true }, word("noneNote"));
+
+  const notice = el("div", { class: "notice", role: "alert", hidden: true });
+  /** Tell something: a word of the page with its values, or an error. `act` adds a button. */
+  function tell(what, ...values) { message = { what, values, act: null }; drawMessage(); }
+  function tellAgain(error, act) { message = { what: error, values: [], act }; drawMessage(); }
+  function quiet() { if (message) { message = null; drawMessage(); } }
+  function drawMessage() {
+    notice.hidden = message === null;
+    if (!message) { notice.replaceChildren(); return; }
+    const { what, values, act } = message;
+    const text = typeof what === "string" ? say(what, ...values) : what.key ? say(what.key) : what.message;
+    replace(notice, el("p", {}, text), el("div", { class: "actions" },
+      act ? el("button", { type: "button", onclick: () => { quiet(); act(); } }, say("again")) : null, el("button", { type: "button", onclick: quiet }, say("close"))));
+  }
+
+  const wait = el("div", { class: "wait", hidden: true });
+  function waiting(text) {
+    wait.hidden = text === null;
+    view.node.classList.toggle("busy", text !== null);
+    view.node.setAttribute("aria-busy", String(text !== null));
+    if (text !== null) replace(wait, el("span", { class: "spin", "aria-hidden": "true" }), text, queue.length ? ` (${say("queued", queue.length)})` : null);
+  }
+
+  /* ---- Images in ---- */
+  const IMAGE_NAMES = /\.(jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf])$/i;
+  function take(files) {
+    quiet();
+    for (const file of files) {
+      if (file.type.startsWith("video/")) tell("video", file.name);
+      else if (file.type.startsWith("image/") || (!file.type && IMAGE_NAMES.test(file.name))) queue.push(file);
+      else tell("notImage", file.name);
+    }
+    if (queue.length) camera.stop();
+    if (!busy) work();
+  }
+
+  async function work() {
+    busy = true;
+    while (queue.length) await look(queue.shift());
+    busy = false;
+  }
+
+  async function look(blob) {
+    const one = { name: blob.name || "image", url: URL.createObjectURL(blob), bytes: blob.size, candidates: null };
+    one.media = await decode(one.url);
+    [one.width, one.height] = one.media ? [one.media.naturalWidth, one.media.naturalHeight] : [4, 3];
+    open(one);
+    waiting(say("looking"));
+    try {
+      const began = performance.now();
+      Object.assign(one, await patient(blob));
+      one.milliseconds = performance.now() - began;
+      keep(one);
+      if (entry === one) { view.shape(one.width, one.height); if (!one.media) tell("blind"); }
+    } catch (error) {
+      if (entry === one) open(null);
+      URL.revokeObjectURL(one.url);
+      if (error.token) askToken(() => take([blob])); else tellAgain(error, () => take([blob]));
+    }
+    waiting(null);
+    render();
+  }
+
+  /** Detect, and ask again while the server is busy. */
+  async function patient(blob) {
+    const onprogress = (share) => waiting(share < 1 ? say("sending", Math.round(100 * share)) : say("looking"));
+    for (let attempt = 1; ; attempt += 1) {
+      try {
+        return await model.detect(blob, { onprogress });
+      } catch (error) {
+        if (!error.wait || attempt === TRIES) throw error;
+        waiting(say("busy", error.wait));
+        await new Promise((resolve) => setTimeout(resolve, 1000 * error.wait));
+      }
+    }
+  }
+
+  async function decode(url) {
+    const image = el("img", { src: url, alt: "", draggable: "false" });
+    try { await image.decode(); return image; } catch { return null; }
+  }
+
+  /** Show an image of the history, or nothing. */
+  function open(one) {
+    entry = one;
+    chosen = null;
+    everyCrop = false;
+    if (one) view.show(one.media, one.width, one.height); else view.show(null, 4, 3);
+    view.node.classList.remove("mirror");
+    render();
+    drawHistory();
+  }
+
+  /* ---- Camera ---- */
+  const rate = el("p", { class: "note rate" });
+  let frozen = null; // the last frame that was answered
+  const camera = multibox.camera({
+    side: FRAME, detect: model.detect,
+    onframe(result, canvas, { rate: frames, milliseconds }) {
+      frozen = { canvas, result };
+      const first = !isLive();
+      if (first) { entry = { live: true }; view.show(camera.video, result.width, result.height); view.node.classList.toggle("mirror", camera.mirrored()); }
+      entry = { ...result, live: true, name: "camera", media: null };
+      rate.textContent = frames === null ? "" : say("rate", frames.toFixed(1), Math.round(milliseconds));
+      render();
+    },
+    onproblem(what, ...values) { if (what instanceof Error) { if (what.token) askToken(() => camera.start()); else tellAgain(what, () => camera.start()); } else tell(what, ...values); },
+    onstate(state) {
+      main.dataset.camera = state;
+      if (state === "starting") { quiet(); frozen = null; rate.textContent = say("starting"); open(null); }
+      if (state === "paused") rate.textContent = say("paused");
+      if (state === "on") { rate.textContent = ""; entry = { live: true }; view.show(camera.video, camera.video.videoWidth || 4, camera.video.videoHeight || 3); listCameras(); }
+      if (state === "off") { rate.textContent = ""; if (isLive()) open(entries[0] ?? null); }
+      drawButtons();
+    },
+  });
+
+  const whichCamera = named(el("select", { onchange: () => camera.start(whichCamera.value) }), "aria-label", "whichCamera");
+  async function listCameras() {
+    const devices = await camera.devices();
+    whichCamera.hidden = devices.length < 2;
+    replace(whichCamera, devices.map((one, place) => el("option", { value: one.deviceId, selected: one.deviceId === camera.current() }, one.label || say("cameraName", place + 1))));
+  }
+
+  async function freeze() {
+    if (!frozen) return;
+    const { canvas, result } = frozen;
+    const blob = await multibox.parts.toBlob(canvas, "image/jpeg", 0.92);
+    camera.stop();
+    const name = `camera-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}.jpg`;
+    const one = { name, url: URL.createObjectURL(blob), bytes: blob.size, ...result };
+    one.media = await decode(one.url);
+    keep(one);
+    open(one);
+  }
+
+  /* ---- History ---- */
+  const strip = el("ul", { class: "strip" });
+  function keep(one) {
+    entries.unshift(one);
+    let bytes = 0;
+    const last = entries.findIndex((each, place) => { bytes += each.bytes; return place >= MOST_KEPT || (place > 0 && bytes > MOST_BYTES); });
+    if (last > 0) entries.splice(last).forEach(forget);
+    one.thumb = one.media ? multibox.parts.crop(one, [0, 0, one.width, one.height], THUMB) : null;
+    drawHistory();
+  }
+  function forget(one) { if (one !== entry) URL.revokeObjectURL(one.url); }
+  function clear() {
+    entries.splice(0).forEach(forget);
+    if (!isLive()) open(null);
+    drawHistory();
+    chooseButton.focus();
+  }
+  function drawHistory() {
+    history.hidden = entries.length === 0;
+    const at = strip.contains(document.activeElement) ? [...strip.querySelectorAll("button")].indexOf(document.activeElement) : -1;
+    replace(strip, entries.map((one) => {
+      const count = multibox.parts.detections(one, settings, model).filter((place) => !hidden.has(one.candidates[place].label)).length;
+      return el("li", {}, el("button", { type: "button", "aria-current": one === entry ? "true" : null, "aria-label": `${one.name}: ${say("objects", count)}`, title: one.name, onclick: () => { camera.stop(); quiet(); open(one); } },
+        one.thumb ?? el("span", { class: "blank" }), el("span", { class: "name" }, one.name), el("small", {}, say("objects", count))));
+    }));
+    if (at >= 0) strip.querySelectorAll("button")[at]?.focus({ preventScroll: true });
+  }
+
+  /* ---- Controls ---- */
+  const changed = () => { back.hidden = settings.score === null && settings.nms === model.nms; render(); drawHistory(); };
+  const scoreSlider = slider("score", "scoreNote", { min: model.lowest, max: 1, oninput: (value) => { settings.score = value; changed(); } });
+  const nmsSlider = slider("nms", "nmsNote", { min: 0, max: 1, oninput: (value) => { settings.nms = value; changed(); } });
+  const back = button("back", () => { settings.score = null; settings.nms = model.nms; setSliders(); changed(); }, { class: "link", hidden: true });
+  function setSliders() {
+    const own = [...model.thresholds].sort((a, b) => a - b), middle = own[Math.floor(own.length / 2)] ?? 0.3;
+    if (settings.score === null) scoreSlider.set(middle, own[0] === own.at(-1) ? middle.toFixed(2) : `${say("own")} (${own[0].toFixed(2)}–${own.at(-1).toFixed(2)})`);
+    if (settings.nms === model.nms) nmsSlider.set(model.nms);
+  }
+
+  const classes = el("fieldset", { class: "classes" });
+  function drawClasses(all) {
+    const counts = new Map();
+    for (const place of all) { const { label } = entry.candidates[place]; counts.set(label, (counts.get(label) ?? 0) + 1); }
+    for (const label of hidden) if (!counts.has(label)) counts.set(label, 0);
+    const order = [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
+    classes.hidden = order.length === 0 || (order.length < 2 && !hidden.size);
+    const focused = classes.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+    const toggle = (label, on) => { if (on) hidden.delete(label); else hidden.add(label); changed(); };
+    replace(classes, el("legend", {}, say("classes")), el("div", { class: "chips" }, order.map(([label, count]) => {
+      const input = el("input", { type: "checkbox", checked: !hidden.has(label), "data-key": label, onchange: () => toggle(label, input.checked) });
+      return el("label", { class: "chip" }, input, el("span", { class: "swatch", style: { background: multibox.parts.colour(label) } }), el("span", {}, model.names[label]), el("small", {}, String(count)));
+    })), el("div", { class: "links" },
+      el("button", { type: "button", class: "link", "data-key": "all", onclick: () => { hidden.clear(); changed(); } }, say("all")),
+      el("button", { type: "button", class: "link", "data-key": "none", onclick: () => { order.forEach(([label]) => hidden.add(label)); changed(); } }, say("none"))));
+    if (focused) classes.querySelector(`[data-key="${focused}"]`)?.focus({ preventScroll: true });
+  }
+
+  /* ---- Crops and the chosen object ---- */
+  const gallery = el("ul", { class: "crops" });
+  const showAll = el("button", { type: "button", onclick: () => { everyCrop = true; render(); } });
+  function drawCrops(shown) {
+    crops.hidden = isLive() || shown.length === 0;
+    if (crops.hidden) { gallery.replaceChildren(); return; }
+    const listed = everyCrop ? shown : shown.slice(0, MOST_CROPS);
+    entry.tiles ??= new Map();
+    const tiles = listed.map((place) => {
+      if (!entry.tiles.has(place)) entry.tiles.set(place, tile(entry, place));
+      const node = entry.tiles.get(place);
+      node.firstChild.setAttribute("aria-pressed", String(place === chosen));
+      return node;
+    });
+    const focused = document.activeElement;
+    if (tiles.length !== gallery.children.length || tiles.some((node, place) => gallery.children[place] !== node)) {
+      gallery.replaceChildren(...tiles);
+      if (gallery.contains(focused)) focused.focus({ preventScroll: true });
+    }
+    showAll.hidden = listed.length === shown.length;
+    showAll.textContent = say("showAll", shown.length);
+  }
+  function tile(one, place) {
+    const { name, score, label, box } = one.candidates[place];
+    const node = el("button", { type: "button", class: "crop", "data-place": place, "aria-label": `${name} ${score.toFixed(2)}`, onclick: () => choose(place === chosen ? null : place, "crop") },
+      multibox.parts.crop(one, box, CROP) ?? el("span", { class: "blank" }), el("span", { class: "name" }, name), el("small", {}, score.toFixed(2)));
+    node.style.setProperty("--box", multibox.parts.colour(label));
+    return el("li", {}, node);
+  }
+  gallery.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    const buttons = [...gallery.querySelectorAll("button")], at = buttons.indexOf(event.target);
+    if (!step || at < 0) return;
+    event.preventDefault();
+    const next = buttons[(at + step + buttons.length) % buttons.length];
+    next.focus();
+    choose(Number(next.dataset.place), "keys");
+  });
+
+  const card = el("section", { class: "chosen-card", hidden: true });
+  named(card, "aria-label", "chosen");
+  function drawChosen(shown) {
+    card.hidden = chosen === null || isLive();
+    if (card.hidden) { card.replaceChildren(); return; }
+    const one = entry, { name, score, label, box: [x1, y1, x2, y2] } = one.candidates[chosen];
+    const focused = card.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+    const act = (key, word, onclick) => el("button", { type: "button", "data-key": key, onclick }, say(word));
+    const step = (by) => choose(shown[(shown.indexOf(chosen) + by + shown.length) % shown.length]);
+    const place = chosen;
+    replace(card, multibox.parts.crop(one, one.candidates[chosen].box, CHOSEN),
+      el("h3", {}, el("span", { class: "swatch", style: { background: multibox.parts.colour(label) } }), ` ${name} `, el("small", {}, score.toFixed(3))),
+      el("p", { class: "note" }, `${say("place", shown.indexOf(chosen) + 1, shown.length)} · ${Math.round(x2 - x1)} × ${Math.round(y2 - y1)} ${say("pixels")}`),
+      el("p", { class: "note" }, `${say("box")} ${[x1, y1, x2, y2].map((side) => side.toFixed(1)).join(", ")}`),
+      el("div", { class: "actions" }, act("previous", "previous", () => step(-1)), act("next", "next", () => step(1)),
+        act("zoom", view.isZoomed() ? "unzoom" : "zoom", () => { view.zoom(!view.isZoomed()); drawChosen(shown); }),
+        one.media ? act("save", "saveCrop", async () => multibox.parts.save(await multibox.parts.toBlob(multibox.parts.crop(one, one.candidates[place].box)), `${multibox.parts.stem(one.name)}-${name}-${place + 1}.png`)) : null));
+    if (focused) card.querySelector(`[data-key="${focused}"]`)?.focus({ preventScroll: true });
+  }
+
+  /* ---- Results out ---- */
+  const copied = el("span", { class: "good", role: "status" });
+  const byHand = el("textarea", { class: "by-hand", readonly: true, rows: 6, hidden: true });
+  named(byHand, "aria-label", "cannotCopy");
+  async function copyJson() {
+    const text = multibox.parts.asJson(entry, visible());
+    const done = await multibox.parts.copy(text);
+    copied.textContent = say(done ? "copied" : "cannotCopy");
+    byHand.hidden = done;
+    if (!done) { byHand.value = text; byHand.select(); }
+    setTimeout(() => { if (done) copied.textContent = ""; }, 2500);
+  }
+  const saveJson = () => multibox.parts.save(new Blob([multibox.parts.asJson(entry, visible())], { type: "application/json" }), `${multibox.parts.stem(entry.name)}.json`);
+  const results = el("div", { class: "actions results" }, button("copy", copyJson), button("saveJson", saveJson), copied);
+
+  /* ---- Token ---- */
+  const tokenBox = el("input", { type: "password", id: "token", autocomplete: "off", required: true });
+  const tokenForm = el("form", { class: "notice", hidden: true });
+  let afterToken = null;
+  function askToken(act) { afterToken = act; tokenForm.hidden = false; tokenBox.focus(); }
+  tokenForm.addEventListener("submit", (event) => {
+    event.preventDefault();
+    tokenForm.hidden = true;
+    model.setToken?.(tokenBox.value.trim());
+    afterToken?.();
+  });
+  tokenForm.append(el("label", { for: "token" }, el("b", {}, word("token"))), el("small", { class: "note" }, word("tokenNote")), el("div", { class: "actions" }, tokenBox, el("button", {}, word("enter"))));
+
+  /* ---- The page ---- */
+  const picker = (attributes) => { const input = el("input", { type: "file", accept: "image/*", class: "aside", tabindex: "-1", "aria-hidden": "true", ...attributes, onchange: () => { take([...input.files]); input.value = ""; } }); return input; };
+  const files = picker({ multiple: true, id: "files" }), photo = picker({ capture: "environment", id: "photo" });
+  const chooseButton = button("choose", () => files.click(), { class: "main" });
+  const photoButton = button("photo", () => photo.click());
+  const cameraButton = button("camera", () => (camera.running() ? camera.stop() : camera.start()));
+  const stopButton = button("stop", () => camera.stop()), freezeButton = button("freeze", freeze, { class: "main" });
+  const insecure = el("p", { class: "note" }, word("insecure"));
+  const touch = matchMedia("(pointer: coarse)").matches;
+  function drawButtons() {
+    const state = main.dataset.camera, on = state === "on" || state === "paused" || state === "starting";
+    chooseButton.hidden = on;
+    photoButton.hidden = on || (camera.available() && !touch);
+    cameraButton.hidden = on || !camera.available();
+    insecure.hidden = camera.available();
+    stopButton.hidden = !on;
+    freezeButton.hidden = state !== "on";
+    if (!on) whichCamera.hidden = true;
+  }
+
+  const empty = el("div", { class: "empty" }, el("h2", {}, word("empty")), el("p", { class: "note", id: "about-empty" }));
+  const stage = named(el("section", { class: "stage" }, empty, view.node, wait), "aria-label", "stage");
+  const bar = el("div", { class: "bar" }, chooseButton, photoButton, cameraButton, freezeButton, stopButton, whichCamera, rate);
+  const panel = el("aside", { class: "panel" }, found, more, hint, el("div", { class: "sliders" }, scoreSlider, nmsSlider, back), classes, card, results, byHand);
+  const crops = el("section", { class: "part", hidden: true, "aria-labelledby": "crops-heading" }, el("h2", { id: "crops-heading" }, word("crops")), el("p", { class: "note" }, word("cropsNote")), gallery, showAll);
+  const history = el("section", { class: "part", hidden: true, "aria-labelledby": "history-heading" }, el("h2", { id: "history-heading" }, word("history")), el("p", { class: "note" }, word("historyNote", MOST_KEPT)), strip, button("clear", clear));
+  const main = el("div", { class: "work", "data-camera": "off" }, el("div", { class: "left" }, stage, bar, insecure, notice, tokenForm, model.note ?? null), panel);
+  document.getElementById("live").append(main, crops, history, files, photo);
+  document.querySelector("header").append(languageSwitch());
+  onLanguage(() => { setSliders(); drawMessage(); });
+
+  document.addEventListener("paste", (event) => {
+    if (event.target.closest?.("input, textarea")) return;
+    const pasted = [...(event.clipboardData?.files ?? [])];
+    if (pasted.length) take(pasted); else tell("nothingPasted");
+  });
+  let inside = 0;
+  const dropping = (on) => document.body.classList.toggle("dropping", on);
+  const holdsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  document.addEventListener("dragenter", (event) => { if (holdsFiles(event)) { inside += 1; dropping(true); } });
+  document.addEventListener("dragleave", () => { inside = Math.max(0, inside - 1); if (!inside) dropping(false); });
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => { event.preventDefault(); inside = 0; dropping(false); if (event.dataTransfer?.files.length) take([...event.dataTransfer.files]); });
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape" && chosen !== null) { const place = chosen; if (view.isZoomed()) { view.zoom(false); render(); } else choose(null); view.focus(place); } });
+  addEventListener("pagehide", () => camera.stop());
+
+  multibox.parts.apply();
+  drawButtons();
+  render();
+  return { take, settings, detections: () => visible().map((place) => entry.candidates[place]), state: () => ({ entry, chosen, entries }) };
+};
