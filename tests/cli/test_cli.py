@@ -92,7 +92,7 @@ def test_train_eval_predict(run, squares, trained, tmp_path):
         (["train", "DATA", "--seeds", "2"], ["--out"]),
         (["train", "DATA", "--ablate", "loss,mathcer"], ["did you mean 'matcher'", "localization"]),
         (["eval", "NOWHERE", "DATA"], ["NOWHERE", "does not exist"]),
-        (["predict", "NOWHERE", "DATA"], ["no image in folder"]),
+        (["predict", "NOWHERE", "DATA"], ["no image or video in folder"]),
         (["predict", "NOWHERE", "DATA/JPEGImages", "--threshold", "nan"], ["--threshold nan", "from 0 to 1"]),
         (["predict", "NOWHERE", "DATA/JPEGImages", "--threshold", "1.5"], ["--threshold 1.5", "from 0 to 1"]),
         (["predict", "NOWHERE", "DATA/JPEGImages", "--threshold", "-1"], ["--threshold -1", "from 0 to 1"]),

@@ -108,13 +108,13 @@ def test_above_twenty_images_a_log_has_few_lines(run, tiny_file, tmp_path, monke
     ("source", "words"),
     [
         ("https://example.org/a.jpg", ["is an address", "nothing is downloaded"]),
-        ("rtsp://camera/1", ["is an address"]),
-        ("0", ["names a camera", "image files, folders of images or glob patterns"]),
-        ("clip.mp4", ["is a video", "ffmpeg -i clip.mp4"]),
+        ("rtsp://127.0.0.1:9/1", ["cannot be opened", "whether the server can be reached"]),
+        ("0", ["names a camera", "camera:0", "image files, folders of images or glob patterns"]),
+        ("clip.mp4", ["clip.mp4 is no video that can be read"]),
         ("all.tar.gz", ["is an archive", "unpack it"]),
         ("nowhere.mp4", ["does not exist"]),
-        ("empty", ["no image in folder empty", "empty/**/*"]),
-        ("others", ["no image in folder others", "2 HEIC images were passed over; pip install 'multibox[heic]' reads"]),
+        ("empty", ["no image or video in folder empty", "empty/**/*"]),
+        ("others", ["no image or video in folder others", "2 HEIC images were passed over; pip install"]),
     ],
 )
 def test_what_is_no_source_says_what_is(run, tiny_file, tmp_path, monkeypatch, source, words):

@@ -131,13 +131,13 @@ def test_a_mistyped_train_says_what_was_meant(call, squares, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("film.mp4", "is a video"),
+        ("film.mp4", "is no video that can be read"),
         ("https://example.org/dog.jpg", "nothing is downloaded"),
         ("photos.zip", "is an archive"),
         ("photos.tar.gz", "is an archive"),
         ("0", "names a camera"),
         ("gone.jpg", "gone.jpg does not exist"),
-        ("*.png", "no image matches"),
+        ("*.png", "no image or video matches"),
         ("empty", "empty"),
         ("notes.txt", "notes.txt"),
         ("torn.jpg", "torn.jpg"),

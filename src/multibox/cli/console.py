@@ -10,8 +10,9 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 PIPE_WIDTH = 200
 EVERY = 30.0
@@ -65,13 +66,26 @@ def metric_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+class _Speed(ProgressColumn):
+    """How many are done per second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the speed so far, once there is one."""
+        return Text(_pace(task.finished_speed or task.speed or 0.0))
+
+
 @contextmanager
-def counting(what: str, total: int) -> Generator[Callable[[int], None], None, None]:
-    """Show progress on standard error while the block runs; the function it yields takes the number done so far."""
+def counting(what: str, total: int | None) -> Generator[Callable[[int], None], None, None]:
+    """Show progress on standard error while the block runs; the function it yields takes the number done so far.
+
+    Args:
+        what: the things that are counted.
+        total: how many there are; None if nobody knows.
+    """
     if not sys.stderr.isatty():
         yield _lines(what, total)
         return
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Speed(), TextColumn("left"), TimeRemainingColumn())
     # Drawn rarely: drawing takes time from the work
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as bar:
         task = bar.add_task(what, total=total)
@@ -106,7 +120,7 @@ def counting_more(what: str, total: int) -> Generator[Callable[[int], None], Non
         yield tell
 
 
-def _lines(what: str, total: int) -> Callable[[int], None]:
+def _lines(what: str, total: int | None) -> Callable[[int], None]:
     """Return a function that prints the number done, the speed and the time left, at most every `EVERY` seconds."""
     started = last = monotonic()
 
@@ -117,11 +131,15 @@ def _lines(what: str, total: int) -> Callable[[int], None]:
             return
         last = now
         speed = done / (now - started)
-        left = f", {describe_seconds((total - done) / speed)} left" if done else ""
-        pace = f"{speed:.3g} per second" if speed >= 1 or not done else f"{1 / speed:.3g} s each"
-        typer.echo(f"{what}: {done:,} of {total:,}, {pace}{left}", err=True)
+        of = "" if total is None else f" of {total:,}"
+        left = f", {describe_seconds(max(0, total - done) / speed)} left" if done and total is not None else ""
+        typer.echo(f"{what}: {done:,}{of}, {_pace(speed)}{left}", err=True)
 
     return report
+
+
+def _pace(speed: float) -> str:
+    return f"{speed:.3g} per second" if speed >= 1 or not speed else f"{1 / speed:.3g} s each"
 
 
 def describe_seconds(seconds: float) -> str:

@@ -19,8 +19,18 @@ HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 """Endings of images that are read if the extra `heic` is installed."""
 IMAGE_SUFFIXES = tuple(sorted(SUFFIXES | HEIF_SUFFIXES))
 """Endings of the images of a data set."""
-_VIDEOS = frozenset({".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv"})
+VIDEOS = frozenset(
+    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm"}
+    | {".wmv"}
+)
+"""File name endings, in lower case, of videos."""
 _ARCHIVES = frozenset({".7z", ".bz2", ".gz", ".rar", ".rec", ".tar", ".tgz", ".xz", ".zip", ".zst"})
+_SHARED_ENDINGS = frozenset({".ts"})
+"""Endings of videos that other kinds of files have, too, such as TypeScript's."""
+_TRANSPORT_PACKET = 188
+"""Bytes of each packet of a transport stream (.ts); each begins with the letter G."""
+_VIDEO_STARTS = (b"\x1aE\xdf\xa3", b"FLV\x01", b"\x00\x00\x01\xba", b"0&\xb2u\x8ef\xcf\x11")
+"""First bytes of Matroska and WebM, FLV, MPEG program streams and ASF (WMV)."""
 _SOURCES = "give image files, folders of images or glob patterns"
 
 _SIGNATURES = (
@@ -60,24 +70,38 @@ def reads_heif() -> bool:
 
 
 class Listing(NamedTuple):
-    """Image files, and sentences that count the files passed over."""
+    """Image files, sentences that count the files passed over, and video files."""
 
     paths: list[Path]
     notes: list[str]
+    videos: list[Path]
 
 
-def find_images(sources: Iterable[str | Path]) -> Listing:
+class _Source(NamedTuple):
+    images: list[Path]
+    videos: list[Path]
+    others: Counter[str]
+    """Number of files passed over, by ending."""
+
+
+def find_images(sources: Iterable[str | Path], *, videos: bool = False) -> Listing:
     """List the images meant by files, folders and glob patterns: source by source, each sorted by path, none twice.
 
     A file is taken whatever its name; of a folder, the files directly in it that end like images. `folder/**/*` reaches
     deeper. Hidden files are ignored; other files are counted in the notes.
 
+    Args:
+        sources: files, folders and glob patterns.
+        videos: list videos, too, which are passed over or refused otherwise.
+
     Raises:
         ImageError: a source does not exist, holds no image, or is of a kind that cannot be read.
     """
-    listed = [_list_source(source) for source in sources]
-    paths = dict.fromkeys(path for images, _ in listed for path in images)
-    return Listing(list(paths), _notes(sum((others for _, others in listed), Counter[str]())))
+    listed = [_list_source(source, videos) for source in sources]
+    paths = dict.fromkeys(path for source in listed for path in source.images)
+    films = dict.fromkeys(path for source in listed for path in source.videos)
+    others = sum((source.others for source in listed), Counter[str]())
+    return Listing(list(paths), _notes(others), list(films))
 
 
 def list_images(source: str | Path) -> list[Path]:
@@ -89,12 +113,31 @@ def list_images(source: str | Path) -> list[Path]:
     return find_images([source]).paths
 
 
-def _list_source(source: str | Path) -> tuple[list[Path], Counter[str]]:
+def is_video(path: Path) -> bool:
+    """Return whether a file is a video, by its ending, or by its first bytes where the ending says nothing."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES | HEIF_SUFFIXES | _ARCHIVES or suffix in VIDEOS - _SHARED_ENDINGS:
+        return suffix in VIDEOS
+    try:
+        with path.open("rb") as file:
+            head = file.read(_TRANSPORT_PACKET + 1)
+    except OSError:
+        return False
+    if head[4:8] == b"ftyp":
+        return suffix_by_content(head) is None and head[8:11] not in (b"M4A", b"M4B")
+    if head[:4] == b"RIFF":
+        return head[8:12] == b"AVI "
+    return head[:1] + head[_TRANSPORT_PACKET:] == b"GG" or head.startswith(_VIDEO_STARTS)
+
+
+def _list_source(source: str | Path, videos: bool) -> _Source:
     path = Path(source)
     if path.is_file():
-        if path.suffix.lower() in _VIDEOS | _ARCHIVES:
+        if videos and is_video(path):
+            return _Source([], [path], Counter())
+        if path.suffix.lower() in VIDEOS | _ARCHIVES:
             raise _not_yet(str(source))
-        return [path], Counter()
+        return _Source([path], [], Counter())
     if path.is_dir():
         hits, where = path.iterdir(), f"in folder {path}"
         hint = f"; for images in folders below it write '{path}/**/*'"
@@ -104,14 +147,17 @@ def _list_source(source: str | Path) -> tuple[list[Path], Counter[str]]:
     else:
         raise _not_yet(str(source))
     files = sorted(hit for hit in hits if not hit.name.startswith(".") and hit.is_file())
+    films = [file for file in files if videos and file.suffix.lower() in VIDEOS and is_video(file)]
+    files = [file for file in files if file not in films] if films else files
     suffixes = Counter(file.suffix.lower() for file in files)
     wanted = SUFFIXES | HEIF_SUFFIXES if suffixes.keys() & HEIF_SUFFIXES and reads_heif() else SUFFIXES
     images = [file for file in files if file.suffix.lower() in wanted]
     others = Counter({suffix: count for suffix, count in suffixes.items() if suffix not in wanted})
-    if not images:
+    if not images and not films:
         notes = "".join(f"; {note}" for note in _notes(others))
-        raise ImageError(f"no image {where}: expected files ending in {', '.join(sorted(SUFFIXES))}{notes}{hint}")
-    return images, others
+        kinds = "image or video" if videos else "image"
+        raise ImageError(f"no {kinds} {where}: expected files ending in {', '.join(sorted(SUFFIXES))}{notes}{hint}")
+    return _Source(images, films, others)
 
 
 def _notes(others: Mapping[str, int]) -> list[str]:
@@ -136,10 +182,11 @@ def _not_yet(source: str) -> ImageError:
     if rest and scheme.isalnum():
         return ImageError(f"{source} is an address, and nothing is downloaded: fetch it and {_SOURCES}")
     if source.isdigit() or source.startswith("/dev/video"):
-        return ImageError(f"{source} names a camera, which cannot be read yet: {_SOURCES}")
-    if Path(source).is_file() and suffix in _VIDEOS:
+        number = source.removeprefix("/dev/video")
+        return ImageError(f"{source} names a camera: write camera:{number} (multibox predict reads it), or {_SOURCES}")
+    if Path(source).is_file() and suffix in VIDEOS:
         return ImageError(
-            f"{source} is a video, which cannot be read yet: write its frames as images "
+            f"{source} is a video, which only multibox predict reads: write its frames as images "
             f"(ffmpeg -i {source} frames/%05d.png) and give their folder"
         )
     if Path(source).is_file() and suffix in _ARCHIVES:

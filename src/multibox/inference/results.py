@@ -1,5 +1,7 @@
 """Detections of many images as files: our JSON, COCO's results, YOLO's and PASCAL VOC's text files."""
 
+import csv
+import io
 import json
 import shutil
 import tempfile
@@ -33,6 +35,8 @@ class ImageResult:
     """Boxes in pixels of that image."""
 
 
+CSV_COLUMNS = ("file", "frame", "time", "track", "label", "name", "score", "x1", "y1", "x2", "y2")
+"""Of the CSV, a row per detection; frame, time and track are empty for images."""
 Add: TypeAlias = Callable[[int, ImageResult], None]
 """Adds the detections of one image, given the index of its file."""
 
@@ -68,6 +72,7 @@ def result_files(
     coco: str | Path | None = None,
     yolo: str | Path | None = None,
     voc: str | Path | None = None,
+    csv_file: str | Path | None = None,
 ) -> Generator[Add, None, None]:
     """Yield a function that adds one image's detections, given the index of its file, to every format named.
 
@@ -88,6 +93,7 @@ def result_files(
             box as shares of the image's width and height, clipped to the image.
         voc: Folder for one `comp4_det_test_CLASS.txt` for each class, empty without detections: `name score x1 y1 x2
             y2`. Pixels are numbered as in the training labels, so from 1 if those were VOC's.
+        csv_file: One row for each detection, `CSV_COLUMNS`.
 
     Raises:
         DataError: An image's or class's name cannot stand in VOC's files.
@@ -104,6 +110,10 @@ def result_files(
             sinks.append(partial(_write_yolo, Path(yolo), stems))
         if voc is not None:
             sinks.append(stack.enter_context(_voc_sink(Path(voc), files, stems, names)))
+        if csv_file is not None:
+            table = stack.enter_context(whole_file(csv_file))
+            table.write(csv_lines([CSV_COLUMNS]))
+            sinks.append(lambda _, row: cast("None", table.write(csv_lines(csv_rows(json_entry(row))))))
 
         def add(index: int, row: ImageResult) -> None:
             for sink in sinks:
@@ -164,10 +174,10 @@ def distinct_names(names: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def _list_of_objects(
+def list_of_objects(
     target: str | Path | BinaryIO,
 ) -> Generator[Callable[[Iterable[dict[str, Any]]], None], None, None]:
-    """Yield a function that adds objects to a JSON list, one on each line."""
+    """Yield a function that adds objects to a JSON list, one on each line; a file appears when the block ends well."""
     with whole_file(target) if isinstance(target, str | Path) else nullcontext(target) as file:
         written = 0
 
@@ -188,24 +198,42 @@ def _values(found: Detections) -> Iterable[tuple[int, float, list[float]]]:
     return zip(found.labels.tolist(), scores, found.boxes.astype(np.float64).tolist(), strict=True)
 
 
+def json_entry(row: ImageResult) -> dict[str, Any]:
+    """Return the object that stands for one image in our JSON."""
+    found = [
+        {"label": label, "name": row.detections.names[label], "score": score, "box": [round(x, 2) for x in box]}
+        for label, score, box in _values(row.detections)
+    ]
+    return {"file": row.file, "width": row.width, "height": row.height, "detections": found}
+
+
+def csv_rows(entry: dict[str, Any]) -> list[list[Any]]:
+    """Return the rows of one image or frame, given its object in our JSON; the columns are `CSV_COLUMNS`."""
+    place = [entry["file"], entry.get("frame"), entry.get("time")]
+    return [
+        [*place, found.get("track"), found["label"], found["name"], found["score"], *found["box"]]
+        for found in entry["detections"]
+    ]
+
+
+def csv_lines(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Return rows as CSV in UTF-8; bytes of a file name that are no text are escaped."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode("utf-8", "backslashreplace")
+
+
 @contextmanager
 def _own_sink(target: str | Path | BinaryIO) -> Generator[Add, None, None]:
-    def entry(row: ImageResult) -> dict[str, Any]:
-        found = [
-            {"label": label, "name": row.detections.names[label], "score": score, "box": [round(x, 2) for x in box]}
-            for label, score, box in _values(row.detections)
-        ]
-        return {"file": row.file, "width": row.width, "height": row.height, "detections": found}
-
-    with _list_of_objects(target) as add:
-        yield lambda _, row: add([entry(row)])
+    with list_of_objects(target) as add:
+        yield lambda _, row: add([json_entry(row)])
 
 
 @contextmanager
 def _coco_sink(target: str | Path, stems: Sequence[str]) -> Generator[Add, None, None]:
     numbers = {int(stem) for stem in stems if stem.isascii() and stem.isdigit()}
     ids = [int(stem) for stem in stems] if len(numbers) == len(stems) else stems
-    with _list_of_objects(target) as add:
+    with list_of_objects(target) as add:
         yield lambda index, row: add(_coco_entries(row, ids[index]))
 
 
