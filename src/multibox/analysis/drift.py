@@ -125,16 +125,23 @@ class Seen:
         self.below = {name: np.zeros(POINTS - 2) for name in self.statistics}
         """Values up to each decile of training, those equal to it counted half."""
 
-    def add(self, image: Image.Image, found: Detections | None = None) -> None:
-        """Count an RGB image, and what was found in it at the model's own thresholds."""
+    def add(self, image: Image.Image, found: Detections | None = None, size: tuple[int, int] | None = None) -> None:
+        """Count an RGB image, and what was found in it at the model's own thresholds.
+
+        Args:
+            image: At any scale.
+            found: Boxes in pixels of the original; None where they were found at other thresholds.
+            size: Height and width of the original; None takes those of `image`.
+        """
         if not self.statistics:
             return
-        for name, value in measure_image(image).items():
+        size = size or (image.height, image.width)
+        for name, value in measure_image(image, size).items():
             self._count(name, np.array([value]))
         if found is not None:
             self._count("detections", np.array([float(len(found))]))
             self._count("score", found.scores.astype(np.float64))
-            self._count("box_size", box_sizes(found, (image.height, image.width)))
+            self._count("box_size", box_sizes(found, size))
 
     def _count(self, name: str, values: Floats) -> None:
         if name in self.statistics and len(values):

@@ -8,6 +8,7 @@ from typing import Any, cast, overload
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -107,17 +108,28 @@ class Detector:
         return np.asarray(resize_image(opened, self.config.model.input_size)), size_of(opened)
 
     @torch.inference_mode()
-    def detect(self, images: list[Resized], lowest: NDArray[np.float32] | None = None) -> list[Detections]:
+    def detect(
+        self,
+        images: list[Resized],
+        lowest: NDArray[np.float32] | None = None,
+        *,
+        nms: float | None = None,
+        most: int | None = None,
+    ) -> list[Detections]:
         """Return the detections in a batch of prepared images.
 
         Args:
             images: from `prepare`.
             lowest: lowest score of each class to report [C]; None takes what scores above the config's threshold.
+            nms: overlap above which the worse of two boxes of a class is suppressed; None takes the config's. At 1 all
+                candidates stay, at most `post.pre_nms_topk` (or `post.max_per_class`) of each class.
+            most: detections per image; None takes the config's `max_detections`.
         """
+        config = _with_limits(self.config, nms, most)
         pixels, sizes = zip(*images, strict=True)
         batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.device)
         outputs = self.outputs(batch)
-        return detect(outputs, anchors_for(outputs, self.config), sizes, self.config, self.names, lowest)
+        return detect(outputs, anchors_for(outputs, self.config), sizes, config, self.names, lowest)
 
     def outputs(self, images: Tensor) -> HeadOutputs:
         """Return the network's outputs for images of its input size, on its device; with `post.flip` the mean of both.
@@ -151,6 +163,14 @@ class Detector:
         if self._copied != _versions(self.model):
             self.quicken(self.precision)
         return self._quick or self.model
+
+
+def _with_limits(config: Config, nms: float | None, most: int | None) -> Config:
+    if nms is None and most is None:
+        return config
+    post = config.post
+    overlap = post.nms_threshold if nms is None else nms
+    return replace(config, post=replace(post, nms_threshold=overlap, max_detections=most or post.max_detections))
 
 
 def _versions(model: SSD) -> tuple[int, ...]:

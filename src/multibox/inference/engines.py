@@ -46,6 +46,7 @@ class Engine(NamedTuple):
     """Name of the runtime."""
     opened: tuple[Path, int | None, str | None, str]
     """The arguments of `open_engine`, with an absolute path, for another process to open the same file."""
+    on_gpu: bool = False
 
 
 def open_engine(path: Path, threads: int | None = None, precision: str | None = None, device: str = "auto") -> Engine:
@@ -138,7 +139,7 @@ def _onnxruntime(path: Path, opened: tuple[Path, int | None, str | None, str], o
     def run(feeds: Feeds) -> dict[str, NDArray[Any]]:
         return dict(zip(names, session.run(None, dict(feeds)), strict=True))
 
-    return Engine(run, about, "onnxruntime", opened)
+    return Engine(run, about, "onnxruntime", opened, _CUDA in session.get_providers())
 
 
 @cache

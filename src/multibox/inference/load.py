@@ -67,24 +67,34 @@ class ExportedDetector:
         """Open an image for `detect`."""
         return pixels_of(image, self.background)
 
-    def detect(self, images: list[Pixels], lowest: NDArray[np.float32] | None = None) -> list[Detections]:
+    def detect(
+        self,
+        images: list[Pixels],
+        lowest: NDArray[np.float32] | None = None,
+        *,
+        nms: float | None = None,
+        most: int | None = None,
+    ) -> list[Detections]:
         """Return the detections in prepared images [H, W, 3]; neighbours of one size share a batch.
 
         Args:
             images: from `prepare`, of any sizes.
             lowest: lowest score of each class to report [C]; None takes what scores above the config's threshold.
+            nms: overlap above which the worse of two boxes of a class is suppressed; None takes the config's. At 1 all
+                candidates stay, at most `post.pre_nms_topk` (or `post.max_per_class`) of each class.
+            most: detections per image; None takes the config's `max_detections`.
         """
-        above = self.about["post"]["score_threshold"] if lowest is None else just_below(float(lowest.min()))
+        post = self.about["post"]
+        overlap = float(post["nms_threshold"] if nms is None else nms)
+        count = int(post["max_detections"] if most is None else most)
+        above = post["score_threshold"] if lowest is None else just_below(float(lowest.min()))
         found: list[Detections] = []
         for _, neighbours in groupby(images, key=np.shape):
             alike = list(neighbours)
-            found += self._run(np.stack(alike) if len(alike) > 1 else alike[0][None], above)
+            stacked = np.stack(alike) if len(alike) > 1 else alike[0][None]
+            outputs = self.engine.run({"images": stacked, **limits(above, overlap, count)})
+            found += detections_of(outputs, self.names)
         return found if lowest is None else [drop_low_scores(each, lowest) for each in found]
-
-    def _run(self, images: Pixels, above: float) -> list[Detections]:
-        post = self.about["post"]
-        outputs = self.engine.run({"images": images, **limits(above, post["nms_threshold"], post["max_detections"])})
-        return detections_of(outputs, self.names)
 
 
 def detections_of(outputs: Mapping[str, NDArray[Any]], names: tuple[str, ...]) -> list[Detections]:
