@@ -89,14 +89,14 @@ def test_weights_in_another_file_are_taken_in(tmp_path):
     assert np.array_equal(one.boxes, other.boxes)
 
 
-def test_the_browser_gets_its_runtime(exported, tmp_path, calls):
-    run(exported, "--to", "web", "--runtime", tmp_path, "--out", tmp_path / "page")
-    assert calls[0][2] == {"name": "cells", "runtime": tmp_path}
+def test_the_browser_gets_its_runtime(exported, tmp_path, calls, fake_runtime):
+    run(exported, "--to", "web", "--runtime", fake_runtime, "--out", tmp_path / "page")
+    assert calls[0][2] == {"name": "cells", "runtime": fake_runtime}
     with pytest.raises(ConfigError, match="npm install onnxruntime-web"):
         run(exported, "--to", "web")
     for to in ("triton", "onnx"):
         with pytest.raises(ConfigError, match="--runtime is for --to web"):
-            run(exported, "--to", to, "--runtime", tmp_path)
+            run(exported, "--to", to, "--runtime", fake_runtime)
 
 
 def test_only_a_folder_that_an_export_wrote_is_replaced(exported, tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 
 from multibox.builtin import builtin_name
 from multibox.errors import ConfigError, MissingExtraError, WeightsError
+from multibox.exporting.web_folder import check_runtime
 from multibox.files import check_output_folder, free_path, listed_folder
 from multibox.inference.engines import SUFFIXES, open_engine
 
@@ -26,7 +27,6 @@ _WRITERS = {
     "ovms": ("multibox.exporting.ovms", "write_ovms"),
 }
 FOLDERS = tuple(_WRITERS)
-RUNTIME = "npm install onnxruntime-web, then --runtime node_modules/onnxruntime-web/dist"
 
 
 def find_writer(to: str) -> Writer:
@@ -109,8 +109,8 @@ def check_target(to: str, model: Path, given: Mapping[str, Any], runtime: Path |
     """
     if to in FOLDERS:
         find_writer(to)
-    if to == "web" and runtime is None:
-        raise ConfigError(f"--to web needs the files of onnxruntime-web: {RUNTIME}")
+    if to == "web":
+        check_runtime(runtime)
     if to != "web" and runtime is not None:
         raise ConfigError(f"--runtime is for --to web, and --to {to} has no use for it; leave it out")
     if to not in FOLDERS:
