@@ -53,7 +53,7 @@ def monitor(
         _write_states(runs, json_file, overwrite)
         return
     require_serve()
-    from multibox.pages.monitor_guard import is_loopback
+    from multibox.pages.page_guard import is_loopback
 
     if token is not None and not TOKEN.fullmatch(token):
         raise ConfigError("--token: expected at least 8 letters, digits or . _ ~ -; leave it away, and one is made")

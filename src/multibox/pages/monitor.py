@@ -13,9 +13,9 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from multibox.pages.monitor_guard import Guard, is_loopback, known_names
 from multibox.pages.monitor_hub import Hub, Viewer, parse_position
 from multibox.pages.page import build_page, to_json
+from multibox.pages.page_guard import Guard, is_loopback, known_names
 from multibox.pages.run_folders import STOPPABLE, ask_to_stop, compare_settings, sample_bytes, text
 
 BEAT, HEARTBEAT = 1.0, 15.0

@@ -1,14 +1,60 @@
 """What the server answers: detections and mistakes as JSON."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from starlette.responses import JSONResponse
+import msgspec
+import numpy as np
+from starlette.responses import Response
 
-from multibox.serving.batching import Looked
+from multibox.errors import ConfigError, ImageError, MultiboxError
+from multibox.serving.batching import Busy, Looked
 from multibox.structures import Detections
 
 SCORE_DIGITS, BOX_DIGITS = 5, 2
 """Digits behind the point, as in the files of `multibox predict`."""
+JSON = "application/json"
+INSIDE = "the server failed on this request; its log says why"
+"""All that a client learns of a mistake of ours."""
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Refused(MultiboxError):
+    """A request that is answered with `{"error"}`.
+
+    Args:
+        status: Of the response.
+        what: One sentence.
+        headers: Further ones of the response.
+    """
+
+    def __init__(self, status: int, what: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(what)
+        self.status, self.headers = status, headers
+
+
+def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return any plain value as JSON."""
+    return Response(_encode(value), status, headers, JSON)
+
+
+def problem(status: int, what: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a mistake as `{"error": what}`."""
+    return json_answer({"error": what}, status, headers)
+
+
+def as_problem(error: Exception) -> Response | None:
+    """Return the response to an error that says what the client can do; None for a mistake of ours."""
+    if isinstance(error, Refused):
+        return problem(error.status, str(error), error.headers)
+    if isinstance(error, Busy):
+        return problem(503, str(error), {"retry-after": str(error.seconds)})
+    if isinstance(error, ImageError):
+        return problem(413 if error.kind == "huge-image" else 422, str(error))
+    if isinstance(error, ConfigError):
+        return problem(400, str(error))
+    return None
 
 
 def as_answer(looked: Looked) -> dict[str, Any]:
@@ -25,22 +71,11 @@ def as_answer(looked: Looked) -> dict[str, Any]:
 
 def as_rows(found: Detections) -> list[dict[str, Any]]:
     """Return detections as plain values, in their order."""
-    columns = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True)
+    names = found.names
+    # float64 first: rounded in float32, 0.87 would be written as 0.8700000047683716
+    scores = np.round(found.scores.astype(np.float64), SCORE_DIGITS).tolist()
+    columns = zip(found.labels.tolist(), scores, found.boxes.astype(np.float64).tolist(), strict=True)
     return [
-        {
-            "label": label,
-            "name": found.names[label],
-            "score": round(score, SCORE_DIGITS),
-            "box": [round(side, BOX_DIGITS) for side in box],
-        }
+        {"label": label, "name": names[label], "score": score, "box": [round(side, BOX_DIGITS) for side in box]}
         for label, score, box in columns
     ]
-
-
-def problem(status: int, what: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """Return a mistake as `{"error": what}`."""
-    return JSONResponse({"error": what}, status, headers)
-
-
-CODES = {400: "bad request", 413: "too large", 415: "unsupported kind of body", 422: "unreadable image"}
-"""Statuses of mistakes of the client."""

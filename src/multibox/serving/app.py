@@ -1,46 +1,262 @@
-"""The server's addresses: `POST /predict`, health, metrics, the page."""
+"""The server's addresses: `POST /predict`, the protocol of other servers, health, metrics, the schema, the page."""
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+import asyncio
+import importlib
+import math
+import re
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from multibox.errors import ConfigError, ImageError
-from multibox.serving.answers import as_answer, problem
-from multibox.serving.batching import Busy
-from multibox.serving.hosted import Models
+from multibox.data.images import encoded_size
+from multibox.errors import ImageError, did_you_mean
+from multibox.pages.page_guard import Guard, is_loopback, known_names
+from multibox.serving.answers import Refused, as_answer, json_answer, problem
+from multibox.serving.batching import Busy, Looked
+from multibox.serving.bodies import Upload, read_images
+from multibox.serving.counters import Counters
+from multibox.serving.front import Answering, Front, Limits, Told
+from multibox.serving.hosted import Hosted, Models
 from multibox.serving.open_inference import inference_routes
 
+PARAMETERS = ("threshold", "raw", "model")
+OPEN = ("/v2/health/live", "/v2/health/ready")
+"""Addresses that need no token: whoever watches over the server has none."""
+INLINE = 64_000
+"""Bytes of an image whose header is read at once; a larger one may have a header that takes a while."""
+AT_ONCE = 8
+"""Images of one request that wait for a detector at once."""
+PAUSE = 0.05
+"""Seconds after which the next image of a request that was begun is tried again where the queue is full."""
+_NUMBER = re.compile(r"[0-9.eE+-]{1,32}", re.ASCII)
+_SWITCH = {"1": True, "true": True, "0": False, "false": False}
 
-def make_app(models: Models) -> ASGIApp:
+Value = TypeVar("Value")
+
+
+def make_app(
+    models: Models,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    token: str | None = None,
+    allowed_hosts: Iterable[str] = (),
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    counters: Counters | None = None,
+    told: Told | None = None,
+    ready: Callable[[], bool] = lambda: True,
+) -> ASGIApp:
     """Return the server as an ASGI application.
 
     Args:
         models: By name; the first one answers where none is named.
+        host: The address that the server is bound to.
+        port: Where it listens, for the cookie's name.
+        token: What every request but those for health has to bring; None lets everyone in.
+        allowed_hosts: Further names under which the server may be asked, as behind a proxy; "*" allows all.
+        limits: Of requests.
+        counters: For `/metrics`; None makes new ones.
+        told: Called after each request, such as by a log.
+        ready: Whether new requests are welcome; False while the server ends.
     """
-    pages = _Pages(models)
-    return Starlette(routes=[Route("/predict", pages.predict, methods=["POST"]), *inference_routes(models)])
+    counters = counters or Counters(models)
+    pages = _Pages(models, limits, counters)
+    routes = [
+        Route("/predict", pages.predict, methods=["POST"]),
+        Route("/", pages.page),
+        Route("/metrics", pages.metrics),
+        Route("/openapi.json", pages.schema),
+        *inference_routes(models, ready, limits.body),
+    ]
+    guard = Guard(
+        Answering(Router(routes, redirect_slashes=False)),
+        names=known_names(host) | set(allowed_hosts),
+        loopback=is_loopback(host),
+        token=token,
+        cookie=f"multibox-serve-{port}",
+        verb="serve",
+        programs=True,
+        open_paths=OPEN,
+        refuse=problem,
+    )
+    listeners = [counters.add, *([] if told is None else [told])]
+
+    def tell(exchange: Any) -> None:
+        for each in listeners:
+            each(exchange)
+
+    return Front(guard, limits, tell)
 
 
 class _Pages:
     """What the server answers, by address."""
 
-    def __init__(self, models: Models) -> None:
-        self.models = models
+    def __init__(self, models: Models, limits: Limits, counters: Counters) -> None:
+        self.models, self.limits, self.counters = models, limits, counters
+
+    async def page(self, request: Request) -> Response:
+        """`GET /`: try the model in a browser."""
+        try:
+            live = importlib.import_module("multibox.pages.live_page").live_page
+        except ModuleNotFoundError:
+            return HTMLResponse("<!doctype html><title>multibox serve</title><p>POST an image to /predict</p>")
+        return HTMLResponse(live(self.models))
+
+    async def metrics(self, request: Request) -> Response:
+        """`GET /metrics`, for Prometheus."""
+        text, kind = self.counters.exposition()
+        return Response(text, media_type=kind)
+
+    async def schema(self, request: Request) -> Response:
+        """`GET /openapi.json`."""
+        from multibox.serving.schema import schema
+
+        return json_answer(schema(list(self.models), self.limits))
 
     async def predict(self, request: Request) -> Response:
-        """`POST /predict?threshold=0.3&raw=1&model=NAME` with an image as body."""
-        model = next(iter(self.models.values()))
-        threshold = request.query_params.get("threshold")
-        raw = request.query_params.get("raw", "0") not in ("", "0", "false")
+        """`POST /predict?threshold=0.3&raw=1&model=NAME` with one image or several as body."""
+        given = _parameters(request)
+        model = self._model(given.get("model"))
+        lowest = None if "threshold" not in given else _threshold(given["threshold"])
+        raw = _switch(given.get("raw", "0"))
+        images, several = await read_images(request)
+        notes = request.scope["multibox"]
+        notes["model"], notes["images"] = model.name, len(images)
+        look = partial(self._look, model, lowest=lowest, raw=raw)
+        work = self._look_at_all(images, look) if several else look(images[0])
+        found = await _while_connected(request, work, self.limits.answer)
+        return json_answer([as_answer(each) for each in found] if isinstance(found, list) else as_answer(found))
+
+    def _model(self, name: str | None) -> Hosted:
+        if name is None:
+            return next(iter(self.models.values()))
+        if (model := self.models.get(name)) is None:
+            hint = did_you_mean(name[:100], self.models) or f"; there are {', '.join(self.models)}"
+            raise Refused(404, f"there is no model {name[:100]!r}{hint}")
+        return model
+
+    async def _look(self, model: Hosted, image: Upload, *, lowest: float | None, raw: bool) -> Looked:
+        check = partial(check_pixels, image, self.limits.pixels)
+        await asyncio.to_thread(check) if len(image.data) > INLINE else check()
         try:
-            lowest = None if threshold is None else float(threshold)
-            looked = await model.look(await request.body(), lowest, raw=raw)
-        except (ConfigError, ValueError) as error:
-            return problem(400, str(error))
+            looked = await model.look(image.data, lowest, raw=raw)
         except ImageError as error:
-            return problem(422, str(error))
-        except Busy as error:
-            return problem(503, str(error), {"retry-after": str(error.seconds)})
-        return JSONResponse(as_answer(looked))
+            what = str(error).replace("the image given as bytes", image.where, 1)
+            raise ImageError(what, kind=error.kind) from None
+        self.counters.looked(model.name, looked)
+        return looked
+
+    async def _look_at_all(
+        self, images: list[Upload], look: Callable[[Upload], Coroutine[Any, Any, Looked]]
+    ) -> list[Looked]:
+        found: dict[int, Looked] = {}
+
+        async def work(numbers: Iterable[int]) -> None:
+            for number in numbers:
+                # The first one decides; what was begun is not given up for a moment of other work
+                while number not in found:
+                    try:
+                        found[number] = await look(images[number])
+                    except Busy:
+                        if not found:
+                            raise
+                        await asyncio.sleep(PAUSE)
+
+        numbers = iter(range(len(images)))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(AT_ONCE, len(images))):
+                    group.create_task(work(numbers))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return [found[number] for number in range(len(images))]
+
+
+def check_pixels(image: Upload, most: int) -> None:
+    """Refuse an image that is too large, by its header alone.
+
+    Raises:
+        Refused: It has more than `most` pixels.
+        ImageError: It has no header that can be read.
+    """
+    size = encoded_size(image.data, image.where)
+    if size.width * size.height > most:
+        raise Refused(413, f"{image.where} has {size.width} x {size.height} pixels, at most {most:,}; make it smaller")
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Value], seconds: float) -> Value:
+    """Return the result of `work`; give it up when the client goes away or the time is over.
+
+    Raises:
+        ClientDisconnect: The client went away.
+        Refused: The time is over.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    gone = late = False
+
+    async def watch() -> None:
+        nonlocal gone, late
+        try:
+            async with asyncio.timeout(seconds):
+                while (await request.receive())["type"] != "http.disconnect":
+                    pass
+            gone = True
+        except TimeoutError:
+            late = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone:
+            task.uncancel()
+            raise ClientDisconnect from None
+        if late:
+            task.uncancel()
+            raise Refused(503, f"no result within {seconds:g} s; try again in 1 s", {"retry-after": "1"}) from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+def _parameters(request: Request) -> dict[str, str]:
+    """Return the parameters in the address, each once.
+
+    Raises:
+        Refused: One is unknown or given twice.
+    """
+    found: dict[str, str] = {}
+    if not request.scope["query_string"]:
+        return found
+    for name, value in request.query_params.multi_items():
+        if name not in PARAMETERS:
+            known = ", ".join(PARAMETERS)
+            raise Refused(400, f"parameter {name[:50]!r}{did_you_mean(name[:50], PARAMETERS)}: expected {known}")
+        if name in found:
+            raise Refused(400, f"parameter {name} is given twice")
+        found[name] = value
+    return found
+
+
+def _threshold(text: str) -> float:
+    try:
+        value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise Refused(400, f"threshold={text[:50]!r}: expected a number from 0 to 1, the lowest score to report")
+    return value
+
+
+def _switch(text: str) -> bool:
+    value = _SWITCH.get(text.lower())
+    if value is None:
+        raise Refused(400, f"raw={text[:50]!r}: expected 1 or 0, whether boxes before suppression are wanted, too")
+    return value
