@@ -55,7 +55,6 @@ class Counters:
         )
         several: dict[str, Any] = {**own, "multiprocess_mode": "livesum"}
         self.waiting = Gauge("multibox_queue_images", "Images that wait now.", ("model",), **several)
-        self.in_flight = Gauge("multibox_requests_in_flight", "Requests that are being answered now.", **several)
         latest: dict[str, Any] = {**own, "multiprocess_mode": "livemostrecent"}
         self.info = Gauge(
             "multibox_model_info", "Models by name and version; always 1.", ("model", "version"), **latest

@@ -26,7 +26,7 @@ _TEMPLATES = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE
 class Limits:
     """What one request, and all of them, may take."""
 
-    body: int = 32_000_000
+    body: int = 1 << 26
     """Bytes of a body."""
     pixels: int = 50_000_000
     """Pixels of an image."""
@@ -228,12 +228,11 @@ class _Run:
     def _tell(self, notes: dict[str, Any]) -> None:
         scope, client = self.scope, self.scope.get("client")
         method = scope["method"]
-        route = getattr(scope.get("route"), "path", "other") if scope["path"] != "/" or self.status < 400 else "/"
         self.front.told(
             Exchange(
                 method=method if method in _TEMPLATES else "other",
                 path=scope["path"],
-                route=route,
+                route=getattr(scope.get("route"), "path", "other"),
                 status=self.status,
                 seconds=time.perf_counter() - self.began,
                 received=self.received,

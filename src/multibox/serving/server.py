@@ -6,6 +6,7 @@ from typing import Any
 import uvicorn
 
 from multibox.serving.app import make_app
+from multibox.serving.connections import Connection
 from multibox.serving.hosted import Models
 
 GRACE = 30
@@ -32,6 +33,8 @@ def make_server(models: Models, listener: socket.socket, **options: Any) -> uvic
     """
     app = make_app(models)
     settings: dict[str, Any] = {
+        "http": Connection,
+        "ws": "none",
         "log_level": "critical",
         "access_log": False,
         "server_header": False,
