@@ -94,3 +94,21 @@ def fake_runtime(tmp_path):
     (folder / "ort-wasm-simd-threaded.wasm").write_bytes(b"\0asm\1\0\0\0")
     (folder / "ort.webgpu.min.js").write_text("// 100 MB more\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def picky_file(tmp_path_factory):
+    """An exported detector whose classes have thresholds of their own, each of which drops some detections."""
+    from multibox.exporting.export import export
+
+    found = make_detector("tinyssd", 64)
+    images = np.random.default_rng(0).integers(0, 256, (4, 40, 56, 3), np.uint8)
+    every = found.predict(list(images), 0.01)
+    thresholds = [
+        float(np.quantile(np.concatenate([each.scores[each.labels == label] for each in every]), share))
+        for label, share in enumerate((0.3, 0.8, 0.6))
+    ]
+    found.config = found.config.updated({"post.thresholds": tuple(thresholds)})
+    path = tmp_path_factory.mktemp("picky") / "picky.onnx"
+    export(found, path)
+    return path
