@@ -116,7 +116,10 @@ def in_batches(items: Iterable[Item], open_one: Callable[[Item], Opened]) -> Ite
 
 
 def ahead(
-    work: Callable[[Item], Result], items: Iterable[Item], room: Callable[[Result], int] = lambda _: AHEAD
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    room: Callable[[Result], int] = lambda _: AHEAD,
+    threads: int | None = None,
 ) -> Iterator[Result]:
     """Yield `work(item)` for each item, in order, computed ahead in threads.
 
@@ -124,11 +127,12 @@ def ahead(
         work: what the threads do.
         items: may be endless.
         room: how many items to work on ahead, given the last result; a result's size is not known before.
+        threads: how many work; None takes one per core.
     """
-    source = iter(items)
-    pool = ThreadPoolExecutor(decoding_threads(), "multibox-decode")
+    source, threads = iter(items), threads or decoding_threads()
+    pool = ThreadPoolExecutor(threads, "multibox-decode")
     try:
-        waiting = deque(pool.submit(work, item) for item in islice(source, decoding_threads()))
+        waiting = deque(pool.submit(work, item) for item in islice(source, threads))
         while waiting:
             done = waiting.popleft().result()
             more = max(0, room(done) - len(waiting))

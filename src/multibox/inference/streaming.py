@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from multibox.data.images import read_image
+from multibox.data.images import decode_image, read_image
 from multibox.data.pixels import Colour
 from multibox.errors import ImageError
 from multibox.files import write_bytes_whole
@@ -50,6 +50,15 @@ class Seen(NamedTuple):
     found: Detections | ImageError
 
 
+class Encoded(NamedTuple):
+    """An image file that is no file here: it lies in an archive, a table or an object store."""
+
+    name: str
+    """What errors call it."""
+    data: Callable[[], bytes]
+    """Returns its bytes; called in a thread that decodes."""
+
+
 class _Decoded(NamedTuple):
     path: Path
     image: Image.Image
@@ -57,7 +66,12 @@ class _Decoded(NamedTuple):
 
 
 def predict_stream(
-    detectors: AnyDetector | Sequence[AnyDetector], paths: Iterable[str | Path], threshold: float | None = None
+    detectors: AnyDetector | Sequence[AnyDetector],
+    paths: Iterable[str | Path | Encoded],
+    threshold: float | None = None,
+    *,
+    decoders: int | None = None,
+    most: int | None = None,
 ) -> Generator[Seen, None, None]:
     """Yield every image file with its detections, in the order given.
 
@@ -66,8 +80,10 @@ def predict_stream(
 
     Args:
         detectors: from `multibox.load`; several of one model share the work, see `open_copies`.
-        paths: the image files; may be a generator.
+        paths: the image files, or where their bytes come from; may be a generator.
         threshold: lowest score to report; None takes the model's.
+        decoders: threads that read and decode; None takes one per core.
+        most: images per batch; None takes `BATCH` for one detector and `SMALL_BATCH` for several.
 
     Yields:
         An image that cannot be read comes with its error; the stream goes on.
@@ -77,8 +93,9 @@ def predict_stream(
     networks = [ThreadPoolExecutor(1, "multibox-network") for _ in shared]
     try:
         running: deque[Future[list[Seen]]] = deque()
-        decoded = ahead(partial(_decode, background=shared[0].background), map(Path, paths), _room)
-        batches = _in_batches(decoded, BATCH if len(shared) == 1 else SMALL_BATCH)
+        items = (path if isinstance(path, Encoded) else Path(path) for path in paths)
+        decoded = ahead(partial(_decode, background=shared[0].background), items, _room, decoders)
+        batches = _in_batches(decoded, most or (BATCH if len(shared) == 1 else SMALL_BATCH))
         for batch, network, detector in zip(batches, cycle(networks), cycle(shared), strict=False):
             running.append(network.submit(_look, detector, batch, threshold))
             if len(running) > len(shared):
@@ -139,9 +156,13 @@ def _look(detector: AnyDetector, batch: list[_Decoded | Seen], threshold: float 
     return [Seen(each.path, each.image, of[id(each)]) if isinstance(each, _Decoded) else each for each in batch]
 
 
-def _decode(path: Path, background: Colour) -> _Decoded | Seen:
+def _decode(source: Path | Encoded, background: Colour) -> _Decoded | Seen:
+    path = source if isinstance(source, Path) else Path(source.name)
     try:
-        image = read_image(path, background)
+        if isinstance(source, Path):
+            image = read_image(source, background)
+        else:
+            image = decode_image(source.data(), source.name, background)
     except ImageError as error:
         return Seen(path, None, error)
     return _Decoded(path, image, np.asarray(image))
