@@ -27,6 +27,7 @@ from multibox.cli import (
     monitor,
     plot,
     predict,
+    predict_ray,
     report,
     serve,
     train,
@@ -149,7 +150,7 @@ app.command("train", cls=HintedCommand)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)
-app.command("predict")(predict.predict)
+app.command("predict", cls=predict_ray.PredictCommand)(predict.predict)
 app.command("inspect")(inspect.inspect)
 app.command("export")(export.export)
 app.command("bench")(bench.bench)

@@ -35,6 +35,10 @@ _ON_BAD = (
 )
 _SOURCES = "Images, videos, folders, glob patterns, rtsp:// or http:// addresses, camera:0."
 _JSON = "Write all detections here; - for standard output; of a video, .jsonl gets a line for each frame."
+_RAY = (
+    "Look at images on a Ray cluster: HOST:PORT of its head, or auto. Without an address on RAY_ADDRESS, else on a "
+    "cluster of this machine's cores. --out is a folder for Parquet; SOURCE also lists, .parquet, .tar, s3://."
+)
 _TRACK = "Number the objects of a video: one that stays in sight keeps its number."
 
 
@@ -45,7 +49,7 @@ def predict(
         float | None,
         typer.Option(help="Lowest score to report, 0 to 1. Default: the model's for each class, or 0.3."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
+    out_folder: Annotated[str | None, typer.Option("--out", help=_OUT)] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help=_JSON)] = None,
     csv: Annotated[Path | None, typer.Option(help="Write a row for each detection here.")] = None,
     coco: Annotated[Path | None, typer.Option(help="Write COCO's results JSON here.")] = None,
@@ -53,6 +57,7 @@ def predict(
     voc: Annotated[Path | None, typer.Option(help="Folder for VOC's comp4_det_test_CLASS.txt files.")] = None,
     track: Annotated[bool, typer.Option("--track", help=_TRACK)] = False,
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Look at every N-th frame of a video.")] = 1,
+    ray: Annotated[str | None, typer.Option(metavar="[ADDRESS]", help=_RAY)] = None,
     on_bad: Annotated[OnBad, typer.Option(help=_ON_BAD)] = OnBad.skip,
     background: Background = None,
     device: Device = "auto",
@@ -71,6 +76,15 @@ def predict(
 
     check_threshold(threshold)
     colour = background_colour(background) if background is not None else None
+    if ray is not None:
+        from multibox.cli.predict_ray import RayRun, predict_on_ray
+
+        files = {"--json": json_file, "--csv": csv, "--coco": coco, "--yolo": yolo, "--voc": voc}
+        others = [name for name, given in {**files, "--track": track, "--every": every > 1}.items() if given]
+        run = RayRun(model, sources, ray, out_folder, threshold, device, flip, colour, on_bad, overwrite)
+        predict_on_ray(run, others)
+        return
+    out = None if out_folder is None else Path(out_folder)
     images, videos, notes = find_sources(sources)
     stems = distinct_names(path.stem for path in images)
     films = distinct_names(video.stem for video in videos)

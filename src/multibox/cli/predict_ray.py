@@ -2,17 +2,17 @@
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand
 
 from multibox.cli.console import counting
 from multibox.cli.options import OnBad
-from multibox.cli.predict import check_threshold, describe_thresholds
+from multibox.cli.predict import describe_thresholds
 
 if TYPE_CHECKING:
     from multibox.cluster.plan import Block, Part, Plan
@@ -66,34 +66,28 @@ class _Count:
         return [(number, block) for number, block in enumerate(blocks) if number not in done]
 
 
-def predict_on_ray(
-    model: str,
-    sources: Sequence[str],
-    *,
-    address: str,
-    out: str | None,
-    threshold: float | None,
-    device: str,
-    flip: bool,
-    background: tuple[int, int, int] | None,
-    on_bad: OnBad,
-    overwrite: bool,
-    others: Mapping[str, bool],
-) -> None:
-    """Find objects in the images of the sources on a Ray cluster and write Parquet to `out`.
+class RayRun(NamedTuple):
+    """Arguments of `multibox predict --ray`."""
+
+    model: str
+    sources: Sequence[str]
+    address: str
+    """Of the cluster; empty for RAY_ADDRESS, or else a cluster of this machine's cores."""
+    out: str | None
+    threshold: float | None
+    device: str
+    flip: bool
+    background: tuple[int, int, int] | None
+    on_bad: OnBad
+    overwrite: bool
+
+
+def predict_on_ray(run: RayRun, others: Sequence[str]) -> None:
+    """Find objects in the images of the sources on a Ray cluster, and write Parquet.
 
     Args:
-        model: A MODEL argument.
-        sources: SOURCE arguments.
-        address: Of the cluster; empty for RAY_ADDRESS, or else a cluster of this machine's cores.
-        out: The folder.
-        threshold: Lowest score to report; None takes the model's.
-        device: cpu, cuda or auto.
-        flip: Average over mirror images.
-        background: Behind transparent pixels; None takes the model's.
-        on_bad: What to do about an unreadable image.
-        overwrite: Start again where the folder has results of another command.
-        others: Options that do not go with --ray, and whether they are given.
+        run: What to do.
+        others: Options that are given and do not go with --ray.
     """
     from multibox.builtin import find_model, runnable
     from multibox.cluster.block_worker import Task, model_files, model_hash
@@ -102,25 +96,24 @@ def predict_on_ray(
     from multibox.cluster.plan import finish, make_plan, open_folder
     from multibox.cluster.ray_job import choose_address, choose_pool, cluster, do_blocks
 
-    check_threshold(threshold)
-    folder = _checked(out, others)
-    address = choose_address(address)
-    file = find_model(model)
-    file = runnable(file) if device in ("cpu", "auto") and not flip else file
+    folder = _checked(run.out, others)
+    address = choose_address(run.address)
+    file = find_model(run.model)
+    file = runnable(file) if run.device in ("cpu", "auto") and not run.flip else file
     files = model_files(file)
-    _tell_thresholds(file, threshold)
-    blocks, notes = find_blocks(sources)
-    plan = make_plan(blocks, model_hash(files), threshold, flip, background)
-    count = _Count(open_folder(folder, plan, overwrite=overwrite))
+    _tell_thresholds(file, run.threshold)
+    blocks, notes = find_blocks(run.sources)
+    plan = make_plan(blocks, model_hash(files), run.threshold, run.flip, run.background)
+    count = _Count(open_folder(folder, plan, overwrite=run.overwrite))
     for line in [*notes, *count.told_before(plan)]:
         typer.echo(line)
     place = folder if is_address(folder) else str(Path(folder).absolute())
     if len(count.parts) < plan.blocks:
         try:
             with cluster(address) as ray:
-                pool = choose_pool(ray, device)
+                pool = choose_pool(ray, run.device)
                 typer.echo(f"{pool.actors} actors, {pool.device}, cores each: {pool.cores}")
-                task = Task(plan, place, str(Path.cwd()), pool.device, pool.cores, on_bad is OnBad.stop)
+                task = Task(plan, place, str(Path.cwd()), pool.device, pool.cores, run.on_bad is OnBad.stop)
                 _follow(do_blocks(ray, count.left(blocks), files, task, pool), count, plan)
         except KeyboardInterrupt:
             typer.echo(f"stopped: {count.summary(folder)} of {plan.blocks:,}; the same command does the others")
@@ -130,7 +123,7 @@ def predict_on_ray(
     _tell_unreadable(count.parts)
 
 
-def _checked(out: str | None, others: Mapping[str, bool]) -> str:
+def _checked(out: str | None, others: Sequence[str]) -> str:
     """Return the folder for the results.
 
     Raises:
@@ -138,9 +131,8 @@ def _checked(out: str | None, others: Mapping[str, bool]) -> str:
     """
     from multibox.errors import ConfigError
 
-    given = [name for name, there in others.items() if there]
-    if given:
-        raise ConfigError(f"{given[0]} does not go with --ray, which writes Parquet to --out; leave it out")
+    if others:
+        raise ConfigError(f"{others[0]} does not go with --ray, which writes Parquet to --out; leave it out")
     if out is None:
         raise ConfigError(
             "--ray needs --out: a folder for Parquet files, such as found.parquet or s3://bucket/found.parquet"
