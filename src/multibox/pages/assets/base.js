@@ -232,16 +232,17 @@ const multibox = (() => {
 
   /** Suppress per class, best first, as postprocess.py does. `candidates` {box, score, label} stand best first. Returns [kept by position or -1 if kept or null if below `score`]. */
   function suppress(candidates, { score, nms, inclusive = false, most = Infinity }) {
-    const kept = [], fate = candidates.map(() => null);
+    const kept = [], keptOf = new Map(), fate = candidates.map(() => null);
     candidates.forEach((one, place) => {
       if (!(one.score > score)) return;
-      const by = kept.find((other) => {
-        if (candidates[other].label !== one.label) return false;
+      if (!keptOf.has(one.label)) keptOf.set(one.label, []);
+      const rivals = keptOf.get(one.label);
+      const by = rivals.find((other) => {
         const iou = overlap(candidates[other].box, one.box);
         return inclusive ? iou >= nms : iou > nms;
       });
       fate[place] = by === undefined ? -1 : by;
-      if (by === undefined) kept.push(place);
+      if (by === undefined) { kept.push(place); rivals.push(place); }
     });
     kept.slice(most).forEach((place) => { fate[place] = null; });
     return fate;
