@@ -4,7 +4,7 @@ import asyncio
 import importlib
 import math
 import re
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -71,7 +71,7 @@ def make_app(
         Route("/", pages.page),
         Route("/metrics", pages.metrics),
         Route("/openapi.json", pages.schema),
-        *inference_routes(models, ready, limits.body),
+        *inference_routes(models, pages.look, ready, limits.body),
     ]
     guard = Guard(
         Answering(Router(routes, redirect_slashes=False)),
@@ -114,9 +114,11 @@ class _Pages:
 
     async def schema(self, request: Request) -> Response:
         """`GET /openapi.json`."""
+        from multibox.serving.open_inference_schema import inference_paths
         from multibox.serving.schema import schema
 
-        return json_answer(schema(list(self.models), self.limits))
+        models = list(self.models)
+        return json_answer(schema(models, self.limits, inference_paths(models)))
 
     async def predict(self, request: Request) -> Response:
         """`POST /predict?threshold=0.3&raw=1&model=NAME` with one image or several as body."""
@@ -125,12 +127,24 @@ class _Pages:
         lowest = None if "threshold" not in given else _threshold(given["threshold"])
         raw = _switch(given.get("raw", "0"))
         images, several = await read_images(request)
+        found = await self.look(request, model, images, {"threshold": lowest, "raw": raw})
+        return json_answer([as_answer(each) for each in found] if several else as_answer(found[0]))
+
+    async def look(
+        self, request: Request, model: Hosted, images: Sequence[Upload], options: Mapping[str, Any]
+    ) -> list[Looked]:
+        """Return what is found in the images of a request; all or nothing.
+
+        Args:
+            request: Given up when its client goes away.
+            model: The model.
+            images: The images.
+            options: Of `Hosted.look`.
+        """
         notes = request.scope["multibox"]
         notes["model"], notes["images"] = model.name, len(images)
-        look = partial(self._look, model, lowest=lowest, raw=raw)
-        work = self._look_at_all(images, look) if several else look(images[0])
-        found = await _while_connected(request, work, self.limits.answer)
-        return json_answer([as_answer(each) for each in found] if isinstance(found, list) else as_answer(found))
+        work = self._look_at_all(images, partial(self._look, model, options=options))
+        return await _while_connected(request, work, self.limits.answer)
 
     def _model(self, name: str | None) -> Hosted:
         if name is None:
@@ -140,11 +154,11 @@ class _Pages:
             raise Refused(404, f"there is no model {name[:100]!r}{hint}")
         return model
 
-    async def _look(self, model: Hosted, image: Upload, *, lowest: float | None, raw: bool) -> Looked:
+    async def _look(self, model: Hosted, image: Upload, *, options: Mapping[str, Any]) -> Looked:
         check = partial(check_pixels, image, self.limits.pixels)
-        await asyncio.to_thread(check) if len(image.data) > INLINE else check()
+        await asyncio.to_thread(check) if isinstance(image.data, bytes) and len(image.data) > INLINE else check()
         try:
-            looked = await model.look(image.data, lowest, raw=raw)
+            looked = await model.look(image.data, **options)
         except ImageError as error:
             what = str(error).replace("the image given as bytes", image.where, 1)
             raise ImageError(what, kind=error.kind) from None
@@ -152,9 +166,11 @@ class _Pages:
         return looked
 
     async def _look_at_all(
-        self, images: list[Upload], look: Callable[[Upload], Coroutine[Any, Any, Looked]]
+        self, images: Sequence[Upload], look: Callable[[Upload], Coroutine[Any, Any, Looked]]
     ) -> list[Looked]:
         found: dict[int, Looked] = {}
+        if len(images) == 1:
+            return [await look(images[0])]
 
         async def work(numbers: Iterable[int]) -> None:
             for number in numbers:
@@ -184,9 +200,10 @@ def check_pixels(image: Upload, most: int) -> None:
         Refused: It has more than `most` pixels.
         ImageError: It has no header that can be read.
     """
-    size = encoded_size(image.data, image.where)
-    if size.width * size.height > most:
-        raise Refused(413, f"{image.where} has {size.width} x {size.height} pixels, at most {most:,}; make it smaller")
+    data = image.data
+    height, width = encoded_size(data, image.where) if isinstance(data, bytes) else data.shape[:2]
+    if height * width > most:
+        raise Refused(413, f"{image.where} has {width} x {height} pixels, at most {most:,}; make it smaller")
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Value], seconds: float) -> Value:

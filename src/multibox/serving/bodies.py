@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
@@ -30,7 +32,8 @@ class Upload(NamedTuple):
 
     where: str
     """Names it in messages."""
-    data: bytes
+    data: bytes | NDArray[np.uint8]
+    """An encoded file, or RGB pixels [H, W, 3]."""
 
 
 class _Asked(msgspec.Struct, forbid_unknown_fields=True):

@@ -8,22 +8,24 @@ import binascii
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.errors import MultiboxError, did_you_mean, one_line
+from multibox.errors import did_you_mean, one_line
+from multibox.serving.answers import Refused
+from multibox.serving.bodies import MOST_PARTS
 
 Parameters: TypeAlias = dict[str, bool | int | float | str | None]
 Kind = TypeVar("Kind")
 
-MOST_IMAGES = 64
-"""Images of one request."""
 _MOST_DESCRIPTION = 65_536
 """Bytes of the parameters, or of the requested outputs, of one request."""
-_MOST_INPUTS, _MOST_DIMENSIONS = 16, 8
+MOST_INPUTS = 16
+_MOST_DIMENSIONS = 8
 _LENGTH = 4
 """Bytes of the length in front of each element of a BYTES tensor."""
 _DTYPES = {"UINT8": "u1", "INT64": "<i8", "FP32": "<f4"}
@@ -32,14 +34,6 @@ _WHOLE = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _VALUES: dict[str, Any] = {"UINT8": _BYTE, "INT64": _WHOLE, "FP32": float}
 _WINDOWS = {"gzip": 31, "deflate": 15}
 """What zlib calls the two kinds of compression."""
-
-
-class InferenceError(MultiboxError):
-    """A request that cannot be understood; `status` is its HTTP code."""
-
-    def __init__(self, message: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Port(NamedTuple):
@@ -87,21 +81,21 @@ def inflate(body: bytes, encoding: str, most: int) -> bytes:
     """Return a body without its compression, gzip or deflate.
 
     Raises:
-        InferenceError: Another compression, damaged data, or more than `most` bytes.
+        Refused: Another compression, damaged data, or more than `most` bytes.
     """
     if encoding.lower() in ("", "identity"):
         return body
     if encoding.lower() not in _WINDOWS:
-        raise InferenceError(f"Content-Encoding {encoding!r}: expected gzip, deflate or none", 415)
+        raise Refused(415, f"Content-Encoding {encoding!r}: expected gzip, deflate or none")
     unpacking = zlib.decompressobj(_WINDOWS[encoding.lower()])
     try:
         data = unpacking.decompress(body, most + 1)
     except zlib.error as error:
-        raise InferenceError(f"the body is not compressed as its Content-Encoding {encoding!r} says: {error}") from None
+        raise Refused(400, f"the body is not compressed as its Content-Encoding {encoding!r} says: {error}") from None
     if len(data) > most:
-        raise InferenceError(f"the body unpacks to more than {most} bytes; send fewer or smaller images", 413)
+        raise Refused(413, f"the body unpacks to more than {most} bytes; send fewer or smaller images")
     if not unpacking.eof or unpacking.unused_data:
-        raise InferenceError(f"the body is truncated, or goes on behind its end as {encoding}")
+        raise Refused(400, f"the body is truncated, or goes on behind its end as {encoding}")
     return data
 
 
@@ -114,43 +108,50 @@ def read_request(body: bytes, header_length: str | None, inputs: Mapping[str, Po
         inputs: What the model takes.
 
     Raises:
-        InferenceError: The request breaks the protocol, or does not fit the model.
+        Refused: The request breaks the protocol, or does not fit the model.
     """
-    length = _length_of_json(header_length, len(body))
+    length = length_of_json(header_length, len(body))
     request = _decode(memoryview(body)[:length], _Request, "the request")
-    if not 1 <= len(request.inputs) <= _MOST_INPUTS:
-        raise InferenceError(f"the request has {len(request.inputs)} inputs, expected 1 to {_MOST_INPUTS}")
+    if not 1 <= len(request.inputs) <= MOST_INPUTS:
+        raise Refused(400, f"the request has {len(request.inputs)} inputs, expected 1 to {MOST_INPUTS}")
     tensors: dict[str, Any] = {}
     start = length
     for each in request.inputs:
         port = _port_of(each, inputs)
         if each.name in tensors:
-            raise InferenceError(f"input {each.name} is given twice")
+            raise Refused(400, f"input {each.name} is given twice")
         size = _binary_size(each)
         shape = _shape_of(each, port)
         if size is None:
             tensors[each.name] = _from_json(each, port, shape)
             continue
         if start + size > len(body):
-            raise InferenceError(
-                f"input {each.name}: binary_data_size {size}, but {len(body) - start} bytes are left behind the JSON"
+            raise Refused(
+                400,
+                f"input {each.name}: binary_data_size {size}, but {len(body) - start} bytes are left behind the JSON",
             )
         tensors[each.name] = _from_bytes(each.name, port, shape, memoryview(body)[start : start + size])
         start += size
     if start < len(body):
-        raise InferenceError(
-            f"{len(body) - start} bytes behind the JSON belong to no input; give each its binary_data_size"
+        raise Refused(
+            400, f"{len(body) - start} bytes behind the JSON belong to no input; give each its binary_data_size"
         )
     return Tensors(tensors, _outputs_of(request), _small(request.parameters, "parameters"), request.id)
 
 
-def _length_of_json(header: str | None, size: int) -> int:
+def length_of_json(header: str | None, size: int) -> int:
+    """Return the bytes of the JSON in a body of a size, given the header Inference-Header-Content-Length.
+
+    Raises:
+        Refused: The header is no length, or larger than the body.
+    """
     if header is None:
         return size
     digits = header.strip()
     if not (digits.isascii() and digits.isdigit() and len(digits) < 20 and int(digits) <= size):
-        raise InferenceError(
-            f"Inference-Header-Content-Length {header!r}: expected the bytes of the JSON, at most the body's {size}"
+        raise Refused(
+            400,
+            f"Inference-Header-Content-Length {header!r}: expected the bytes of the JSON, at most the body's {size}",
         )
     return int(digits)
 
@@ -159,7 +160,7 @@ def _decode(data: Any, kind: type[Kind], where: str) -> Kind:
     try:
         return msgspec.json.decode(data, type=kind)
     except (ValueError, RecursionError) as error:
-        raise InferenceError(f"{where}: {one_line(str(error))}") from None
+        raise Refused(400, f"{where}: {one_line(str(error))}") from None
 
 
 def _small(raw: msgspec.Raw, where: str) -> Parameters:
@@ -169,7 +170,7 @@ def _small(raw: msgspec.Raw, where: str) -> Parameters:
 
 def _check_small(raw: msgspec.Raw, where: str) -> None:
     if len(memoryview(raw)) > _MOST_DESCRIPTION:
-        raise InferenceError(f"{where} takes more than {_MOST_DESCRIPTION} bytes of the request", 413)
+        raise Refused(413, f"{where} takes more than {_MOST_DESCRIPTION} bytes of the request")
 
 
 def _outputs_of(request: _Request) -> dict[str, bool | None]:
@@ -178,11 +179,11 @@ def _outputs_of(request: _Request) -> dict[str, bool | None]:
     wanted: dict[str, bool | None] = {}
     for output in outputs:
         if output.name in wanted:
-            raise InferenceError(f"output {output.name} is requested twice")
+            raise Refused(400, f"output {output.name} is requested twice")
         parameters = output.parameters or {}
         _refuse_shared_memory(f"output {output.name}", parameters)
         if "classification" in parameters:
-            raise InferenceError(f"output {output.name}: classification is not answered; scores and labels are outputs")
+            raise Refused(400, f"output {output.name}: classification is not answered; scores and labels are outputs")
         wanted[output.name] = _flag(parameters, "binary_data", f"output {output.name}")
     return wanted
 
@@ -195,24 +196,24 @@ def wants_bytes(request: Tensors) -> bool:
 def _flag(parameters: Parameters, name: str, where: str) -> bool | None:
     value = parameters.get(name)
     if value is not None and not isinstance(value, bool):
-        raise InferenceError(f"{where}: {name} is {value!r}, expected true or false")
+        raise Refused(400, f"{where}: {name} is {value!r}, expected true or false")
     return value
 
 
 def _refuse_shared_memory(where: str, parameters: Parameters) -> None:
     if any(name.startswith("shared_memory") for name in parameters):
-        raise InferenceError(f"{where}: shared memory is not answered here; send the tensor as bytes or as JSON")
+        raise Refused(400, f"{where}: shared memory is not answered here; send the tensor as bytes or as JSON")
 
 
 def _port_of(given: _Input, inputs: Mapping[str, Port]) -> Port:
     port = inputs.get(given.name)
     if port is None:
-        hint = did_you_mean(given.name, inputs) or f"; expected {', '.join(inputs)}"
-        raise InferenceError(f"input {given.name!r} is unknown{hint}")
+        hint = did_you_mean(given.name[:100], inputs) or f"; expected {', '.join(inputs)}"
+        raise Refused(400, f"input {given.name!r} is unknown{hint}")
     if given.datatype != port.datatype:
         floats = port.datatype == "UINT8" and given.datatype.startswith(("FP", "BF"))
         hint = "; values from 0 to 1 become UINT8 as (images * 255).round().astype('uint8')" if floats else ""
-        raise InferenceError(f"input {given.name} has datatype {given.datatype}, expected {port.datatype}{hint}")
+        raise Refused(400, f"input {given.name} has datatype {given.datatype}, expected {port.datatype}{hint}")
     return port
 
 
@@ -227,9 +228,9 @@ def _shape_of(given: _Input, port: Port) -> tuple[int, ...]:
     if not (fits or single):
         dimensions = ", ".join("n" if wanted < 0 else str(wanted) for wanted in port.shape)
         expected = f"[{dimensions}] with n at least 1" if port.shape else "[] or [1]"
-        raise InferenceError(f"input {given.name} has shape {_shown(shape)}, expected {expected}")
-    if port.shape and shape[0] > MOST_IMAGES:
-        raise InferenceError(f"input {given.name} has {shape[0]} images, expected at most {MOST_IMAGES}", 413)
+        raise Refused(400, f"input {given.name} has shape {_shown(shape)}, expected {expected}")
+    if port.shape and shape[0] > MOST_PARTS:
+        raise Refused(413, f"input {given.name} has {shape[0]} images, expected at most {MOST_PARTS}")
     return shape
 
 
@@ -247,9 +248,9 @@ def _binary_size(given: _Input) -> int | None:
     if size is None:
         return None
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63:
-        raise InferenceError(f"{where}: binary_data_size is no number of bytes; expected a whole number from 0")
+        raise Refused(400, f"{where}: binary_data_size is no number of bytes; expected a whole number from 0")
     if bytes(given.data) != b"null":
-        raise InferenceError(f"input {given.name} has both data and binary_data_size; give one of them")
+        raise Refused(400, f"input {given.name} has both data and binary_data_size; give one of them")
     return size
 
 
@@ -260,8 +261,8 @@ def _from_bytes(name: str, port: Port, shape: tuple[int, ...], data: memoryview)
     dtype = np.dtype(_DTYPES[port.datatype])
     expected = math.prod(shape) * dtype.itemsize
     if expected != len(data):
-        raise InferenceError(
-            f"input {name}: {port.datatype} of shape {_shown(shape)} takes {expected} bytes, got {len(data)}"
+        raise Refused(
+            400, f"input {name}: {port.datatype} of shape {_shown(shape)} takes {expected} bytes, got {len(data)}"
         )
     return np.frombuffer(data, dtype).reshape(shape)
 
@@ -274,13 +275,14 @@ def _elements(name: str, count: int, data: memoryview) -> list[bytes]:
         begin = start + _LENGTH
         start = begin + int.from_bytes(data[start:begin], "little")
         if begin > len(data) or start > len(data):
-            raise InferenceError(
+            raise Refused(
+                400,
                 f"input {name}: element {number} of {count} goes beyond the {len(data)} bytes; expected for each its "
-                "length as 4 bytes, little-endian, and then the file"
+                "length as 4 bytes, little-endian, and then the file",
             )
         elements.append(bytes(data[begin:start]))
     if start < len(data):
-        raise InferenceError(f"input {name}: {len(data) - start} bytes are left behind its {count} elements")
+        raise Refused(400, f"input {name}: {len(data) - start} bytes are left behind its {count} elements")
     return elements
 
 
@@ -288,7 +290,7 @@ def _from_json(given: _Input, port: Port, shape: tuple[int, ...]) -> Any:
     text = bytes(given.data)
     where = f"data of input {given.name}"
     if text == b"null":
-        raise InferenceError(f"input {given.name} has neither data nor binary_data_size")
+        raise Refused(400, f"input {given.name} has neither data nor binary_data_size")
     if port.datatype == "BYTES":
         return _decoded(given.name, _strings(text, shape[0], where))
     count = math.prod(shape)
@@ -299,28 +301,36 @@ def _from_json(given: _Input, port: Port, shape: tuple[int, ...]) -> Any:
     # Counted before anything is decoded: what was sent decides over the memory, not what was promised
     commas, brackets = text.count(b","), sum(math.prod(shape[:level]) for level in range(depth))
     if depth not in (1, len(shape)) or commas != count - 1 or text.count(b"[") != brackets:
-        raise InferenceError(
-            f"{where} has {commas + 1} values; shape {_shown(shape)} takes {count}, flat or nested as the shape"
+        raise Refused(
+            400, f"{where} has {commas + 1} values; shape {_shown(shape)} takes {count}, flat or nested as the shape"
         )
     kind: Any = _VALUES[port.datatype]
     for _ in range(depth):
         kind = list[kind]
-    values: Any = _decode(text, kind, where)
-    try:
-        with np.errstate(over="ignore"):
-            array = np.array(values, _DTYPES[port.datatype])
-    except ValueError:
-        array = np.empty(0)
-    if depth > 1 and array.shape != shape:
-        raise InferenceError(f"{where} is not nested as its shape {_shown(shape)}")
-    return array.reshape(shape)
+    values: list[Any] = _decode(text, kind, where)
+    if depth > 1:
+        values = _flattened(values, shape, where)
+    # Several times as fast as numpy
+    if port.datatype == "UINT8":
+        return np.frombuffer(bytes(values), np.uint8).reshape(shape)
+    with np.errstate(over="ignore"):
+        return np.array(values, _DTYPES[port.datatype]).reshape(shape)
+
+
+def _flattened(values: list[Any], shape: tuple[int, ...], where: str) -> list[Any]:
+    level: list[Any] = [values]
+    for size in shape:
+        if any(len(each) != size for each in level):
+            raise Refused(400, f"{where} is not nested as its shape {_shown(shape)}")
+        level = list(chain.from_iterable(level))
+    return level
 
 
 def _strings(text: bytes, count: int, where: str) -> list[str]:
     # Nested strings would pass through a type that this list does not have
     values = _decode(text, list[str], where)
     if len(values) != count:
-        raise InferenceError(f"{where} has {len(values)} strings, its shape takes {count}")
+        raise Refused(400, f"{where} has {len(values)} strings, its shape takes {count}")
     return values
 
 
@@ -332,8 +342,8 @@ def _decoded(name: str, values: Sequence[str]) -> list[bytes]:
         try:
             files.append(base64.b64decode(text.encode("ascii"), validate=True))
         except (binascii.Error, UnicodeEncodeError):
-            raise InferenceError(
-                f"input {name}: string {number} of {len(values)} is no base64; JSON carries files as base64"
+            raise Refused(
+                400, f"input {name}: string {number} of {len(values)} is no base64; JSON carries files as base64"
             ) from None
     return files
 

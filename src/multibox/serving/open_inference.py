@@ -1,36 +1,41 @@
 """The Open Inference Protocol v2 over HTTP: health, metadata and inference, as tritonclient and KServe ask for them."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 import multibox
-from multibox.errors import ConfigError, ImageError, MultiboxError, did_you_mean
-from multibox.serving.answers import problem
-from multibox.serving.batching import Busy, Looked
-from multibox.serving.hosted import Hosted, Models
+from multibox.errors import did_you_mean
+from multibox.serving.answers import Refused, json_answer
+from multibox.serving.batching import Looked
+from multibox.serving.bodies import Upload
+from multibox.serving.hosted import MOST_DETECTIONS, Hosted, Models
 from multibox.serving.inference_bodies import (
-    InferenceError,
     Port,
     Tensors,
     inflate,
+    length_of_json,
     read_request,
     wants_bytes,
     write_answer,
 )
+from multibox.structures import Detections
 from multibox.thresholds import class_thresholds
+
+Look: TypeAlias = Callable[[Request, Hosted, Sequence[Upload], Mapping[str, Any]], Awaitable[list[Looked]]]
+"""Looks at the images of a request with options of `Hosted.look`."""
 
 VERSION = "1"
 """The one version of each model: a model that is read again keeps it."""
 EXTENSIONS = ("binary_tensor_data", "model_repository", "parameters")
-LIMITS = ("score_threshold", "nms_threshold", "max_detections")
-"""Inputs beside the images, and parameters of a request."""
+LIMITS = {"score_threshold": "threshold", "nms_threshold": "nms", "max_detections": "most"}
+"""Inputs beside the images, or parameters of a request, and what `Hosted.look` calls them."""
 INPUTS = {
     "images": Port("UINT8", (-1, -1, -1, 3), "RGB pixels; either this or `image`"),
     "image": Port("BYTES", (-1,), "encoded files, as base64 in JSON; either this or `images`"),
@@ -46,43 +51,52 @@ OUTPUTS = {
     "names": Port("BYTES", (-1, -1), "class names; only where requested; empty ones pad"),
 }
 _ON_REQUEST = ("names",)
+SMALL = 65_536
+"""Bytes of JSON that is read at once; more of it takes a while."""
+UNPACKED = 4
+"""Requests at a time whose bodies are compressed, or long JSON."""
 _FOREIGN = "sequence_", "triton_", "priority", "timeout", "binary_data_output"
+_MEMORY = "shared memory", "send tensors as bytes or as JSON"
+_STATISTICS = "statistics", "GET /metrics has them"
+_CONFIG = "Triton's model configuration", "GET /v2/models/NAME describes a model"
+_TRACE = "traces", "`multibox serve --help` tells what it logs"
 _ABSENT = {
-    "/v2/systemsharedmemory": "shared memory",
-    "/v2/cudasharedmemory": "shared memory",
-    "/v2/trace": "tracing",
-    "/v2/logging": "settings of the log",
-    "/v2/models/stats": "statistics",
-    "/v2/models/{name}/stats": "statistics",
-    "/v2/models/{name}/versions/{version}/stats": "statistics",
-    "/v2/models/{name}/config": "Triton's model configuration",
-    "/v2/models/{name}/versions/{version}/config": "Triton's model configuration",
-    "/v2/models/{name}/trace": "tracing",
+    "/v2/systemsharedmemory/{rest:path}": _MEMORY,
+    "/v2/cudasharedmemory/{rest:path}": _MEMORY,
+    "/v2/trace/{rest:path}": _TRACE,
+    "/v2/models/{name}/trace/{rest:path}": _TRACE,
+    "/v2/logging": _TRACE,
+    "/v2/models/stats": _STATISTICS,
+    "/v2/models/{name}/stats": _STATISTICS,
+    "/v2/models/{name}/versions/{version}/stats": _STATISTICS,
+    "/v2/models/{name}/config": _CONFIG,
+    "/v2/models/{name}/versions/{version}/config": _CONFIG,
 }
-_INSTEAD = {"statistics": "GET /metrics has them", "Triton's model configuration": "GET /v2/models/NAME describes it"}
+"""Addresses of Triton's extensions that are not answered, what they are for, and what to do instead."""
 _ALL = ["GET", "POST", "DELETE", "PUT"]
 
 
 def inference_routes(
-    models: Models, ready: Callable[[], bool] = lambda: True, most_bytes: int = 1 << 26
+    models: Models, look: Look, ready: Callable[[], bool] = lambda: True, most_bytes: int = 1 << 25
 ) -> list[Route]:
     """Return the protocol's addresses.
 
     Args:
         models: By name.
+        look: Looks at the images of a request.
         ready: Whether new requests are welcome; False while the server ends.
-        most_bytes: Length of a body, uncompressed.
+        most_bytes: Length of a body without compression.
     """
-    pages = _Protocol(models, ready, most_bytes)
+    pages = _Protocol(models, look, ready, most_bytes)
     model = "/v2/models/{name}"
     of_model = [("", pages.metadata, "GET"), ("/ready", pages.model_ready, "GET"), ("/infer", pages.infer, "POST")]
     return [
-        Route("/v2", pages.server, methods=["GET"]),
+        *(Route(address, pages.server, methods=["GET"]) for address in ("/v2", "/v2/")),
         Route("/v2/health/live", pages.live, methods=["GET"]),
         Route("/v2/health/ready", pages.ready, methods=["GET"]),
         Route("/v2/repository/index", pages.index, methods=["POST"]),
-        Route("/v2/repository/models/{name}/{verb:path}", pages.fixed, methods=["POST"]),
-        *(Route(_whole(address), _absent(what), methods=_ALL) for address, what in _ABSENT.items()),
+        *(Route("/v2/repository/models/{name}/" + verb, pages.fixed, methods=["POST"]) for verb in ("load", "unload")),
+        *(Route(address, _absent(*what), methods=_ALL) for address, what in _ABSENT.items()),
         *(
             Route(f"{model}{version}{end}", page, methods=[method])
             for version in ("", "/versions/{version}")
@@ -91,15 +105,9 @@ def inference_routes(
     ]
 
 
-def _whole(address: str) -> str:
-    """Return an address that is not answered with what may follow it."""
-    return f"{address}/{{rest:path}}" if address.endswith(("memory", "trace")) else address
-
-
-def _absent(what: str) -> Callable[[Request], Response]:
+def _absent(what: str, instead: str) -> Callable[[Request], Response]:
     def page(request: Request) -> Response:
-        instead = _INSTEAD.get(what, "send tensors as bytes or as JSON" if "memory" in what else "see docs/serve.md")
-        return problem(501, f"multibox serve does not answer requests for {what}; {instead}")
+        raise Refused(501, f"multibox serve does not answer requests for {what}; {instead}")
 
     return page
 
@@ -107,65 +115,57 @@ def _absent(what: str) -> Callable[[Request], Response]:
 class _Protocol:
     """What is answered, by address."""
 
-    def __init__(self, models: Models, ready: Callable[[], bool], most_bytes: int) -> None:
-        self.models, self.is_ready, self.most_bytes = models, ready, most_bytes
+    def __init__(self, models: Models, look: Look, ready: Callable[[], bool], most_bytes: int) -> None:
+        self.models, self.look, self.is_ready, self.most_bytes = models, look, ready, most_bytes
+        self.unpacking = asyncio.Semaphore(UNPACKED)
 
     async def server(self, request: Request) -> Response:
         """`GET /v2`: what this server is."""
-        return JSONResponse({"name": "multibox", "version": multibox.__version__, "extensions": list(EXTENSIONS)})
+        return json_answer({"name": "multibox", "version": multibox.__version__, "extensions": EXTENSIONS})
 
     async def live(self, request: Request) -> Response:
         """`GET /v2/health/live`: whether the process answers."""
-        return JSONResponse({"live": True})
+        return json_answer({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """`GET /v2/health/ready`: whether it takes requests; 503 while it ends."""
-        ready = self.is_ready()
-        return JSONResponse({"live": True, "ready": ready}, 200 if ready else 503)
+        """`GET /v2/health/ready`: whether it takes requests; 503 before the models are warm, and while it ends."""
+        ready = self.is_ready() and all(model.ready for model in self.models.values())
+        return json_answer({"live": True, "ready": ready}, 200 if ready else 503)
 
     async def index(self, request: Request) -> Response:
         """`POST /v2/repository/index`: the models."""
-        states = [{"name": name, "version": VERSION, "state": "READY", "reason": ""} for name in self.models]
-        return JSONResponse(states)
+        states = [
+            {"name": name, "version": VERSION, "state": "READY" if model.ready else "LOADING", "reason": ""}
+            for name, model in self.models.items()
+        ]
+        return json_answer(states)
 
     async def fixed(self, request: Request) -> Response:
         """`POST /v2/repository/models/NAME/load|unload`: refused."""
-        return problem(403, "clients cannot load or unload models; whoever runs the server names them and sends SIGHUP")
+        raise Refused(403, "clients cannot load or unload models; whoever runs the server names them and sends SIGHUP")
 
     async def metadata(self, request: Request) -> Response:
         """`GET /v2/models/NAME`: its inputs, outputs and classes."""
-        try:
-            model = self._model(request)
-        except InferenceError as error:
-            return problem(error.status, str(error))
-        return JSONResponse(metadata_of(model))
+        return json_answer(metadata_of(self._model(request)))
 
     async def model_ready(self, request: Request) -> Response:
         """`GET /v2/models/NAME/ready`."""
-        try:
-            model = self._model(request)
-        except InferenceError as error:
-            return problem(error.status, str(error))
-        ready = self.is_ready()
-        return JSONResponse({"name": model.name, "ready": ready}, 200 if ready else 503)
+        model = self._model(request)
+        ready = self.is_ready() and model.ready
+        return json_answer({"name": model.name, "ready": ready}, 200 if ready else 503)
 
     async def infer(self, request: Request) -> Response:
         """`POST /v2/models/NAME/infer`: detections as tensors."""
-        try:
-            model = self._model(request)
-            body = await request.body()
-            length = request.headers.get("inference-header-content-length")
-            encoding = request.headers.get("content-encoding", "")
+        model = self._model(request)
+        body = await request.body()
+        length = request.headers.get("inference-header-content-length")
+        encoding = request.headers.get("content-encoding", "identity").lower()
+        if encoding == "identity" and length_of_json(length, len(body)) <= SMALL:
+            return await self._answer(request, model, self._read(body, encoding, length))
+        # Unpacked bodies, and pixels as text, take many times the memory that the limits count
+        async with self.unpacking:
             tensors = await asyncio.to_thread(self._read, body, encoding, length)
-            return await _answer(model, tensors)
-        except InferenceError as error:
-            return problem(error.status, str(error))
-        except ConfigError as error:
-            return problem(400, str(error))
-        except ImageError as error:
-            return problem(422, str(error))
-        except Busy as error:
-            return problem(503, str(error), {"retry-after": str(error.seconds)})
+            return await self._answer(request, model, tensors)
 
     def _read(self, body: bytes, encoding: str, header_length: str | None) -> Tensors:
         body = inflate(body, encoding, self.most_bytes)
@@ -177,11 +177,21 @@ class _Protocol:
     def _model(self, request: Request) -> Hosted:
         name, version = request.path_params["name"], request.path_params.get("version", VERSION)
         if name not in self.models:
-            hint = did_you_mean(name, self.models) or f"; there are {', '.join(self.models)}"
-            raise InferenceError(f"model {name!r} is unknown{hint}", 404)
+            hint = did_you_mean(name[:100], self.models) or f"; there are {', '.join(self.models)}"
+            raise Refused(404, f"there is no model {name[:100]!r}{hint}")
         if version != VERSION:
-            raise InferenceError(f"model {name} has no version {version!r}; its only one is {VERSION}", 404)
+            raise Refused(404, f"model {name} has no version {version[:100]!r}; its only one is {VERSION}")
         return self.models[name]
+
+    async def _answer(self, request: Request, model: Hosted, tensors: Tensors) -> Response:
+        wanted = _wanted(tensors)
+        found = await self.look(request, model, _images(tensors.inputs), _limits(tensors))
+        arrays = as_tensors([each.found for each in found], [name for name, _ in wanted])
+        head: dict[str, Any] = {} if tensors.id is None else {"id": tensors.id}
+        head |= {"model_name": model.name, "model_version": VERSION}
+        outputs = [(name, OUTPUTS[name].datatype, arrays[name], binary) for name, binary in wanted]
+        body, headers = write_answer(head, outputs)
+        return Response(body, headers=headers)
 
 
 def metadata_of(model: Hosted) -> dict[str, Any]:
@@ -204,84 +214,66 @@ def _described(name: str, port: Port) -> dict[str, Any]:
     return {"name": name, "datatype": port.datatype, "shape": shape, "parameters": {"description": port.about}}
 
 
-async def _answer(model: Hosted, tensors: Tensors) -> Response:
-    wanted = _wanted(tensors)
-    limits = _limits(tensors)
-    images = _images(tensors.inputs)
-    if "nms_threshold" in limits:
-        raise InferenceError("nms_threshold is not answered yet")
-    looked = await _look_at_all(model, images, limits.get("score_threshold"))
-    arrays = as_tensors(looked, [name for name, _ in wanted])
-    head: dict[str, Any] = {} if tensors.id is None else {"id": tensors.id}
-    head |= {"model_name": model.name, "model_version": VERSION}
-    outputs = [(name, OUTPUTS[name].datatype, arrays[name], binary) for name, binary in wanted]
-    body, headers = await asyncio.to_thread(write_answer, head, outputs)
-    return Response(body, headers=headers)
-
-
 def _wanted(tensors: Tensors) -> list[tuple[str, bool]]:
     """Return the outputs to give, and whether each goes as bytes."""
     default = wants_bytes(tensors)
     if unknown := [name for name in tensors.outputs if name not in OUTPUTS]:
         hint = did_you_mean(unknown[0], OUTPUTS) or f"; there are {', '.join(OUTPUTS)}"
-        raise InferenceError(f"output {unknown[0]!r} is unknown{hint}")
+        raise Refused(400, f"output {unknown[0]!r} is unknown{hint}")
     if not tensors.outputs:
         return [(name, default) for name in OUTPUTS if name not in _ON_REQUEST]
     return [(name, default if binary is None else binary) for name, binary in tensors.outputs.items()]
 
 
 def _limits(tensors: Tensors) -> dict[str, Any]:
-    """Return the limits that a request sets, from its inputs or its parameters."""
+    """Return the options of `Hosted.look` that a request sets, by its inputs or its parameters."""
     limits: dict[str, Any] = {name: array.item() for name, array in tensors.inputs.items() if name in LIMITS}
     for name, value in tensors.parameters.items():
+        if name in limits:
+            raise Refused(400, f"{name} is given as an input and as a parameter; give one of them")
         if name in LIMITS:
-            if limits.get(name, value) != value:
-                raise InferenceError(f"{name} is given as an input and as a parameter, with different values")
             limits[name] = value
-        elif not name.startswith(_FOREIGN) and (hint := did_you_mean(name, LIMITS)):
-            raise InferenceError(f"parameter {name!r} is unknown{hint}")
-    return limits
+        elif not name.startswith(_FOREIGN) and (hint := did_you_mean(name[:100], LIMITS)):
+            raise Refused(400, f"parameter {name[:100]!r} is unknown{hint}")
+    for name, value in limits.items():
+        whole = name == "max_detections"
+        most = MOST_DETECTIONS if whole else 1
+        kinds = int if whole else int | float
+        if isinstance(value, bool) or not isinstance(value, kinds) or not int(whole) <= value <= most:
+            expected = f"a whole number from 1 to {most}" if whole else "a number from 0 to 1"
+            raise Refused(400, f"{name} is {str(value)[:100]}, expected {expected}")
+    return {LIMITS[name]: value for name, value in limits.items()}
 
 
-def _images(inputs: Mapping[str, Any]) -> Sequence[Any]:
+def _images(inputs: Mapping[str, Any]) -> list[Upload]:
     given = [name for name in ("images", "image") if name in inputs]
     if len(given) != 1:
-        raise InferenceError(
+        raise Refused(
+            400,
             f"the request has {' and '.join(given) or 'no images'}; expected either images (UINT8 RGB pixels) or image "
-            "(BYTES, encoded files)"
+            "(BYTES, encoded files)",
         )
-    return inputs[given[0]]
+    images = inputs[given[0]]
+    several = len(images) > 1
+    return [
+        Upload(f"image {number} of {len(images)}" if several else "the image", image)
+        for number, image in enumerate(images, 1)
+    ]
 
 
-async def _look_at_all(model: Hosted, images: Sequence[Any], threshold: float | None) -> list[Looked]:
-    """Return what is found in each image, or fail as a whole."""
-    tasks = [asyncio.ensure_future(model.look(image, threshold)) for image in images]
-    try:
-        return await asyncio.gather(*tasks)
-    except MultiboxError as error:
-        failed = next((number for number, task in enumerate(tasks, 1) if task.done() and task.exception() is error), 1)
-        if len(tasks) > 1 and isinstance(error, ImageError):
-            raise ImageError(f"image {failed} of {len(tasks)}: {error}") from None
-        raise
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-def as_tensors(looked: Sequence[Looked], wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return detections as the tensors of an exported graph, padded to the longest."""
-    counts = np.array([len(each.found) for each in looked], np.int64)
-    size = (len(looked), int(counts.max(initial=0)))
+def as_tensors(found: Sequence[Detections], wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return detections of images as the tensors of an exported graph, padded to the longest."""
+    counts = np.array([len(each) for each in found], np.int64)
+    size = (len(found), int(counts.max(initial=0)))
     arrays: dict[str, NDArray[Any]] = {
         "boxes": np.zeros((*size, 4), np.float32),
         "scores": np.zeros(size, np.float32),
         "labels": np.full(size, -1, np.int64),
         "names": np.full(size, "", object),
     }
-    for row, (each, count) in enumerate(zip(looked, counts.tolist(), strict=True)):
-        found = each.found
-        arrays["boxes"][row, :count], arrays["scores"][row, :count] = found.boxes, found.scores
-        arrays["labels"][row, :count] = found.labels
+    for row, (each, count) in enumerate(zip(found, counts.tolist(), strict=True)):
+        arrays["boxes"][row, :count], arrays["scores"][row, :count] = each.boxes, each.scores
+        arrays["labels"][row, :count] = each.labels
         if "names" in wanted:
-            arrays["names"][row, :count] = [found.names[label] for label in found.labels.tolist()]
+            arrays["names"][row, :count] = [each.names[label] for label in each.labels.tolist()]
     return {"counts": counts, **arrays}
