@@ -11,8 +11,6 @@ import pytest
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DESKTOP = 1280
 """Width in CSS pixels."""
-CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-"""Flags of Chromium: a camera that shows a moving pattern, and that any page may use."""
 ARGS = ["--no-sandbox", "--headless", "--disable-background-networking", "--disable-gpu"]
 
 
@@ -49,7 +47,7 @@ def open_page(
         width: Of the window.
         dark: Whether the system's colours are dark.
         timeout: Seconds for which Playwright waits for an element.
-        flags: Of Chromium, such as those of `CAMERA`.
+        flags: Of Chromium, such as those of a fake camera.
         prepare: Called with the page before it goes to the address.
         expected: Parts of errors that the console may show.
         context: Of Playwright's browser context, such as `locale`.

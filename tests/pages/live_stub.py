@@ -1,5 +1,6 @@
 """A server of the live page whose model is a table: what it finds stands in each test, so tests are quick and exact."""
 
+import asyncio
 import io
 import threading
 import time
@@ -74,6 +75,9 @@ class Stub:
         asked: Query and headers of each `POST /predict`.
         refusals: Answers to give first, in order, in place of detections.
         delay: Seconds that each answer takes.
+        kept: What it says it keeps; None suppresses.
+        most_at_once: Requests that it answered at the same time, at most.
+        options: Of `live_page`, in place of those above.
     """
 
     def __init__(self) -> None:
@@ -88,6 +92,8 @@ class Stub:
         self.asked: list[dict[str, Any]] = []
         self.refusals: list[Response] = []
         self.delay = 0.0
+        self.kept: list[dict[str, Any]] | None = None
+        self.at_once = self.most_at_once = 0
         self.options: dict[str, Any] = {}
         routes = [Route("/", self.page), Route("/predict", self.predict, methods=["POST"])]
         self.app = Starlette(routes=routes)
@@ -99,15 +105,15 @@ class Stub:
     async def predict(self, request: Request) -> Response:
         body = await request.body()
         self.asked.append({**request.query_params, "headers": dict(request.headers), "bytes": len(body)})
-        if self.delay:
-            import asyncio
-
-            await asyncio.sleep(self.delay)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(self.delay)
+        self.at_once -= 1
         if self.refusals:
             return self.refusals.pop(0)
         image = ImageOps.exif_transpose(Image.open(io.BytesIO(body)))
         rows = self.candidates
-        kept = suppress(rows, NMS)[:MOST]
+        kept = suppress(rows, NMS)[:MOST] if self.kept is None else self.kept
         answer: dict[str, Any] = {"width": image.width, "height": image.height, "detections": kept}
         return JSONResponse(answer | {"candidates": rows})
 

@@ -1,10 +1,11 @@
 """The page that tries a model: drop an image or show the camera, and boxes appear."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Protocol, TypedDict
 
 from msgspec import to_builtins
 
+from multibox.builtin import MODELS
 from multibox.pages.page import build_page, script_text
 from multibox.thresholds import class_thresholds
 
@@ -12,8 +13,22 @@ Backend = Literal["server", "onnx"]
 """What finds objects for the page: the server that sent it, or onnxruntime-web inside the browser."""
 LOWEST = 0.05
 """Lowest score that the page asks for; its slider starts there."""
-_SHARED = "live.css", "live-words.js", "live-parts.js", "live-view.js", "live-camera.js", "live.js"
+_SHARED = "live.css", "live-words.js", "live-parts.js", "live-about.js", "live-view.js", "live-camera.js", "live.js"
 _STARTS = {"server": ("live-server.js",), "onnx": ("live-onnx.js",)}
+
+
+class Hosted(Protocol):
+    """A model of a server."""
+
+    @property
+    def source(self) -> str:
+        """What `multibox.load` took."""
+        ...
+
+    @property
+    def detector(self) -> Any:
+        """A `Detector` or `ExportedDetector`."""
+        ...
 
 
 class Links(TypedDict, total=False):
@@ -91,27 +106,27 @@ def live_page(
     return build_page(title, body=body, data=data, scripts=scripts, connect=True, source=source, rules=rules)
 
 
-def page_for(
-    name: str, detector: Any, *, about: str = "", models: Sequence[str] = (), secured: bool = False, docs: str = ""
+def page_of(
+    models: Mapping[str, Hosted], wanted: str | None = None, *, secured: bool = False, links: Links | None = None
 ) -> str:
-    """Return the page of `multibox serve` for a detector, as HTML.
+    """Return the page of `multibox serve` as HTML.
 
     Args:
-        name: Of the model on this server.
-        detector: A `Detector` or `ExportedDetector`.
-        about: One line about the model.
-        models: Names of all models of the server.
+        models: Of the server, by name; the first one is the default.
+        wanted: Name of the model to try, as in `/?model=NAME`; the default one where there is no such model.
         secured: Whether programs need a token.
-        docs: Address of the documents.
+        links: Where the page leads to, besides the other models.
     """
-    links: Links = {"openapi": "openapi.json", "docs": docs, "models": models}
-    settings = model_settings(detector)
-    return live_page(title=name, **settings, about=about, secured=secured, links=links, extra={"model": name})
+    name = wanted if wanted is not None and wanted in models else next(iter(models))
+    ways: Links = {"openapi": "openapi.json", **(links or {}), "models": list(models)}
+    settings = model_settings(models[name].detector, models[name].source)
+    return live_page(title=name, **settings, secured=secured, links=ways, extra={"model": name})
 
 
-def model_settings(detector: Any) -> dict[str, Any]:
-    """Return what the page has to know of a detector: its names, thresholds, limits and licence."""
+def model_settings(detector: Any, source: str = "") -> dict[str, Any]:
+    """Return what `live_page` has to know of a detector that was opened from `source`, as its arguments."""
     about: dict[str, Any] = getattr(detector, "about", {})
+    network = MODELS[source].network if source in MODELS else about.get("preset")
     post: Any = about.get("post") or to_builtins(detector.config.post)
     return {
         "names": detector.names,
@@ -119,5 +134,6 @@ def model_settings(detector: Any) -> dict[str, Any]:
         "nms": post["nms_threshold"],
         "inclusive": post.get("nms_inclusive", False),
         "most": post["max_detections"],
-        "licence": about.get("license", ""),
+        "about": str(network or ""),
+        "licence": str(about.get("license") or ""),
     }

@@ -82,15 +82,39 @@ multibox.parts = (() => {
   }
 
   /* ---- Pixels ---- */
+  /** Width and height of an image (upright, whatever its EXIF orientation) or a canvas. */
+  const size = (media) => (media instanceof HTMLImageElement ? [media.naturalWidth, media.naturalHeight] : [media.width, media.height]);
+
   /** The part of an image in a box as a canvas, at most `side` pixels long; null where the browser cannot show the image. */
   function crop(entry, box, side = Infinity) {
     if (!entry.media) return null;
-    const x = entry.media.naturalWidth / entry.width, y = entry.media.naturalHeight / entry.height;
+    const [across, down] = size(entry.media), x = across / entry.width, y = down / entry.height;
     const left = Math.max(0, Math.floor(box[0] * x)), top = Math.max(0, Math.floor(box[1] * y));
-    const width = Math.max(1, Math.min(entry.media.naturalWidth, Math.ceil(box[2] * x)) - left), height = Math.max(1, Math.min(entry.media.naturalHeight, Math.ceil(box[3] * y)) - top);
+    const width = Math.max(1, Math.min(across, Math.ceil(box[2] * x)) - left), height = Math.max(1, Math.min(down, Math.ceil(box[3] * y)) - top);
     const scale = Math.min(1, side / Math.max(width, height));
     const canvas = el("canvas", { width: Math.max(1, Math.round(width * scale)), height: Math.max(1, Math.round(height * scale)) });
     canvas.getContext("2d").drawImage(entry.media, left, top, width, height, 0, 0, canvas.width, canvas.height);
+    return canvas;
+  }
+
+  /** The image with its boxes and labels as a canvas. */
+  function drawn(entry, places) {
+    const [width, height] = size(entry.media);
+    const canvas = el("canvas", { width, height }), pen = canvas.getContext("2d");
+    const line = Math.max(2, Math.round(Math.max(width, height) / 350)), letters = 6 * line + 2;
+    const x = width / entry.width, y = height / entry.height;
+    const shades = getComputedStyle(document.documentElement);
+    pen.drawImage(entry.media, 0, 0);
+    Object.assign(pen, { lineWidth: line, font: `${letters}px system-ui, sans-serif`, textBaseline: "middle" });
+    // The best on top
+    for (const { name, score, label, box: [x1, y1, x2, y2] } of places.map((place) => entry.candidates[place]).reverse()) {
+      const text = `${name} ${score.toFixed(2)}`, high = 1.4 * letters, top = y1 * y >= high ? y1 * y - high : y1 * y;
+      pen.strokeStyle = pen.fillStyle = shades.getPropertyValue(colour(label).slice(4, -1));
+      pen.strokeRect(x1 * x, y1 * y, (x2 - x1) * x, (y2 - y1) * y);
+      pen.fillRect(x1 * x - line / 2, top, pen.measureText(text).width + letters, high);
+      pen.fillStyle = "#111";
+      pen.fillText(text, x1 * x + letters / 2, top + high / 2);
+    }
     return canvas;
   }
 
@@ -114,6 +138,14 @@ multibox.parts = (() => {
     return node;
   }
 
+  /** The item to which a key goes from one of a list; undefined for other keys. */
+  function neighbour(list, from, key) {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[key];
+    if (key === "Home") return list[0];
+    if (key === "End") return list.at(-1);
+    return step && list[(list.indexOf(from) + step + list.length) % list.length];
+  }
+
   const button = (key, onclick, attributes = {}) => el("button", { type: "button", onclick, ...attributes }, word(key));
 
   /** Copy text; return whether the browser allowed it. Plain HTTP pages have no `navigator.clipboard`. */
@@ -131,5 +163,5 @@ multibox.parts = (() => {
     return done;
   }
 
-  return { say, word, named, onLanguage, languageSwitch, apply, kept, detections, asJson, colour, crop, toBlob, save, stem, slider, button, copy };
+  return { say, word, named, onLanguage, languageSwitch, apply, kept, detections, asJson, colour, size, crop, drawn, toBlob, save, stem, slider, neighbour, button, copy };
 })();

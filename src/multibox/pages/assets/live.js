@@ -4,10 +4,11 @@
    `{ width, height, candidates: [{ label, name, score, box }] }`: candidates before suppression, best first. */
 multibox.live = (model) => {
   const { el, replace } = multibox;
-  const { say, word, named, onLanguage, languageSwitch, button, slider } = multibox.parts;
+  const { say, word, named, onLanguage, button, slider } = multibox.parts;
   const MOST_KEPT = 24; // images of the history
   const MOST_BYTES = 250e6; // of their files together
   const MOST_CROPS = 48;
+  const NAMED = 4; // classes that the empty page names
   const CROP = 176, THUMB = 120, CHOSEN = 480; // longest sides in pixels
   const TRIES = 5; // while the server is busy
   const CALM = 2500; // milliseconds between two announcements of a live picture
@@ -35,6 +36,7 @@ multibox.live = (model) => {
     drawClasses(all);
     drawCrops(shown);
     drawChosen(shown);
+    saveImageButton.hidden = !entry?.media;
   }
   const NOTHING = { candidates: [], width: 1, height: 1 };
 
@@ -53,7 +55,7 @@ multibox.live = (model) => {
     const text = known ? say("found", shown.length) : "";
     // A screen reader would speak without end about a camera
     if (found.textContent !== text && (!isLive() || Date.now() - announced > CALM)) { found.textContent = text; announced = Date.now(); }
-    const notes = known ? [all.length > shown.length && say("hiddenByClass", all.length - shown.length), entry.candidates.length > all.length && say("foundNote", entry.candidates.length - all.length),
+    const notes = known ? [all.length > shown.length && say("hiddenByClass", all.length - shown.length), entry.candidates.length > all.length && say("foundNote", entry.candidates.length),
       !isLive() && entry.milliseconds && say("took", Math.round(entry.milliseconds))] : [];
     more.textContent = notes.filter(Boolean).join(" · ");
     hint.hidden = !(known && !isLive() && !all.length && entry.candidates.length);
@@ -104,7 +106,7 @@ multibox.live = (model) => {
   async function look(blob) {
     const one = { name: blob.name || "image", url: URL.createObjectURL(blob), bytes: blob.size, candidates: null };
     one.media = await decode(one.url);
-    [one.width, one.height] = one.media ? [one.media.naturalWidth, one.media.naturalHeight] : [4, 3];
+    [one.width, one.height] = one.media ? multibox.parts.size(one.media) : [4, 3];
     open(one);
     waiting(say("looking"));
     try {
@@ -161,7 +163,7 @@ multibox.live = (model) => {
       frozen = { canvas, result };
       const first = !isLive();
       if (first) { entry = { live: true }; view.show(camera.video, result.width, result.height); view.node.classList.toggle("mirror", camera.mirrored()); }
-      entry = { ...result, live: true, name: "camera", media: null };
+      entry = { ...result, live: true, name: "camera", media: canvas };
       rate.textContent = frames === null ? "" : say("rate", frames.toFixed(1), Math.round(milliseconds));
       render();
     },
@@ -193,6 +195,7 @@ multibox.live = (model) => {
     one.media = await decode(one.url);
     keep(one);
     open(one);
+    cameraButton.focus();
   }
 
   /* ---- History ---- */
@@ -207,9 +210,9 @@ multibox.live = (model) => {
   }
   function forget(one) { if (one !== entry) URL.revokeObjectURL(one.url); }
   function clear() {
-    entries.splice(0).forEach(forget);
-    if (!isLive()) open(null);
-    drawHistory();
+    const gone = entries.splice(0);
+    if (!isLive()) open(null); else drawHistory();
+    gone.forEach(forget);
     chooseButton.focus();
   }
   function drawHistory() {
@@ -225,12 +228,12 @@ multibox.live = (model) => {
 
   /* ---- Controls ---- */
   const changed = () => { back.hidden = settings.score === null && settings.nms === model.nms; render(); drawHistory(); };
-  const scoreSlider = slider("score", "scoreNote", { min: model.lowest, max: 1, oninput: (value) => { settings.score = value; changed(); } });
+  const scoreSlider = slider("score", new Set(model.thresholds).size > 1 ? "scoreNote" : "scoreNoteOne", { min: model.lowest, max: 1, oninput: (value) => { settings.score = value; changed(); } });
   const nmsSlider = slider("nms", "nmsNote", { min: 0, max: 1, oninput: (value) => { settings.nms = value; changed(); } });
   const back = button("back", () => { settings.score = null; settings.nms = model.nms; setSliders(); changed(); }, { class: "link", hidden: true });
   function setSliders() {
     const own = [...model.thresholds].sort((a, b) => a - b), middle = own[Math.floor(own.length / 2)] ?? 0.3;
-    if (settings.score === null) scoreSlider.set(middle, own[0] === own.at(-1) ? middle.toFixed(2) : `${say("own")} (${own[0].toFixed(2)}–${own.at(-1).toFixed(2)})`);
+    if (settings.score === null) scoreSlider.set(middle, own[0] === own.at(-1) ? middle.toFixed(2) : `${own[0].toFixed(2)}–${own.at(-1).toFixed(2)}`);
     if (settings.nms === model.nms) nmsSlider.set(model.nms);
   }
 
@@ -238,9 +241,8 @@ multibox.live = (model) => {
   function drawClasses(all) {
     const counts = new Map();
     for (const place of all) { const { label } = entry.candidates[place]; counts.set(label, (counts.get(label) ?? 0) + 1); }
-    for (const label of hidden) if (!counts.has(label)) counts.set(label, 0);
     const order = [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
-    classes.hidden = order.length === 0 || (order.length < 2 && !hidden.size);
+    classes.hidden = order.length === 0 || (order.length < 2 && !order.some(([label]) => hidden.has(label)));
     const focused = classes.contains(document.activeElement) ? document.activeElement.dataset.key : null;
     const toggle = (label, on) => { if (on) hidden.delete(label); else hidden.add(label); changed(); };
     replace(classes, el("legend", {}, say("classes")), el("div", { class: "chips" }, order.map(([label, count]) => {
@@ -282,11 +284,10 @@ multibox.live = (model) => {
     return el("li", {}, node);
   }
   gallery.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    const buttons = [...gallery.querySelectorAll("button")], at = buttons.indexOf(event.target);
-    if (!step || at < 0) return;
+    const buttons = [...gallery.querySelectorAll("button")];
+    const next = multibox.parts.neighbour(buttons, event.target, event.key);
+    if (!next) return;
     event.preventDefault();
-    const next = buttons[(at + step + buttons.length) % buttons.length];
     next.focus();
     choose(Number(next.dataset.place), "keys");
   });
@@ -302,10 +303,11 @@ multibox.live = (model) => {
     const step = (by) => choose(shown[(shown.indexOf(chosen) + by + shown.length) % shown.length]);
     const place = chosen;
     replace(card, multibox.parts.crop(one, one.candidates[chosen].box, CHOSEN),
-      el("h3", {}, el("span", { class: "swatch", style: { background: multibox.parts.colour(label) } }), ` ${name} `, el("small", {}, score.toFixed(3))),
+      el("h3", {}, el("span", { class: "swatch", style: { background: multibox.parts.colour(label) } }), el("span", {}, name), el("small", {}, score.toFixed(3))),
       el("p", { class: "note" }, `${say("place", shown.indexOf(chosen) + 1, shown.length)} · ${Math.round(x2 - x1)} × ${Math.round(y2 - y1)} ${say("pixels")}`),
       el("p", { class: "note" }, `${say("box")} ${[x1, y1, x2, y2].map((side) => side.toFixed(1)).join(", ")}`),
       el("div", { class: "actions" }, act("previous", "previous", () => step(-1)), act("next", "next", () => step(1)),
+        model.names.length > 1 ? act("only", "only", () => { model.names.forEach((_, other) => { if (other !== label) hidden.add(other); }); changed(); }) : null,
         act("zoom", view.isZoomed() ? "unzoom" : "zoom", () => { view.zoom(!view.isZoomed()); drawChosen(shown); }),
         one.media ? act("save", "saveCrop", async () => multibox.parts.save(await multibox.parts.toBlob(multibox.parts.crop(one, one.candidates[place].box)), `${multibox.parts.stem(one.name)}-${name}-${place + 1}.png`)) : null));
     if (focused) card.querySelector(`[data-key="${focused}"]`)?.focus({ preventScroll: true });
@@ -324,7 +326,12 @@ multibox.live = (model) => {
     setTimeout(() => { if (done) copied.textContent = ""; }, 2500);
   }
   const saveJson = () => multibox.parts.save(new Blob([multibox.parts.asJson(entry, visible())], { type: "application/json" }), `${multibox.parts.stem(entry.name)}.json`);
-  const results = el("div", { class: "actions results" }, button("copy", copyJson), button("saveJson", saveJson), copied);
+  async function saveImage() {
+    const canvas = multibox.parts.drawn(entry, visible());
+    multibox.parts.save(await multibox.parts.toBlob(canvas, "image/jpeg", 0.92), `${multibox.parts.stem(entry.name)}-boxes.jpg`);
+  }
+  const saveImageButton = button("saveImage", saveImage);
+  const results = el("div", { class: "actions results" }, button("copy", copyJson), button("saveJson", saveJson), saveImageButton, copied);
 
   /* ---- Token ---- */
   const tokenBox = el("input", { type: "password", id: "token", autocomplete: "off", required: true });
@@ -359,16 +366,19 @@ multibox.live = (model) => {
     if (!on) whichCamera.hidden = true;
   }
 
-  const empty = el("div", { class: "empty" }, el("h2", {}, word("empty")), el("p", { class: "note", id: "about-empty" }));
+  const icon = multibox.svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, multibox.svg("rect", { x: 3, y: 4, width: 18, height: 16, rx: 2.5 }), multibox.svg("circle", { cx: 9, cy: 9.5, r: 1.8 }), multibox.svg("path", { d: "M3.5 17.5 9 13l3.5 3 4-4.5 4.5 5" }));
+  const few = model.names.slice(0, NAMED).join(", ");
+  const empty = el("div", { class: "empty" }, icon, el("h2", {}, word(touch ? "emptyTouch" : "empty")), el("p", { class: "note" }, model.names.length > NAMED ? word("finds", few, model.names.length - NAMED) : word("findsAll", few)));
+  const privacy = model.api ? el("p", { class: "note privacy" }, word("privacy", location.host)) : null;
   const stage = named(el("section", { class: "stage" }, empty, view.node, wait), "aria-label", "stage");
   const bar = el("div", { class: "bar" }, chooseButton, photoButton, cameraButton, freezeButton, stopButton, whichCamera, rate);
-  const panel = el("aside", { class: "panel" }, found, more, hint, el("div", { class: "sliders" }, scoreSlider, nmsSlider, back), classes, card, results, byHand);
+  const panel = el("aside", { class: "panel" }, el("div", { class: "summary" }, found, more, hint), el("div", { class: "sliders" }, scoreSlider, nmsSlider, back), classes, card, results, byHand);
   const crops = el("section", { class: "part", hidden: true, "aria-labelledby": "crops-heading" }, el("h2", { id: "crops-heading" }, word("crops")), el("p", { class: "note" }, word("cropsNote")), gallery, showAll);
   const history = el("section", { class: "part", hidden: true, "aria-labelledby": "history-heading" }, el("h2", { id: "history-heading" }, word("history")), el("p", { class: "note" }, word("historyNote", MOST_KEPT)), strip, button("clear", clear));
-  const main = el("div", { class: "work", "data-camera": "off" }, el("div", { class: "left" }, stage, bar, insecure, notice, tokenForm, model.note ?? null), panel);
-  document.getElementById("live").append(main, crops, history, files, photo);
-  document.querySelector("header").append(languageSwitch());
-  onLanguage(() => { setSliders(); drawMessage(); });
+  const main = el("div", { class: "work", "data-camera": "off" }, el("div", { class: "left" }, stage, el("p", { class: "drop-hint", "aria-hidden": "true" }, word("drop")), bar, insecure, notice, tokenForm, privacy, model.note ?? null), panel);
+  document.getElementById("live").append(main, crops, history, ...multibox.about(model), files, photo);
+  document.querySelector("header").append(...multibox.heading(model));
+  onLanguage(() => { setSliders(); drawMessage(); drawButtons(); render(); drawHistory(); });
 
   document.addEventListener("paste", (event) => {
     if (event.target.closest?.("input, textarea")) return;
@@ -386,7 +396,5 @@ multibox.live = (model) => {
   addEventListener("pagehide", () => camera.stop());
 
   multibox.parts.apply();
-  drawButtons();
-  render();
   return { take, settings, detections: () => visible().map((place) => entry.candidates[place]), state: () => ({ entry, chosen, entries }) };
 };
