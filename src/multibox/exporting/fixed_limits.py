@@ -6,7 +6,7 @@ alone. It returns what `predict` reports by default: the detections that reach t
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ PREFIX = "unfiltered_"
 """Before the names of the plain model's outputs."""
 LOW, WANTED = 0.001, 20
 """Score threshold, and number of detections per image, at which the model is compared with the plain one."""
+SCORE, BOX = 1e-5, 1e-2
+"""Largest difference of the scores and corners of a pair, the latter in pixels."""
 # What drops the detections below their class's threshold and closes the gaps, in operators that opsets 13 to 20 share.
 # The padding of one row serves images without detections: some runtimes fail on empty tensors
 _FILTER = """
@@ -115,43 +117,93 @@ def _fixed(plain: Any, post: dict[str, Any], lowest: NDArray[np.float32]) -> Any
 
 def _add_filter(graph: Any, lowest: NDArray[np.float32]) -> None:
     """Add what drops the detections below the lowest score [C] of their class."""
-    from onnx import numpy_helper, parser
-
     for node in graph.node:
         for values in (node.input, node.output):
             for index, name in enumerate(values):
                 if name in OUTPUTS:
                     values[index] = PREFIX + name
-    added: Any = parser.parse_graph(_FILTER.format(p=PREFIX))
+    added = _filter_graph(lowest)
     graph.node.extend(added.node)
+    graph.initializer.extend(added.initializer)
+
+
+def _filter_graph(lowest: NDArray[np.float32]) -> Any:
+    from onnx import numpy_helper, parser
+
+    graph: Any = parser.parse_graph(_FILTER.format(p=PREFIX))
     graph.initializer.append(numpy_helper.from_array(lowest, "filter_lowest"))
+    return graph
+
+
+def filter_model(lowest: NDArray[np.float32]) -> bytes:
+    """Return an ONNX model of its own that filters the plain outputs, named with `PREFIX`.
+
+    Raises:
+        MissingExtraError: the package onnx is not installed.
+    """
+    if find_spec("onnx") is None:
+        raise MissingExtraError("Thresholds per class inside a model", "export")
+    from onnx import helper
+
+    model = helper.make_model(_filter_graph(lowest), opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
+    return model.SerializeToString()
 
 
 def _prove(plain: Any, about: dict[str, Any]) -> None:
-    """Compare the plain model's detections with those of a twin with limits built in, low enough to have some.
-
-    The twin's thresholds differ from class to class, so that the filter is part of it.
+    """Compare the plain model's detections with those of a twin with other limits built in.
 
     Raises:
         WeightsError: they differ.
     """
-    names, post = tuple(about["names"]), about["post"]
-    images = np.stack([render(index, seed=5, classes=3, objects=(2, 4), size=192)[0] for index in range(3)])
-    run = open_bytes(plain.SerializeToString())
-    found = detections_of(run({"images": images, **limits(LOW, post["nms_threshold"], post["max_detections"])}), names)
-    scores = np.sort(np.concatenate([each.scores for each in found]))[::-1]
-    low, high = (float(scores[min(rank, len(scores) - 1)]) if len(scores) else LOW for rank in (WANTED * 3, WANTED))
-    lowest = np.where(np.arange(len(names)) % 2 == 0, np.float32(low), np.float32(high)).astype(np.float32)
-    above = limits(just_below(low), post["nms_threshold"], post["max_detections"])
-    wanted = [drop_low_scores(each, lowest) for each in detections_of(run({"images": images, **above}), names)]
-    got = detections_of(open_bytes(_fixed(plain, post, lowest).SerializeToString())({"images": images}), names)
-    if not all(map(_equal, got, wanted)):
+    names, images = tuple(about["names"]), proof_images()
+    wanted, lowest = filtered_twin(open_bytes(plain.SerializeToString()), about, images)
+    got = open_bytes(_fixed(plain, about["post"], lowest).SerializeToString())({"images": images})
+    if not same_detections(detections_of(got, names), wanted):
         raise WeightsError("the model with limits built in gives other detections than the plain one; please report it")
 
 
-def _equal(one: Detections, other: Detections) -> bool:
-    same = len(one) == len(other) and np.array_equal(one.labels, other.labels)
-    return same and np.allclose(one.scores, other.scores, atol=1e-5) and np.allclose(one.boxes, other.boxes, atol=1e-2)
+def proof_images() -> NDArray[np.uint8]:
+    """Return synthetic images [b, h, w, 3] to compare two models on."""
+    return np.stack([render(index, seed=5, classes=3, objects=(2, 4), size=192)[0] for index in range(3)])
+
+
+def filtered_twin(
+    run: Callable[[Feeds], dict[str, NDArray[Any]]], about: Mapping[str, Any], images: NDArray[np.uint8]
+) -> tuple[list[Detections], NDArray[np.float32]]:
+    """Return a plain model's detections at thresholds low enough to have some, and these thresholds [C].
+
+    They differ from class to class, so that a model built with them needs the filter.
+
+    Args:
+        run: the plain model.
+        about: its description of itself.
+        images: of one size.
+    """
+    names, post = tuple(about["names"]), about["post"]
+
+    def detect(above: float) -> list[Detections]:
+        feeds = {"images": images, **limits(above, post["nms_threshold"], post["max_detections"])}
+        return detections_of(run(feeds), names)
+
+    scores = np.sort(np.concatenate([each.scores for each in detect(LOW)]))[::-1]
+    low, high = (float(scores[min(rank, len(scores) - 1)]) if len(scores) else LOW for rank in (WANTED * 3, WANTED))
+    lowest = np.where(np.arange(len(names)) % 2 == 0, np.float32(low), np.float32(high)).astype(np.float32)
+    return [drop_low_scores(each, lowest) for each in detect(just_below(low))], lowest
+
+
+def same_detections(some: Sequence[Detections], others: Sequence[Detections]) -> bool:
+    """Return whether two models found the same in each image. Detections of equal scores may change places."""
+    return all(map(_same, some, others))
+
+
+def _same(some: Detections, others: Detections) -> bool:
+    if len(some) != len(others):
+        return False
+    distance = np.abs(some.boxes[:, None] - others.boxes).max(2)
+    apart = (some.labels[:, None] != others.labels) | (np.abs(some.scores[:, None] - others.scores) > SCORE)
+    near = np.where(apart, np.inf, distance) <= BOX
+    # Each has a partner, on either side; several partners only where boxes lie upon each other
+    return bool(near.any(0).all() and near.any(1).all())
 
 
 def open_bytes(data: bytes) -> Callable[[Feeds], dict[str, NDArray[Any]]]:
