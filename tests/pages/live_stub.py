@@ -76,6 +76,7 @@ class Stub:
         refusals: Answers to give first, in order, in place of detections.
         delay: Seconds that each answer takes.
         kept: What it says it keeps; None suppresses.
+        most_candidates: Of an answer.
         most_at_once: Requests that it answered at the same time, at most.
         options: Of `live_page`, in place of those above.
     """
@@ -93,6 +94,7 @@ class Stub:
         self.refusals: list[Response] = []
         self.delay = 0.0
         self.kept: list[dict[str, Any]] | None = None
+        self.most_candidates = 1000
         self.at_once = self.most_at_once = 0
         self.options: dict[str, Any] = {}
         routes = [Route("/", self.page), Route("/predict", self.predict, methods=["POST"])]
@@ -115,15 +117,15 @@ class Stub:
         rows = self.candidates
         kept = suppress(rows, NMS)[:MOST] if self.kept is None else self.kept
         answer: dict[str, Any] = {"width": image.width, "height": image.height, "detections": kept}
-        return JSONResponse(answer | {"candidates": rows})
+        return JSONResponse(answer | {"candidates": rows[: self.most_candidates]})
 
 
 @contextmanager
-def serve(stub: Stub) -> Generator[str]:
-    """Serve a stub while the block lasts; yield its address."""
+def serve(app: Any) -> Generator[str]:
+    """Serve an ASGI application while the block lasts; yield its address."""
     import uvicorn
 
-    config = uvicorn.Config(stub.app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
     with listen("127.0.0.1", 0) as listener:
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -45,7 +45,7 @@ def stub() -> Stub:
 
 @pytest.fixture
 def address(stub) -> Iterator[str]:
-    with serve(stub) as found:
+    with serve(stub.app) as found:
         yield found
 
 

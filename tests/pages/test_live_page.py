@@ -1,15 +1,18 @@
 """The page of `multibox serve` in a browser: images in, boxes out, and all that follows without the server."""
 
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -57,7 +60,7 @@ def stub() -> Stub:
 
 @pytest.fixture
 def address(stub) -> Iterator[str]:
-    with serve(stub) as found:
+    with serve(stub.app) as found:
         yield found
 
 
@@ -188,6 +191,48 @@ def test_at_the_models_overlap_the_servers_own_result_counts(address, stub, open
         assert shown(page) == ["cat 0.90", "dog 0.80", "cat 0.70"]
         page.get_by_role("slider", name="Overlap allowed").fill("0.51")
         assert shown(page) == ["cat 0.90", "dog 0.80", "cat 0.55"]
+
+
+@pytest.mark.slow
+def test_detections_that_are_not_among_the_candidates_are_shown_too(address, stub, open_page) -> None:
+    stub.most_candidates = 2
+    with open_page(address) as page:
+        choose(page)
+        assert shown(page) == ["cat 0.90", "dog 0.80", "cat 0.55"]
+
+
+@pytest.mark.slow
+def test_the_real_server_and_its_page_agree(open_page) -> None:
+    """With the server's own rules about tokens, hosts and what the page may load."""
+    pytest.importorskip("python_multipart", reason="python-multipart is not installed (extra serve)")
+    from multibox.serving.app import make_app
+    from multibox.serving.hosted import open_models
+
+    rng = np.random.default_rng(3)
+    image = Image.fromarray(rng.integers(0, 255, (12, 16, 3), np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    models = open_models(["coco"])
+    try:
+        with (
+            serve(make_app(models, token="a-long-token")) as address,
+            open_page(f"{address}?token=a-long-token") as page,
+        ):
+            assert (
+                page.locator(".about").inner_text()
+                == "SSD MobileNetV1 0.75 \u00b7 90 classes \u00b7 licence Apache-2.0"
+            )
+            choose(page, file.getvalue())
+            page.get_by_role("slider", name="Lowest score").fill("0.05")
+            headers = {"content-type": "image/png", "authorization": "Bearer a-long-token"}
+            request = urllib.request.Request(f"{address}predict?threshold=0.05", file.getvalue(), headers)
+            with urllib.request.urlopen(request) as answer:
+                wanted = json.load(answer)["detections"]
+            assert len(wanted) > 3
+            # Equal scores have no order
+            assert sorted(shown(page)) == sorted(f"{one['name']} {one['score']:.2f}" for one in wanted)
+    finally:
+        models["coco"].close()
 
 
 @pytest.mark.slow

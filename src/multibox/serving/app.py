@@ -1,7 +1,6 @@
 """The server's addresses: `POST /predict`, the protocol of other servers, health, metrics, the schema, the page."""
 
 import asyncio
-import importlib
 import math
 import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from starlette.types import ASGIApp
 
 from multibox.data.images import encoded_size
 from multibox.errors import ImageError, did_you_mean
+from multibox.pages.live_page import page_of
 from multibox.pages.page_guard import Guard, is_loopback, known_names
 from multibox.serving.answers import Refused, as_answer, json_answer, problem
 from multibox.serving.batching import Busy, Looked
@@ -65,7 +65,7 @@ def make_app(
         ready: Whether new requests are welcome; False while the server ends.
     """
     counters = counters or Counters(models)
-    pages = _Pages(models, limits, counters)
+    pages = _Pages(models, limits, counters, token is not None)
     routes = [
         Route("/predict", pages.predict, methods=["POST"]),
         Route("/", pages.page),
@@ -96,16 +96,12 @@ def make_app(
 class _Pages:
     """What the server answers, by address."""
 
-    def __init__(self, models: Models, limits: Limits, counters: Counters) -> None:
-        self.models, self.limits, self.counters = models, limits, counters
+    def __init__(self, models: Models, limits: Limits, counters: Counters, secured: bool) -> None:
+        self.models, self.limits, self.counters, self.secured = models, limits, counters, secured
 
     async def page(self, request: Request) -> Response:
-        """`GET /`: try the model in a browser."""
-        try:
-            live = importlib.import_module("multibox.pages.live_page").live_page
-        except ModuleNotFoundError:
-            return HTMLResponse("<!doctype html><title>multibox serve</title><p>POST an image to /predict</p>")
-        return HTMLResponse(live(self.models))
+        """`GET /?model=NAME`: try a model in a browser."""
+        return HTMLResponse(page_of(self.models, request.query_params.get("model"), secured=self.secured))
 
     async def metrics(self, request: Request) -> Response:
         """`GET /metrics`, for Prometheus."""

@@ -19,7 +19,15 @@ async function detect(source, { onprogress = null, signal = null } = {}) {
   const body = source instanceof Blob ? source : await encoded(source);
   const query = new URLSearchParams({ threshold: multibox.data.lowest, raw: 1, ...(multibox.data.model ? { model: multibox.data.model } : {}) });
   const answer = await send(`predict?${query}`, body, onprogress, signal);
-  return { width: answer.width, height: answer.height, candidates: answer.candidates ?? answer.detections, kept: answer.detections };
+  return { width: answer.width, height: answer.height, candidates: joined(answer), kept: answer.detections };
+}
+
+/** The candidates and, where the server sends only the best of them, the detections that are not among those. */
+function joined({ candidates = [], detections }) {
+  const id = ({ label, score, box }) => `${label} ${score} ${box}`;
+  const known = new Set(candidates.map(id));
+  const missing = detections.filter((one) => !known.has(id(one)));
+  return missing.length ? [...candidates, ...missing].sort((a, b) => b.score - a.score) : candidates;
 }
 
 /** Not `fetch`: it does not tell how much was sent. */
