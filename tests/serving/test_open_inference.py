@@ -337,18 +337,20 @@ HUGE = 2**62
         ({"inputs": [pixels(shape="1x2")]}, "Expected `array`, got `str`"),
         ({"inputs": [pixels(shape=[1, HUGE, HUGE, 3])]}, f"takes {3 * HUGE * HUGE}"),
         ({"inputs": [pixels(shape=[1, 10**30, 1, 3])]}, "Expected `int` <="),
-        ({"inputs": [pixels(shape=[1, 1, 1, 3])]}, "has 6 values; shape [1, 1, 1, 3] takes 3"),
-        ({"inputs": [pixels(shape=[1, 1, 3, 3])]}, "has 6 values; shape [1, 1, 3, 3] takes 9"),
+        ({"inputs": [pixels(shape=[1, 1, 1, 3])]}, "has 6 values, its shape [1, 1, 1, 3] takes 3"),
+        ({"inputs": [pixels(shape=[1, 1, 3, 3])]}, "has 6 values, its shape [1, 1, 3, 3] takes 9"),
         ({"inputs": [pixels(data=[0, 0, 0, 0, 0, 256])]}, "<= 255"),
         ({"inputs": [pixels(data=[0, 0, 0, 0, 0, -1])]}, ">= 0"),
         ({"inputs": [pixels(data=[0, 0, 0, 0, 0, 0.5])]}, "got `float`"),
         ({"inputs": [pixels(data=[0, 0, 0, 0, 0, "1"])]}, "got `str`"),
-        ({"inputs": [pixels(data=[[0, 0, 0], [0, 0, 0]])]}, "flat or nested as the shape"),
-        ({"inputs": [pixels(data=[[[[0, 0, 0, 0], [0, 0]]]])]}, "not nested as its shape"),
+        ({"inputs": [pixels(data=[[0, 0, 0], [0, 0, 0]])]}, "neither flat nor nested as its shape [1, 1, 2, 3]"),
+        ({"inputs": [pixels(data=[[[[0, 0, 0, 0], [0, 0]]]])]}, "neither flat nor nested"),
         ({"inputs": [pixels(data=None)]}, "neither data nor binary_data_size"),
-        ({"inputs": [pixels(data={"a": 1})]}, "flat or nested"),
+        ({"inputs": [pixels(data={"a": 1})]}, "has 1 values"),
         ({"inputs": [pixels(data=[])]}, "takes 6"),
-        ({"inputs": [pixels(data=[[]] * 3)]}, "flat or nested"),
+        ({"inputs": [pixels(data={c: 0 for c in "abcdef"})]}, "got `object`"),
+        ({"inputs": [pixels(data=[[]] * 6)]}, "neither flat nor nested"),
+        ({"inputs": [pixels(data=[[]] * 3)]}, "has 3 values"),
         ({"inputs": [pixels(parameters={"binary_data_size": 6})]}, "both data and binary_data_size"),
         ({"inputs": [pixels(parameters={"shared_memory_region": "a"})]}, "shared memory"),
         ({"inputs": [pixels(parameters=[])]}, "got `array`"),
@@ -439,6 +441,9 @@ def test_statuses_of_other_mistakes(client):
     large = infer(client, {"inputs": [pixels(1, 1, 1, 1001, 3)]})
     assert large.status_code == 413
     assert "1001 x 1 pixels, at most 1,000" in large.json()["error"]
+    crowd = infer(client, b'{"inputs":[' + b"{}," * 1000 + b"{}]}")
+    assert crowd.status_code == 413
+    assert "more than 1000 JSON objects" in crowd.json()["error"]
     assert infer(client, bytes(10_001)).status_code == 413
     assert infer(client, bytes(9), **{"Content-Encoding": "br"}).status_code == 415
     assert infer(client, bytes(9), **{"Content-Encoding": "gzip"}).status_code == 400

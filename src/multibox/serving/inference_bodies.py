@@ -25,6 +25,7 @@ Kind = TypeVar("Kind")
 _MOST_DESCRIPTION = 65_536
 """Bytes of the parameters, or of the requested outputs, of one request."""
 MOST_INPUTS = 16
+_MOST_OBJECTS = 1000
 _MOST_DIMENSIONS = 8
 _LENGTH = 4
 """Bytes of the length in front of each element of a BYTES tensor."""
@@ -111,6 +112,11 @@ def read_request(body: bytes, header_length: str | None, inputs: Mapping[str, Po
         Refused: The request breaks the protocol, or does not fit the model.
     """
     length = length_of_json(header_length, len(body))
+    # Small objects take eight times the memory of their text
+    if body.count(b"{", 0, length) > _MOST_OBJECTS:
+        raise Refused(
+            413, f"the request has more than {_MOST_OBJECTS} JSON objects; expected 1 to {MOST_INPUTS} inputs"
+        )
     request = _decode(memoryview(body)[:length], _Request, "the request")
     if not 1 <= len(request.inputs) <= MOST_INPUTS:
         raise Refused(400, f"the request has {len(request.inputs)} inputs, expected 1 to {MOST_INPUTS}")
@@ -300,10 +306,10 @@ def _from_json(given: _Input, port: Port, shape: tuple[int, ...]) -> Any:
     depth = text[:depth].count(b"[")
     # Counted before anything is decoded: what was sent decides over the memory, not what was promised
     commas, brackets = text.count(b","), sum(math.prod(shape[:level]) for level in range(depth))
-    if depth not in (1, len(shape)) or commas != count - 1 or text.count(b"[") != brackets:
-        raise Refused(
-            400, f"{where} has {commas + 1} values; shape {_shown(shape)} takes {count}, flat or nested as the shape"
-        )
+    if commas != count - 1:
+        raise Refused(400, f"{where} has {commas + 1} values, its shape {_shown(shape)} takes {count}")
+    if depth not in (1, len(shape)) or text.count(b"[") != brackets:
+        raise _uneven(where, shape)
     kind: Any = _VALUES[port.datatype]
     for _ in range(depth):
         kind = list[kind]
@@ -317,11 +323,15 @@ def _from_json(given: _Input, port: Port, shape: tuple[int, ...]) -> Any:
         return np.array(values, _DTYPES[port.datatype]).reshape(shape)
 
 
+def _uneven(where: str, shape: tuple[int, ...]) -> Refused:
+    return Refused(400, f"{where} is neither flat nor nested as its shape {_shown(shape)}")
+
+
 def _flattened(values: list[Any], shape: tuple[int, ...], where: str) -> list[Any]:
     level: list[Any] = [values]
     for size in shape:
         if any(len(each) != size for each in level):
-            raise Refused(400, f"{where} is not nested as its shape {_shown(shape)}")
+            raise _uneven(where, shape)
         level = list(chain.from_iterable(level))
     return level
 

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 import multibox
 from multibox.errors import did_you_mean
+from multibox.limits import available_cores
 from multibox.serving.answers import Refused, json_answer
 from multibox.serving.batching import Looked
 from multibox.serving.bodies import Upload
@@ -53,8 +54,8 @@ OUTPUTS = {
 _ON_REQUEST = ("names",)
 SMALL = 65_536
 """Bytes of JSON that is read at once; more of it takes a while."""
-UNPACKED = 4
-"""Requests at a time whose bodies are compressed, or long JSON."""
+UNPACKED = 2
+"""Requests per process at a time whose bodies are compressed, or long JSON; one per core where there are more cores."""
 _FOREIGN = "sequence_", "triton_", "priority", "timeout", "binary_data_output"
 _MEMORY = "shared memory", "send tensors as bytes or as JSON"
 _STATISTICS = "statistics", "GET /metrics has them"
@@ -117,7 +118,7 @@ class _Protocol:
 
     def __init__(self, models: Models, look: Look, ready: Callable[[], bool], most_bytes: int) -> None:
         self.models, self.look, self.is_ready, self.most_bytes = models, look, ready, most_bytes
-        self.unpacking = asyncio.Semaphore(UNPACKED)
+        self.unpacking = asyncio.Semaphore(max(UNPACKED, available_cores()))
 
     async def server(self, request: Request) -> Response:
         """`GET /v2`: what this server is."""
