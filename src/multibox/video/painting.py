@@ -7,10 +7,11 @@ them. Pillow draws each text once; it is pasted wherever it is needed again.
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw
 
@@ -42,20 +43,24 @@ class _Tile(NamedTuple):
 
 
 def to_planes(frame: Frame) -> VideoFrame:
-    """Return a writable upright copy of a frame, of even width and height, for painting and encoding.
+    """Return an upright copy of a frame, of even width and height, for painting and encoding.
 
     H.264 takes even sides only: of odd ones, the last column or row is repeated.
     """
-    picture = frame.picture
-    wide, high = frame.size
-    if frame.turns or wide % 2 or high % 2:
-        pixels: Any = np.pad(frame.pixels(), ((0, high % 2), (0, wide % 2), (0, 0)), mode="edge")
-        picture = VideoFrame.from_ndarray(pixels, format="rgb24")
+    picture: Any = frame.picture
+    if frame.turns:
+        picture = VideoFrame.from_ndarray(cast("Any", frame.pixels()), format="rgb24")
     if picture.format.name != FORMAT:
-        picture = picture.reformat(format=FORMAT)
-    # The decoder may need the frame as it is for those that follow
-    picture.make_writable()
-    return picture
+        picture = picture.reformat(format=FORMAT, dst_color_range=ColorRange.MPEG)
+    wide, high = frame.size
+    copy = VideoFrame(wide + wide % 2, high + high % 2, FORMAT)
+    for index in range(3):
+        source, target = _plane(picture, index), _plane(copy, index)
+        rows, columns = source.shape
+        target[:rows, :columns] = source
+        target[rows:, :columns] = source[-1:]
+        target[:, columns:] = target[:, columns - 1 : columns]
+    return copy
 
 
 def paint(picture: VideoFrame, found: Detections, tracks: Sequence[int | None] | None = None) -> None:

@@ -152,7 +152,9 @@ def _look_ahead(
     line: SimpleQueue[Future[list[Looked]] | Sound | Exception | None] = SimpleQueue()
     room = _room(reader)
     slots = Semaphore(room)
-    source = Thread(target=_feed, args=(reader, looker, plan, slots, room, line, progress), daemon=True)
+    source = Thread(
+        target=_feed, args=(reader, looker, plan, slots, room, line, progress), daemon=True, name="multibox-read"
+    )
     source.start()
     try:
         while (item := line.get()) is not None:

@@ -20,12 +20,17 @@ from multibox.video.reading import Frame, Reader, Sound
 
 ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox", "h264_mf", "mpeg4")
 """H.264, which browsers play, from whichever library this PyAV has; the last is MPEG-4 part 2, which all have."""
+SOUNDS = ("aac", "mp3", "mp3float", "ac3", "eac3", "alac", "flac", "opus")
+"""Sound that is copied: players take it in MP4."""
 QUALITY = {"libx264": {"preset": "ultrafast", "crf": "23"}, "mpeg4": {"q": "4"}}
 """Options of encoders: x264's fastest preset takes a tenth of the network's time, and makes larger files."""
 FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof"
 """Each fragment can be played when it is written, whatever becomes of the rest."""
 FRAGMENT = 1.0
 """Seconds of a fragment, which is what a killed process loses at most besides the frames under way."""
+
+EARLY = 10_000
+"""Packets of sound that are kept until the first frame comes."""
 
 
 class _Shot(NamedTuple):
@@ -56,6 +61,8 @@ class Recorder:
         self._container: Any = None  # from the first frame on
         self._video: Any = None
         self._audio: Any = None
+        self._early: list[Sound] = []
+        """Packets of sound that came before the first frame."""
         self._size = (0, 0)
         self._thread = Thread(target=self._work, name="multibox-record", daemon=True)
         self._thread.start()
@@ -143,6 +150,9 @@ class Recorder:
         self._copy_looks(frame)
         self._copy_sound()
         self._container.start_encoding()
+        for packet in self._early:
+            self._write_sound(packet)
+        self._early.clear()
 
     def _copy_looks(self, frame: Frame) -> None:
         """Give the new video the pixel shape and colour space of the source, where its planes are unchanged."""
@@ -158,21 +168,24 @@ class Recorder:
         audio = self.reader.audio
         if audio is None:
             return
-        if audio.codec_context.name not in self._container.supported_codecs:
-            self.notes.append(f"its sound ({audio.codec_context.name}) is left out, which MP4 does not take")
+        if audio.codec_context.name not in SOUNDS:
+            self.notes.append(f"its sound ({audio.codec_context.name}) is left out, as MP4 does not take it")
             return
         try:
             self._audio = self._container.add_stream_from_template(audio)
         except (av.error.FFmpegError, ValueError):
-            self.notes.append(f"its sound ({audio.codec_context.name}) is left out, which cannot be copied")
+            self.notes.append(f"its sound ({audio.codec_context.name}) is left out, as it cannot be copied")
 
     def _write_sound(self, packet: Sound) -> None:
+        if self._container is None and len(self._early) < EARLY:
+            self._early.append(packet)
         if self._audio is None or packet.dts is None:
             return
         offset = round(self.reader.start / packet.time_base)
         packet.dts -= offset
         packet.pts = packet.dts if packet.pts is None else packet.pts - offset
         if packet.dts < 0:
+            # A packet before the beginning would move all the frames
             return
         packet.stream = self._audio
         try:
