@@ -26,6 +26,8 @@ PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 """Names of precisions here and in OpenVINO."""
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
+_FIRST = Lock()
+
 Feeds = Mapping[str, NDArray[Any]]
 
 
@@ -150,13 +152,20 @@ def openvino_core() -> Any:
     are deleted in the order of their creation, the second restores the first one's, which is unmapped by then. The next
     signal that Python handles, such as that of a child's end, then kills the process silently (OpenVINO 2026.4).
     """
-    return import_openvino().Core()
+    openvino = import_openvino()
+    # The first tensor of a process fills a table of types. Two threads that do so at once wait for each other for ever:
+    # one holds the table's lock and wants Python's, the other the reverse (seen in OpenVINO 2026.4).
+    _ = openvino.Tensor(np.zeros(1, np.float32)).data
+    return openvino.Core()
 
 
 def _openvino(path: Path, opened: tuple[Path, int | None, str | None, str]) -> Engine:
     _, threads, precision, _ = opened
     openvino = import_openvino()
-    model = openvino_core().read_model(path)
+    # `cache` lets several threads make a first call each
+    with _FIRST:
+        core = openvino_core()
+    model = core.read_model(path)
     about = _about(path, _rt_info(model))
     adapt(model)
     turn = Lock()

@@ -19,11 +19,12 @@ from multibox.errors import DataError
 from multibox.inference.inputs import AHEAD, BATCH
 from multibox.inference.streaming import PIXELS_AHEAD, AnyDetector
 from multibox.structures import Detections
+from multibox.thresholds import lowest_scores
 from multibox.video.addresses import Video
 from multibox.video.reading import Frame, Reader, Sound
 from multibox.video.recording import Recorder
 from multibox.video.tables import Entry, frame_entry
-from multibox.video.tracks import Tracks, weak_scores
+from multibox.video.tracks import Tracks
 
 LIVE_AHEAD = 4
 """Frames of a live stream that wait; more would only make the results late."""
@@ -39,7 +40,7 @@ class Looked(NamedTuple):
 
     frame: Frame
     found: Detections | None
-    """Down to the scores asked for; None if the network did not look at this frame."""
+    """None if the network did not look at this frame."""
     image: Image.Image | None
     """Now and then the frame as an image, to compare with those of training."""
 
@@ -105,11 +106,13 @@ def predict_video(
         MultiboxError: the video with boxes cannot be written.
     """
     first = plan.detectors[0]
-    lowest, asked = weak_scores(plan.threshold, first.thresholds, first.names, plan.track)
+    # The same call as that of `predict`: among boxes of equal scores, the lowest score asked for decides which is kept
+    lowest = lowest_scores(plan.threshold, first.thresholds, first.names)
+    sure = lowest_scores(None, first.thresholds, first.names)
     with _opened(video) as reader, _recording(target, reader, progress) as recorder, ExitStack() as stack:
-        tracks = Tracks(reader.rate / plan.every, lowest) if plan.track else None
+        tracks = Tracks(reader.rate / plan.every, sure) if plan.track else None
         found, ids = None, None
-        stream = stack.enter_context(closing(_look_ahead(reader, plan, asked, progress)))
+        stream = stack.enter_context(closing(_look_ahead(reader, plan, lowest, progress)))
         for looked in stream:
             if not isinstance(looked, Looked):
                 if recorder is not None:
@@ -119,7 +122,7 @@ def predict_video(
             if looked.found is not None:
                 found, ids = looked.found, None
                 if tracks is not None:
-                    found, ids = tracks.follow(found, looked.frame.time)
+                    ids = tracks.follow(found, looked.frame.time)
                     progress.tracks = tracks.count
                 _count(progress, looked, found, plan, seen)
                 if add is not None:

@@ -150,9 +150,9 @@ class Recorder:
         self._copy_looks(frame)
         self._copy_sound()
         self._container.start_encoding()
-        for packet in self._early:
+        early, self._early = self._early, []
+        for packet in early:
             self._write_sound(packet)
-        self._early.clear()
 
     def _copy_looks(self, frame: Frame) -> None:
         """Give the new video the pixel shape and colour space of the source, where its planes are unchanged."""
@@ -177,7 +177,7 @@ class Recorder:
             self.notes.append(f"its sound ({audio.codec_context.name}) is left out, as it cannot be copied")
 
     def _write_sound(self, packet: Sound) -> None:
-        if self._container is None and len(self._early) < EARLY:
+        if self._audio is None and not self.frames and len(self._early) < EARLY:
             self._early.append(packet)
         if self._audio is None or packet.dts is None:
             return
