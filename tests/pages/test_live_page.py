@@ -381,7 +381,7 @@ def test_everything_can_be_done_by_keyboard(address, open_page) -> None:
         tab_to(page, "cat 0.90")
         page.keyboard.press("ArrowRight")
         assert focused(page) == "dog 0.80"
-        assert page.locator(".chosen-card h3").inner_text().split() == ["dog", "0.800"]
+        assert page.locator(".chosen-card h2").inner_text().split() == ["dog", "0.800"]
         page.keyboard.press("End")
         assert focused(page) == "cat 0.55"
         page.keyboard.press("ArrowRight")

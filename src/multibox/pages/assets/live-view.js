@@ -72,7 +72,7 @@ multibox.view = (onchoose) => {
     const across = (value) => `${100 * value / width}%`, down = (value) => `${100 * value / height}%`;
     const node = el("button", { type: "button", class: "box", "data-place": place, "aria-label": `${name} ${score.toFixed(2)}`, onclick: () => onchoose(place, "box"),
       style: { left: across(x1), top: down(y1), width: across(x2 - x1), height: down(y2 - y1) } },
-    el("span", { class: "tag" }, el("span", {}, name), el("small", {}, score.toFixed(2))));
+    el("span", { class: "tag" }, el("span", {}, name), " ", el("small", {}, score.toFixed(2))));
     node.style.setProperty("--box", colour(label));
     return node;
   }

@@ -220,8 +220,8 @@ multibox.live = (model) => {
     const at = strip.contains(document.activeElement) ? [...strip.querySelectorAll("button")].indexOf(document.activeElement) : -1;
     replace(strip, entries.map((one) => {
       const count = multibox.parts.detections(one, settings, model).filter((place) => !hidden.has(one.candidates[place].label)).length;
-      return el("li", {}, el("button", { type: "button", "aria-current": one === entry ? "true" : null, "aria-label": `${one.name}: ${say("objects", count)}`, title: one.name, onclick: () => { camera.stop(); quiet(); open(one); } },
-        one.thumb ?? el("span", { class: "blank" }), el("span", { class: "name" }, one.name), el("small", {}, say("objects", count))));
+      return el("li", {}, el("button", { type: "button", "aria-current": one === entry ? "true" : null, "aria-label": `${one.name} ${say("objects", count)}`, title: one.name, onclick: () => { camera.stop(); quiet(); open(one); } },
+        one.thumb ?? el("span", { class: "blank" }), el("span", { class: "name" }, one.name), " ", el("small", {}, say("objects", count))));
     }));
     if (at >= 0) strip.querySelectorAll("button")[at]?.focus({ preventScroll: true });
   }
@@ -237,21 +237,33 @@ multibox.live = (model) => {
     if (settings.nms === model.nms) nmsSlider.set(model.nms);
   }
 
-  const classes = el("fieldset", { class: "classes" });
+  const chips = new Map(); // by label; made once, so that a click meets the same node although a camera goes on
+  const chipBox = el("div", { class: "chips" });
+  const classes = el("fieldset", { class: "classes" }, el("legend", {}, word("classes")), chipBox, el("div", { class: "links" },
+    button("all", () => { hidden.clear(); changed(); }, { class: "link" }), button("none", () => { chips.forEach((_, label) => hidden.add(label)); changed(); }, { class: "link" })));
+  function chip(label) {
+    const input = el("input", { type: "checkbox", onchange: () => { if (input.checked) hidden.delete(label); else hidden.add(label); changed(); } });
+    const count = el("small");
+    return { input, count, node: el("label", { class: "chip" }, input, el("span", { class: "swatch", style: { background: multibox.parts.colour(label) } }), el("span", {}, model.names[label]), " ", count) };
+  }
   function drawClasses(all) {
     const counts = new Map();
     for (const place of all) { const { label } = entry.candidates[place]; counts.set(label, (counts.get(label) ?? 0) + 1); }
-    const order = [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
+    // What a camera showed a moment ago stays, so that nothing jumps
+    if (isLive()) for (const each of chipBox.children) counts.set(each.label, counts.get(each.label) ?? 0);
+    const order = [...counts].sort((a, b) => (isLive() ? 0 : b[1] - a[1]) || a[0] - b[0]);
     classes.hidden = order.length === 0 || (order.length < 2 && !order.some(([label]) => hidden.has(label)));
-    const focused = classes.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-    const toggle = (label, on) => { if (on) hidden.delete(label); else hidden.add(label); changed(); };
-    replace(classes, el("legend", {}, say("classes")), el("div", { class: "chips" }, order.map(([label, count]) => {
-      const input = el("input", { type: "checkbox", checked: !hidden.has(label), "data-key": label, onchange: () => toggle(label, input.checked) });
-      return el("label", { class: "chip" }, input, el("span", { class: "swatch", style: { background: multibox.parts.colour(label) } }), el("span", {}, model.names[label]), el("small", {}, String(count)));
-    })), el("div", { class: "links" },
-      el("button", { type: "button", class: "link", "data-key": "all", onclick: () => { hidden.clear(); changed(); } }, say("all")),
-      el("button", { type: "button", class: "link", "data-key": "none", onclick: () => { order.forEach(([label]) => hidden.add(label)); changed(); } }, say("none"))));
-    if (focused) classes.querySelector(`[data-key="${focused}"]`)?.focus({ preventScroll: true });
+    const nodes = order.map(([label, count]) => {
+      if (!chips.has(label)) { chips.set(label, chip(label)); chips.get(label).node.label = label; }
+      const each = chips.get(label);
+      each.input.checked = !hidden.has(label);
+      each.count.textContent = String(count);
+      return each.node;
+    });
+    if (nodes.length === chipBox.children.length && nodes.every((node, place) => chipBox.children[place] === node)) return;
+    const focused = document.activeElement;
+    chipBox.replaceChildren(...nodes);
+    if (chipBox.contains(focused)) focused.focus({ preventScroll: true });
   }
 
   /* ---- Crops and the chosen object ---- */
@@ -279,7 +291,7 @@ multibox.live = (model) => {
   function tile(one, place) {
     const { name, score, label, box } = one.candidates[place];
     const node = el("button", { type: "button", class: "crop", "data-place": place, "aria-label": `${name} ${score.toFixed(2)}`, onclick: () => choose(place === chosen ? null : place, "crop") },
-      multibox.parts.crop(one, box, CROP) ?? el("span", { class: "blank" }), el("span", { class: "name" }, name), el("small", {}, score.toFixed(2)));
+      multibox.parts.crop(one, box, CROP) ?? el("span", { class: "blank" }), el("span", { class: "name" }, name), " ", el("small", {}, score.toFixed(2)));
     node.style.setProperty("--box", multibox.parts.colour(label));
     return el("li", {}, node);
   }
@@ -303,7 +315,7 @@ multibox.live = (model) => {
     const step = (by) => choose(shown[(shown.indexOf(chosen) + by + shown.length) % shown.length]);
     const place = chosen;
     replace(card, multibox.parts.crop(one, one.candidates[chosen].box, CHOSEN),
-      el("h3", {}, el("span", { class: "swatch", style: { background: multibox.parts.colour(label) } }), el("span", {}, name), el("small", {}, score.toFixed(3))),
+      el("h2", {}, el("span", { class: "swatch", style: { background: multibox.parts.colour(label) } }), el("span", {}, name), el("small", {}, score.toFixed(3))),
       el("p", { class: "note" }, `${say("place", shown.indexOf(chosen) + 1, shown.length)} · ${Math.round(x2 - x1)} × ${Math.round(y2 - y1)} ${say("pixels")}`),
       el("p", { class: "note" }, `${say("box")} ${[x1, y1, x2, y2].map((side) => side.toFixed(1)).join(", ")}`),
       el("div", { class: "actions" }, act("previous", "previous", () => step(-1)), act("next", "next", () => step(1)),
