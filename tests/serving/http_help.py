@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,14 +15,15 @@ import uvicorn
 from PIL import Image
 
 from multibox.cli.monitor import listen
-from multibox.inference.inputs import pixels_of
 from multibox.serving.app import make_app
 from multibox.serving.batching import Looked
 from multibox.serving.connections import Connection
+from multibox.serving.looking import open_pixels
 from multibox.structures import Detections
 from multibox.thresholds import drop_low_scores, lowest_scores
 
 NAMES = ("cat", "dog")
+POST = {"nms_threshold": 0.45, "max_detections": 100}
 
 
 class Fake:
@@ -30,7 +31,9 @@ class Fake:
 
     def __init__(self, name: str = "pets", seconds: float = 0.0) -> None:
         self.name, self.seconds = name, seconds
-        self.detector = SimpleNamespace(names=NAMES, thresholds=(0.25, 0.5), background=(255, 255, 255))
+        self.detector = SimpleNamespace(
+            names=NAMES, thresholds=(0.25, 0.5), background=(255, 255, 255), about={"post": POST}
+        )
         self.waiting, self.ready, self.version = 0, True, "abc-1"
         self.done = 0
         self.cancelled = 0
@@ -43,7 +46,7 @@ class Fake:
         self.waiting += 1
         try:
             await asyncio.sleep(self.seconds)
-            height, width = (await asyncio.to_thread(pixels_of, image)).shape[:2]
+            height, width = (await asyncio.to_thread(open_pixels, image)).shape[:2]
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -116,26 +119,59 @@ def read_answer(response) -> Answer:
     return Answer(status=response.status, headers=named, body=response.read())
 
 
-def send(port, data: bytes, *, end: bool = False) -> socket.socket:
+class Wire:
+    """A connection for single bytes; what came behind one response stays for the next one."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
+        self.file = _Kept(self.socket)
+
+    def __enter__(self) -> "Wire":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def makefile(self, mode: str) -> "_Kept":
+        """Return the file from which `HTTPResponse` reads."""
+        return self.file
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class _Kept(io.BufferedReader):
+    """A file that a response does not close."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__(socket.SocketIO(connection, "rb"))
+
+    def close(self) -> None:
+        pass
+
+
+def send(port, data: bytes, *, end: bool = False) -> Wire:
     """Return a connection through which these bytes were sent."""
-    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
-    connection.sendall(data)
-    if end:
-        connection.shutdown(socket.SHUT_WR)
-    return connection
+    wire = Wire(port)
+    # The server may refuse before it has read all
+    with suppress(ConnectionError):
+        wire.socket.sendall(data)
+        if end:
+            wire.socket.shutdown(socket.SHUT_WR)
+    return wire
 
 
-def receive(connection: socket.socket) -> Answer:
+def receive(wire: Wire) -> Answer:
     """Return the next response of a connection."""
-    response = http.client.HTTPResponse(connection)
+    response = http.client.HTTPResponse(wire)  # pyright: ignore[reportArgumentType]
     response.begin()
     return read_answer(response)
 
 
-def is_closed(connection: socket.socket) -> bool:
+def is_closed(wire: Wire) -> bool:
     """Return whether the server closes the connection within the time-out without a further byte."""
     try:
-        return connection.recv(1) == b""
+        return wire.file.read(1) == b""
     except ConnectionResetError:
         return True
 

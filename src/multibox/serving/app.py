@@ -12,7 +12,6 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from multibox.data.images import encoded_size
 from multibox.errors import ImageError, did_you_mean
 from multibox.pages.live_page import page_of
 from multibox.pages.page_guard import Guard, is_loopback, known_names
@@ -22,13 +21,12 @@ from multibox.serving.bodies import Upload, read_images
 from multibox.serving.counters import Counters
 from multibox.serving.front import Answering, Front, Limits, Told
 from multibox.serving.hosted import Hosted, Models
+from multibox.serving.looking import ENCODED
 from multibox.serving.open_inference import inference_routes
 
 PARAMETERS = ("threshold", "raw", "model")
 OPEN = ("/v2/health/live", "/v2/health/ready")
 """Addresses that need no token: whoever watches over the server has none."""
-INLINE = 64_000
-"""Bytes of an image whose header is read at once; a larger one may have a header that takes a while."""
 AT_ONCE = 8
 """Images of one request that wait for a detector at once."""
 PAUSE = 0.05
@@ -151,13 +149,10 @@ class _Pages:
         return model
 
     async def _look(self, model: Hosted, image: Upload, *, options: Mapping[str, Any]) -> Looked:
-        check = partial(check_pixels, image, self.limits.pixels)
-        await asyncio.to_thread(check) if isinstance(image.data, bytes) and len(image.data) > INLINE else check()
         try:
             looked = await model.look(image.data, **options)
         except ImageError as error:
-            what = str(error).replace("the image given as bytes", image.where, 1)
-            raise ImageError(what, kind=error.kind) from None
+            raise ImageError(str(error).replace(ENCODED, image.where, 1), kind=error.kind) from None
         self.counters.looked(model.name, looked)
         return looked
 
@@ -187,19 +182,6 @@ class _Pages:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [found[number] for number in range(len(images))]
-
-
-def check_pixels(image: Upload, most: int) -> None:
-    """Refuse an image that is too large, by its header alone.
-
-    Raises:
-        Refused: It has more than `most` pixels.
-        ImageError: It has no header that can be read.
-    """
-    data = image.data
-    height, width = encoded_size(data, image.where) if isinstance(data, bytes) else data.shape[:2]
-    if height * width > most:
-        raise Refused(413, f"{image.where} has {width} x {height} pixels, at most {most:,}; make it smaller")
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Value], seconds: float) -> Value:

@@ -75,7 +75,7 @@ def image_of_json(body: bytes) -> bytes:
     """
     try:
         text = _decode(body).image
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Refused(400, f'the body is not JSON {{"image": base64}}: {error}') from None
     if text[:8].lower().startswith(("http:", "https:", "file:", "ftp:")):
         raise Refused(400, "image: an image is never fetched by URL; send its bytes")

@@ -69,6 +69,8 @@ class Connection(H11Protocol):
         """Wait for the next head; uvicorn's time between two requests runs."""
         self.since = self.loop.time()
         super().on_response_complete()
+        if self._waits and self._deadline is None and self.conn.trailing_data[0]:
+            self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadline."""

@@ -1,7 +1,6 @@
 """What the server counts, for Prometheus: requests, latency, images, queue, batches, bytes, drift, models."""
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -10,6 +9,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from multibox.serving.batching import Looked
 from multibox.serving.front import Exchange
+from multibox.serving.hosted import Models
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -24,7 +24,7 @@ class Counters:
         models: Whose queues and drift are told.
     """
 
-    def __init__(self, models: Mapping[str, Any]) -> None:
+    def __init__(self, models: Models) -> None:
         self.models = models
         self.shared = SHARED in os.environ
         self.registry = CollectorRegistry()
@@ -97,9 +97,9 @@ class Counters:
         images, objects, queued, worked, batches = children
         images.inc()
         objects.inc(len(looked.found))
-        queued.observe(getattr(looked, "queued", 0.0))
-        worked.observe(getattr(looked, "worked", 0.0))
-        batches.observe(getattr(looked, "batch", 1))
+        queued.observe(looked.queued)
+        worked.observe(looked.worked)
+        batches.observe(looked.batch)
 
     def exposition(self) -> tuple[bytes, str]:
         """Return all counts as text, and its media type."""
@@ -113,12 +113,10 @@ class Counters:
     def _refresh(self) -> None:
         """Set what is not counted but looked up."""
         for name, model in self.models.items():
-            self.waiting.labels(name).set(getattr(model, "waiting", 0))
-            self.ready.labels(name).set(getattr(model, "ready", True))
-            self._set_version(name, getattr(model, "version", ""))
-            far: dict[str, float] = {
-                drift.name: drift.distance for drift in (model.drift() if hasattr(model, "drift") else ())
-            }
+            self.waiting.labels(name).set(model.waiting)
+            self.ready.labels(name).set(model.ready)
+            self._set_version(name, model.version)
+            far = {drift.name: drift.distance for drift in model.drift()}
             for statistic in {*self._far.get(name, ()), *far}:
                 self.drift.labels(name, statistic).set(far.get(statistic, 0.0))
             self._far[name] = set(far)

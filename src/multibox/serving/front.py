@@ -28,8 +28,6 @@ class Limits:
 
     body: int = 1 << 26
     """Bytes of a body."""
-    pixels: int = 50_000_000
-    """Pixels of an image."""
     in_flight: int = 512_000_000
     """Bytes of all bodies that are being received or waiting."""
     receive: float = 60.0

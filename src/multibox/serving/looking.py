@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, Union
 import numpy as np
 
 from multibox.data.images import encoded_size
+from multibox.data.pixels import WHITE, Colour
 from multibox.errors import ImageError
 from multibox.inference.inputs import pixels_of
 from multibox.serving.batching import Looked, Pixels, Work
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 AnyDetector: TypeAlias = Union["Detector", "ExportedDetector"]
 
+ENCODED = "the image given as bytes"
+"""How errors name an encoded image."""
 CANDIDATE_SCORE, CANDIDATES = 0.05, 500
 """Lowest score and number of the candidates before suppression that `raw` asks for."""
 KEEPS_ALL = 1.0
@@ -28,6 +31,22 @@ KEEPS_ALL = 1.0
 PIXELS_AT_ONCE = 20_000_000
 """Pixels of the images that one lane decodes before it runs the network, at most, if they are several."""
 WARM_SIZE = (480, 640)
+MOST_PIXELS = 50_000_000
+"""Pixels of an image, at most; the header of an encoded one tells them before anything is decoded."""
+
+
+def open_pixels(image: bytes | Pixels, background: Colour = WHITE) -> Pixels:
+    """Return an image as RGB pixels [H, W, 3].
+
+    Raises:
+        ImageError: It cannot be read, or has more than `MOST_PIXELS` (of kind "huge-image").
+    """
+    height, width = encoded_size(image, ENCODED) if isinstance(image, bytes) else image.shape[:2]
+    if height * width > MOST_PIXELS:
+        raise ImageError(
+            f"{ENCODED} has {width} x {height} pixels, at most {MOST_PIXELS:,}; make it smaller", kind="huge-image"
+        )
+    return pixels_of(image, background)
 
 
 class _Opened(NamedTuple):
@@ -91,7 +110,7 @@ class Looker:
 
     def _open(self, work: Work, place: int) -> "_Opened | Exception":
         try:
-            pixels = pixels_of(work.image, self.detector.background)
+            pixels = open_pixels(work.image, self.detector.background)
             return _Opened(place, work, pixels, self.detector.prepare(pixels))
         except Exception as error:
             return error

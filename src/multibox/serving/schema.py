@@ -6,6 +6,7 @@ from typing import Any
 import multibox
 from multibox.serving.bodies import MOST_PARTS
 from multibox.serving.front import Limits
+from multibox.serving.looking import MOST_PIXELS
 
 Schema = dict[str, Any]
 _NUMBER: Schema = {"type": "number"}
@@ -104,7 +105,7 @@ def _predict(models: Sequence[str], limits: Limits) -> Schema:
     }
     return {
         "summary": "Find objects in one image or several.",
-        "description": f"A body has at most {limits.body:,} bytes, an image at most {limits.pixels:,} pixels.",
+        "description": f"A body has at most {limits.body:,} bytes, an image at most {MOST_PIXELS:,} pixels.",
         "parameters": _parameters(models),
         "requestBody": {"required": True, "content": content},
         "responses": responses(good, 404, 408, 413, 415, 422, 503),
