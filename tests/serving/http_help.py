@@ -30,7 +30,7 @@ class Fake:
     """A model that finds a cat that fills the image and a dog in its upper left quarter."""
 
     def __init__(self, name: str = "pets", seconds: float = 0.0) -> None:
-        self.name, self.seconds = name, seconds
+        self.name, self.source, self.seconds = name, name, seconds
         self.detector = SimpleNamespace(
             names=NAMES, thresholds=(0.25, 0.5), background=(255, 255, 255), about={"post": POST}
         )
