@@ -22,6 +22,7 @@ from multibox.serving.app import make_app
 from multibox.serving.batching import Busy, Looked
 from multibox.serving.front import Limits
 from multibox.serving.inference_bodies import read_request, write_answer
+from multibox.serving.looking import check_size
 from multibox.serving.open_inference import INPUTS, OUTPUTS
 from multibox.structures import Detections
 
@@ -38,6 +39,7 @@ class Fake:
 
     async def look(self, image, threshold=None, *, raw=False, nms=None, most=None):
         self.asked.append((image, threshold, nms, most))
+        check_size(image)
         if isinstance(image, bytes) and image.endswith(b"bad"):
             raise ImageError("the image given as bytes is damaged")
         if isinstance(image, bytes) and image.endswith(b"busy"):
@@ -60,8 +62,9 @@ def draining():
 
 
 @pytest.fixture
-def client(fake, draining):
-    app = make_app({"pets": fake}, limits=Limits(body=10_000, pixels=1000), ready=lambda: not draining)
+def client(fake, draining, monkeypatch):
+    monkeypatch.setattr("multibox.serving.looking.MOST_PIXELS", 1000)
+    app = make_app({"pets": fake}, limits=Limits(body=10_000), ready=lambda: not draining)
     with TestClient(app, base_url="http://127.0.0.1") as client:
         yield client
 

@@ -39,14 +39,23 @@ def open_pixels(image: bytes | Pixels, background: Colour = WHITE) -> Pixels:
     """Return an image as RGB pixels [H, W, 3].
 
     Raises:
-        ImageError: It cannot be read, or has more than `MOST_PIXELS` (of kind "huge-image").
+        ImageError: It cannot be read, or has too many pixels (of kind "huge-image").
+    """
+    check_size(image)
+    return pixels_of(image, background)
+
+
+def check_size(image: bytes | Pixels) -> None:
+    """Refuse an image of more than `MOST_PIXELS`.
+
+    Raises:
+        ImageError: It has more (of kind "huge-image"), or its header cannot be read.
     """
     height, width = encoded_size(image, ENCODED) if isinstance(image, bytes) else image.shape[:2]
     if height * width > MOST_PIXELS:
         raise ImageError(
             f"{ENCODED} has {width} x {height} pixels, at most {MOST_PIXELS:,}; make it smaller", kind="huge-image"
         )
-    return pixels_of(image, background)
 
 
 class _Opened(NamedTuple):
