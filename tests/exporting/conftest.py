@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -112,3 +117,29 @@ def picky_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("picky") / "picky.onnx"
     export(found, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def venv_with():
+    """Return a function that makes a venv with packages, once per machine, below MULTIBOX_VENVS or a temporary folder.
+
+    It returns the venv's folder. Such packages need other versions of our own packages, or are needed by one test.
+    """
+
+    from filelock import FileLock  # torch needs it, so it is there
+
+    def make(name, *packages):
+        folder = Path(os.environ.get("MULTIBOX_VENVS") or tempfile.gettempdir()) / f"multibox-{name}-venv"
+        ready = folder / "ready"
+        with FileLock(f"{folder}.lock"):
+            if not ready.exists():
+                try:
+                    subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True, timeout=120)
+                    install = [folder / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+                    subprocess.run([*install, *packages], check=True, capture_output=True, timeout=900)
+                except (subprocess.SubprocessError, OSError) as error:
+                    pytest.skip(f"pip cannot install {' '.join(packages)} here: {getattr(error, 'stderr', error)!r}")
+                ready.touch()
+        return folder
+
+    return make

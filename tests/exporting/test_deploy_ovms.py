@@ -3,9 +3,6 @@
 import json
 import os
 import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,12 +132,9 @@ print(json.dumps({"kind": type(model).__name__, "found": found}))
 
 
 @pytest.fixture
-def ask_model_api(tmp_path):
-    """Return a function that opens a model in Model API, of this environment or of one of its own, and runs it."""
-    place = os.environ.get("MULTIBOX_MODEL_API")
-    if place is None and find_spec("model_api") is None:
-        pytest.skip("openvino-model-api is not installed here, and MULTIBOX_MODEL_API names no venv that has it")
-    python = str(Path(place) / "bin/python") if place else sys.executable
+def ask_model_api(tmp_path, venv_with):
+    """Return a function that opens a model in Model API and runs it on images."""
+    python = venv_with("model-api", "openvino-model-api==0.4.7") / "bin/python"
 
     def ask(model, images):
         files = [tmp_path / f"{number}.npy" for number in range(len(images))]
@@ -170,6 +164,7 @@ def check_in_model_api(answer, detector, images):
     return total
 
 
+@pytest.mark.slow
 def test_model_api_opens_the_model_and_finds_what_predict_finds(folder, picky_file, images, ask_model_api):
     images.append(images[0] // 16)
     detector = open_exported(picky_file, precision="float32")
