@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 from multibox.builtin import FOLDER
@@ -13,6 +14,7 @@ from multibox.exporting import export
 from multibox.exporting.folders import copy_whole
 from multibox.exporting.web_folder import check_runtime, write_web
 from multibox.files import LISTING
+from multibox.inference.detector import Detector
 from multibox.inference.load import load
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
 
@@ -56,6 +58,15 @@ def test_the_page_knows_the_model(folder, face):
     files = {name.partition("?")[0] for name in data["web"]["files"].values()}
     assert files == {"model.onnx", *RUNTIME}
     assert data["web"]["bytes"] == sum((folder / f).stat().st_size for f in ("model.onnx", RUNTIME[1]))
+
+
+def test_boxes_of_low_thresholds_are_looked_for(tiny, tmp_path, fake_runtime):
+    low = Detector(tiny.model, tiny.config.updated({"post.thresholds": (0.3, 0.01, 0.5)}), tiny.names)
+    export(low, tmp_path / "low.onnx")
+    (tmp_path / "page").mkdir()
+    write_web(tmp_path / "low.onnx", tmp_path / "page", name="low", runtime=fake_runtime)
+    # The graph drops scores at its threshold, `predict` those below it
+    assert 0.00999 < data_of(tmp_path / "page")["web"]["score"] < np.float32(0.01)
 
 
 def test_the_page_loads_nothing_from_elsewhere(folder):

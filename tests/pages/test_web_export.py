@@ -241,8 +241,8 @@ def test_a_detector_trained_here_finds_its_objects(export, draw_squares, tmp_pat
     assert total >= 5
 
 
-def test_the_camera_is_looked_at_live(coco, open_page):
-    with served(coco) as address, open_page(address, flags=CAMERA, timeout=60) as page:
+def test_the_camera_is_looked_at_live_at_any_path(coco, open_page):
+    with served(coco.parent) as address, open_page(f"{address}page/", flags=CAMERA, timeout=60) as page:
         page.wait_for_selector(READY)
         page.get_by_role("button", name="Use the camera").click()
         page.wait_for_selector(".rate:text-matches('frames/s')")

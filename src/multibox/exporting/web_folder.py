@@ -13,7 +13,7 @@ from multibox.files import write_text_whole
 from multibox.inference.engines import open_engine
 from multibox.pages.live_page import LOWEST, live_page, live_script
 from multibox.pages.page import asset
-from multibox.thresholds import class_thresholds
+from multibox.thresholds import class_thresholds, just_below
 
 HOW = "run `npm install onnxruntime-web`, then give --runtime node_modules/onnxruntime-web/dist"
 MOST_CANDIDATES = 2000
@@ -140,17 +140,18 @@ def _script() -> str:
 
 def _page(name: str, about: Mapping[str, Any], files: Mapping[str, str], size: int, script: str) -> str:
     names, post = about["names"], about["post"]
+    thresholds = class_thresholds(post["thresholds"], names)
     web = {
         "files": files,
         "bytes": size,
-        "score": LOWEST,
+        "score": min(LOWEST, just_below(min(thresholds))),
         "most": MOST_CANDIDATES,
         "background": about.get("background", WHITE),
     }
     return live_page(
         title=name,
         names=names,
-        thresholds=class_thresholds(post["thresholds"], names),
+        thresholds=thresholds,
         nms=post["nms_threshold"],
         most=post["max_detections"],
         backend="onnx",
