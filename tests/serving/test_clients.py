@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,10 @@ THRESHOLD = 0.2
 KSERVE = "kserve==0.21.0"
 
 
-@pytest.fixture(scope="module")
-def address():
-    """The host and port of a server of two models."""
-    command = [sys.executable, "-m", "multibox", "serve", "coco", "small=face", "--port", "0"]
+@contextmanager
+def serving(*arguments):
+    """Run `multibox serve ARGUMENTS` and give its host and port."""
+    command = [sys.executable, "-m", "multibox", "serve", *arguments, "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:
@@ -42,6 +43,12 @@ def address():
         server.terminate()
         server.wait(30)
         server.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def address():
+    with serving("coco", "small=face") as address:
+        yield address
 
 
 def wait_ready(address):
@@ -190,17 +197,21 @@ def test_tritonclient_in_asyncio(address, pixels, wanted):
 @pytest.fixture(scope="session")
 def kserve_python():
     """A Python that has KServe's client, in a venv made once: in MULTIBOX_KSERVE_VENV, or a temporary folder."""
+    fcntl = pytest.importorskip("fcntl", reason="needs locks of files, which this system does not have")
     folder = Path(os.environ.get("MULTIBOX_KSERVE_VENV") or Path(tempfile.gettempdir()) / "multibox-kserve-venv")
-    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    ready = folder / KSERVE
-    if not ready.exists():
-        try:
-            subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True, timeout=120)
-            install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", KSERVE, "pillow"]
-            subprocess.run(install, check=True, capture_output=True, timeout=900)
-        except (subprocess.SubprocessError, OSError) as error:
-            pytest.skip(f"pip cannot install {KSERVE} here: {getattr(error, 'stderr', error)!r}")
-        ready.touch()
+    python = folder / "bin/python"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        # Several test processes may want it at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / KSERVE).exists():
+            try:
+                subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True, timeout=120)
+                install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", KSERVE, "pillow"]
+                subprocess.run(install, check=True, capture_output=True, timeout=900)
+            except (subprocess.SubprocessError, OSError) as error:
+                pytest.skip(f"pip cannot install {KSERVE} here: {getattr(error, 'stderr', error)!r}")
+            (folder / KSERVE).touch()
     return python
 
 
@@ -249,6 +260,19 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@pytest.mark.slow
+def test_tritonclient_brings_a_token(triton, pixels):
+    images = tensor(triton, "images", pixels[None], "UINT8")
+    with serving("face", "--token", "secret-of-nobody") as address, triton.InferenceServerClient(address) as client:
+        assert client.is_server_ready()
+        for headers in (None, {"Authorization": "Bearer secret-of-anybody"}):
+            with pytest.raises(triton.InferenceServerException) as caught:
+                client.infer("face", [images], headers=headers)
+            assert caught.value.status() == "401"
+        found = client.infer("face", [images], headers={"Authorization": "Bearer secret-of-nobody"})
+        assert found.as_numpy("counts").shape == (1,)
 
 
 PAGE = Path(__file__).resolve().parents[2] / "docs/open-inference.md"
