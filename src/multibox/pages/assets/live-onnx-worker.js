@@ -57,21 +57,21 @@ async function open({ id, files, score, most, background }) {
 
 /** Fetch a file whole; `report` is told of each part that came. */
 async function fetchAll(address, report) {
-  let answer;
+  const parts = [];
+  let size = 0;
   try {
-    answer = await fetch(address);
+    const answer = await fetch(address);
+    if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
+    const reader = answer.body.getReader();
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      parts.push(value);
+      size += value.length;
+      report(value.length);
+    }
   } catch (error) {
     throw new Problem("missing", `${address} (${error.message})`);
-  }
-  if (!answer.ok) throw new Problem("missing", `${address} (HTTP ${answer.status})`);
-  const parts = [], reader = answer.body.getReader();
-  let size = 0;
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) break;
-    parts.push(value);
-    size += value.length;
-    report(value.length);
   }
   const whole = new Uint8Array(size);
   let at = 0;
