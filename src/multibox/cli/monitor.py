@@ -86,8 +86,8 @@ def _write_states(runs: Path, json_file: Path, overwrite: bool) -> None:
     write_json(json_file, Hub(runs).all_states())
 
 
-def require_serve() -> None:
-    """Refuse to go on without the packages of the extra `serve`.
+def require_serve(what: str = "The page of multibox monitor") -> None:
+    """Refuse to go on without the packages of the extra `serve`; `what` needs them.
 
     Raises:
         MissingExtraError: One is missing.
@@ -96,11 +96,16 @@ def require_serve() -> None:
         import starlette  # noqa: F401  # pyright: ignore[reportUnusedImport]
         import uvicorn  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
-        raise MissingExtraError("The page of multibox monitor", "serve") from None
+        raise MissingExtraError(what, "serve") from None
 
 
-def listen(host: str, port: int | None) -> socket.socket:
+def listen(host: str, port: int | None, free: str = "leave it away to take a free one") -> socket.socket:
     """Return a socket that listens on a port: the one asked for, else `PORT` or the next that is free.
+
+    Args:
+        host: An address of this machine.
+        port: None takes a free one.
+        free: How to get a free one, for the message.
 
     Raises:
         ConfigError: The port is taken, or the host is none of this machine.
@@ -120,7 +125,7 @@ def listen(host: str, port: int | None) -> socket.socket:
             listener.close()
             if port is None and error.errno in TAKEN:
                 continue
-            advice = "give another --port, or leave it away to take a free one"
+            advice = f"give another --port, or {free}"
             if error.errno not in TAKEN:
                 advice = "give another --host; 127.0.0.1 is this machine alone"
             raise ConfigError(f"{host}, port {each}: cannot listen there ({error.strerror}); {advice}") from None

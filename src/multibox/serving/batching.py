@@ -179,13 +179,13 @@ class Batcher:
         """Return the seconds in which the images that wait now are done, at the present speed; at least 1."""
         return min(LONGEST_RETRY, max(1, math.ceil(len(self._queue) * self._pace)))
 
-    def close(self) -> None:
-        """End the threads once the queue is empty."""
+    def close(self, seconds: float | None = None) -> None:
+        """End the threads once the queue is empty, and wait for that, some seconds at most."""
         with self._changed:
             self._open = False
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            thread.join(seconds)
 
     def _enter(self, waiting: _Waiting) -> None:
         with self._changed:

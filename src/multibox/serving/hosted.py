@@ -16,6 +16,7 @@ from multibox.inference.engines import SUFFIXES
 from multibox.inference.load import ExportedDetector, load
 from multibox.limits import available_cores, decoding_threads
 from multibox.serving.batching import Batcher, Late, Looked, Work
+from multibox.serving.logs import note
 from multibox.serving.looking import AnyDetector, Looker
 from multibox.serving.watching import Watch
 from multibox.thresholds import lowest_scores
@@ -124,9 +125,11 @@ class Hosted:
         work = Work(image, lowest, raw, _checked_nms(nms), _checked_most(most))
         try:
             async with asyncio.timeout(self.room.timeout):
-                return await batcher.look(work)
+                looked = await batcher.look(work)
         except TimeoutError:
             raise Late(self.room.timeout, batcher.retry_after()) from None
+        note(model=self.name, queued_ms=round(looked.queued * 1e3, 1), work_ms=round(looked.worked * 1e3, 1))
+        return looked
 
     async def reload(self) -> None:
         """Read the file again; requests that wait are answered by the old model, later ones by the new one.
@@ -145,9 +148,9 @@ class Hosted:
             old, self._opened = self._opened, new
             await asyncio.to_thread(old.close)
 
-    def close(self) -> None:
-        """Answer what waits, and end."""
-        self._opened.close()
+    def close(self, seconds: float | None = None) -> None:
+        """Answer what waits, and end, within some seconds if they are given."""
+        self._opened.close(seconds)
 
     def _open(self) -> "_Opened":
         self._loads += 1
@@ -163,10 +166,10 @@ class _Opened(NamedTuple):
     pool: ThreadPoolExecutor | None
     version: str
 
-    def close(self) -> None:
-        self.batcher.close()
+    def close(self, seconds: float | None = None) -> None:
+        self.batcher.close(seconds)
         if self.pool is not None:
-            self.pool.shutdown()
+            self.pool.shutdown(wait=seconds is None)
 
 
 class Models(dict[str, Hosted]):
