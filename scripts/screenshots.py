@@ -1,4 +1,4 @@
-"""Draw the screenshots of the pages in docs/images: inspector, report, monitor. Needs Chromium and Playwright.
+"""Draw the screenshots of the pages in docs/images: inspector, report, monitor, serve. Needs Chromium and Playwright.
 
 Example: python scripts/screenshots.py
 
@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from playwright.sync_api import sync_playwright
 
 from multibox.cli.monitor import HOST, listen, make_server
 from multibox.files import write_bytes_whole
+from multibox.serving import server as serving
+from multibox.serving.hosted import open_models
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "images"
 DESKTOP, PHONE = (1200, 850), (390, 780)
@@ -51,6 +54,14 @@ def main() -> None:
         shoot((inspection / "index.html").as_uri(), "inspector.png", choose_missed)
         with served(runs) as address:
             shoot(address, "monitor.png", tick_all, (DESKTOP[0], 1900))
+        large = Path(scratch) / "large"
+        multibox(
+            "data", "make", "sprites", large, "--images", 2, "--classes", 3, "--objects", 6, "--size", 768, "--seed", 5
+        )
+        with tried(runs / "first") as address:
+            image = next((large / "JPEGImages").iterdir())
+            shoot(address, "live.png", partial(give, image=image), (DESKTOP[0], 1180))
+            shoot(address, "live-phone.png", partial(give, image=image), PHONE, dark=True)
 
 
 def multibox(*arguments: object) -> None:
@@ -99,6 +110,29 @@ def served(runs: Path) -> Generator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def tried(model: Path) -> Generator[str]:
+    """Serve a model as `multibox serve creatures=MODEL` does while the block lasts; yield the page's address."""
+    models = open_models([f"creatures={model}"])
+    with listen(HOST, 0) as listener:
+        server = serving.make_server(models, listener)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://{HOST}:{listener.getsockname()[1]}/"
+        finally:
+            server.should_exit = True
+            thread.join()
+            models["creatures"].close()
+
+
+def give(page: Any, image: Path) -> None:
+    """Let the page look at an image, and choose the second object."""
+    page.set_input_files("#files", image)
+    page.locator(".crop").nth(1).click()
+    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
 
 
 def tick_all(page: Any) -> None:

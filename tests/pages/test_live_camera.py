@@ -153,6 +153,19 @@ def test_a_camera_that_cannot_be_used_is_explained(address, open_page, error, to
         assert page.locator(".empty").is_visible()
 
 
+def test_a_camera_may_be_given_up_while_it_starts(address, open_page) -> None:
+    slow = "navigator.mediaDevices.getUserMedia = () => new Promise(() => {});"
+    with open_page(address, flags=DEVICE, prepare=lambda page: page.add_init_script(slow)) as page:
+        page.set_input_files("#files", ONLY_PHOTO)
+        page.get_by_text("3 objects found").wait_for()
+        page.get_by_role("button", name="Use the camera").click()
+        page.get_by_text("Starting the camera").wait_for()
+        page.get_by_role("button", name="Stop the camera").click()
+        assert page.get_by_role("button", name="Use the camera").is_visible()
+        # What was looked at before is back
+        assert page.locator(".crop").count() == 3
+
+
 def test_a_camera_that_is_unplugged_is_told(address, open_page) -> None:
     with open_page(address, flags=CAMERA, prepare=lambda page: page.add_init_script(WATCH)) as page:
         start_camera(page)

@@ -6,7 +6,7 @@ multibox.camera = ({ side, detect, onframe, onproblem, onstate }) => {
   const PAUSE = 1000; // milliseconds after a frame that failed
   const video = el("video", { playsinline: true, autoplay: true });
   video.muted = true; // the attribute alone does not count for videos made by scripts
-  let stream = null, round = 0, times = [], aborter = null;
+  let stream = null, starting = false, round = 0, times = [], aborter = null;
 
   const available = () => Boolean(navigator.mediaDevices?.getUserMedia);
   const running = () => stream !== null;
@@ -16,18 +16,20 @@ multibox.camera = ({ side, detect, onframe, onproblem, onstate }) => {
   async function start(device = null) {
     stop();
     const mine = round;
+    starting = true;
     onstate("starting");
     const video_ = device ? { deviceId: { exact: device } } : { facingMode: "environment", width: { ideal: 1280 } };
     let opened;
     try {
       opened = await navigator.mediaDevices.getUserMedia({ video: video_, audio: false });
     } catch (error) {
-      if (mine === round) { onstate("off"); onproblem(...reason(error)); }
+      if (mine === round) { stop(); onproblem(...reason(error)); }
       return;
     }
     // Another start or a stop came first
     if (mine !== round) { release(opened); return; }
     stream = opened;
+    starting = false;
     stream.getVideoTracks()[0].addEventListener("ended", () => { if (stream === opened) { stop(); onproblem("cameraLost"); } });
     video.srcObject = stream;
     try { await video.play(); } catch { /* it plays when it is shown */ }
@@ -46,9 +48,10 @@ multibox.camera = ({ side, detect, onframe, onproblem, onstate }) => {
     round += 1;
     aborter?.abort();
     times = [];
-    if (!stream) return;
-    release(stream);
+    if (!stream && !starting) return;
+    if (stream) release(stream);
     stream = null;
+    starting = false;
     video.srcObject = null;
     onstate("off");
   }

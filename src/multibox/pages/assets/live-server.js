@@ -5,6 +5,10 @@ const PATIENCE = 120; // seconds
 const QUALITY = 0.8; // of a camera's frames as JPEG
 let token = null;
 
+// The server remembered it in a cookie; the address may be shown to others
+const here = new URL(location.href);
+if (here.searchParams.has("token")) { here.searchParams.delete("token"); history.replaceState(null, "", here); }
+
 /** What went wrong. `key` is a word of the page; without one the message is the server's own sentence. */
 class Problem extends Error {
   constructor(message, { key = null, wait = null, token = false } = {}) { super(message); Object.assign(this, { key, wait, token }); }

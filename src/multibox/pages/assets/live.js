@@ -12,6 +12,7 @@ multibox.live = (model) => {
   const CROP = 176, THUMB = 120, CHOSEN = 480; // longest sides in pixels
   const TRIES = 5; // while the server is busy
   const CALM = 2500; // milliseconds between two announcements of a live picture
+  const SOON = 150; // milliseconds after the last move of a slider, when the history is counted
   const FRAME = 640; // longest side of a camera's frame
 
   const settings = { score: null, nms: model.nms };
@@ -105,7 +106,7 @@ multibox.live = (model) => {
 
   async function look(blob) {
     const one = { name: blob.name || "image", url: URL.createObjectURL(blob), bytes: blob.size, candidates: null };
-    one.media = await decode(one.url);
+    one.media = await decode(one);
     [one.width, one.height] = one.media ? multibox.parts.size(one.media) : [4, 3];
     open(one);
     waiting(say("looking"));
@@ -138,8 +139,8 @@ multibox.live = (model) => {
     }
   }
 
-  async function decode(url) {
-    const image = el("img", { src: url, alt: "", draggable: "false" });
+  async function decode({ url, name }) {
+    const image = el("img", { src: url, alt: name, draggable: "false" });
     try { await image.decode(); return image; } catch { return null; }
   }
 
@@ -173,7 +174,7 @@ multibox.live = (model) => {
       if (state === "starting") { quiet(); frozen = null; rate.textContent = say("starting"); open(null); }
       if (state === "paused") rate.textContent = say("paused");
       if (state === "on") { rate.textContent = ""; entry = { live: true }; view.show(camera.video, camera.video.videoWidth || 4, camera.video.videoHeight || 3); listCameras(); }
-      if (state === "off") { rate.textContent = ""; if (isLive()) open(entries[0] ?? null); }
+      if (state === "off") { rate.textContent = ""; if (isLive() || !entry) open(entries[0] ?? null); }
       drawButtons();
     },
   });
@@ -192,7 +193,7 @@ multibox.live = (model) => {
     camera.stop();
     const name = `camera-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}.jpg`;
     const one = { name, url: URL.createObjectURL(blob), bytes: blob.size, ...result };
-    one.media = await decode(one.url);
+    one.media = await decode(one);
     keep(one);
     open(one);
     cameraButton.focus();
@@ -227,7 +228,14 @@ multibox.live = (model) => {
   }
 
   /* ---- Controls ---- */
-  const changed = () => { back.hidden = settings.score === null && settings.nms === model.nms; render(); drawHistory(); };
+  let later = null;
+  function changed() {
+    back.hidden = settings.score === null && settings.nms === model.nms;
+    render();
+    // Counting in every image of the history takes longer than a slider may
+    clearTimeout(later);
+    later = setTimeout(drawHistory, SOON);
+  }
   const scoreSlider = slider("score", new Set(model.thresholds).size > 1 ? "scoreNote" : "scoreNoteOne", { min: model.lowest, max: 1, oninput: (value) => { settings.score = value; changed(); } });
   const nmsSlider = slider("nms", "nmsNote", { min: 0, max: 1, oninput: (value) => { settings.nms = value; changed(); } });
   const back = button("back", () => { settings.score = null; settings.nms = model.nms; setSliders(); changed(); }, { class: "link", hidden: true });
@@ -403,7 +411,7 @@ multibox.live = (model) => {
   document.addEventListener("dragenter", (event) => { if (holdsFiles(event)) { inside += 1; dropping(true); } });
   document.addEventListener("dragleave", () => { inside = Math.max(0, inside - 1); if (!inside) dropping(false); });
   document.addEventListener("dragover", (event) => event.preventDefault());
-  document.addEventListener("drop", (event) => { event.preventDefault(); inside = 0; dropping(false); if (event.dataTransfer?.files.length) take([...event.dataTransfer.files]); });
+  document.addEventListener("drop", (event) => { event.preventDefault(); inside = 0; dropping(false); if (event.dataTransfer?.files.length) take([...event.dataTransfer.files]); else tell("nothingDropped"); });
   document.addEventListener("keydown", (event) => { if (event.key === "Escape" && chosen !== null) { const place = chosen; if (view.isZoomed()) { view.zoom(false); render(); } else choose(null); view.focus(place); } });
   addEventListener("pagehide", () => camera.stop());
 
