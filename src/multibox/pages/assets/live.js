@@ -387,8 +387,8 @@ multibox.live = (model) => {
   }
 
   const icon = multibox.svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, multibox.svg("rect", { x: 3, y: 4, width: 18, height: 16, rx: 2.5 }), multibox.svg("circle", { cx: 9, cy: 9.5, r: 1.8 }), multibox.svg("path", { d: "M3.5 17.5 9 13l3.5 3 4-4.5 4.5 5" }));
-  const few = model.names.slice(0, NAMED).join(", ");
-  const empty = el("div", { class: "empty" }, icon, el("h2", {}, word(touch ? "emptyTouch" : "empty")), el("p", { class: "note" }, model.names.length > NAMED ? word("finds", few, model.names.length - NAMED) : word("findsAll", few)));
+  const kinds = multibox.known(model.names), few = kinds.slice(0, NAMED).join(", ");
+  const empty = el("div", { class: "empty" }, icon, el("h2", {}, word(touch ? "emptyTouch" : "empty")), el("p", { class: "note" }, kinds.length > NAMED ? word("finds", few, kinds.length - NAMED) : word("findsAll", few)));
   const privacy = model.api ? el("p", { class: "note privacy" }, word("privacy", location.host)) : null;
   const stage = named(el("section", { class: "stage" }, empty, view.node, wait), "aria-label", "stage");
   const bar = el("div", { class: "bar" }, chooseButton, photoButton, cameraButton, freezeButton, stopButton, whichCamera, rate);
