@@ -207,7 +207,7 @@ def kserve_python():
         if not (folder / KSERVE).exists():
             try:
                 subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True, timeout=120)
-                install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", KSERVE, "pillow"]
+                install = [python, "-m", "pip", "install", "--quiet", "--no-compile", KSERVE, "pillow"]
                 subprocess.run(install, check=True, capture_output=True, timeout=900)
             except (subprocess.SubprocessError, OSError) as error:
                 pytest.skip(f"pip cannot install {KSERVE} here: {getattr(error, 'stderr', error)!r}")
