@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -143,3 +144,9 @@ def venv_with():
         return folder
 
     return make
+
+
+def shown_block(language, word, page="deploy.md"):
+    """Return the code block of a page of docs that contains a word."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / page).read_text("utf-8")
+    return next(block for block in re.findall(f"```{language}\n(.*?)```", text, re.DOTALL) if word in block)

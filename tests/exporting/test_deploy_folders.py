@@ -67,7 +67,7 @@ def test_a_checkpoint_is_exported_and_verified_first(tiny, tmp_path, calls):
     output = run(weights.parent, "--to", "triton")
     assert "verified with onnxruntime" in output
     assert "a line" in output
-    assert calls == [("model.onnx", tiny.names, {"name": "cells"})]
+    assert calls == [("model.onnx", tiny.names, {"name": "cells", "threshold": None})]
     folder = weights.parent / "cells-triton"
     assert sorted(each.name for each in folder.iterdir()) == [LISTING, "deep", "model.onnx"]
 
@@ -77,7 +77,7 @@ def test_an_exported_file_is_taken_as_it_is_and_folders_are_numbered(exported, c
         run(exported, "--to", "kserve")
     places = [exported.with_name(name) for name in ("cells-kserve", "cells-kserve-2")]
     assert [(place / "model.onnx").read_bytes() for place in places] == [exported.read_bytes()] * 2
-    assert [options for *_, options in calls] == [{"name": "cells"}] * 2
+    assert [options for *_, options in calls] == [{"name": "cells", "threshold": None}] * 2
 
 
 def test_weights_in_another_file_are_taken_in(tmp_path):
@@ -167,6 +167,16 @@ def test_options_that_have_no_use_are_refused(exported, tiny, tmp_path):
             run(model, *options)
 
 
+def test_the_threshold_reaches_servers_and_nothing_else(exported, calls, tmp_path):
+    run(exported, "--to", "ovms", "--threshold", "0.25", "--out", tmp_path / "out")
+    assert calls[0][2] == {"name": "cells", "threshold": 0.25}
+    for arguments in (["--to", "onnx"], ["--to", "web", "--runtime", tmp_path]):
+        with pytest.raises(ConfigError):
+            run(exported, *arguments, "--threshold", "0.25")
+    with pytest.raises(ConfigError, match="from 0 to 1"):
+        run(exported, "--to", "triton", "--threshold", "25")
+
+
 def test_a_file_of_another_dialect_is_refused(tiny, tmp_path):
     from multibox.exporting import ExportOptions, export
 
@@ -192,8 +202,10 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
-from multibox.exporting.folders import copy_whole
-copy_whole(Path(sys.argv[1]), Path(sys.argv[2]))
+from multibox.exporting.folders import write_folder
+for to in ("triton", "kserve", "ovms"):
+    write_folder(to, Path(sys.argv[1]), Path(sys.argv[2]) / to, export=None)
+assert "torch" not in sys.modules
 sys.argv = ["multibox", "export", "coco"]
 from multibox.cli.main import main
 main()
@@ -201,10 +213,10 @@ main()
 
 
 def test_a_file_exported_before_needs_no_torch(exported, tmp_path):
-    (tmp_path / "copy").mkdir()
-    arguments = [sys.executable, "-c", NO_TORCH, str(exported), str(tmp_path / "copy")]
+    arguments = [sys.executable, "-c", NO_TORCH, str(exported), str(tmp_path)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "pip install 'multibox[" in done.stderr
     assert "Traceback" not in done.stderr
-    assert (tmp_path / "copy" / "model.onnx").read_bytes() == exported.read_bytes()
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"triton/cells/1/model.onnx", "kserve/models/cells/1/model.onnx", "ovms/cells/1/model.xml"} <= written

@@ -7,6 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
+import multibox
 from multibox.builtin import FOLDER
 from multibox.errors import WeightsError
 from multibox.exporting import fixed_limits
@@ -14,6 +15,8 @@ from multibox.exporting.folders import write_folder
 from multibox.exporting.ovms import model_info
 from multibox.inference.engines import compile_openvino, openvino_core
 from multibox.inference.load import detections_of, open_exported
+
+from .conftest import shown_block
 
 
 def write(model, out):
@@ -180,3 +183,17 @@ def test_model_api_finds_what_the_builtin_model_finds_in_photos(tmp_path, shared
     out = write(FOLDER / "coco.onnx", tmp_path / "models")
     detector = open_exported(FOLDER / "coco.onnx", precision="float32")
     assert check_in_model_api(ask_model_api(out / "coco/1/model.xml", images), detector, images) > 20
+
+
+@pytest.mark.slow
+def test_the_page_shows_model_api_as_it_works(tmp_path, shared, venv_with):
+    photo = sorted((shared / "data/tiny_coco").rglob("*.jpg"))[0]
+    write(FOLDER / "coco.onnx", tmp_path / "coco-ovms")
+    (tmp_path / "photo.jpg").write_bytes(photo.read_bytes())
+    python = venv_with("model-api", "openvino-model-api==0.4.7") / "bin/python"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [python, "-c", shown_block("python", "model_api")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    names = [name.replace(" ", "_") for *_, name in multibox.load("coco", precision="float32").predict(photo)]
+    assert done.stdout.rstrip().endswith(str(names))

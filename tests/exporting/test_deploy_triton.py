@@ -26,6 +26,8 @@ from multibox.exporting.folders import write_folder
 from multibox.exporting.triton import MOST, config
 from multibox.inference.load import detections_of, open_exported
 
+from .conftest import shown_block
+
 
 def write(model, out):
     write_folder("triton", model, out, export=lambda file: None)
@@ -85,7 +87,7 @@ def test_a_name_with_any_letters_survives_the_text_format():
     from google.protobuf import text_format
 
     names = ['a "b" \\ c', "猫", "tab\tline\n"]
-    about = {"names": names, "post": {"thresholds": []}}
+    about = {"names": names, "post": {"thresholds": [0.3] * 3}}
     parsed = text_format.Parse(config("x", about), schema.ModelConfig())
     assert json.loads(parsed.parameters["names"].string_value) == names
     assert json.loads(parsed.parameters["thresholds"].string_value) == [0.3] * 3
@@ -133,6 +135,16 @@ def test_the_thresholds_of_every_class_are_those_of_predict(picky_file, float32)
     detector = open_exported(picky_file)
     assert np.array_equal(values["filter_lowest"], np.float32(detector.thresholds))
     assert values["score_threshold"] < min(np.float32(detector.thresholds))
+
+
+def test_another_threshold_is_for_all_classes(picky_file, tmp_path, float32):
+    write_folder("triton", picky_file, tmp_path / "out", export=lambda file: None, threshold=0.5)
+    image = np.random.default_rng(3).integers(0, 256, (1, 40, 56, 3), np.uint8)
+    got = open_bytes((tmp_path / "out/picky/1/model.onnx").read_bytes())({"images": image})
+    wanted = open_exported(picky_file).predict(image[0], 0.5)
+    assert len(wanted)
+    assert same(detections_of(got, wanted.names)[0], wanted)
+    assert "[0.5, 0.5, 0.5]" in (tmp_path / "out/picky/config.pbtxt").read_text()
 
 
 def test_equal_thresholds_need_no_filter(tiny, tmp_path, float32):
@@ -282,6 +294,12 @@ def test_a_real_triton_serves_the_repository_in_batches(triton, tmp_path, shared
     assert ask(np.zeros((1, 30, 40, 3), np.uint8)) is not None
     with pytest.raises(Exception, match="batch-size must be <= 8"):
         ask(np.zeros((9, 30, 40, 3), np.uint8))
+    shutil.copy(files[0], tmp_path / "photo.jpg")
+    shown = shown_block("python", "tritonclient").replace("localhost:8000", address)
+    done = subprocess.run([sys.executable, "-c", shown], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    best = detector.predict(photos[0])
+    assert str(best.labels) in done.stdout
     batches = [int(line.split()[-1]) for line in log.read_text().splitlines() if line.startswith("batch of")]
     assert batches[:2] == [1, 8], "the warm-up"
     assert max(batches[2:]) > 1, "requests were joined"

@@ -52,6 +52,12 @@ def export(
         int | None,
         typer.Option(help="onnx: version of the operators, 13 to 20; default 15, and 13 for jetson, for old runtimes."),
     ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="triton, kserve, ovms: lowest score that the model reports, 0 to 1; default each class's own."
+        ),
+    ] = None,
     runtime: Annotated[
         Path | None, typer.Option(help="web: the folder node_modules/onnxruntime-web/dist, which is copied.")
     ] = None,
@@ -79,7 +85,7 @@ def export(
         weights = runnable(weights)
     given = {"dialect": "raw" if raw else dialect.value, "half": fp16, "int8": int8, "opset": opset,
              "calibrate": calibrate, "data": data, "split": split}  # fmt: skip
-    check_target(to.value, weights, given, runtime)
+    check_target(to.value, weights, given, runtime, threshold)
     if to.value not in FOLDERS:
         _write_file(weights, to, given, out, overwrite)
         return
@@ -89,7 +95,10 @@ def export(
     def write(file: Path) -> None:
         _export(weights, file, given, out)
 
-    for line in write_folder(to.value, weights, out, write, runtime=runtime, inputs=inputs, overwrite=overwrite):
+    lines = write_folder(
+        to.value, weights, out, write, runtime=runtime, threshold=threshold, inputs=inputs, overwrite=overwrite
+    )
+    for line in lines:
         typer.echo(line)
 
 

@@ -20,7 +20,7 @@ from multibox.inference.engines import KEY, LIMITS, OUTPUTS, Feeds, limits
 from multibox.inference.load import detections_of
 from multibox.privacy import import_onnxruntime
 from multibox.structures import Detections
-from multibox.thresholds import class_thresholds, drop_low_scores, just_below
+from multibox.thresholds import drop_low_scores, just_below, lowest_scores
 
 PREFIX = "unfiltered_"
 """Before the names of the plain model's outputs."""
@@ -68,12 +68,13 @@ filter (float[b, n, 4] {p}boxes, float[b, n] {p}scores, int64[b, n] {p}labels)
 """
 
 
-def fix_limits(file: Path, dialect: str) -> tuple[Any, dict[str, Any]]:
+def fix_limits(file: Path, dialect: str, threshold: float | None = None) -> tuple[Any, dict[str, Any]]:
     """Return an onnx.ModelProto with the input `images` alone and the plain outputs, and its description of itself.
 
     Args:
         file: a model of dialect plain, with its weights inside.
         dialect: name of the new dialect for the description; multibox itself does not open it.
+        threshold: lowest score that the model reports; None takes each class's own.
 
     Raises:
         MissingExtraError: the package onnx is not installed.
@@ -85,14 +86,20 @@ def fix_limits(file: Path, dialect: str) -> tuple[Any, dict[str, Any]]:
 
     plain: Any = onnx.load(file)
     about = json.loads(next(entry.value for entry in plain.metadata_props if entry.key == KEY))
-    lowest = np.array(class_thresholds(about["post"]["thresholds"], about["names"]), np.float32)
+    lowest = lowest_scores(threshold, about["post"]["thresholds"], about["names"])
     _prove(plain, about)
     fixed = _fixed(plain, about["post"], lowest)
-    about["dialect"] = dialect
+    about = fixed_about(about, dialect, lowest)
     next(entry for entry in fixed.metadata_props if entry.key == KEY).value = json.dumps(
         about, ensure_ascii=False, sort_keys=True
     )
     return fixed, about
+
+
+def fixed_about(about: Mapping[str, Any], dialect: str, lowest: NDArray[np.float32]) -> dict[str, Any]:
+    """Return the description of a model with fixed thresholds [C], written as decimal fractions."""
+    thresholds = [float(np.format_float_positional(score)) for score in lowest]
+    return {**about, "dialect": dialect, "post": {**about["post"], "thresholds": thresholds}}
 
 
 def _fixed(plain: Any, post: dict[str, Any], lowest: NDArray[np.float32]) -> Any:
@@ -214,6 +221,12 @@ def open_bytes(data: bytes) -> Callable[[Feeds], dict[str, NDArray[Any]]]:
     session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(None, dict(feeds)), strict=True))
+
+
+def told(about: Mapping[str, Any]) -> str:
+    """Return words about the thresholds inside a model."""
+    low, high = min(about["post"]["thresholds"]), max(about["post"]["thresholds"])
+    return f"it reports scores from {low:g}" + (f" to {high:g} on, by class" if high > low else " on")
 
 
 def served_name(name: str) -> str:

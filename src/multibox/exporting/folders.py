@@ -17,9 +17,11 @@ from multibox.errors import ConfigError, MissingExtraError, WeightsError
 from multibox.exporting.web_folder import check_runtime
 from multibox.files import check_output_folder, free_path, listed_folder
 from multibox.inference.engines import SUFFIXES, open_engine
+from multibox.thresholds import lowest_scores
 
 Writer = Callable[..., list[str]]
-"""`write(model, folder, *, name)` and, for the browser, `runtime`: fills the folder and returns lines to print."""
+"""`write(model, folder, *, name)` with `runtime` for the browser and `threshold` for servers: fills the folder and
+returns lines to print."""
 _WRITERS = {
     "web": ("multibox.exporting.web_folder", "write_web"),
     "triton": ("multibox.exporting.triton", "write_triton"),
@@ -27,6 +29,7 @@ _WRITERS = {
     "ovms": ("multibox.exporting.ovms", "write_ovms"),
 }
 FOLDERS = tuple(_WRITERS)
+SERVERS = tuple(to for to in FOLDERS if to != "web")
 
 
 def find_writer(to: str) -> Writer:
@@ -62,6 +65,7 @@ def write_folder(
     export: Callable[[Path], None],
     *,
     runtime: Path | None = None,
+    threshold: float | None = None,
     inputs: Sequence[Path] = (),
     overwrite: bool = False,
 ) -> list[str]:
@@ -73,6 +77,7 @@ def write_folder(
         folder: what to write.
         export: exports any other model to the path given.
         runtime: for the browser, the folder of onnxruntime-web.
+        threshold: for servers, the lowest score that the model reports; None takes each class's own.
         inputs: other files and folders that are read.
         overwrite: replace a folder that an export wrote.
 
@@ -88,14 +93,16 @@ def write_folder(
         else:
             file = Path(scratch) / ("model.xml" if to == "ovms" else "model.onnx")
             export(file)
-        options = {"runtime": runtime} if to == "web" else {}
+        options = {"runtime": runtime} if to == "web" else {"threshold": threshold}
         with listed_folder(folder, overwrite=overwrite) as part:
             lines = write(file, part, name=name_of(model), **options)
     size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
     return [*lines, f"{folder}: {size / 1e6:.1f} MB"]
 
 
-def check_target(to: str, model: Path, given: Mapping[str, Any], runtime: Path | None) -> None:
+def check_target(
+    to: str, model: Path, given: Mapping[str, Any], runtime: Path | None, threshold: float | None = None
+) -> None:
     """Refuse options that do not fit a target or the model.
 
     Args:
@@ -103,6 +110,7 @@ def check_target(to: str, model: Path, given: Mapping[str, Any], runtime: Path |
         model: weights or an exported file.
         given: settings of `ExportOptions` by name.
         runtime: for the browser, the folder of onnxruntime-web.
+        threshold: for servers, the lowest score that the model reports.
 
     Raises:
         ConfigError: they do not fit, or this version cannot write the target.
@@ -113,6 +121,9 @@ def check_target(to: str, model: Path, given: Mapping[str, Any], runtime: Path |
         check_runtime(runtime)
     if to != "web" and runtime is not None:
         raise ConfigError(f"--runtime is for --to web, and --to {to} has no use for it; leave it out")
+    if threshold is not None and to not in SERVERS:
+        raise ConfigError(f"--threshold is for --to {', '.join(SERVERS)}, whose models have fixed ones; leave it out")
+    lowest_scores(threshold, (), ())
     if to not in FOLDERS:
         return
     if given["dialect"] != "plain":

@@ -48,13 +48,14 @@ spec:
 """
 
 
-def write_kserve(model: Path, folder: Path, *, name: str) -> list[str]:
+def write_kserve(model: Path, folder: Path, *, name: str, threshold: float | None = None) -> list[str]:
     """Write inference-service.yaml and the model repository `models`, and return lines to print.
 
     Args:
         model: a .onnx file of dialect plain.
         folder: what to fill.
         name: of the model.
+        threshold: lowest score that the model reports; None takes each class's own.
 
     Raises:
         MissingExtraError: the package onnx is not installed.
@@ -62,7 +63,7 @@ def write_kserve(model: Path, folder: Path, *, name: str) -> list[str]:
     """
     repository = folder / "models"
     repository.mkdir()
-    lines = write_triton(model, repository, name=name)
+    lines = write_triton(model, repository, name=name, threshold=threshold)
     (folder / "inference-service.yaml").write_text(service(name), "utf-8")
     return [*lines, f"storageUri in inference-service.yaml is {storage(name)}: make it the place of the folder models"]
 

@@ -18,14 +18,16 @@ from multibox.exporting.fixed_limits import (
     PREFIX,
     filter_model,
     filtered_twin,
+    fixed_about,
     proof_images,
     same_detections,
     served_name,
+    told,
 )
 from multibox.inference.engines import KEY, LIMITS, OUTPUTS, adapt, compile_openvino, limits, open_engine, openvino_core
 from multibox.inference.load import detections_of
 from multibox.privacy import import_openvino
-from multibox.thresholds import class_thresholds, just_below
+from multibox.thresholds import just_below, lowest_scores
 
 MODELS = "/models"
 """Where the server finds the folder: the place to mount it."""
@@ -33,13 +35,14 @@ BOXES = "bboxes"
 """Model API's name of the output."""
 
 
-def write_ovms(model: Path, folder: Path, *, name: str) -> list[str]:
+def write_ovms(model: Path, folder: Path, *, name: str, threshold: float | None = None) -> list[str]:
     """Write config.json, NAME/1/model.xml and model.bin, and return lines to print.
 
     Args:
         model: a .onnx or .xml file of dialect plain.
         folder: what the server mounts as /models.
         name: what the server calls the model, after `served_name`.
+        threshold: lowest score that the model reports; None takes each class's own.
 
     Raises:
         MissingExtraError: OpenVINO is not installed.
@@ -51,10 +54,10 @@ def write_ovms(model: Path, folder: Path, *, name: str) -> list[str]:
         raise MissingExtraError("Writing a model for ovms", "export") from None
     name = served_name(name)
     about = open_engine(model, device="cpu").about
-    lowest = np.array(class_thresholds(about["post"]["thresholds"], about["names"]), np.float32)
+    lowest = lowest_scores(threshold, about["post"]["thresholds"], about["names"])
     _prove(model, about)
     built = build(model, about["post"], lowest)
-    about = about | {"dialect": "ovms"}
+    about = fixed_about(about, "ovms", lowest)
     built.set_rt_info(json.dumps(about, ensure_ascii=False, sort_keys=True), [KEY])
     for key, value in model_info(about, lowest).items():
         built.set_rt_info(value, ["model_info", key])
@@ -62,7 +65,10 @@ def write_ovms(model: Path, folder: Path, *, name: str) -> list[str]:
     place.mkdir(parents=True)
     openvino.save_model(built, place / "model.xml", compress_to_fp16=about.get("precision", "fp32") != "fp32")
     (folder / "config.json").write_text(json.dumps(config(name), indent=2) + "\n", "utf-8")
-    return [f"{name}: config.json expects this folder at {MODELS}; Model API opens {name}/1/model.xml as it is"]
+    return [
+        f"{name}: {told(about)}",
+        f"config.json expects this folder at {MODELS}; Model API opens {name}/1/model.xml as it is",
+    ]
 
 
 def config(name: str) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from multibox.exporting.fixed_limits import fix_limits, served_name
-from multibox.thresholds import class_thresholds
+from multibox.exporting.fixed_limits import fix_limits, served_name, told
 
 MOST, DELAY = 8, 1000
 """Images that one pass may join, and microseconds for which a request waits for others."""
@@ -55,25 +54,26 @@ _WARMUP = """\
   }}"""
 
 
-def write_triton(model: Path, folder: Path, *, name: str) -> list[str]:
+def write_triton(model: Path, folder: Path, *, name: str, threshold: float | None = None) -> list[str]:
     """Write NAME/config.pbtxt and NAME/1/model.onnx, and return lines to print.
 
     Args:
         model: a .onnx file of dialect plain.
         folder: the model repository.
         name: what the server calls the model, after `served_name`.
+        threshold: lowest score that the model reports; None takes each class's own.
 
     Raises:
         MissingExtraError: the package onnx is not installed.
         WeightsError: the model with its limits built in differs from the plain one.
     """
     name = served_name(name)
-    fixed, about = fix_limits(model, "triton")
+    fixed, about = fix_limits(model, "triton", threshold)
     place = folder / name / "1"
     place.mkdir(parents=True)
     (place / "model.onnx").write_bytes(fixed.SerializeToString())
     (place.parent / "config.pbtxt").write_text(config(name, about), "utf-8")
-    return [f"{name}: images of one size are joined, {MOST} at most; scores from the model's own thresholds on"]
+    return [f"{name}: images of one size are joined, {MOST} at most; {told(about)}"]
 
 
 def config(name: str, about: Mapping[str, Any]) -> str:
@@ -83,7 +83,6 @@ def config(name: str, about: Mapping[str, Any]) -> str:
         name: the model's name on the server.
         about: the model's description of itself.
     """
-    thresholds = class_thresholds(about["post"]["thresholds"], about["names"])
     height, width = WARM
     warmups = ",\n".join(_WARMUP.format(batch=batch, height=height, width=width) for batch in (1, MOST))
     return _CONFIG.format(
@@ -92,7 +91,7 @@ def config(name: str, about: Mapping[str, Any]) -> str:
         delay=DELAY,
         warmups=warmups,
         names=_text(json.dumps(about["names"], ensure_ascii=False)),
-        thresholds=_text(json.dumps(thresholds)),
+        thresholds=_text(json.dumps(about["post"]["thresholds"])),
     )
 
 
