@@ -7,6 +7,8 @@ Packages that report, found by running every command with connections refused an
 * onnxruntime: from 1.32 on it keeps a device id and a store of events in the cache folder, on Linux too; its builds for
   Windows write usage events for the system's diagnostics.
 * Hugging Face's hub client and Ray's usage statistics, which come with extras. They read environment variables.
+* Ray 2.60 with its statistics off: a cluster's dashboard process still asks the metadata services of clouds where it
+  runs, and where `ray start` began the cluster, tells the collector that statistics are off.
 """
 
 import importlib
@@ -21,6 +23,7 @@ SWITCHES = {
     "ORT_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",
     "DO_NOT_TRACK": "1",
 }
 """Environment variables that switch reports off; one that the user has set stays as it is."""
@@ -63,6 +66,20 @@ def import_onnxruntime() -> Any:
     onnxruntime: Any = importlib.import_module("onnxruntime")
     onnxruntime.disable_telemetry_events()
     return onnxruntime
+
+
+def without_ray_dashboard() -> None:
+    """Let Ray clusters that this process starts do without the dashboard's process, which asks clouds where it runs.
+
+    `include_dashboard=False` leaves out its pages only.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    services.start_api_server = _no_dashboard
+
+
+def _no_dashboard(*_: Any, **__: Any) -> tuple[str, None]:
+    """Return the dashboard's address and process: none."""
+    return "", None
 
 
 def import_openvino() -> Any:

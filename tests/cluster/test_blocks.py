@@ -10,7 +10,7 @@ from PIL import Image
 import multibox
 from multibox.builtin import find_model, runnable
 from multibox.cluster import block_worker
-from multibox.cluster.block_worker import BlockWorker, Task, as_parquet, model_files, model_hash, open_shipped
+from multibox.cluster.block_worker import as_parquet, model_files, open_shipped
 from multibox.cluster.image_sources import find_blocks
 from multibox.cluster.places import join, names_in, open_binary
 from multibox.cluster.plan import Part, finish, make_plan, open_folder
@@ -31,20 +31,6 @@ def photos(tmp_path_factory):
     return folder
 
 
-def run_job(sources, out, *, threshold=0.05, only=None, overwrite=False, stop=False, base="/", size=4):
-    """Do the blocks of a job one after the other; return its parts and its plan."""
-    blocks, _ = find_blocks([str(source) for source in sources], size)
-    plan = make_plan(blocks, model_hash(FILES), threshold)
-    parts = open_folder(str(out), plan, overwrite=overwrite)
-    worker = BlockWorker(Task(plan, str(out), str(base), "cpu", 1, stop), lambda: FILES)
-    done = {part.block for part in parts}
-    for number, block in enumerate(blocks):
-        if number not in done and number in (range(plan.blocks) if only is None else only):
-            answer = worker({"number": [number], "block": [block.encode()]})
-            parts.append(Part(*json.loads(answer["part"][0])))
-    return parts, plan
-
-
 def rows_of(out):
     """Return the rows in the order of the parts."""
     names = sorted(name for name in names_in(str(out)) if name.endswith(".parquet"))
@@ -55,7 +41,7 @@ def rows_of(out):
     return rows
 
 
-def test_rows_equal_what_predict_writes(photos, tmp_path, run, monkeypatch):
+def test_rows_equal_what_predict_writes(photos, tmp_path, run, monkeypatch, run_job):
     # Which of two boxes with equal scores is kept depends on the batch in bfloat16: give the command batches of 4, too
     monkeypatch.setattr("multibox.cli.predict.SHARED_FROM", 1)
     out = tmp_path / "found.parquet"
@@ -83,7 +69,7 @@ def test_rows_equal_what_predict_writes(photos, tmp_path, run, monkeypatch):
 
 
 @pytest.mark.parametrize("store", ["", "local://"])
-def test_a_job_goes_on_where_it_ended(photos, tmp_path, store):
+def test_a_job_goes_on_where_it_ended(photos, tmp_path, store, run_job):
     out = f"{store}{tmp_path}/found.parquet"
     run_job([photos], out, only=[0, 2])
     part = tmp_path / "found.parquet/part-00002.parquet"
@@ -102,7 +88,7 @@ def test_a_job_goes_on_where_it_ended(photos, tmp_path, store):
     assert sorted(again) == sorted(parts)
 
 
-def test_another_job_is_refused_and_overwrite_starts_again(photos, tmp_path):
+def test_another_job_is_refused_and_overwrite_starts_again(photos, tmp_path, run_job):
     out = tmp_path / "found.parquet"
     run_job([photos], out)
     with pytest.raises(ConfigError, match=r"begun with threshold 0\.05 \(now 0\.5\); repeat the command"):
@@ -113,7 +99,7 @@ def test_another_job_is_refused_and_overwrite_starts_again(photos, tmp_path):
     assert len(parts) == len(rows_of(out)) == 1
 
 
-def test_an_image_that_has_changed_is_another_source(tmp_path):
+def test_an_image_that_has_changed_is_another_source(tmp_path, run_job):
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     run_job([tmp_path / "a.png"], tmp_path / "out")
     Image.new("RGB", (90, 90)).save(tmp_path / "a.png")
@@ -121,7 +107,7 @@ def test_an_image_that_has_changed_is_another_source(tmp_path):
         run_job([tmp_path / "a.png"], tmp_path / "out")
 
 
-def test_folders_of_other_things_are_left_alone(photos, tmp_path):
+def test_folders_of_other_things_are_left_alone(photos, tmp_path, run_job):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
     for overwrite in (False, True):
@@ -139,19 +125,19 @@ def test_folders_of_other_things_are_left_alone(photos, tmp_path):
         finish(str(tmp_path / "out"), parts, plan)
 
 
-def test_a_node_without_the_disk_ends_the_job_instead_of_calling_images_unreadable(photos, tmp_path, monkeypatch):
+def test_a_node_without_the_disk_calls_no_image_unreadable(photos, tmp_path, monkeypatch, run_job):
     monkeypatch.chdir(photos.parent)
     with pytest.raises(DataError, match=f"has no folder {tmp_path}/photos, which holds 0.jpg"):
         run_job(["photos"], tmp_path / "out", base=tmp_path)
     assert not [name for name in names_in(str(tmp_path / "out")) if name.startswith("part")]
 
 
-def test_on_bad_stop(photos, tmp_path):
+def test_on_bad_stop(photos, tmp_path, run_job):
     with pytest.raises(ImageError, match=r"5\.jpg is truncated"):
         run_job([photos], tmp_path / "out", stop=True)
 
 
-def test_nodes_have_one_version(photos, tmp_path, monkeypatch):
+def test_nodes_have_one_version(photos, tmp_path, monkeypatch, run_job):
     monkeypatch.setattr(block_worker, "__version__", "9.9")
     with pytest.raises(DataError, match=r"has multibox 9\.9, the command .*: install one version"):
         run_job([photos], tmp_path / "out")
@@ -171,7 +157,7 @@ def test_part_names_keep_their_order_beyond_a_hundred_thousand(photos):
     assert plan.part(42) == "part-000042.parquet"
 
 
-def test_names_that_are_no_text_become_rows(tmp_path):
+def test_names_that_are_no_text_become_rows(tmp_path, run_job):
     name = os.fsdecode(b"caf\xe9.png")
     try:
         Image.new("RGB", (8, 8)).save(tmp_path / name)

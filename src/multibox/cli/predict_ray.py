@@ -53,7 +53,8 @@ class _Count:
     def summary(self, out: str) -> str:
         """Return what is in the folder."""
         objects = sum(part.objects for part in self.parts)
-        return f"{_images(self.images)} with {objects:,} objects in {out} ({len(self.parts):,} parts)"
+        parts = "1 part" if len(self.parts) == 1 else f"{len(self.parts):,} parts"
+        return f"{_images(self.images)} with {objects:,} objects in {out.partition('?')[0]} ({parts})"
 
     def told_before(self, plan: "Plan") -> list[str]:
         """Return a line on what an earlier run did, if there was one."""

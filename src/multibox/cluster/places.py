@@ -5,6 +5,7 @@ An address may end in options of the store after a question mark, as pyarrow tak
 """
 
 import re
+import secrets
 from collections.abc import Iterable
 from contextlib import contextmanager
 from functools import cache
@@ -89,24 +90,26 @@ def write_whole(place: str, data: bytes) -> None:
     """Write a file that appears whole or not at all, making parent folders.
 
     Raises:
-        OSError: the place cannot be written to.
+        OSError: a local place cannot be written to.
+        DataError: a store cannot be reached, or refuses.
     """
     if not is_address(place):
         write_bytes_whole(place, data)
         return
     store, path = _store(place)
-    if place.partition("://")[0] in _STORES:
-        stream = store.open_output_stream(path)
-        # Not a `with` block: it would close the stream after an error, too, and so publish half of the object
-        stream.write(data)
-        stream.close()
-        return
-    folder, _, name = path.rpartition("/")
-    store.create_dir(folder, recursive=True)
-    scratch = f"{folder}/.{name}.{import_module('secrets').token_hex(6)}.part"
-    with store.open_output_stream(scratch) as stream:
-        stream.write(data)
-    store.move(scratch, path)
+    with _told(place):
+        if place.partition("://")[0] in _STORES:
+            stream = store.open_output_stream(path)
+            # Not a `with` block: it would close the stream after an error, too, and so publish half of the object
+            stream.write(data)
+            stream.close()
+            return
+        folder, _, name = path.rpartition("/")
+        store.create_dir(folder, recursive=True)
+        scratch = f"{folder}/.{name}.{secrets.token_hex(6)}.part"
+        with store.open_output_stream(scratch) as stream:
+            stream.write(data)
+        store.move(scratch, path)
 
 
 def remove(place: str) -> None:
@@ -182,6 +185,11 @@ def _store(place: str) -> tuple[Any, str]:
     match = _ADDRESS.fullmatch(place)
     assert match is not None, place
     scheme, host, key, options = match.groups()
+    if "@" in host:
+        raise DataError(
+            f"{scheme}://...@{host.rpartition('@')[2]} holds credentials, which would stand in the results; give them "
+            "in the environment (AWS_ACCESS_KEY_ID ...) or as a role of the nodes"
+        )
     store, prefix = _opened(scheme, host, options or "")
     return store, (prefix + key).rstrip("/")
 

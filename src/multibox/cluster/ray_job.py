@@ -24,6 +24,7 @@ from multibox.cluster.block_worker import BlockWorker, ModelFiles, Task
 from multibox.cluster.plan import Block, Part
 from multibox.errors import ConfigError, DataError, MissingExtraError, MultiboxError
 from multibox.limits import available_cores
+from multibox.privacy import without_ray_dashboard
 
 LOCAL = "local"
 """The address that starts a cluster on this machine."""
@@ -99,6 +100,8 @@ def cluster(address: str) -> Generator[Any, None, None]:
             ray = _import_ray()
             own = {} if folder is None else {"num_cpus": available_cores(), "object_store_memory": _STORE}
             own |= {} if folder is None else {"include_dashboard": False, "_temp_dir": str(folder)}
+            if folder is not None:
+                without_ray_dashboard()
             _start(ray, address, own)
         _calm()
         yield ray
@@ -245,6 +248,8 @@ def _calm() -> None:
     context = import_module("ray.data").DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Where nodes and workers died; what they were at is done again
+    import_module("ray._private.worker")._worker_logs_enabled = False
     for handler in logging.getLogger("ray.data").handlers:
         if handler.__class__.__name__ == "PlainRayHandler":
             handler.setLevel(logging.CRITICAL)
