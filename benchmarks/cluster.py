@@ -7,8 +7,8 @@ results as Parquet. Turns alternate; the median of the rounds is compared.
 
     python benchmarks/cluster.py [MODEL] [FOLDER] [--images 4096] [--rounds 3]
 
-Without FOLDER, images of 640x480 are made: noise laid over sprites, 60 kB each as JPEG. `--part` measures the same
-blocks done without Ray, one process per core, to tell Ray's share from that of the processes.
+Without FOLDER, images of 640x480 are made: noise laid over sprites, 60 kB each as JPEG. At the end some blocks are done
+without Ray, one process per core, to tell Ray's share, and the processor time of an image (docs/explain/scale.md).
 """
 
 import argparse
@@ -78,13 +78,15 @@ def cluster_side(ray: Any, blocks: Sequence[Block], files: ModelFiles, task: Tas
     return images / (times[-1][0] - times[skip - 1][0]), times[0][0]
 
 
-def process_side(blocks: Sequence[Block], files: ModelFiles, task: Task) -> float:
-    """Return images per second of the same blocks in processes without Ray, their start left out."""
+def process_side(blocks: Sequence[Block], files: ModelFiles, task: Task) -> tuple[float, float]:
+    """Return images per second and processor time per image, in ms, of blocks done in processes without Ray."""
+    some = [(number, block.encode()) for number, block in enumerate(blocks[: 4 * available_cores()])]
     with ProcessPoolExecutor(available_cores(), initializer=_open, initargs=(files, task)) as pool:
-        list(pool.map(_one, [(0, blocks[0].encode())] * available_cores()))
+        list(pool.map(_one, [some[0]] * available_cores()))
         started = time.perf_counter()
-        list(pool.map(_one, [(number, block.encode()) for number, block in enumerate(blocks)]))
-        return sum(block.images or 0 for block in blocks) / (time.perf_counter() - started)
+        processor = sum(pool.map(_one, some))
+        images = sum(block.images or 0 for block in blocks[: len(some)])
+        return images / (time.perf_counter() - started), processor / images * 1e3
 
 
 def _open(files: ModelFiles, task: Task) -> None:
@@ -92,8 +94,11 @@ def _open(files: ModelFiles, task: Task) -> None:
     _worker = BlockWorker(task, lambda: files)
 
 
-def _one(block: tuple[int, bytes]) -> None:
+def _one(block: tuple[int, bytes]) -> float:
+    """Do a block; return its processor time in seconds."""
+    before = time.process_time()
     _worker({"number": [block[0]], "block": [block[1]]})
+    return time.process_time() - before
 
 
 def assert_same(detectors: Sequence[Any], paths: Sequence[Path], out: str) -> None:
@@ -111,7 +116,7 @@ def assert_same(detectors: Sequence[Any], paths: Sequence[Path], out: str) -> No
     print(f"{len(paths)} images: {boxes} boxes are the same on both sides; {size / len(paths):.0f} bytes per image")
 
 
-def measure(model: str, folder: Path, scratch: Path, rounds: int, part: bool) -> None:
+def measure(model: str, folder: Path, scratch: Path, rounds: int) -> None:
     """Print the throughput of both sides."""
     paths = list_images(folder)
     files = model_files(runnable(find_model(model)))
@@ -138,8 +143,8 @@ def measure(model: str, folder: Path, scratch: Path, rounds: int, part: bool) ->
             print(
                 f"engine {engine:.1f}, cluster {rate:.1f} images per second; first part after {start:.1f} s", flush=True
             )
-    if part:
-        print(f"processes without Ray: {process_side(blocks, files, task('processes')):.1f} images per second")
+    alone, processor = process_side(blocks, files, task("processes"))
+    print(f"processes without Ray: {alone:.1f} images per second, {processor:.2f} ms of processor time per image")
     engine, rate, start = (statistics.median(values) for values in zip(*found, strict=True))
     share = statistics.median(rate / engine for engine, rate, _ in found)
     print(
@@ -154,7 +159,6 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--part", action="store_true")
     asked = parser.parse_args()
     # Ray's workers step back behind other processes otherwise, and the engine's threads do not
     os.environ.setdefault("RAY_worker_niceness", "0")
@@ -164,7 +168,7 @@ def main() -> None:
         folder.mkdir()
         if asked.folder is None:
             make_images(folder, asked.images)
-        measure(asked.model, (asked.folder or folder).resolve(), scratch, asked.rounds, asked.part)
+        measure(asked.model, (asked.folder or folder).resolve(), scratch, asked.rounds)
 
 
 if __name__ == "__main__":

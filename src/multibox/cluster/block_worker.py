@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -76,15 +75,12 @@ class BlockWorker:
         self._detector: Detector | ExportedDetector | None = None
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Do the blocks of a batch; return a `Part` as JSON and the seconds of each."""
+        """Do the blocks of a batch; return a `Part` as JSON for each."""
         self._detector = self._detector or self._open()
         parts: list[str] = []
-        seconds: list[float] = []
         for number, data in zip(batch["number"], batch["block"], strict=True):
-            started = perf_counter()
             parts.append(json.dumps(do_block(self._detector, int(number), Block.decode(bytes(data)), self._task)))
-            seconds.append(perf_counter() - started)
-        return {"part": parts, "seconds": seconds}
+        return {"part": parts}
 
     def _open(self) -> "Detector | ExportedDetector":
         plan = self._task.plan
