@@ -249,7 +249,8 @@ def _calm() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # Where nodes and workers died; what they were at is done again
-    import_module("ray._private.worker")._worker_logs_enabled = False
+    worker: Any = import_module("ray._private.worker")
+    worker._worker_logs_enabled = False
     for handler in logging.getLogger("ray.data").handlers:
         if handler.__class__.__name__ == "PlainRayHandler":
             handler.setLevel(logging.CRITICAL)
