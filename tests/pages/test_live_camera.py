@@ -132,7 +132,7 @@ def test_without_https_a_photo_is_offered_and_the_reason_given(address, open_pag
             page.get_by_role("button", name="Take a photo").click()
         assert chooser.value.element.get_attribute("capture") == "environment"
         chooser.value.set_files(ONLY_PHOTO)
-        page.get_by_text("3 objects found").wait_for()
+        page.locator(".found", has_text="3 objects found").wait_for()
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_camera_may_be_given_up_while_it_starts(address, open_page) -> None:
     slow = "navigator.mediaDevices.getUserMedia = () => new Promise(() => {});"
     with open_page(address, flags=DEVICE, prepare=lambda page: page.add_init_script(slow)) as page:
         page.set_input_files("#files", ONLY_PHOTO)
-        page.get_by_text("3 objects found").wait_for()
+        page.locator(".found", has_text="3 objects found").wait_for()
         page.get_by_role("button", name="Use the camera").click()
         page.get_by_text("Starting the camera").wait_for()
         page.get_by_role("button", name="Stop the camera").click()
@@ -179,7 +179,7 @@ def test_a_busy_server_is_asked_again(address, stub, open_page) -> None:
     with open_page(address, expected=REFUSED) as page:
         page.set_input_files("#files", ONLY_PHOTO)
         page.get_by_text("The server is busy. Trying again in 1 s").wait_for()
-        page.get_by_text("3 objects found").wait_for()
+        page.locator(".found", has_text="3 objects found").wait_for()
         assert page.locator(".notice").first.is_hidden()
     assert len(stub.asked) == 3
 
@@ -197,7 +197,7 @@ def test_the_servers_mistakes_are_told_in_its_words(address, stub, open_page) ->
         page.get_by_role("button", name="Try again").click()
         page.get_by_text("Bad gateway").wait_for()
         page.get_by_role("button", name="Try again").click()
-        page.get_by_text("3 objects found").wait_for()
+        page.locator(".found", has_text="3 objects found").wait_for()
         assert page.locator(".notice").first.is_hidden()
         page.route("**/predict*", lambda route: route.abort())
         page.set_input_files("#files", ONLY_PHOTO)
@@ -215,7 +215,7 @@ def test_a_token_is_asked_for_and_sent(address, stub, open_page) -> None:
             page.get_by_label("This server needs its token").fill(token)
             page.keyboard.press("Enter")
             page.wait_for_timeout(300)
-        page.get_by_text("3 objects found").wait_for()
+        page.locator(".found", has_text="3 objects found").wait_for()
         assert page.get_by_label("This server needs its token").is_hidden()
     assert [one["headers"].get("authorization") for one in stub.asked] == [None, "Bearer wrong", "Bearer s3cret-token"]
 

@@ -49,13 +49,15 @@ multibox.live = (model) => {
   }
 
   /* ---- Counts and messages ---- */
-  const found = el("p", { class: "found", role: "status", "aria-live": "polite" });
+  const found = el("p", { class: "found" });
+  const spoken = el("p", { class: "aside", role: "status" });
   const more = el("p", { class: "note" });
   function drawFound(all, shown) {
     const known = Boolean(entry?.candidates);
     const text = known ? say("found", shown.length) : "";
+    found.textContent = text;
     // A screen reader would speak without end about a camera
-    if (found.textContent !== text && (!isLive() || Date.now() - announced > CALM)) { found.textContent = text; announced = Date.now(); }
+    if (spoken.textContent !== text && (!isLive() || Date.now() - announced > CALM)) { spoken.textContent = text; announced = Date.now(); }
     const notes = known ? [all.length > shown.length && say("hiddenByClass", all.length - shown.length), entry.candidates.length > all.length && say("foundNote", entry.candidates.length),
       !isLive() && entry.milliseconds && say("took", Math.round(entry.milliseconds))] : [];
     more.textContent = notes.filter(Boolean).join(" · ");
@@ -396,7 +398,7 @@ multibox.live = (model) => {
   const crops = el("section", { class: "part", hidden: true, "aria-labelledby": "crops-heading" }, el("h2", { id: "crops-heading" }, word("crops")), el("p", { class: "note" }, word("cropsNote")), gallery, showAll);
   const history = el("section", { class: "part", hidden: true, "aria-labelledby": "history-heading" }, el("h2", { id: "history-heading" }, word("history")), el("p", { class: "note" }, word("historyNote", MOST_KEPT)), strip, button("clear", clear));
   const main = el("div", { class: "work", "data-camera": "off" }, el("div", { class: "left" }, stage, el("p", { class: "drop-hint", "aria-hidden": "true" }, word("drop")), bar, insecure, notice, tokenForm, privacy, model.note ?? null), panel);
-  document.getElementById("live").append(main, crops, history, ...multibox.about(model), files, photo);
+  document.getElementById("live").append(spoken, main, crops, history, ...multibox.about(model), files, photo);
   document.querySelector("header").append(...multibox.heading(model));
   onLanguage(() => { setSliders(); drawMessage(); drawButtons(); render(); drawHistory(); });
 
