@@ -46,7 +46,7 @@ def make_jpeg() -> bytes:
 def start(model: str) -> tuple[subprocess.Popen[str], str]:
     """Start a server and return it with its host and port, once it is ready."""
     command = [sys.executable, "-m", "multibox", "serve", f"it={model}", "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert server.stdout is not None
     found = re.search(r"http://([\d.]+:\d+)", server.stdout.readline())
     assert found is not None
