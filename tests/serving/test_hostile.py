@@ -543,10 +543,10 @@ def test_many_silent_connections_hurt_nobody(port):
             assert ask(port, body=picture(), content_type="image/png").value == found(40, 30)
 
 
-def test_beyond_the_number_of_connections_the_oldest_that_waits_goes(port, monkeypatch):
+def test_beyond_the_number_of_connections_the_oldest_that_waits_goes(monkeypatch):
     monkeypatch.setattr(connections.Connection, "most", 20)
-    with many(port, 60, head(1000) + b"half") as opened:
-        assert ask(port, body=picture(), content_type="image/png").value == found(40, 30)
+    with serving() as own, many(own, 60, head(1000) + b"half") as opened:
+        assert ask(own, body=picture(), content_type="image/png").value == found(40, 30)
         assert is_closed(opened[0])
 
 

@@ -77,6 +77,8 @@ _NAMES = {
     b"cookie": "cookie",
     HEADER.encode(): "ours",
 }
+_UNLIKE_HOSTS = frozenset("@/?#\\ ")
+"""Characters of other parts of an address."""
 _NOTHING = dict[str, str | None].fromkeys(_Asked._fields)
 
 
@@ -180,6 +182,8 @@ class Guard:
         return asked.origin in (f"http://{asked.host}", f"https://{asked.host}")
 
     def _names_us(self, host: str) -> bool:
+        if not _UNLIKE_HOSTS.isdisjoint(host):
+            return False
         try:
             name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
         except ValueError:

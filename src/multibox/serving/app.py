@@ -23,10 +23,10 @@ from multibox.serving.front import Answering, Front, Limits, Told
 from multibox.serving.hosted import Hosted, Models
 from multibox.serving.looking import ENCODED
 from multibox.serving.open_inference import inference_routes
+from multibox.serving.open_inference_schema import inference_paths
+from multibox.serving.schema import OPEN, schema
 
 PARAMETERS = ("threshold", "raw", "model")
-OPEN = ("/v2/health/live", "/v2/health/ready")
-"""Addresses that need no token: whoever watches over the server has none."""
 AT_ONCE = 8
 """Images of one request that wait for a detector at once."""
 PAUSE = 0.05
@@ -108,11 +108,8 @@ class _Pages:
 
     async def schema(self, request: Request) -> Response:
         """`GET /openapi.json`."""
-        from multibox.serving.open_inference_schema import inference_paths
-        from multibox.serving.schema import schema
-
         models = list(self.models)
-        return json_answer(schema(models, self.limits, inference_paths(models)))
+        return json_answer(schema(models, self.limits, inference_paths(models), secured=self.secured))
 
     async def predict(self, request: Request) -> Response:
         """`POST /predict?threshold=0.3&raw=1&model=NAME` with one image or several as body."""
@@ -163,15 +160,22 @@ class _Pages:
         if len(images) == 1:
             return [await look(images[0])]
 
+        begun = 0
+
         async def work(numbers: Iterable[int]) -> None:
+            nonlocal begun
             for number in numbers:
-                # The first one decides; what was begun is not given up for a moment of other work
+                # What was begun is not given up for a moment in which the queue is full
                 while number not in found:
+                    begun += 1
                     try:
                         found[number] = await look(images[number])
                     except Busy:
-                        if not found:
+                        if begun == 1 and not found:
                             raise
+                    finally:
+                        begun -= 1
+                    if number not in found:
                         await asyncio.sleep(PAUSE)
 
         numbers = iter(range(len(images)))
@@ -251,7 +255,7 @@ def _threshold(text: str) -> float:
 
 
 def _switch(text: str) -> bool:
-    value = _SWITCH.get(text.lower())
+    value = _SWITCH.get(text)
     if value is None:
         raise Refused(400, f"raw={text[:50]!r}: expected 1 or 0, whether boxes before suppression are wanted, too")
     return value

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -27,6 +27,7 @@ class Counters:
     def __init__(self, models: Models) -> None:
         self.models = models
         self.shared = SHARED in os.environ
+        disable_created_metrics()
         self.registry = CollectorRegistry()
         own: dict[str, Any] = {"registry": self.registry}
         by = ("method", "path", "status")
@@ -100,6 +101,9 @@ class Counters:
         queued.observe(looked.queued)
         worked.observe(looked.worked)
         batches.observe(looked.batch)
+        if self.shared:
+            # Another process may be asked for the counts
+            self.waiting.labels(model).set(self.models[model].waiting)
 
     def exposition(self) -> tuple[bytes, str]:
         """Return all counts as text, and its media type."""

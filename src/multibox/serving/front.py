@@ -130,6 +130,7 @@ class _Run:
         "began",
         "front",
         "has_body",
+        "length",
         "limits",
         "read",
         "received",
@@ -148,13 +149,14 @@ class _Run:
         self.received = self.sent = self.status = 0
         self.started = self.read = False
         """Whether the response has begun, and whether the body came to its end."""
-        self.has_body = False
+        self.has_body, self.length = False, 0
 
     async def run(self) -> None:
         scope = self.scope
         scope["multibox"] = notes = dict[str, Any]()
         try:
             length, chunked = _framing(scope)
+            self.length = length or 0
             self.has_body = chunked or bool(length)
             if chunked and length is not None:
                 # Two readers of one stream may see different requests in it
@@ -176,10 +178,8 @@ class _Run:
         if self.read:
             return await self.source()
         limits = self.limits
-        if not self.received:
-            length, _ = _framing(self.scope)
-            if length is not None and length > limits.body:
-                raise self._too_large()
+        if self.length > limits.body:
+            raise self._too_large()
         try:
             async with asyncio.timeout(self.began + limits.receive - time.perf_counter()):
                 message = await self.source()

@@ -26,18 +26,33 @@ REASONS = {
     503: "the server is busy; Retry-After says when to ask again",
 }
 """By status, what an error means."""
+OPEN = ("/v2/health/live", "/v2/health/ready")
+"""Addresses that need no token: whoever watches over the server has none."""
 EVERYWHERE = (400, 401, 403, 421)
 """Errors that every address may answer."""
 
 
-def schema(models: Sequence[str], limits: Limits, protocol: Mapping[str, Schema] | None = None) -> Schema:
+def schema(
+    models: Sequence[str], limits: Limits, protocol: Mapping[str, Schema] | None = None, *, secured: bool = False
+) -> Schema:
     """Return the description of a server.
 
     Args:
         models: Names of its models; the first one is the default.
         limits: Of its requests.
         protocol: Further paths.
+        secured: Whether a token is needed.
     """
+    paths: dict[str, Schema] = {
+        "/predict": {"post": _predict(models, limits)},
+        "/": {"get": _get("The page that tries the model.", {"text/html": {"schema": {"type": "string"}}})},
+        "/metrics": {"get": _get("Counts for Prometheus.", {"text/plain": {"schema": {"type": "string"}}})},
+        "/openapi.json": {"get": _get("This description.", {"application/json": {"schema": {"type": "object"}}})},
+        **(protocol or {}),
+    }
+    for path in OPEN:
+        if path in paths:
+            paths[path]["get"]["security"] = []
     return {
         "openapi": "3.1.0",
         "info": {
@@ -47,14 +62,8 @@ def schema(models: Sequence[str], limits: Limits, protocol: Mapping[str, Schema]
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
-        "security": [{"token": []}, {}],
-        "paths": {
-            "/predict": {"post": _predict(models, limits)},
-            "/": {"get": _get("The page that tries the model.", {"text/html": {"schema": {"type": "string"}}})},
-            "/metrics": {"get": _get("Counts for Prometheus.", {"text/plain": {"schema": {"type": "string"}}})},
-            "/openapi.json": {"get": _get("This description.", {"application/json": {"schema": {"type": "object"}}})},
-            **(protocol or {}),
-        },
+        "security": [{"token": []}] if secured else [],
+        "paths": paths,
         "components": {
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
             "schemas": _SCHEMAS,
@@ -116,7 +125,11 @@ def _parameters(models: Sequence[str]) -> list[Schema]:
     number = {"type": "number", "minimum": 0, "maximum": 1}
     return [
         _parameter("threshold", "Lowest score to report. Default: the model's of each class, or 0.3.", number),
-        _parameter("raw", "Whether boxes before suppression are wanted, too.", {"type": "string", "enum": ["0", "1"]}),
+        _parameter(
+            "raw",
+            "Whether boxes before suppression are wanted, too.",
+            {"type": "string", "enum": ["0", "1", "false", "true"]},
+        ),
         _parameter("model", f"Default: {next(iter(models), '')}.", {"type": "string", "enum": list(models)}),
     ]
 
