@@ -59,6 +59,11 @@ class _Lines(logging.Handler):
             pass
         super().close()
 
+    def _about_dropped(self) -> str:
+        message = f"{self.dropped} lines dropped: whoever reads the log is too slow"
+        values = {"levelno": logging.WARNING, "levelname": "WARNING", "msg": message, "event": "dropped"}
+        return self.format(logging.makeLogRecord(values))
+
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
             lines = [line]
@@ -68,7 +73,7 @@ class _Lines(logging.Handler):
             except queue.Empty:
                 pass
             if self.dropped:
-                lines.append(f"... {self.dropped} lines dropped: whoever reads them is too slow")
+                lines.append(self._about_dropped())
                 self.dropped = 0
             try:
                 self.stream.write("\n".join(lines) + "\n")
@@ -147,7 +152,6 @@ def tell_exchange(exchange: Any) -> None:
         return
     notes = notes_of_request.get() or {}
     milliseconds = round(exchange.seconds * 1e3, 1)
-    known = {name: value for name, value in notes.items() if name != "close"}
     extra = {
         "event": "request",
         "method": exchange.method,
@@ -157,7 +161,7 @@ def tell_exchange(exchange: Any) -> None:
         "bytes": exchange.received,
         "images": exchange.images,
         "client": exchange.client,
-        **known,
+        **notes,
     }
     if exchange.model:
         extra["model"] = exchange.model
