@@ -100,6 +100,8 @@ def test_licences_of_all_parts_are_kept(folder, face, tmp_path, fake_runtime):
     for words in ("Apache-2.0", "face, licence: MIT", "ONNX Runtime Web 1.99.0", "Copyright (c) Microsoft"):
         assert words in text
     (fake_runtime.parent / "LICENSE").write_text("the package's own licence")
+    assert not check_runtime(fake_runtime).licences  # it may be any folder of the user's
+    (fake_runtime.parent / "package.json").write_text("{}")
     other = tmp_path / "other"
     other.mkdir()
     write_web(face, other, name="face", runtime=fake_runtime)

@@ -75,7 +75,9 @@ def check_runtime(runtime: Path | None) -> Runtime:
             f"--runtime {runtime} does not hold {missing[0]}, which onnxruntime-web has since version 1.19: {HOW}"
         )
     files = {kind: folder / name for kind, name in _RUNTIME.items()}
-    if files["wasm"].read_bytes()[:4] != b"\0asm":
+    with files["wasm"].open("rb") as file:
+        head = file.read(4)
+    if head != b"\0asm":
         raise ConfigError(f"{files['wasm']} is no WebAssembly file, so onnxruntime-web was not copied whole: {HOW}")
     banner = _BANNER.search(files["script"].read_text(encoding="utf-8", errors="replace")[:1000])
     return Runtime(files, tuple(_licences(folder)), banner[1] if banner else "of unknown version")
@@ -83,7 +85,8 @@ def check_runtime(runtime: Path | None) -> Runtime:
 
 def _licences(folder: Path) -> Iterator[Path]:
     """Yield the licence files of the package, where there are any."""
-    for place in (folder, folder.parent):
+    # Above a copied `dist` lies something of the user's
+    for place in (folder, *([folder.parent] if (folder.parent / "package.json").is_file() else [])):
         for file in sorted(place.glob("*")):
             if file.is_file() and re.match(r"(?i)(licen[cs]e|thirdpartynotices|notice)", file.name):
                 yield file
