@@ -33,14 +33,8 @@ SERVERS = tuple(to for to in FOLDERS if to != "web")
 
 
 def find_writer(to: str) -> Writer:
-    """Return the function that writes a target's folder.
-
-    Raises:
-        ConfigError: this version cannot write it.
-    """
+    """Return the function that writes a target's folder."""
     module, function = _WRITERS[to]
-    if find_spec(module) is None:
-        raise ConfigError(f"--to {to}: this version of multibox does not write it; give one of onnx and openvino")
     return getattr(import_module(module), function)
 
 
@@ -113,10 +107,8 @@ def check_target(
         threshold: for servers, the lowest score that the model reports.
 
     Raises:
-        ConfigError: they do not fit, or this version cannot write the target.
+        ConfigError: they do not fit.
     """
-    if to in FOLDERS:
-        find_writer(to)
     if to == "web":
         check_runtime(runtime)
     if to != "web" and runtime is not None:
