@@ -45,6 +45,7 @@ def write_clip(
     sound=False,
     options=None,
     pixel_format=None,
+    picture=None,
 ):
     """Write a clip; by default a red square goes right by 2 pixels per frame.
 
@@ -59,6 +60,7 @@ def write_clip(
         sound: add silence.
         options: of the encoder.
         pixel_format: FFmpeg's name of the layout of pixels.
+        picture: pixels of frame k, given k, instead of squares.
     """
     squares = squares or (lambda k: [Square(10 + 2 * k, 40)])
     pixel_format = pixel_format or ("yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p")
@@ -77,7 +79,8 @@ def write_clip(
                 silence.pts = number * 1024
                 container.mux(audio.encode(silence))
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(drawn(squares(number), size), format="rgb24")
+            pixels = drawn(squares(number), size) if picture is None else picture(number)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             if times is not None:
                 frame.pts, frame.time_base = times[number], Fraction(1, 1000)
             container.mux(video.encode(frame))
@@ -126,7 +129,8 @@ class SquareFinder:
         return [drop_low_scores(self.find(image), lowest) for image in images]
 
     def predict(self, image, threshold=None):
-        return self.detect([image], lowest_scores(threshold, (), self.names))[0]
+        found = self.detect(image if isinstance(image, list) else [image], lowest_scores(threshold, (), self.names))
+        return found if isinstance(image, list) else found[0]
 
     def find(self, pixels):
         self.looked += 1

@@ -217,8 +217,7 @@ class _Looker:
 
     def __init__(self, plan: Plan, lowest: NDArray[np.float32]) -> None:
         self.every, self.lowest = plan.every, lowest
-        # Copies of an exported file gain nothing from batches; one network on a GPU does
-        self.batch = BATCH if len(plan.detectors) == 1 else 1
+        self.batch = BATCH if len(plan.detectors) == 1 and _gains(plan.detectors[0]) else 1
         self.free: SimpleQueue[AnyDetector] = SimpleQueue()
         for detector in plan.detectors:
             self.free.put(detector)
@@ -251,6 +250,15 @@ class _Looker:
 
     def _is_compared(self, number: int) -> bool:
         return number // self.every % DRIFT_EVERY == 0
+
+
+def _gains(detector: AnyDetector) -> bool:
+    """Return whether batches save time: on GPUs they do.
+
+    In OpenVINO they save none, and of overlapping boxes with equal scores another may be kept than for one image.
+    """
+    engine = getattr(detector, "engine", None)
+    return engine is None or engine.name != "OpenVINO"
 
 
 def _tell_end(reader: Reader, progress: Progress) -> None:
