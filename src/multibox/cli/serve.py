@@ -1,5 +1,6 @@
 """`multibox serve`."""
 
+import os
 import sys
 import threading
 from collections.abc import Generator, Sequence
@@ -51,6 +52,8 @@ def serve(
 
     require_serve("multibox serve")
     check_token(host, token)
+    if workers > 1 and os.name == "nt":
+        raise ConfigError("--workers: processes share no port on Windows; start several servers, each on its own port")
     from multibox.serving.workers import Control
 
     control = Control.of_environment()
