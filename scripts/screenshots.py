@@ -20,12 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from multibox.cli.monitor import HOST, listen, make_server
 from multibox.files import write_bytes_whole
-from multibox.serving import server as serving
+from multibox.serving.app import make_app
 from multibox.serving.hosted import open_models
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "images"
@@ -55,11 +56,10 @@ def main() -> None:
         with served(runs) as address:
             shoot(address, "monitor.png", tick_all, (DESKTOP[0], 1900))
         large = Path(scratch) / "large"
-        multibox(
-            "data", "make", "sprites", large, "--images", 2, "--classes", 3, "--objects", 6, "--size", 768, "--seed", 5
-        )
+        many = ("--images", 6, "--classes", 3, "--objects", "5-9", "--size", 768, "--seed", 5)
+        multibox("data", "make", "sprites", large, *many)
         with tried(runs / "first") as address:
-            image = next((large / "JPEGImages").iterdir())
+            image = large / "JPEGImages" / "00004.png"
             shoot(address, "live.png", partial(give, image=image), (DESKTOP[0], 1180))
             shoot(address, "live-phone.png", partial(give, image=image), PHONE, dark=True)
 
@@ -117,7 +117,7 @@ def tried(model: Path) -> Generator[str]:
     """Serve a model as `multibox serve creatures=MODEL` does while the block lasts; yield the page's address."""
     models = open_models([f"creatures={model}"])
     with listen(HOST, 0) as listener:
-        server = serving.make_server(models, listener)
+        server = uvicorn.Server(uvicorn.Config(make_app(models), log_level="critical", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -129,10 +129,9 @@ def tried(model: Path) -> Generator[str]:
 
 
 def give(page: Any, image: Path) -> None:
-    """Let the page look at an image, and choose the second object."""
+    """Let the page look at an image."""
     page.set_input_files("#files", image)
-    page.locator(".crop").nth(1).click()
-    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+    page.locator(".crop").first.wait_for()
 
 
 def tick_all(page: Any) -> None:
