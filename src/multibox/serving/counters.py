@@ -86,7 +86,8 @@ class Counters:
             self.received.inc(exchange.received)
         if exchange.sent:
             self.sent.inc(exchange.sent)
-        if exchange.status == 503:
+        # Not those for health, which say 503 while a server begins or ends
+        if exchange.status == 503 and exchange.method == "POST":
             self.busy.inc()
 
     def looked(self, model: str, looked: Looked) -> None:
