@@ -67,6 +67,18 @@ def squares(tmp_path: Path) -> Path:
     return draw_squares(tmp_path / "squares", 16)
 
 
+@pytest.fixture
+def fake_runtime(tmp_path):
+    """A folder with the files of onnxruntime-web that the web export copies, as far as Python looks at them."""
+    folder = tmp_path / "node_modules" / "onnxruntime-web" / "dist"
+    folder.mkdir(parents=True)
+    (folder / "ort.wasm.min.js").write_text("/*!\n * ONNX Runtime Web v1.99.0\n */\nvar ort = {};\n")
+    (folder / "ort-wasm-simd-threaded.mjs").write_text("export default 1;\n")
+    (folder / "ort-wasm-simd-threaded.wasm").write_bytes(b"\0asm\1\0\0\0")
+    (folder / "ort.webgpu.min.js").write_text("// 100 MB more\n")
+    return folder
+
+
 def call_multibox(*arguments) -> int:
     """Run `multibox ARGUMENTS` in this process and return its exit code."""
     from multibox.cli.main import main

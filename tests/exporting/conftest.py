@@ -90,18 +90,6 @@ def noise():
     return lambda *size: rng.integers(0, 256, (*size, 3), np.uint8)
 
 
-@pytest.fixture
-def fake_runtime(tmp_path):
-    """A folder with the files of onnxruntime-web that the web export copies, as far as Python looks at them."""
-    folder = tmp_path / "node_modules" / "onnxruntime-web" / "dist"
-    folder.mkdir(parents=True)
-    (folder / "ort.wasm.min.js").write_text("/*!\n * ONNX Runtime Web v1.99.0\n */\nvar ort = {};\n")
-    (folder / "ort-wasm-simd-threaded.mjs").write_text("export default 1;\n")
-    (folder / "ort-wasm-simd-threaded.wasm").write_bytes(b"\0asm\1\0\0\0")
-    (folder / "ort.webgpu.min.js").write_text("// 100 MB more\n")
-    return folder
-
-
 @pytest.fixture(scope="session")
 def picky_file(tmp_path_factory):
     """An exported detector whose classes have thresholds of their own, each of which drops some detections."""
