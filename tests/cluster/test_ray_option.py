@@ -2,12 +2,13 @@
 
 import importlib.util
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from multibox.cli.predict_ray import with_address
-from multibox.cluster.ray_job import _as_ours
-from multibox.errors import DataError, WeightsError
+from multibox.cluster.ray_job import _as_ours, choose_pool
+from multibox.errors import ConfigError, DataError, WeightsError
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,42 @@ def test_without_ray_the_extra_is_named(run, images, monkeypatch):
     monkeypatch.setattr("multibox.cluster.ray_job.find_spec", lambda name: None if name == "ray" else importlib.util)
     code, _, told = run("predict", "face", images, "--ray", "--out", "new")
     assert code == 2 and "pip install 'multibox[ray]'" in told
+
+
+class FakeRay:
+    """Tells resources, and runs the question about the GPU with a fixed answer."""
+
+    def __init__(self, usable=False, **resources):
+        self.usable, self.resources = usable, resources
+
+    def cluster_resources(self):
+        return self.resources
+
+    def remote(self, **_):
+        return lambda _: SimpleNamespace(remote=lambda: self.usable)
+
+    def get(self, answer):
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("ray", "device", "pool"),
+    [
+        (FakeRay(CPU=6.0), "auto", (6, 1, "cpu")),
+        (FakeRay(CPU=6.0, GPU=2.0, usable=True), "auto", (2, 3, "cuda")),
+        (FakeRay(CPU=6.0, GPU=2.0), "auto", (6, 1, "cpu")),
+        (FakeRay(CPU=6.0, GPU=2.0, usable=True), "cpu", (6, 1, "cpu")),
+        (FakeRay(CPU=1.0, GPU=2.0), "cuda", (2, 1, "cuda")),
+    ],
+)
+def test_actors_take_a_core_or_a_gpu(ray, device, pool):
+    assert choose_pool(ray, device) == pool
+
+
+@pytest.mark.parametrize(("ray", "device"), [(FakeRay(CPU=2.0), "cuda"), (FakeRay(CPU=2.0), "mps"), (FakeRay(), "cpu")])
+def test_devices_that_the_cluster_lacks(ray, device):
+    with pytest.raises(ConfigError):
+        choose_pool(ray, device)
 
 
 def test_what_a_worker_says_comes_through():

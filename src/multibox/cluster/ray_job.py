@@ -118,6 +118,8 @@ def choose_pool(ray: Any, device: str) -> Pool:
     Raises:
         ConfigError: the cluster has no such device.
     """
+    if device.partition(":")[0] not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device {device}: expected cpu, cuda or auto with --ray")
     there = ray.cluster_resources()
     cpus, gpus = int(there.get("CPU", 0)), int(there.get("GPU", 0))
     if device.partition(":")[0] == "cuda" and not gpus:
