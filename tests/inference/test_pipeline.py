@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import multibox
 from multibox.errors import ImageError
 from multibox.inference import streaming as pipeline
 from multibox.inference.results import ImageResult, result_files
@@ -160,3 +161,21 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + pipeline.AHEAD * 128 * 128 * 3
     assert len((tmp_path / "voc" / "comp4_det_test_dark.txt").read_text().splitlines()) == 80_000
+
+
+def test_an_image_alone_and_among_others_gives_the_same(monkeypatch):
+    sizes = []
+    found = multibox.load("face")
+    run = found.engine.run
+
+    def watched(feeds):
+        sizes.append(len(feeds["images"]))
+        return run(feeds)
+
+    pixels = list(np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), np.uint8))
+    monkeypatch.setattr(found, "engine", found.engine._replace(run=watched, on_gpu=False))
+    found.predict(pixels)
+    assert sizes == [1, 1, 1]
+    monkeypatch.setattr(found, "engine", found.engine._replace(on_gpu=True))
+    found.predict(pixels)
+    assert sizes == [1, 1, 1, 3]

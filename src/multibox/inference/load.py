@@ -56,7 +56,7 @@ class ExportedDetector:
     ) -> Detections | list[Detections] | Iterator[Detections]:
         """Detect objects in one image, or in several; arguments, result and errors are those of `Detector.predict`.
 
-        Neighbours of one size in a list go through the network together.
+        On a CPU every image goes through the network by itself, so that its result does not depend on the others.
         """
         lowest = lowest_scores(threshold, self.thresholds, self.names)
         if is_one(image):
@@ -75,7 +75,7 @@ class ExportedDetector:
         nms: float | None = None,
         most: int | None = None,
     ) -> list[Detections]:
-        """Return the detections in prepared images [H, W, 3]; neighbours of one size share a batch.
+        """Return the detections in prepared images [H, W, 3]; on a GPU, neighbours of one size share a batch.
 
         Args:
             images: from `prepare`, of any sizes.
@@ -89,12 +89,19 @@ class ExportedDetector:
         count = int(post["max_detections"] if most is None else most)
         above = post["score_threshold"] if lowest is None else just_below(float(lowest.min()))
         found: list[Detections] = []
-        for _, neighbours in groupby(images, key=np.shape):
-            alike = list(neighbours)
-            stacked = np.stack(alike) if len(alike) > 1 else alike[0][None]
-            outputs = self.engine.run({"images": stacked, **limits(above, overlap, count)})
+        for batch in self._batches(images):
+            outputs = self.engine.run({"images": batch, **limits(above, overlap, count)})
             found += detections_of(outputs, self.names)
         return found if lowest is None else [drop_low_scores(each, lowest) for each in found]
+
+    def _batches(self, images: list[Pixels]) -> Iterator[Pixels]:
+        """Yield what goes through the network together [b, H, W, 3], in order."""
+        if not self.engine.on_gpu:
+            # A batch rounds otherwise: in bfloat16 another one of two boxes with equal scores was kept then
+            yield from (image[None] for image in images)
+            return
+        for _, neighbours in groupby(images, key=np.shape):
+            yield np.stack(list(neighbours))
 
 
 def detections_of(outputs: Mapping[str, NDArray[Any]], names: tuple[str, ...]) -> list[Detections]:

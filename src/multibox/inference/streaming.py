@@ -32,7 +32,7 @@ PIXELS_AHEAD = 40_000_000
 COPIES = 4
 """Detectors that share the work, at most: each holds the weights and a batch's feature maps."""
 SMALL_BATCH = 4
-"""Images per batch of several detectors: with one thread, the data of more leaves the processor's cache."""
+"""Images that each of several detectors takes at a time."""
 QUALITY = 90
 """Quality of drawn JPEG files."""
 _LONGEST_JPEG = 65_500
@@ -83,7 +83,7 @@ def predict_stream(
         paths: the image files, or where their bytes come from; may be a generator.
         threshold: lowest score to report; None takes the model's.
         decoders: threads that read and decode; None takes one per core.
-        most: images per batch; None takes `BATCH` for one detector and `SMALL_BATCH` for several.
+        most: images that a detector takes at a time; None takes `BATCH` for one detector and `SMALL_BATCH` for several.
 
     Yields:
         An image that cannot be read comes with its error; the stream goes on.
