@@ -227,7 +227,8 @@ def compile_openvino(model: Any, threads: int | None, precision: str | None) -> 
     """Compile an openvino.Model for the least latency; arguments are those of `open_engine`."""
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
+        # Pinned threads of several copies, even of several processes, would all share the first cores
+        settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
     if precision is not None:
         settings["INFERENCE_PRECISION_HINT"] = PRECISIONS[precision]
     return openvino_core().compile_model(model, "CPU", settings)
