@@ -72,10 +72,9 @@ def cluster_side(ray: Any, blocks: Sequence[Block], files: ModelFiles, task: Tas
         times.append((time.perf_counter() - started, part.images))
         parts.append(part)
     finish(task.out, parts, task.plan)
-    # Every actor has had its first block by then, so that no start is left in what counts
-    skip = available_cores()
-    images = sum(count for _, count in times[skip:])
-    return images / (times[-1][0] - times[skip - 1][0]), times[0][0]
+    # When the first part is done, each actor is about to end its first block: none of these count
+    images = sum(count for _, count in times[available_cores() :])
+    return images / (times[-1][0] - times[0][0]), times[0][0]
 
 
 def process_side(blocks: Sequence[Block], files: ModelFiles, task: Task) -> tuple[float, float]:
