@@ -15,6 +15,8 @@ from multibox.errors import WeightsError, did_you_mean
 FOLDER = Path(__file__).parent / "builtin_models"
 NO_WEIGHTS = "none"
 """What `--weights` takes to start from nothing."""
+EXPECTED = "a .safetensors, .onnx or .xml file, or a run folder"
+"""What a model argument names beside a built-in model, for messages."""
 
 
 class BuiltinModel(NamedTuple):

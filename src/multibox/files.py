@@ -1,6 +1,7 @@
 """Files written whole or not at all, and never over something of the user's."""
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -10,12 +11,12 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from multibox.errors import ConfigError
 
 LISTING = ".multibox-export.json"
-"""Name of the file in which a folder of `listed_folder` lists its files."""
+"""Name of the file in which a folder of `listed_folder` lists its files, with the SHA-256 of each."""
 
 
 def check_outputs(
@@ -155,7 +156,7 @@ def check_output_folder(path: Path, *, overwrite: bool = False, inputs: Iterable
 
     Args:
         path: the folder.
-        overwrite: replace a folder that `listed_folder` wrote and to which no file was added since.
+        overwrite: replace a folder that `listed_folder` wrote, if no file in it was added or changed since.
         inputs: files and folders that the command reads; none may lie in the folder.
 
     Raises:
@@ -174,9 +175,16 @@ def check_output_folder(path: Path, *, overwrite: bool = False, inputs: Iterable
         return
     if not overwrite:
         raise ConfigError(f"{path} exists already and is not empty; give another place, or --overwrite to replace it")
-    if foreign := _unlisted(path):
+    listed = _listed(path)
+    if foreign := _unlisted(path, listed):
         raise ConfigError(
             f"{path} holds {foreign[0]}, which no export wrote there, so the folder is not replaced; give another place"
+        )
+    if changed := [name for name, digest in listed.items() if digest is not None and _is_changed(path / name, digest)]:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"{path / changed[0]}{more} was changed since the export, so the folder is not replaced; move the file out "
+            "of it, or give another --out"
         )
 
 
@@ -184,8 +192,8 @@ def check_output_folder(path: Path, *, overwrite: bool = False, inputs: Iterable
 def listed_folder(path: Path, *, overwrite: bool = False) -> Generator[Path, None, None]:
     """Yield a scratch folder as `whole_folder` does, and leave a list of its files in it (`LISTING`).
 
-    The list tells later which files are the user's: with `overwrite`, `path` is replaced if the list names all of its
-    files. For an instant between the old and the new folder there is none.
+    The list tells later what is the user's: with `overwrite`, `path` is replaced if the list names all of its files and
+    none was changed. For an instant between the old and the new folder there is none.
 
     Raises:
         ConfigError: as `check_output_folder`.
@@ -196,8 +204,9 @@ def listed_folder(path: Path, *, overwrite: bool = False) -> Generator[Path, Non
     part.mkdir()
     try:
         yield part
-        names = sorted(each.relative_to(part).as_posix() for each in part.rglob("*") if not each.is_dir())
-        write_text_whole(part / LISTING, json.dumps(names, ensure_ascii=False, indent=1) + "\n")
+        files = {each.relative_to(part).as_posix(): _sha256(each) for each in part.rglob("*") if not each.is_dir()}
+        text = json.dumps(files, ensure_ascii=False, indent=1, sort_keys=True)
+        write_text_whole(part / LISTING, text + "\n")
         check_output_folder(path, overwrite=overwrite)  # something may have been put there meanwhile
         if path.exists():
             path.rename(old)
@@ -211,13 +220,33 @@ def listed_folder(path: Path, *, overwrite: bool = False) -> Generator[Path, Non
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def _unlisted(folder: Path) -> list[str]:
-    """Return the files below a folder that its list does not name."""
+def _listed(folder: Path) -> dict[str, str | None]:
+    """Return the SHA-256 of each file that a folder's list names; None where the list, an old one, has none."""
     try:
         listed: Any = json.loads((folder / LISTING).read_bytes())
-        known = {LISTING, *map(str, listed)}
+        if isinstance(listed, dict):
+            return {str(name): str(digest) for name, digest in cast("dict[str, Any]", listed).items()}
+        return {str(name): None for name in listed}
     except (OSError, ValueError, TypeError):
-        known = {LISTING}
+        return {}
+
+
+def _is_changed(file: Path, digest: str) -> bool:
+    """Return whether a file has other bytes than the list says; one that is gone is no loss."""
+    try:
+        return file.is_file() and _sha256(file) != digest
+    except OSError:
+        return True
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _unlisted(folder: Path, listed: Iterable[str]) -> list[str]:
+    """Return the files below a folder that its list does not name."""
+    known = {LISTING, *listed}
     every = (each for each in sorted(folder.rglob("*")) if each.is_symlink() or not each.is_dir())
     return [name for each in every if (name := each.relative_to(folder).as_posix()) not in known]
 

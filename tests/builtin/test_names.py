@@ -218,3 +218,9 @@ def test_models_are_listed_with_size_licence_and_source():
     assert all(part in lines["face"] for part in ("320x240", "1.4 MB", "MIT"))
     assert "coco: weights from https://storage.googleapis.com/download.tensorflow.org/" in done.stdout
     assert "face: weights from https://github.com/Linzaer/" in done.stdout
+
+
+def test_an_image_in_the_place_of_the_model_asks_for_no_torch(photo):
+    done = multibox_core(photo.parent, "predict", "photo.png", "photo.png")
+    assert done.returncode == 2, done.stderr
+    assert "photo.png is no model; expected a .safetensors, .onnx or .xml file, or a run folder" in done.stderr

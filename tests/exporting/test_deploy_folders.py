@@ -104,14 +104,41 @@ def test_only_a_folder_that_an_export_wrote_is_replaced(exported, tmp_path):
     run(exported, "--to", "triton", "--out", out)
     with pytest.raises(ConfigError, match="not empty"):
         run(exported, "--to", "triton", "--out", out)
-    (out / "deep" / "note.txt").write_text("changed")
+    before = (out / "model.onnx").stat().st_ino
     run(exported, "--to", "triton", "--out", out, "--overwrite")
-    assert (out / "deep" / "note.txt").read_text() == "a note"
+    assert (out / "model.onnx").stat().st_ino != before
     (out / "deep" / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"deep/mine\.txt"):
         run(exported, "--to", "triton", "--out", out, "--overwrite")
     assert (out / "deep" / "mine.txt").read_text() == "mine"
     assert sorted(each.name for each in tmp_path.iterdir()) == ["cells.onnx", "out"]
+
+
+def test_a_file_that_the_user_changed_is_never_replaced(exported, tmp_path, calls):
+    out, again = tmp_path / "out", (exported, "--to", "triton", "--out", tmp_path / "out", "--overwrite")
+    run(*again)
+    note = out / "deep" / "note.txt"
+    note.write_text("a note, changed")
+    with pytest.raises(ConfigError, match=r"out/deep/note\.txt was changed since the export.*move.*give another --out"):
+        run(*again)
+    assert len(calls) == 1  # before any work
+    assert note.read_text() == "a note, changed"
+    (out / "model.onnx").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"note\.txt \(and 1 more\) was changed"):
+        run(*again)
+    (out / "model.onnx").unlink()
+    note.rename(tmp_path / "note.txt")  # as the message says
+    run(*again)
+    assert note.read_text() == "a note"
+
+
+def test_an_old_list_without_hashes_tells_added_files_only(exported, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a.txt").write_text("changed?")
+    (out / LISTING).write_text('["a.txt"]')
+    run(exported, "--to", "triton", "--out", out, "--overwrite")
+    assert not (out / "a.txt").exists()
 
 
 def test_a_folder_of_the_users_is_never_replaced(exported, tmp_path):

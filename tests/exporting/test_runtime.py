@@ -13,7 +13,7 @@ import pytest
 import multibox
 from multibox.api import evaluate, open_for
 from multibox.errors import ConfigError, ImageError, MissingExtraError, WeightsError
-from multibox.exporting import ExportOptions, export
+from multibox.exporting import export
 from multibox.exporting.verify import match
 from multibox.inference.detector import Detector, find_all
 from multibox.inference.engines import KEY
@@ -173,9 +173,22 @@ def test_what_is_no_model_of_ours_is_refused_in_a_sentence(files, tiny, tmp_path
     onnx.save(proto, tmp_path / "foreign.onnx")
     with pytest.raises(WeightsError, match=r"foreign.onnx says nothing of multibox"):
         multibox.load(tmp_path / "foreign.onnx")
-    export(tiny, tmp_path / "raw.onnx", ExportOptions(dialect="raw"))
-    with pytest.raises(WeightsError, match=r"exported for other software \(dialect 'raw'\)"):
-        multibox.load(tmp_path / "raw.onnx")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "how"),
+    [
+        ("raw", "without --raw"),
+        ("ultralytics", "without --dialect"),
+        ("jetson", "without --dialect"),
+        ("triton", "with --to onnx"),
+        ("ovms", "with --to onnx"),
+    ],
+)
+def test_a_file_for_other_software_says_how_to_export_it_instead(files, tmp_path, dialect, how):
+    other = rewritten(files, tmp_path, lambda values: values.update(dialect=dialect))
+    with pytest.raises(WeightsError, match=rf"exported for other software \(dialect '{dialect}'\); export {how} to"):
+        multibox.load(other)
 
 
 def test_openvinos_file_needs_openvino(files, monkeypatch):

@@ -64,6 +64,11 @@ def test_broken_and_foreign_checkpoints_are_refused(tmp_path):
     save_file({"weight": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(WeightsError, match=r"no multibox config; bring it over with `multibox import`"):
         load_checkpoint(tmp_path / "foreign.safetensors")
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0 pixels")
+    with pytest.raises(
+        WeightsError, match=r"photo\.jpg is no model; expected a \.safetensors, \.onnx or \.xml file, or"
+    ):
+        load_checkpoint(tmp_path / "photo.jpg")
 
 
 @pytest.mark.parametrize(

@@ -266,10 +266,13 @@ def _about(path: Path, text: str | None) -> dict[str, Any]:
             f"{path} has format version {about.get('format_version')}, this multibox reads {FORMAT_VERSION}; update "
             "multibox to open it"
         )
-    if about.get("dialect") != "plain":
+    dialect = about.get("dialect")
+    if dialect != "plain":
+        # Other names are those of servers, whose folders `--to` writes
+        how = {"raw": "without --raw", "ultralytics": "without --dialect", "jetson": "without --dialect"}
         raise WeightsError(
-            f"{path} was exported for other software (dialect {about.get('dialect')!r}); export without --dialect and "
-            "--raw to open it here"
+            f"{path} was exported for other software (dialect {dialect!r}); export "
+            f"{how.get(str(dialect), 'with --to onnx')} to open it here"
         )
     return about
 

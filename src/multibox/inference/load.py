@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Union, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.builtin import builtin_name, find_model, runnable
+from multibox.builtin import EXPECTED, builtin_name, find_model, runnable
 from multibox.data.pixels import WHITE, as_colour
-from multibox.errors import ConfigError, MissingExtraError
+from multibox.errors import ConfigError, MissingExtraError, WeightsError
 from multibox.inference.engines import SUFFIXES, Engine, limits, open_engine
 from multibox.inference.inputs import AnyImage, Images, is_one, pixels_of, several
 from multibox.structures import Detections
@@ -162,6 +162,8 @@ def load(
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "torchvision", "jaxtyping"):
             raise
+        if file.suffix != ".safetensors":
+            raise WeightsError(f"{file} is no model; expected {EXPECTED}") from None
         what = f"{builtin_name(file)} on device {device}" if builtin_name(file) else f"Opening {file}"
         raise MissingExtraError(what, "train") from None
     return open_checkpoint(file, device=device, threads=threads, flip=flip).quicken(precision or "float32")

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from multibox.builtin import EXPECTED
 from multibox.config import Config, migrate_settings
 from multibox.errors import WeightsError
 from multibox.files import write_bytes_whole
@@ -87,6 +88,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             values = _metadata(file)
             state: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
+        if isinstance(error, SafetensorError) and path.suffix != ".safetensors":
+            raise WeightsError(f"{path} is no model; expected {EXPECTED}") from None
         raise WeightsError(f"{path} is not a readable safetensors file ({error}); was it copied whole?") from None
     if values is None:
         raise WeightsError(f"{path} holds weights but no multibox config; bring it over with `multibox import`")
