@@ -165,6 +165,27 @@ def test_dropped_and_pasted_images_count_as_well(address, open_page) -> None:
 
 
 @pytest.mark.slow
+def test_each_refused_file_of_a_choice_is_named_and_its_image_is_shown(address, open_page) -> None:
+    def given(name: str, kind: str) -> Any:
+        return {"name": name, "mimeType": kind, "buffer": photo()}
+
+    image, log, clip = given("dog.png", "image/png"), given("s1.log", "text/plain"), given("clip.mp4", "video/mp4")
+    shown_box = "document.querySelector('.found').textContent !== '' && document.querySelector('.wait').hidden"
+    lines = "[...document.querySelectorAll('.notice[role=alert] p')].map(each => each.textContent)"
+    with open_page(address) as page:
+        page.set_input_files("#files", [image, log, clip])
+        wait_until(page, shown_box)
+        first, second = page.evaluate(lines)
+        assert "s1.log is not an image" in first
+        assert "multibox predict MODEL clip.mp4" in second
+        assert shown(page)
+        page.set_input_files("#files", [log] * 9)
+        texts = page.evaluate(lines)
+        assert len(texts) == 4
+        assert texts[-1] == "6 more files are not images."
+
+
+@pytest.mark.slow
 def test_sliders_act_as_the_server_would_without_asking_it(address, stub, open_page) -> None:
     stub.candidates = random_candidates(300, 320, 240)
     with open_page(address) as page:

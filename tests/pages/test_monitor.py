@@ -407,7 +407,9 @@ def test_a_token_opens_the_page_once_and_then_a_cookie(tmp_path):
     (found,) = find_runs(tmp_path)
     token = "correct-horse-battery"
     with served(tmp_path, token) as port:
-        assert ask(port, "/")[0] == 401
+        status, _, text = ask(port, "/")
+        assert status == 401
+        assert b"needs the token that `multibox monitor` printed" in text
         assert ask(port, "/?token=wrong-horse-battery")[0] == 401
         assert ask(port, "/?token=%C3%A9%F0%9F")[0] == 401
         assert ask(port, f"/events?token={token}")[0] == 401

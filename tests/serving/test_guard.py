@@ -121,6 +121,23 @@ def test_a_token_is_asked_for(closed):
         assert ask(closed, **IMAGE, Authorization=f"{scheme} {TOKEN}").status == 200
 
 
+def test_a_wrong_token_is_told_apart_from_none(closed):
+    given = "with the token that MULTIBOX_TOKEN or --token gave to `multibox serve`."
+    page, header = f"open it as /?token=TOKEN, {given}", f"send the header `Authorization: Bearer TOKEN`, {given}"
+    wrong = {"Authorization": "Bearer wrong"}
+    for path, headers, what in (
+        ("/", {}, f"This page needs a token: {page}"),
+        ("/?token=", {}, f"This page needs a token: {page}"),
+        ("/?token=wrong", {}, f"The token is wrong: {page}"),
+        ("/", wrong, f"The token is wrong: {page}"),
+        ("/metrics", {}, f"A token is needed: {header}"),
+        ("/metrics?token=wrong", {}, f"A token is needed: {header}"),
+        ("/metrics", {"Authorization": "Basic wrong"}, f"A token is needed: {header}"),
+        ("/metrics", wrong, f"The token is wrong: {header}"),
+    ):
+        assert ask(closed, path, **headers).error == what
+
+
 def test_health_needs_no_token(closed):
     assert ask(closed, "/v2/health/live").status == 200
     assert ask(closed, "/v2/health/ready").status == 200

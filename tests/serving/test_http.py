@@ -76,8 +76,36 @@ def test_a_model_is_chosen_by_its_name(port):
     assert ask(port, "/predict?model=other", body=picture(), content_type="image/png").status == 200
     answer = ask(port, "/predict?model=othre", body=picture(), content_type="image/png")
     assert (answer.status, answer.error) == (404, "there is no model 'othre', did you mean 'other'?")
+    answer = ask(port, "/predict?model=zebra", body=picture(), content_type="image/png")
+    assert answer.error == "there is no model 'zebra'; the models are: pets, other"
     text = ask(port, "/metrics").body.decode()
     assert 'multibox_images_total{model="other"} 1.0' in text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "what"),
+    [
+        ("/predict?treshold=1", b"{}", "parameter 'treshold' is unknown, did you mean 'threshold'?"),
+        ("/predict?x=1", b"{}", "parameter 'x' is unknown; expected threshold, raw, model"),
+        ("/predict", b'{"url": "http://x"}', "'url': an image is never fetched by URL; send its bytes"),
+        ("/predict", b'{"image_uri": 1}', "'image_uri': an image is never fetched by URL"),
+        ("/predict", b'{"image": "", "size": 1}', "field 'size' is unknown; expected {"),
+        ("/predict", b"{}", "field 'image' is missing; expected {"),
+        ("/predict", b"[]", "the body is JSON, but no object; expected {"),
+        ("/predict", b'{"image": 1}', "image is no text; expected {"),
+        ("/predict", b"nope", "the body is not valid JSON (byte "),
+        ("/predict", b"", 'the body is not valid JSON; expected {"image": "BASE64"}'),
+    ],
+)
+def test_a_wrong_request_says_what_is_expected(port, path, body, what):
+    answer = ask(port, path, body=body, content_type="application/json")
+    assert answer.status == 400
+    assert answer.error.startswith(what)
+
+
+def test_another_method_is_told_the_right_one(port):
+    assert ask(port, "/predict").error == "this address does not answer this method; use POST"
+    assert ask(port, "/", method="POST").error == "this address does not answer this method; use GET"
 
 
 def test_digits_equal_those_of_predict(tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,13 +19,14 @@ pytest.importorskip("starlette", reason="starlette is not installed (extra serve
 from multibox.builtin import FOLDER
 from multibox.cli.monitor import listen
 from multibox.cli.serve import check_token
-from multibox.errors import ConfigError
+from multibox.errors import ConfigError, MultiboxError
 from multibox.inference.load import load
 from multibox.serving import server as life
 from multibox.serving.app import make_app
-from multibox.serving.hosted import Room, open_models
+from multibox.serving.hosted import Room, check_sources, open_models
 from multibox.serving.server import make_server
 
+linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which signals are handled")
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
 
@@ -152,14 +154,29 @@ def test_a_token_is_required_where_others_reach_the_server():
         check_token("127.0.0.1", "short")
 
 
+def wait_until_sighup_is_handled(process):
+    """Return as soon as a process, which has just begun, has a handler of SIGHUP."""
+    until = time.monotonic() + 60
+    while True:
+        status = Path(f"/proc/{process}/status").read_text()
+        caught = re.search(r"^SigCgt:\s*(\w+)", status, re.MULTILINE)[1]
+        if int(caught, 16) >> signal.SIGHUP - 1 & 1:
+            return
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
 class Served:
     """`multibox serve` as a process."""
 
-    def __init__(self, *arguments, env=None):
+    def __init__(self, *arguments, env=None, early=None):
         command = [sys.executable, "-m", "multibox", "serve", *map(str, arguments), "--port", "0", "--log", "json"]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
         )
+        if early is not None:
+            wait_until_sighup_is_handled(self.process.pid)
+            self.process.send_signal(early)
         self.line = self.process.stdout.readline()
         self.port = int(re.search(r":(\d+)/", self.line)[1]) if ":" in self.line else 0
         self.log, self.clients = [], []
@@ -227,6 +244,26 @@ def test_sighup_reads_the_model_again_and_a_broken_file_keeps_it(tmp_path):
     assert "face.onnx" in served.events("reload_failed")[0]["message"]
 
 
+@linux
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_sighup_during_the_start_ends_nothing(workers):
+    served = Served("face", "--workers", workers, early=signal.SIGHUP)
+    served.wait_for("ready", workers)
+    if workers == 1:
+        served.wait_for("reloaded")
+    assert ask(served.connect())[0].status == 200
+    assert served.end() == 0
+    assert len(served.events("reloaded")) == int(workers == 1)
+    assert not served.events("worker_died")
+
+
+@linux
+def test_a_sigterm_during_the_start_ends_without_a_traceback():
+    served = Served("face", early=signal.SIGTERM)
+    assert served.end() in (0, -signal.SIGTERM)
+    assert served.log == []
+
+
 @posix
 @pytest.mark.slow
 def test_workers_are_replaced_when_they_die_and_read_models_one_after_another():
@@ -261,6 +298,32 @@ def test_workers_end_with_a_parent_that_is_killed():
             break
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("argument", "what"),
+    [
+        ("cats=", "'cats=' names no model; give cats=MODEL, such as coco or cats.onnx"),
+        ("", "'' names no model; give one, such as coco"),
+        ("=coco", "'=coco': the name before = is empty; give cats=coco"),
+        ("coco", "two models are called coco"),
+        ("nothing.onnx", "nothing.onnx does not exist"),
+    ],
+)
+def test_models_are_checked_before_any_is_opened(argument, what):
+    check_sources(["coco", "other=coco"])
+    with pytest.raises(MultiboxError) as caught:
+        check_sources(["coco", argument])
+    assert what in str(caught.value)
+
+
+@posix
+def test_a_model_that_is_not_there_is_told_before_a_port_that_is_taken():
+    with listen("127.0.0.1", 0) as taken:
+        command = [sys.executable, "-m", "multibox", "serve", "nothing.onnx", "--port", str(taken.getsockname()[1])]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("multibox: nothing.onnx does not exist")
 
 
 @posix

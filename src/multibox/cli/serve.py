@@ -48,14 +48,17 @@ def serve(
 
     Example: multibox serve coco
     """
+    from multibox.cli import hangups
     from multibox.cli.monitor import listen, open_browser, page_address, require_serve
 
     require_serve("multibox serve")
     check_token(host, token)
     if workers > 1 and os.name == "nt":
         raise ConfigError("--workers: processes share no port on Windows; start several servers, each on its own port")
+    from multibox.serving.hosted import check_sources
     from multibox.serving.workers import Control
 
+    check_sources(models)
     control = Control.of_environment()
     listener = listen(host, port, "--port 0 to take a free one") if control is None else control.listener
 
@@ -72,7 +75,7 @@ def serve(
         if control is None:
             say(", ".join(hosted))
         app = _app(hosted, host=host, listener=listener, token=token, allowed_hosts=allow_host or (), timeout=timeout)
-        run_server(make_server(hosted, app, grace=grace, control=control), listener)
+        run_server(make_server(hosted, app, grace=grace, control=control, hangups=hangups), listener)
 
     def say(what: str) -> None:
         # Without the token: what is printed may be kept in a log

@@ -157,15 +157,23 @@ class Guard:
             return self.refuse(421, "The Host header names no address of this server.", None)
         path = scope["path"]
         if self.token is not None and not welcome and path not in self.open_paths and not self._is_known(asked):
-            what = (
-                f"This page needs the token that `multibox {self.verb}` printed: open the address as it stands there."
-            )
-            if path != PAGE and self.programs:
-                what = "A token is needed: send the header `Authorization: Bearer TOKEN`."
-            return self.refuse(401, what, {"www-authenticate": "Bearer"})
+            return self.refuse(401, self._wanted(asked, scope), {"www-authenticate": "Bearer"})
         if not self._may_ask(asked, scope):
             return self.refuse(403, f"Only the page of `multibox {self.verb}` may ask for this from a browser.", None)
         return None
+
+    def _wanted(self, asked: _Asked, scope: Scope) -> str:
+        """Return what to say to a request without the right token."""
+        is_page = scope["path"] == PAGE
+        if not self.programs:
+            # The address that it printed holds the token
+            return (
+                f"This page needs the token that `multibox {self.verb}` printed: open the address as it stands there."
+            )
+        wrong = _bearer(asked) or (is_page and _shown_token(scope))
+        what = "The token is wrong" if wrong else "This page needs a token" if is_page else "A token is needed"
+        how = "open it as /?token=TOKEN" if is_page else "send the header `Authorization: Bearer TOKEN`"
+        return f"{what}: {how}, with the token that MULTIBOX_TOKEN or --token gave to `multibox {self.verb}`."
 
     def _may_ask(self, asked: _Asked, scope: Scope) -> bool:
         """Tell whether the request comes from our own page or, where they may ask, from a program."""
@@ -197,8 +205,7 @@ class Guard:
         return address.is_loopback or not self.loopback
 
     def _is_known(self, asked: _Asked) -> bool:
-        scheme, _, bearer = (asked.authorization or "").partition(" ")
-        if scheme.lower() == "bearer" and self._knows(bearer.strip()):
+        if self._knows(_bearer(asked)):
             return True
         return asked.cookie is not None and self._knows(_cookie(asked.cookie, self.cookie))
 
@@ -213,6 +220,11 @@ def _asked(scope: Scope) -> _Asked:
         if key is not None:
             found[key] = value.decode("latin-1")
     return _Asked(**found)
+
+
+def _bearer(asked: _Asked) -> str:
+    scheme, _, token = (asked.authorization or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _shown_token(scope: Scope) -> str | None:

@@ -141,7 +141,7 @@ class _Pages:
         if name is None:
             return next(iter(self.models.values()))
         if (model := self.models.get(name)) is None:
-            hint = did_you_mean(name[:100], self.models) or f"; there are {', '.join(self.models)}"
+            hint = did_you_mean(name[:100], self.models) or f"; the models are: {', '.join(self.models)}"
             raise Refused(404, f"there is no model {name[:100]!r}{hint}")
         return model
 
@@ -236,8 +236,8 @@ def _parameters(request: Request) -> dict[str, str]:
         return found
     for name, value in request.query_params.multi_items():
         if name not in PARAMETERS:
-            known = ", ".join(PARAMETERS)
-            raise Refused(400, f"parameter {name[:50]!r}{did_you_mean(name[:50], PARAMETERS)}: expected {known}")
+            hint = did_you_mean(name[:50], PARAMETERS) or f"; expected {', '.join(PARAMETERS)}"
+            raise Refused(400, f"parameter {name[:50]!r} is unknown{hint}")
         if name in found:
             raise Refused(400, f"parameter {name} is given twice")
         found[name] = value

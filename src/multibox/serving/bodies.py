@@ -1,6 +1,7 @@
 """Images in the body of a request: as they are, as JSON with base64, or several as multipart/form-data."""
 
 import binascii
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -25,6 +26,10 @@ WANTED = (
     'expected an image as body with its type (content-type: image/jpeg), JSON {"image": base64} with '
     "application/json, or multipart/form-data with one file per image"
 )
+
+
+WANTED_JSON = 'expected {"image": "BASE64"}, the bytes of one image file in base64'
+NO_URL = "an image is never fetched by URL; send its bytes"
 
 
 class Upload(NamedTuple):
@@ -76,9 +81,9 @@ def image_of_json(body: bytes) -> bytes:
     try:
         text = _decode(body).image
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused(400, f'the body is not JSON {{"image": base64}}: {error}') from None
+        raise Refused(400, _json_problem(error)) from None
     if text[:8].lower().startswith(("http:", "https:", "file:", "ftp:")):
-        raise Refused(400, "image: an image is never fetched by URL; send its bytes")
+        raise Refused(400, f"image: {NO_URL}")
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
@@ -90,6 +95,23 @@ def image_of_json(body: bytes) -> bytes:
     if not data:
         raise Refused(400, "image: it is empty, expected an image in base64")
     return data
+
+
+def _json_problem(error: Exception) -> str:
+    """Return a sentence about a body that is not `{"image": base64}`, without the words of the parser."""
+    text = str(error)
+    if unknown := re.search("unknown field `(.*)`", text, re.DOTALL):
+        name = one_line(unknown[1][:100])
+        if re.search("ur[il]|link|href", name, re.IGNORECASE):
+            return f'{name!r}: {NO_URL}, as in {{"image": "BASE64"}}'
+        return f"field {name!r} is unknown; {WANTED_JSON}, and nothing else"
+    if "missing required field" in text:
+        return f"field 'image' is missing; {WANTED_JSON}"
+    if isinstance(error, msgspec.ValidationError):
+        what = "image is no text" if "$.image" in text else "the body is JSON, but no object"
+        return f"{what}; {WANTED_JSON}"
+    place = re.search(r"\(byte \d+\)", text)
+    return f"the body is not valid JSON{f' {place[0]}' if place else ''}; {WANTED_JSON}"
 
 
 @dataclass

@@ -114,7 +114,10 @@ class Answering:
 
 def _response(error: Exception, scope: Scope) -> ASGIApp:
     if isinstance(error, HTTPException):
-        return problem(error.status_code, _SENTENCES.get(error.status_code, error.detail), error.headers)
+        what = _SENTENCES.get(error.status_code, error.detail)
+        if error.status_code == 405 and error.headers:
+            what += f"; use {_methods(error.headers['Allow'])}"
+        return problem(error.status_code, what, error.headers)
     response = as_problem(error)
     if response is None:
         LOG.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
@@ -243,6 +246,11 @@ class _Run:
 
 
 _SENTENCES = {404: "there is nothing at this address", 405: "this address does not answer this method"}
+
+
+def _methods(allowed: str) -> str:
+    """Return the methods of an `Allow` header as words, in a fixed order; HEAD is for programs that know of it."""
+    return " or ".join(sorted(method for method in allowed.split(", ") if method != "HEAD"))
 
 
 def _framing(scope: Scope) -> tuple[int | None, bool]:

@@ -193,19 +193,23 @@ def open_models(arguments: Sequence[str], room: Room = Room()) -> Models:  # noq
     """Open the models of the command line, each `MODEL` or `name=MODEL`; the first one is the default.
 
     Raises:
-        ConfigError: Two models have one name.
+        ConfigError: An argument lacks its name or model, or two models have one name.
         MultiboxError: A model cannot be opened.
     """
-    named: dict[str, str] = {}
-    for argument in arguments:
-        name, equals, source = argument.partition("=")
-        if not equals or Path(argument).exists():
-            name, source = _name_of(argument), argument
-        if name in named:
-            raise ConfigError(f"{argument}: two models are called {name}; give them names, as in other={source}")
-        named[name] = source
+    named = _named(arguments)
     room = room._replace(models=len(named))
     return Models({name: Hosted(name, source, room) for name, source in named.items()})
+
+
+def check_sources(arguments: Sequence[str]) -> None:
+    """Refuse models of the command line that do not exist, without opening any.
+
+    Raises:
+        ConfigError: An argument lacks its name or model, or two models have one name.
+        WeightsError: There is no such file or run folder.
+    """
+    for source in _named(arguments).values():
+        find_model(source)
 
 
 def open_source(name: str, source: str, room: Room, loads: int = 1) -> _Opened:
@@ -254,6 +258,24 @@ def fingerprint(file: Path) -> str:
                 while block := opened.read(1 << 20):
                     digest.update(block)
     return digest.hexdigest()[:12]
+
+
+def _named(arguments: Sequence[str]) -> dict[str, str]:
+    """Return the models of the command line by name."""
+    named: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, source = argument.partition("=")
+        if not equals or Path(argument).exists():
+            name, source = _name_of(argument), argument
+        if not source:
+            wanted = f"{name}=MODEL" if equals and name else "one"
+            raise ConfigError(f"{argument!r} names no model; give {wanted}, such as coco or cats.onnx")
+        if not name:
+            raise ConfigError(f"{argument!r}: the name before = is empty; give cats={source}, or {source} alone")
+        if name in named:
+            raise ConfigError(f"{argument}: two models are called {name}; give them names, as in other={source}")
+        named[name] = source
+    return named
 
 
 def _name_of(source: str) -> str:

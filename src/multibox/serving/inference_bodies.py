@@ -5,9 +5,10 @@ Sources: KServe's `open-inference-protocol` (HTTP/REST) and Triton's extension `
 
 import base64
 import binascii
+import difflib
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
@@ -15,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from multibox.errors import did_you_mean, one_line
+from multibox.errors import one_line
 from multibox.serving.answers import Refused
 from multibox.serving.bodies import MOST_PARTS
 
@@ -33,6 +34,10 @@ _DTYPES = {"UINT8": "u1", "INT64": "<i8", "FP32": "<f4"}
 _BYTE = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _WHOLE = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _VALUES: dict[str, Any] = {"UINT8": _BYTE, "INT64": _WHOLE, "FP32": float}
+_SYNONYMS = {"threshold": "score_threshold", "iou_threshold": "nms_threshold"}
+"""Names that are nearer in letters to another input than to the one that is meant."""
+_AXES = "batch", "height", "width"
+_WANTED = '{"inputs": [{"name": "images", "shape": [1, height, width, 3], "datatype": "UINT8", "data": [...]}]}'
 _WINDOWS = {"gzip": 31, "deflate": 15}
 """What zlib calls the two kinds of compression."""
 
@@ -117,7 +122,7 @@ def read_request(body: bytes, header_length: str | None, inputs: Mapping[str, Po
         raise Refused(
             413, f"the request has more than {_MOST_OBJECTS} JSON objects; expected 1 to {MOST_INPUTS} inputs"
         )
-    request = _decode(memoryview(body)[:length], _Request, "the request")
+    request = _decode(memoryview(body)[:length], _Request, "the request", f"; expected {_WANTED}")
     if not 1 <= len(request.inputs) <= MOST_INPUTS:
         raise Refused(400, f"the request has {len(request.inputs)} inputs, expected 1 to {MOST_INPUTS}")
     tensors: dict[str, Any] = {}
@@ -162,11 +167,19 @@ def length_of_json(header: str | None, size: int) -> int:
     return int(digits)
 
 
-def _decode(data: Any, kind: type[Kind], where: str) -> Kind:
+def meant_name(name: str, known: Iterable[str]) -> str:
+    """Return ", did you mean 'x'?" for the known name that is probably meant, or an empty string."""
+    names = {each: each for each in known}
+    names |= {other: each for other, each in _SYNONYMS.items() if each in names}
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f", did you mean {names[near[0]]!r}?" if near else ""
+
+
+def _decode(data: Any, kind: type[Kind], where: str, wanted: str = "") -> Kind:
     try:
         return msgspec.json.decode(data, type=kind)
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"{where}: {one_line(str(error))}") from None
+        raise Refused(400, f"{where}: {one_line(str(error))}{wanted}") from None
 
 
 def _small(raw: msgspec.Raw, where: str) -> Parameters:
@@ -214,7 +227,7 @@ def _refuse_shared_memory(where: str, parameters: Parameters) -> None:
 def _port_of(given: _Input, inputs: Mapping[str, Port]) -> Port:
     port = inputs.get(given.name)
     if port is None:
-        hint = did_you_mean(given.name[:100], inputs) or f"; expected {', '.join(inputs)}"
+        hint = meant_name(given.name[:100], inputs) or f"; expected {', '.join(inputs)}"
         raise Refused(400, f"input {given.name!r} is unknown{hint}")
     if given.datatype != port.datatype:
         floats = port.datatype == "UINT8" and given.datatype.startswith(("FP", "BF"))
@@ -232,8 +245,8 @@ def _shape_of(given: _Input, port: Port) -> tuple[int, ...]:
         size >= 1 and wanted in (-1, size) for size, wanted in zip(shape, port.shape, strict=True)
     )
     if not (fits or single):
-        dimensions = ", ".join("n" if wanted < 0 else str(wanted) for wanted in port.shape)
-        expected = f"[{dimensions}] with n at least 1" if port.shape else "[] or [1]"
+        sizes = (str(wanted) if wanted >= 0 else axis for wanted, axis in zip(port.shape, (*_AXES, ""), strict=False))
+        expected = f"[{', '.join(sizes)}], each at least 1" if port.shape else "[] or [1]"
         raise Refused(400, f"input {given.name} has shape {_shown(shape)}, expected {expected}")
     if port.shape and shape[0] > MOST_PARTS:
         raise Refused(413, f"input {given.name} has {shape[0]} images, expected at most {MOST_PARTS}")

@@ -22,6 +22,7 @@ from multibox.serving.inference_bodies import (
     Tensors,
     inflate,
     length_of_json,
+    meant_name,
     read_request,
     wants_bytes,
     write_answer,
@@ -178,7 +179,7 @@ class _Protocol:
     def _model(self, request: Request) -> Hosted:
         name, version = request.path_params["name"], request.path_params.get("version", VERSION)
         if name not in self.models:
-            hint = did_you_mean(name[:100], self.models) or f"; there are {', '.join(self.models)}"
+            hint = did_you_mean(name[:100], self.models) or f"; the models are: {', '.join(self.models)}"
             raise Refused(404, f"there is no model {name[:100]!r}{hint}")
         if version != VERSION:
             raise Refused(404, f"model {name} has no version {version[:100]!r}; its only one is {VERSION}")
@@ -219,7 +220,7 @@ def _wanted(tensors: Tensors) -> list[tuple[str, bool]]:
     """Return the outputs to give, and whether each goes as bytes."""
     default = wants_bytes(tensors)
     if unknown := [name for name in tensors.outputs if name not in OUTPUTS]:
-        hint = did_you_mean(unknown[0], OUTPUTS) or f"; there are {', '.join(OUTPUTS)}"
+        hint = did_you_mean(unknown[0], OUTPUTS) or f"; the outputs are: {', '.join(OUTPUTS)}"
         raise Refused(400, f"output {unknown[0]!r} is unknown{hint}")
     if not tensors.outputs:
         return [(name, default) for name in OUTPUTS if name not in _ON_REQUEST]
@@ -234,7 +235,7 @@ def _limits(tensors: Tensors) -> dict[str, Any]:
             raise Refused(400, f"{name} is given as an input and as a parameter; give one of them")
         if name in LIMITS:
             limits[name] = value
-        elif not name.startswith(_FOREIGN) and (hint := did_you_mean(name[:100], LIMITS)):
+        elif not name.startswith(_FOREIGN) and (hint := meant_name(name[:100], LIMITS)):
             raise Refused(400, f"parameter {name[:100]!r} is unknown{hint}")
     for name, value in limits.items():
         whole = name == "max_detections"

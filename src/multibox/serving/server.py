@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -47,11 +48,15 @@ class Server(uvicorn.Server):
         models: By name.
         control: Its parent, if it is one of several workers: told `ready` when the models have computed once, and
             `reloaded` or `kept` after a reload.
+        hangups: SIGHUPs that came before the server could handle them; if there are any, it reads its models again
+            once they are ready.
     """
 
-    def __init__(self, config: uvicorn.Config, models: Models, control: "Control | None" = None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, models: Models, control: "Control | None" = None, hangups: Sequence[int] = ()
+    ) -> None:
         super().__init__(config)
-        self.models, self.control = models, control
+        self.models, self.control, self.hangups = models, control, hangups
         self.failure: Exception | None = None
         """Why the models cannot compute, if they cannot."""
         self._jobs: set[asyncio.Task[None]] = set()
@@ -138,6 +143,9 @@ class Server(uvicorn.Server):
             self._tell("ready")
             versions = {name: model.version for name, model in self.models.items()}
             log.info("ready", extra={"event": "ready", "models": versions})
+            # A worker reads its models after its parent got the signal
+            if self.hangups and self.control is None:
+                self._on_hangup()
 
     def _tell(self, word: str) -> None:
         if self.control is not None:
@@ -196,6 +204,7 @@ def make_server(
     *,
     grace: float = GRACE,
     control: "Control | None" = None,
+    hangups: Sequence[int] = (),
 ) -> Server:
     """Return the server.
 
@@ -204,6 +213,7 @@ def make_server(
         app: Answers the requests.
         grace: Seconds in which requests that were accepted are answered before the server ends.
         control: The parent of this process, if others accept connections on the same socket.
+        hangups: SIGHUPs that came before.
     """
     config = uvicorn.Config(
         Envelope(app, lambda: models.draining),
@@ -218,7 +228,7 @@ def make_server(
         timeout_graceful_shutdown=max(1, round(grace)),
         backlog=BACKLOG if control is None else 1,
     )
-    return Server(config, models, control)
+    return Server(config, models, control, hangups)
 
 
 def _accept_all(sockets: list[socket.socket]) -> list[socket.socket]:

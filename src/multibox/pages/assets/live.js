@@ -8,6 +8,7 @@ multibox.live = (model) => {
   const MOST_KEPT = 24; // images of the history
   const MOST_BYTES = 250e6; // of their files together
   const MOST_CROPS = 48;
+  const MOST_TOLD = 4; // lines about files that were refused
   const NAMED = 4; // classes that the empty page names
   const CROP = 176, THUMB = 120, CHOSEN = 480; // longest sides in pixels
   const TRIES = 5; // while the server is busy
@@ -67,15 +68,21 @@ multibox.live = (model) => {
 
   const notice = el("div", { class: "notice", role: "alert", hidden: true });
   /** Tell something: a word of the page with its values, or an error. `act` adds a button. */
-  function tell(what, ...values) { message = { what, values, act: null }; drawMessage(); }
-  function tellAgain(error, act) { message = { what: error, values: [], act }; drawMessage(); }
+  function tell(what, ...values) { message = { lines: [[what, ...values]], act: null }; drawMessage(); }
+  function tellAgain(what, act) { const refusals = message?.refusals ?? []; message = { lines: [...refusals, [what]], refusals, act }; drawMessage(); }
+  /** Tell which files were refused; what is told of the other files of the same choice comes below it. */
+  function tellRefused(refused) {
+    const refusals = refused.length > MOST_TOLD ? [...refused.slice(0, MOST_TOLD - 1), ["moreRefused", refused.length - MOST_TOLD + 1]] : refused;
+    message = { lines: refusals, refusals, act: null };
+    drawMessage();
+  }
   function quiet() { if (message) { message = null; drawMessage(); } }
   function drawMessage() {
     notice.hidden = message === null;
     if (!message) { notice.replaceChildren(); return; }
-    const { what, values, act } = message;
-    const text = typeof what === "string" ? say(what, ...values) : what.key ? say(what.key) : what.message;
-    replace(notice, el("p", {}, text), el("div", { class: "actions" },
+    const { lines, act } = message;
+    const text = ([what, ...values]) => (typeof what === "string" ? say(what, ...values) : what.key ? say(what.key) : what.message);
+    replace(notice, ...lines.map((line) => el("p", {}, text(line))), el("div", { class: "actions" },
       act ? el("button", { type: "button", onclick: () => { quiet(); act(); } }, say("again")) : null, el("button", { type: "button", onclick: quiet }, say("close"))));
   }
 
@@ -90,12 +97,14 @@ multibox.live = (model) => {
   /* ---- Images in ---- */
   const IMAGE_NAMES = /\.(jpe?g|png|webp|gif|bmp|tiff?|avif|hei[cf])$/i;
   function take(files) {
+    const refused = [];
     quiet();
     for (const file of files) {
-      if (file.type.startsWith("video/")) tell("video", file.name);
+      if (file.type.startsWith("video/")) refused.push(["video", file.name]);
       else if (file.type.startsWith("image/") || (!file.type && IMAGE_NAMES.test(file.name))) queue.push(file);
-      else tell("notImage", file.name);
+      else refused.push(["notImage", file.name]);
     }
+    if (refused.length) tellRefused(refused);
     if (queue.length) camera.stop();
     if (!busy) work();
   }
@@ -117,7 +126,7 @@ multibox.live = (model) => {
       Object.assign(one, await patient(blob));
       one.milliseconds = performance.now() - began;
       keep(one);
-      if (entry === one) { view.shape(one.width, one.height); if (!one.media) tell("blind"); }
+      if (entry === one) { view.shape(one.width, one.height); if (!one.media) tellAgain("blind", null); }
     } catch (error) {
       if (entry === one) open(null);
       URL.revokeObjectURL(one.url);
