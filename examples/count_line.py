@@ -44,14 +44,20 @@ def count(rows: list[dict], line: list[int], zone: list[int]) -> dict[str, dict[
     return {"left": dict(left), "right": dict(right), "zone": dict(Counter(names[each] for each in inside.values()))}
 
 
+def read_rows(path: Path) -> list[dict]:
+    """Return the rows of a file of JSON lines, or of a JSON list."""
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
+
+
 def main() -> None:
     """Read the rows and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=Path, help="JSON lines that multibox predict --track --json wrote")
+    parser.add_argument("rows", type=Path, help="the .jsonl or .json that multibox predict --track --json wrote")
     parser.add_argument("--line", required=True, help="x1,y1,x2,y2")
     parser.add_argument("--zone", default="", help="x,y of each corner")
     asked = parser.parse_args()
-    rows = [json.loads(text) for text in asked.rows.read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(asked.rows)
     line, zone = ([int(part) for part in text.split(",") if part] for text in (asked.line, asked.zone))
     counts = count(rows, line, zone)
     print(f"crossed to the left of the line: {counts['left']}, to its right: {counts['right']}")

@@ -212,3 +212,14 @@ def test_a_full_disk_is_a_sentence(run, tiny_file, photos, tmp_path):
         assert not list(tmp_path.rglob("*.part"))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_names_that_fill_gaps_are_not_counted():
+    from multibox.builtin import about
+    from multibox.cli.predict import describe_thresholds
+
+    line = describe_thresholds((0.5, 0.4, 0.4, 0.4), ("dog", "unused 2", "cat", "cow"), None)
+    assert line.endswith("dog 0.500, cat 0.400, cow 0.400")
+    names = tuple(about("coco")["names"])
+    line = describe_thresholds((0.5, *(0.4 for _ in names[1:])), names, None)
+    assert len(names) > 80 and line.endswith("the other 79 classes 0.400")

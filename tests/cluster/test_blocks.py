@@ -13,7 +13,7 @@ from multibox.cluster import block_worker
 from multibox.cluster.block_worker import as_parquet, model_files, open_shipped
 from multibox.cluster.image_sources import find_blocks
 from multibox.cluster.places import join, names_in, open_binary
-from multibox.cluster.plan import Part, finish, make_plan, open_folder
+from multibox.cluster.plan import Block, Part, finish, make_plan, open_folder
 from multibox.data.sprites import render
 from multibox.errors import ConfigError, DataError, ImageError
 
@@ -91,12 +91,40 @@ def test_a_job_goes_on_where_it_ended(photos, tmp_path, store, run_job):
 def test_another_job_is_refused_and_overwrite_starts_again(photos, tmp_path, run_job):
     out = tmp_path / "found.parquet"
     run_job([photos], out)
-    with pytest.raises(ConfigError, match=r"begun with threshold 0\.05 \(now 0\.5\); repeat the command"):
+    with pytest.raises(ConfigError, match=r"begun with threshold 0\.05 \(now threshold 0\.5\); repeat the command"):
         run_job([photos], out, threshold=0.5)
     with pytest.raises(ConfigError, match=r"other images \(9 then, 1 now\)"):
         run_job([photos / "3.jpg"], out)
     parts, _ = run_job([photos / "3.jpg"], out, overwrite=True)
     assert len(parts) == len(rows_of(out)) == 1
+
+
+def test_results_without_their_plan_can_be_replaced_and_others_not(photos, tmp_path, run_job):
+    out = tmp_path / "found.parquet"
+    run_job([photos], out)
+    (out / "_SUCCESS").touch()
+    (out / "_plan.json").unlink()
+    with pytest.raises(ConfigError, match="holds other files"):
+        run_job([photos], out)
+    parts, _ = run_job([photos / "3.jpg"], out, overwrite=True)
+    assert len(parts) == len(rows_of(out)) == 1 and not (out / "_SUCCESS").exists()
+    # A table of somebody else's
+    (out / "_plan.json").unlink()
+    pq.write_table(pq.read_table(out / "part-00000.parquet").replace_schema_metadata(), out / "part-00000.parquet")
+    with pytest.raises(ConfigError, match="holds other files"):
+        run_job([photos], out, overwrite=True)
+
+
+def test_differences_are_told_in_words(tmp_path):
+    first = make_plan([Block("files", ("a",), (1,), 0, 1)], "m", None)
+    open_folder(str(tmp_path / "out"), first)
+    for changed, words in (
+        (first._replace(threshold=0.5), r"begun with the model's own threshold \(now threshold 0.5\);"),
+        (first._replace(source="x"), "begun with other images: names, sizes or their order differ;"),
+        (first._replace(background=(0, 0, 9)), r"the model's own background \(now background 0,0,9\);"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            open_folder(str(tmp_path / "out"), changed)
 
 
 def test_an_image_that_has_changed_is_another_source(tmp_path, run_job):

@@ -2,11 +2,13 @@
 
 import importlib.util
 import socket
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 from multibox.cli.predict_ray import with_address
+from multibox.cluster.block_worker import BlockWorker
 from multibox.cluster.ray_job import _as_ours, choose_pool
 from multibox.errors import ConfigError, DataError, WeightsError
 
@@ -115,3 +117,20 @@ def test_what_a_worker_says_comes_through():
     assert "lacks multibox" in str(_as_ours(RuntimeError("ModuleNotFoundError: No module named 'multibox.cluster'")))
     other = RuntimeError("something else")
     assert _as_ours(other) is other
+
+
+def test_ctrl_c_counts_the_parts_on_the_disk(run, images, tmp_path, monkeypatch):
+    out = tmp_path / "found.parquet"
+
+    def interrupted(_, blocks, files, task, pool):
+        # The actor has written its part when Ctrl-C comes, and nothing of it came back yet
+        worker = BlockWorker(task, lambda: files)
+        worker({"number": [blocks[0][0]], "block": [blocks[0][1].encode()]})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("multibox.cluster.ray_job.choose_address", lambda _: "local")
+    monkeypatch.setattr("multibox.cluster.ray_job.cluster", lambda _: nullcontext(FakeRay(CPU=1.0)))
+    monkeypatch.setattr("multibox.cluster.ray_job.do_blocks", interrupted)
+    code, told, _ = run("predict", "face", images, "--ray", "--out", out)
+    assert code == 130 and (out / "part-00000.parquet").is_file()
+    assert "stopped: 1 image with 0 objects" in told and "(1 part) of 1" in told

@@ -31,16 +31,28 @@ def rows(tmp_path):
     return tmp_path / "rows.jsonl"
 
 
-def test_each_square_crosses_once(rows):
+def load_example():
     spec = importlib.util.spec_from_file_location("count_line", EXAMPLE)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
+    return example
+
+
+def test_each_square_crosses_once(rows):
+    example = load_example()
     found = [json.loads(line) for line in rows.read_text().splitlines()]
     # Whoever walks along the line from left to right has what goes down on the right hand
     assert example.count(found, [0, 60, 160, 60], []) == {"left": {"blue": 1}, "right": {"red": 1}, "zone": {}}
     assert example.count(found, [160, 60, 0, 60], [])["left"] == {"red": 1}
     assert example.count(found, [0, 115, 160, 115], [])["right"] == {}
     assert example.count(found, [0, 60, 160, 60], [0, 0, 60, 0, 60, 120, 0, 120])["zone"] == {"red": 1}
+
+
+def test_a_list_is_read_as_well(rows):
+    example = load_example()
+    as_list = rows.with_suffix(".json")
+    as_list.write_text("[\n" + ",\n".join(rows.read_text().splitlines()) + "\n]\n")
+    assert example.read_rows(as_list) == example.read_rows(rows) and len(example.read_rows(rows)) == 45
 
 
 def test_the_example_runs_as_documented(rows):

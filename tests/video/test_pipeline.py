@@ -3,6 +3,7 @@
 import io
 import json
 import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -240,6 +241,17 @@ def test_memory_is_bounded(tmp_path):
         assert len(list(stream)) == 199
 
 
+def test_fragments_are_on_the_disk_while_the_video_goes_on(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", 150)
+    target = tmp_path / "o.mp4"
+    with closing(predict_video(as_file(path), Plan([SquareFinder()]), target, Progress())) as stream:
+        for frame, *_ in stream:
+            if frame.number == 140:
+                # Two seconds and the frames under way may be missing; the clip is smaller than a buffer of FFmpeg's
+                assert target.read_bytes().count(b"moof") >= 1
+                break
+
+
 def test_tables(tmp_path):
     entry = {
         "file": "a, b.mp4", "frame": 3, "time": 0.1, "width": 4, "height": 2,
@@ -247,6 +259,7 @@ def test_tables(tmp_path):
     }  # fmt: skip
     target = io.BytesIO()
     with open_tables(tmp_path / "x.jsonl", tmp_path / "x.csv") as add, open_tables(target) as also:
+        assert not list(tmp_path.iterdir())
         add(entry)
         also(entry)
         # Written at once, whatever becomes of this process
@@ -262,3 +275,7 @@ def test_tables(tmp_path):
         add(entry)
         assert not (tmp_path / "x.json").exists()
     assert json.loads((tmp_path / "x.json").read_text()) == [entry, entry]
+    with open_tables(tmp_path / "none.jsonl", tmp_path / "none.csv"):
+        pass
+    # Without a frame that was looked at, but no failure either
+    assert (tmp_path / "none.jsonl").read_text() == "" and (tmp_path / "none.csv").read_text().count("\n") == 1

@@ -64,7 +64,7 @@ def test_a_video_is_drawn_listed_and_counted(run, finder, tmp_path, monkeypatch)
     write_clip(tmp_path / "my clip.mp4", 30)
     code, out, err = run("predict", "coco", "my clip.mp4", "--track", "--json", "p.json", "--csv", "p.csv")
     assert (code, err) == (0, "")
-    assert out.splitlines()[-1] == "my clip.mp4: 30 frames, 30 objects of 1 tracks, drawn in predictions/my clip.mp4"
+    assert out.splitlines()[-1] == "my clip.mp4: 30 frames, 30 detections of 1 tracks, drawn in predictions/my clip.mp4"
     assert len(frames_of(tmp_path / "predictions" / "my clip.mp4")) == 30
     rows = rows_of(tmp_path / "p.json")
     assert [row["frame"] for row in rows] == list(range(30))
@@ -110,7 +110,7 @@ def test_a_csv_of_images(run, finder, tmp_path):
 def test_json_on_standard_output_stands_alone(run, finder, tmp_path):
     write_clip(tmp_path / "a.mp4", 4)
     code, out, err = run("predict", "coco", tmp_path / "a.mp4", "--json", "-", "--out", tmp_path / "o")
-    assert code == 0 and len(json.loads(out)) == 4 and "4 frames, 4 objects, drawn in" in err
+    assert code == 0 and len(json.loads(out)) == 4 and "4 frames, 4 detections, drawn in" in err
 
 
 def test_a_damaged_video_is_told_and_costs_nothing_but_itself(run, finder, tmp_path):
@@ -128,12 +128,55 @@ def test_a_damaged_video_is_told_and_costs_nothing_but_itself(run, finder, tmp_p
     assert not (tmp_path / "b").exists() and not (tmp_path / "b.json").exists()
 
 
+@pytest.mark.parametrize("source", ["text.mp4", "camera:9", "rtsp://127.0.0.1:9/x"])
+def test_a_source_that_cannot_be_opened_changes_no_file_and_leaves_none(run, finder, tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.mp4").write_text("no video\n" * 50)
+    for name in ("good.jsonl", "good.json", "good.csv"):
+        (tmp_path / name).write_text("results\n")
+    for ending in ("jsonl", "json"):
+        old = ("--json", f"good.{ending}", "--csv", "good.csv", "--overwrite")
+        new = ("--json", f"new.{ending}", "--csv", "new.csv")
+        for files in (old, new):
+            code, _, err = run("predict", "coco", source, *files, "--out", "gv")
+            assert code == 2 and err.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"text.mp4", "good.jsonl", "good.json", "good.csv"}
+    assert all((tmp_path / name).read_text() == "results\n" for name in ("good.jsonl", "good.json", "good.csv"))
+
+
+def test_ctrl_c_before_the_first_frame_changes_no_file(run, finder, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("multibox.video.pipeline.Reader", interrupted)
+    clip = write_clip(tmp_path / "clip.mp4", 2)
+    (tmp_path / "good.json").write_text("[1]")
+    files = ("--json", tmp_path / "good.json", "--csv", tmp_path / "new.csv", "--overwrite")
+    code, out, _ = run("predict", "coco", clip, *files, "--out", tmp_path / "o")
+    assert code == 130 and "nothing is written" in out
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "good.json"}
+    assert (tmp_path / "good.json").read_text() == "[1]"
+
+
+def test_a_cut_video_ends_with_exit_code_1(run, finder, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", 90)
+    run("predict", "coco", clip, "--out", tmp_path / "o")
+    data = (tmp_path / "o" / "clip.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
+    code, out, err = run("predict", "coco", tmp_path / "cut.mp4", "--out", tmp_path / "p")
+    assert code == 1 and "frames" in out and "was it cut off?" in err
+    code, _, err = run("predict", "coco", tmp_path / "o" / "clip.mp4", "--out", tmp_path / "q")
+    assert (code, err) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["photo.png", "--track"], "--track is for videos, streams and cameras, and none is among the sources"),
         (["photo.png", "--every", "2"], "--every is for videos"),
         (["clip.mp4", "--coco", "x.json"], "--coco names images, which frames of a video are not (clip.mp4)"),
+        (["camera:x"], "camera:x: expected the number of a camera, such as camera:0"),
+        (["gone.mp4"], "gone.mp4 does not exist: give image or video files, folders or glob patterns"),
         (["camera:9"], "camera:9 is not there: this machine has no /dev/video9"),
         (["http://127.0.0.1:9/x"], "http://127.0.0.1:9/x cannot be opened (Connection refused)"),
         (["rtsp://anna:secret@127.0.0.1:9/x"], "rtsp://127.0.0.1:9/x cannot be opened"),

@@ -333,16 +333,19 @@ def describe(seen: "SeenImage") -> str:
 
 def describe_thresholds(own: tuple[float, ...], names: tuple[str, ...], threshold: float | None) -> str:
     """Return a line with the scores from which detections are reported."""
+    from multibox.data.choosing import in_use
     from multibox.thresholds import class_thresholds
 
     if threshold is not None:
         return f"scores from {threshold:g} are reported"
-    values = class_thresholds(own, names)
+    used = set(in_use(names) or names)
+    known = [pair for pair in zip(names, class_thresholds(own, names), strict=True) if pair[0] in used]
+    values = [value for _, value in known]
     if not own:
         return f"scores from {values[0]:g} are reported; the model has no thresholds of its own"
     usual = max(values, key=values.count)
-    listed = [(name, value) for name, value in zip(names, values, strict=True) if value != usual or len(names) <= 8]
+    listed = [(name, value) for name, value in known if value != usual or len(known) <= 8]
     parts = [f"{name} {value:.3f}" for name, value in listed[:8]]
-    if others := len(names) - len(parts):
+    if others := len(known) - len(parts):
         parts.append(f"the other {others} classes {usual:.3f}" if len(listed) <= 8 else f"{others} more")
     return f"scores from the model's thresholds are reported: {', '.join(parts)}"

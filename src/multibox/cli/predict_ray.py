@@ -117,6 +117,8 @@ def predict_on_ray(run: RayRun, others: Sequence[str]) -> None:
                 task = Task(plan, place, str(Path.cwd()), pool.device, pool.cores, run.on_bad is OnBad.stop)
                 _follow(do_blocks(ray, count.left(blocks), files, task, pool), count, plan)
         except KeyboardInterrupt:
+            # What came back from the actors may be less than what they wrote
+            count.parts = open_folder(folder, plan)
             typer.echo(f"stopped: {count.summary(folder)} of {plan.blocks:,}; the same command does the others")
             raise typer.Exit(130) from None
     finish(folder, count.parts, plan)

@@ -29,6 +29,8 @@ class _Counts:
     frames: int = 0
     broken: list[str] = field(default_factory=list[str])
     """What is wrong with each source that is damaged or cannot be read."""
+    told: list[str] = field(default_factory=list[str])
+    """Summaries to print once standard output has its whole list, which they would stand in on a terminal."""
 
 
 def check_videos(videos: "Sequence[Video]", *, track: bool, every: int, images_only: Mapping[str, Path | None]) -> None:
@@ -79,16 +81,21 @@ def predict_videos(
     say = _speaker(job)
     plan = Plan(job.detectors, job.threshold, track, every, job.on_bad is OnBad.stop)
     counts, seen, stopped = _Counts(), Seen(job.detectors[0].statistics), False
-    with open_tables(job.outputs.json_target, job.outputs.csv) as add:
+    with _told_last(counts, say), open_tables(job.outputs.json_target, job.outputs.csv) as add:
+        tell = counts.told.append if job.outputs.to_stdout else say
         try:
             if job.images:
                 run_images(job, folder, tally, add)
-                say(tally.summary(folder))
+                tell(tally.summary(folder))
             for stem, video in videos.items():
                 _predict_one(job, plan, video, folder / f"{stem}.mp4", counts, add, seen)
         except KeyboardInterrupt:
             stopped = True
-        if not stopped and not tally.images and not counts.read:
+        if not tally.images and not counts.read:
+            # Leaving the block by an exception leaves result files as they were
+            if stopped:
+                say("stopped before anything was read; nothing is written")
+                raise typer.Exit(130)
             first = tally.first or counts.broken[0]
             alone = len(job.images) + len(videos) == 1
             raise DataError(first if alone else f"no source could be read, so nothing is written; the first: {first}")
@@ -104,6 +111,16 @@ def predict_videos(
         typer.echo(f"multibox: {line}", err=True)
     if tally.broken or counts.broken:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _told_last(counts: _Counts, say: "Callable[[str], None]") -> Generator[None, None, None]:
+    """Print the summaries that waited, however the block ends."""
+    try:
+        yield
+    finally:
+        for text in counts.told:
+            say(text)
 
 
 def _speaker(job: "Job") -> "Callable[[str], None]":
@@ -126,8 +143,8 @@ def _predict_one(
     say = _speaker(job)
     progress = Progress()
     try:
-        with _bar(video, say) as tell:
-            stream = predict_video(video, plan, target, progress, add=add, seen=seen, tell=tell)
+        with _bar(video, say) as show:
+            stream = predict_video(video, plan, target, progress, add=add, seen=seen, tell=show)
             with closing(stream):
                 for _ in stream:
                     pass
@@ -140,7 +157,8 @@ def _predict_one(
         if progress.frames:
             counts.read += 1
             counts.frames += progress.looked
-            say("\n".join(_summary(video, progress, plan, target)))
+            tell = counts.told.append if job.outputs.to_stdout else say
+            tell("\n".join(_summary(video, progress, plan, target)))
     if progress.bad:
         counts.broken.append(
             f"{video.shown}: {progress.bad:,} damaged place{'s' if progress.bad > 1 else ''}; the first: "
@@ -173,8 +191,8 @@ def _summary(video: "Video", progress: "Progress", plan: "Plan", target: Path) -
     looked = f", {progress.looked:,} of them looked at" if plan.every > 1 else ""
     tracks = f" of {progress.tracks:,} tracks" if plan.track else ""
     lines = [
-        f"{one_line(video.shown)}: {progress.frames:,} frames{looked}, {progress.objects:,} objects{tracks}, drawn in "
-        f"{target}"
+        f"{one_line(video.shown)}: {progress.frames:,} frames{looked}, {progress.objects:,} detections{tracks}, drawn "
+        f"in {target}"
     ]
     if progress.missed:
         lines.append(f"  {progress.missed:,} frames passed over, as they came faster than the network looks")

@@ -7,6 +7,7 @@ the plan, so a block that is done twice, by a process thought dead, changes noth
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -23,6 +24,8 @@ KEY = b"multibox"
 """Name of the Parquet metadata of a part: its `Part` as JSON."""
 _FORMAT = 1
 _READERS = 16
+_OWN_PART = re.compile(r"part-\d{5,}\.parquet")
+"""Other programs write files such as part-00000-ab12.parquet."""
 
 
 class Block(NamedTuple):
@@ -130,7 +133,9 @@ def open_folder(out: str, plan: Plan, *, overwrite: bool = False) -> list[Part]:
         raise ConfigError(f"--out {out} is a file, expected a folder for the parts; give another name")
     names = names_in(out)
     if PLAN not in names:
-        if names:
+        if names and overwrite and _holds_results_alone(out, names):
+            _remove_results(out, names)
+        elif names:
             raise ConfigError(
                 f"--out {out} holds other files ({sorted(names)[0]}), expected a new folder or one that --ray began; "
                 "give another name"
@@ -144,11 +149,33 @@ def open_folder(out: str, plan: Plan, *, overwrite: bool = False) -> list[Part]:
             "--overwrite to start again"
         )
     if differences or overwrite:
-        for name in sorted(name for name in names if is_part(name) or name == FINISHED):
-            remove(join(out, name))
+        _remove_results(out, names)
         write_whole(join(out, PLAN), _as_json(plan))
         return []
     return _finished_parts(out, plan, [number for number in range(plan.blocks) if plan.part(number) in names])
+
+
+def _holds_results_alone(out: str, names: Iterable[str]) -> bool:
+    """Return whether a folder without a plan holds nothing but results of ours, by their names and the first part."""
+    parts = sorted(name for name in names if name != FINISHED)
+    if not all(_OWN_PART.fullmatch(name) for name in parts):
+        return False
+    try:
+        for name in parts[:1]:
+            with open_binary(join(out, name)) as file:
+                return KEY in (import_module("pyarrow.parquet").read_metadata(file).metadata or {})
+    except import_module("pyarrow").ArrowException:
+        return False
+    return True
+
+
+def _is_result(name: str) -> bool:
+    return is_part(name) or name == FINISHED
+
+
+def _remove_results(out: str, names: Iterable[str]) -> None:
+    for name in sorted(filter(_is_result, names)):
+        remove(join(out, name))
 
 
 def is_part(name: str) -> bool:
@@ -208,11 +235,29 @@ def _differences(found: bytes, plan: Plan) -> str:
     different = [name for name in own if stored.get(name, ...) != own[name]]
     words = {
         "model": "another model",
-        "source": f"other images ({stored.get('images')} then, {own['images']} now)",
+        "source": _images_differ(stored.get("images"), own["images"]),
         "flip": f"{'' if stored.get('flip') else 'no '}--flip",
+        "threshold": f"{_threshold(stored.get('threshold'))} (now {_threshold(own['threshold'])})",
+        "background": f"{_background(stored.get('background'))} (now {_background(own['background'])})",
     }
     return " and ".join(
         words.get(name, f"{name} {stored.get(name)} (now {own[name]})")
         for name in different
         if name not in ("images", "blocks") or "source" not in different
     )
+
+
+def _images_differ(before: int | None, now: int | None) -> str:
+    if before == now:
+        # The number, if it is known, says nothing
+        return "other images: names, sizes or their order differ"
+    then, since = ("a number not known" if number is None else f"{number:,}" for number in (before, now))
+    return f"other images ({then} then, {since} now)"
+
+
+def _threshold(value: float | None) -> str:
+    return "the model's own threshold" if value is None else f"threshold {value:g}"
+
+
+def _background(value: list[int] | None) -> str:
+    return "the model's own background" if value is None else f"background {','.join(map(str, value))}"

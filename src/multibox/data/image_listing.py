@@ -136,7 +136,7 @@ def _list_source(source: str | Path, videos: bool) -> _Source:
         if videos and is_video(path):
             return _Source([], [path], Counter())
         if path.suffix.lower() in VIDEOS | _ARCHIVES:
-            raise _not_yet(str(source))
+            raise _not_yet(str(source), videos)
         return _Source([path], [], Counter())
     if path.is_dir():
         hits, where = path.iterdir(), f"in folder {path}"
@@ -145,7 +145,7 @@ def _list_source(source: str | Path, videos: bool) -> _Source:
         hits = (Path(hit) for hit in glob.glob(str(source), recursive=True))  # noqa: PTH207 - absolute patterns
         where, hint = f"matches {source}", ""
     else:
-        raise _not_yet(str(source))
+        raise _not_yet(str(source), videos)
     files = sorted(hit for hit in hits if not hit.name.startswith(".") and hit.is_file())
     films = [file for file in files if videos and file.suffix.lower() in VIDEOS and is_video(file)]
     files = [file for file in files if file not in films] if films else files
@@ -175,7 +175,7 @@ def _counted(count: int, what: str) -> str:
     return f"1 {what} was" if count == 1 else f"{count} {what}s were"
 
 
-def _not_yet(source: str) -> ImageError:
+def _not_yet(source: str, videos: bool = False) -> ImageError:
     """Return the error of a source that does not exist, or is no image, folder or pattern."""
     scheme, _, rest = source.partition("://")
     suffix = Path(source).suffix.lower()
@@ -191,4 +191,7 @@ def _not_yet(source: str) -> ImageError:
         )
     if Path(source).is_file() and suffix in _ARCHIVES:
         return ImageError(f"{source} is an archive, which is not opened: unpack it and {_SOURCES}")
-    return ImageError(f"{source} does not exist: {_SOURCES}")
+    sources = (
+        _SOURCES.replace("image files, folders of images", "image or video files, folders") if videos else _SOURCES
+    )
+    return ImageError(f"{source} does not exist: {sources}")

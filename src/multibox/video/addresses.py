@@ -16,7 +16,7 @@ WAITING = frozenset({"http", "https"})
 """Schemes of streams that wait until the next frame is asked for."""
 SECONDS = 15
 """Time that a server has to answer, and to send the next frame."""
-_CAMERA = re.compile(r"camera:(?P<device>.+)")
+_CAMERA = re.compile(r"camera:(?P<device>.*)")
 _DEVICES = {"linux": "v4l2", "darwin": "avfoundation", "win32": "dshow"}
 """FFmpeg's names of camera interfaces, by `sys.platform`."""
 
@@ -100,6 +100,8 @@ def _as_camera(source: str, device: str) -> Video:
     interface = next((name for system, name in _DEVICES.items() if sys.platform.startswith(system)), None)
     if interface is None:
         raise ConfigError(f"{source}: cameras are read on Linux, macOS and Windows, and this is {sys.platform}")
+    if not device or (interface == "v4l2" and not (device.isdigit() or device.startswith("/"))):
+        raise ConfigError(f"{source}: expected the number of a camera, such as camera:0, the first camera")
     target, options = device, ()
     if interface == "v4l2":
         target = f"/dev/video{device}" if device.isdigit() else device

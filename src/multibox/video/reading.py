@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from multibox.errors import DataError
 from multibox.video.addresses import SECONDS, Video
+from multibox.video.wholeness import missing_end
 
 if TYPE_CHECKING:
     Sound: TypeAlias = Packet[AudioStream]
@@ -126,6 +127,8 @@ class Reader:
         expected = self.stream.frames if "mp4" in self.container.format.name else 0
         if not self.stop.is_set() and packets < expected and not self.broken_off:
             self.broken_off = f"it ends after {packets:,} of {expected:,} frames: was it cut off?"
+        if self.video.is_file and not self.stop.is_set() and not self.broken_off:
+            self.broken_off = missing_end(Path(self.video.shown), self.container.metadata.get("comment", ""))
 
     @property
     def start(self) -> Fraction:

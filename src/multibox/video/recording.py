@@ -17,6 +17,7 @@ from multibox.limits import available_cores
 from multibox.structures import Detections
 from multibox.video.painting import FORMAT, paint, to_planes
 from multibox.video.reading import Frame, Reader, Sound
+from multibox.video.wholeness import OWN_MARK
 
 ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox", "h264_mf", "mpeg4")
 """H.264, which browsers play, from whichever library this PyAV has; the last is MPEG-4 part 2, which all have."""
@@ -24,8 +25,8 @@ SOUNDS = ("aac", "mp3", "mp3float", "ac3", "eac3", "alac", "flac", "opus")
 """Sound that is copied: players take it in MP4."""
 QUALITY = {"libx264": {"preset": "ultrafast", "crf": "23"}, "mpeg4": {"q": "4"}}
 """Options of encoders: x264's fastest preset takes a tenth of the network's time, and makes larger files."""
-FRAGMENTS = "frag_keyframe+empty_moov+default_base_moof"
-"""Each fragment can be played when it is written, whatever becomes of the rest."""
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+"""Each fragment can be played when it is written, whatever becomes of the rest; unflushed, 32 KB would wait."""
 FRAGMENT = 1.0
 """Seconds of a fragment, which is what a killed process loses at most besides the frames under way."""
 
@@ -137,7 +138,8 @@ class Recorder:
     def _begin(self, frame: Frame, picture: VideoFrame) -> None:
         reader = self.reader
         self.target.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(self.target), "w", format="mp4", options={"movflags": FRAGMENTS})
+        self._container = av.open(str(self.target), "w", format="mp4", options=FRAGMENTS)
+        self._container.metadata["comment"] = OWN_MARK
         threads = str(max(1, min(4, available_cores() // 2)))
         options = {"bf": "0", "threads": threads, **QUALITY.get(self.codec, {})}
         self._video = self._container.add_stream(self.codec, options=options)

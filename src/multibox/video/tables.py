@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -35,7 +36,8 @@ def open_tables(
     """Yield a function that writes the object of an image or frame to each file named.
 
     JSON lines (`.jsonl`) and CSV are written row by row, so that they hold everything up to the last frame whatever
-    happens. A JSON list appears as a whole when the block ends well; standard output gets it object by object.
+    happens. They begin with the first object, or when the block ends well: an older file of that name stays until then.
+    A JSON list appears as a whole when the block ends well; standard output gets it object by object.
 
     Args:
         json_file: a name that ends in .jsonl gets an object on each line, another one a list; a file opened in binary
@@ -47,34 +49,48 @@ def open_tables(
     """
     with ExitStack() as stack:
         sinks: list[AddEntry] = []
+        begins: list[Callable[[], None]] = []
         if isinstance(json_file, Path) and json_file.suffix.lower() == ".jsonl":
             lines = stack.enter_context(_growing(json_file))
+            begins.append(lambda: lines(b""))
             sinks.append(lambda entry: lines(json.dumps(entry, allow_nan=False).encode() + b"\n"))
         elif json_file is not None:
+            if not isinstance(json_file, Path):
+                # Called after the list has its end, which then precedes whatever goes to stderr
+                stack.callback(json_file.flush)
             add_all = stack.enter_context(list_of_objects(json_file))
             sinks.append(lambda entry: add_all([entry]))
         if csv_file is not None:
             table = stack.enter_context(_growing(csv_file))
-            table(csv_lines([CSV_COLUMNS]))
+            begins.append(lambda: table(csv_lines([CSV_COLUMNS])))
             sinks.append(lambda entry: table(csv_lines(csv_rows(entry))))
 
+        def begin() -> None:
+            while begins:
+                begins.pop()()
+
         def add(entry: Entry) -> None:
+            begin()
             for sink in sinks:
                 sink(entry)
             if sinks and json_file is not None and not isinstance(json_file, Path):
                 json_file.flush()
 
         yield add
+        begin()
 
 
 @contextmanager
 def _growing(path: Path) -> Generator[Callable[[bytes], None], None, None]:
-    """Yield a function that writes to a file at once; an error names the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a function that writes to a file at once, opened by the first call; an error names the file."""
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(path.open("wb", buffering=0))
+        opened: list[FileIO] = []
 
         def write(data: bytes) -> None:
+            if not opened:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                opened.append(stack.enter_context(path.open("wb", buffering=0)))
+            (file,) = opened
             try:
                 while data:
                     data = data[file.write(data) :]
