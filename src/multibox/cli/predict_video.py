@@ -1,5 +1,6 @@
 """`multibox predict` on videos, streams and cameras."""
 
+import signal
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -81,7 +82,11 @@ def predict_videos(
     say = _speaker(job)
     plan = Plan(job.detectors, job.threshold, track, every, job.on_bad is OnBad.stop)
     counts, seen, stopped = _Counts(), Seen(job.detectors[0].statistics), False
-    with _told_last(counts, say), open_tables(job.outputs.json_target, job.outputs.csv) as add:
+    with (
+        _told_last(counts, say),
+        open_tables(job.outputs.json_target, job.outputs.csv) as write,
+        _whole_rows(write) as add,
+    ):
         tell = counts.told.append if job.outputs.to_stdout else say
         try:
             if job.images:
@@ -111,6 +116,36 @@ def predict_videos(
         typer.echo(f"multibox: {line}", err=True)
     if tally.broken or counts.broken:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _whole_rows(
+    write: "Callable[[dict[str, Any]], None]",
+) -> "Generator[Callable[[dict[str, Any]], None], None, None]":
+    """Yield `write` such that Ctrl-C waits until the rows of a frame are in all files."""
+    writing = asked = False
+
+    def on_interrupt(number: int, frame: object) -> None:
+        nonlocal asked
+        if not writing:
+            raise KeyboardInterrupt
+        asked = True
+
+    def write_whole(entry: "dict[str, Any]") -> None:
+        nonlocal writing
+        writing = True
+        try:
+            write(entry)
+        finally:
+            writing = False
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield write_whole
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
