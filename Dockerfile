@@ -2,7 +2,8 @@
 # `multibox serve` in a container:
 #
 #     docker build -t multibox .
-#     docker run --rm -p 8000:8000 -e MULTIBOX_TOKEN=$(openssl rand -hex 16) multibox
+#     export MULTIBOX_TOKEN=$(openssl rand -hex 16)
+#     docker run --rm -p 8000:8000 -e MULTIBOX_TOKEN multibox
 #     docker run --rm -p 8000:8000 -e MULTIBOX_TOKEN -v $PWD/models:/models:ro multibox cells.onnx
 #
 # docs/deploy.md tells more. OpenVINO, which runs exported files faster on many CPUs: --build-arg PACKAGES=openvino

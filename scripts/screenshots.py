@@ -10,6 +10,7 @@ import io
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -101,31 +102,30 @@ def choose_missed(page: Any) -> None:
 @contextmanager
 def served(runs: Path) -> Generator[str]:
     """Serve the monitor of the runs while the block lasts; yield its address."""
-    with listen(HOST, 0) as listener:
-        server = make_server(runs, HOST, listener, None)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://{HOST}:{listener.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join()
+    with listen(HOST, 0) as listener, running(make_server(runs, HOST, listener, None), listener) as address:
+        yield address
 
 
 @contextmanager
 def tried(model: Path) -> Generator[str]:
     """Serve a model as `multibox serve creatures=MODEL` does while the block lasts; yield the page's address."""
     models = open_models([f"creatures={model}"])
-    with listen(HOST, 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(make_app(models), log_level="critical", lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://{HOST}:{listener.getsockname()[1]}/"
-        finally:
-            server.should_exit = True
-            thread.join()
-            models["creatures"].close()
+    server = uvicorn.Server(uvicorn.Config(make_app(models), log_level="critical", lifespan="off"))
+    with listen(HOST, 0) as listener, running(server, listener) as address:
+        yield address
+    models["creatures"].close()
+
+
+@contextmanager
+def running(server: uvicorn.Server, listener: socket.socket) -> Generator[str]:
+    """Run a server in a thread while the block lasts; yield its address."""
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://{HOST}:{listener.getsockname()[1]}/"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def give(page: Any, image: Path) -> None:

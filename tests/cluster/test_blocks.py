@@ -13,7 +13,7 @@ from multibox.cluster import block_worker
 from multibox.cluster.block_worker import as_parquet, model_files, open_shipped
 from multibox.cluster.image_sources import find_blocks
 from multibox.cluster.places import join, names_in, open_binary
-from multibox.cluster.plan import Block, Part, finish, make_plan, open_folder
+from multibox.cluster.plan import Block, Part, finish, is_part, make_plan, open_folder
 from multibox.data.sprites import render
 from multibox.errors import ConfigError, DataError, ImageError
 
@@ -198,3 +198,8 @@ def test_names_that_are_no_text_become_rows(tmp_path, run_job):
 def test_an_empty_block_is_a_table_as_well():
     part = Part("", 0, 0, 0, 0, "")
     assert as_parquet([], ("a",), part)
+
+
+def test_only_our_own_parts_are_removed():
+    assert is_part("part-00000.parquet") and is_part("part-123456.parquet")
+    assert not is_part("part-00000-ab12.snappy.parquet") and not is_part("part-mine.parquet")

@@ -170,7 +170,6 @@ def test_two_models_of_one_name_are_refused_and_names_can_be_given(tmp_path):
     models = open_models(["face", "b=face"], Room(cores=1))
     try:
         assert list(models) == ["face", "b"]
-        assert models.default is models["face"]
         models["face"].wait_ready()
         models["b"].wait_ready()
         assert models.ready

@@ -19,9 +19,8 @@ from multibox.cluster.block_images import Named, images_of
 from multibox.cluster.places import is_address, join, write_whole
 from multibox.cluster.plan import KEY, Block, Part, Plan
 from multibox.errors import DataError, ImageError, WeightsError
-from multibox.inference.inputs import BATCH
 from multibox.inference.load import load
-from multibox.inference.streaming import SMALL_BATCH, predict_stream
+from multibox.inference.streaming import predict_stream
 from multibox.structures import Detections
 
 if TYPE_CHECKING:
@@ -158,8 +157,7 @@ def _look(detector: "Detector | ExportedDetector", block: Block, task: Task) -> 
             yield named.source
 
     threads = max(task.cores, STORE_READERS if any(map(is_address, block.files)) else 1)
-    most = SMALL_BATCH if task.device == "cpu" else BATCH
-    for seen in predict_stream(detector, sources(), task.plan.threshold, decoders=threads, most=most):
+    for seen in predict_stream(detector, sources(), task.plan.threshold, decoders=threads):
         named = names.popleft()
         if isinstance(seen.found, Detections) and seen.image is not None:
             yield Row(named.name, seen.image.width, seen.image.height, seen.found, None)

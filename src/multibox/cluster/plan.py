@@ -158,7 +158,7 @@ def open_folder(out: str, plan: Plan, *, overwrite: bool = False) -> list[Part]:
 def _holds_results_alone(out: str, names: Iterable[str]) -> bool:
     """Return whether a folder without a plan holds nothing but results of ours, by their names and the first part."""
     parts = sorted(name for name in names if name != FINISHED)
-    if not all(_OWN_PART.fullmatch(name) for name in parts):
+    if not all(map(is_part, parts)):
         return False
     try:
         for name in parts[:1]:
@@ -180,7 +180,7 @@ def _remove_results(out: str, names: Iterable[str]) -> None:
 
 def is_part(name: str) -> bool:
     """Return whether a file name is that of a part."""
-    return name.startswith("part-") and name.endswith(".parquet")
+    return _OWN_PART.fullmatch(name) is not None
 
 
 def finish(out: str, parts: Iterable[Part], plan: Plan) -> None:

@@ -200,11 +200,16 @@ def _values(found: Detections) -> Iterable[tuple[int, float, list[float]]]:
 
 def json_entry(row: ImageResult) -> dict[str, Any]:
     """Return the object that stands for one image in our JSON."""
-    found = [
-        {"label": label, "name": row.detections.names[label], "score": score, "box": [round(x, 2) for x in box]}
-        for label, score, box in _values(row.detections)
-    ]
+    found = detection_entries(row.detections)
     return {"file": row.file, "width": row.width, "height": row.height, "detections": found}
+
+
+def detection_entries(found: Detections) -> list[dict[str, Any]]:
+    """Return the objects that stand for detections in our JSON, in their order."""
+    return [
+        {"label": label, "name": found.names[label], "score": score, "box": [round(x, 2) for x in box]}
+        for label, score, box in _values(found)
+    ]
 
 
 def csv_rows(entry: dict[str, Any]) -> list[list[Any]]:

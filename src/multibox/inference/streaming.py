@@ -71,7 +71,6 @@ def predict_stream(
     threshold: float | None = None,
     *,
     decoders: int | None = None,
-    most: int | None = None,
 ) -> Generator[Seen, None, None]:
     """Yield every image file with its detections, in the order given.
 
@@ -83,7 +82,6 @@ def predict_stream(
         paths: the image files, or where their bytes come from; may be a generator.
         threshold: lowest score to report; None takes the model's.
         decoders: threads that read and decode; None takes one per core.
-        most: images that a detector takes at a time; None takes `BATCH` for one detector and `SMALL_BATCH` for several.
 
     Yields:
         An image that cannot be read comes with its error; the stream goes on.
@@ -95,7 +93,7 @@ def predict_stream(
         running: deque[Future[list[Seen]]] = deque()
         items = (path if isinstance(path, Encoded) else Path(path) for path in paths)
         decoded = ahead(partial(_decode, background=shared[0].background), items, _room, decoders)
-        batches = _in_batches(decoded, most or (BATCH if len(shared) == 1 else SMALL_BATCH))
+        batches = _in_batches(decoded, BATCH if len(shared) == 1 else SMALL_BATCH)
         for batch, network, detector in zip(batches, cycle(networks), cycle(shared), strict=False):
             running.append(network.submit(_look, detector, batch, threshold))
             if len(running) > len(shared):

@@ -4,15 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import numpy as np
 from starlette.responses import Response
 
 from multibox.errors import ConfigError, ImageError, MultiboxError
+from multibox.inference.results import detection_entries
 from multibox.serving.batching import Busy, Looked
-from multibox.structures import Detections
 
-SCORE_DIGITS, BOX_DIGITS = 5, 2
-"""Digits behind the point, as in the files of `multibox predict`."""
 JSON = "application/json"
 INSIDE = "the server failed on this request; its log says why"
 """All that a client learns of a mistake of ours."""
@@ -62,20 +59,8 @@ def as_answer(looked: Looked) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "width": looked.width,
         "height": looked.height,
-        "detections": as_rows(looked.found),
+        "detections": detection_entries(looked.found),
     }
     if looked.candidates is not None:
-        answer["candidates"] = as_rows(looked.candidates)
+        answer["candidates"] = detection_entries(looked.candidates)
     return answer
-
-
-def as_rows(found: Detections) -> list[dict[str, Any]]:
-    """Return detections as plain values, in their order."""
-    names = found.names
-    # float64 first: rounded in float32, 0.87 would be written as 0.8700000047683716
-    scores = np.round(found.scores.astype(np.float64), SCORE_DIGITS).tolist()
-    columns = zip(found.labels.tolist(), scores, found.boxes.astype(np.float64).tolist(), strict=True)
-    return [
-        {"label": label, "name": names[label], "score": score, "box": [round(side, BOX_DIGITS) for side in box]}
-        for label, score, box in columns
-    ]

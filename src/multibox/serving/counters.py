@@ -10,11 +10,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from multibox.serving.batching import Looked
 from multibox.serving.front import Exchange
 from multibox.serving.hosted import Models
+from multibox.serving.workers import SHARED
 
 SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 BATCHES = (1, 2, 4, 8, 16, 32)
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
-"""Environment variable that names the folder through which several processes count together."""
 
 
 class Counters:

@@ -12,13 +12,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from multibox.serving.answers import INSIDE, Refused, as_problem, problem
+from multibox.serving.logs import CLOSE
 
-LOG = logging.getLogger("multibox.serve")
+LOG = logging.getLogger("multibox.serving")
 GONE = 499
 """Status under which a request is counted whose client went away; nothing is sent."""
 LINGER = 2.0
 """Seconds in which what a client still sends is read and dropped, so that it sees why its request was refused."""
-_CLOSE = (b"connection", b"close")
 _TEMPLATES = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT")
 
 
@@ -209,7 +209,7 @@ class _Run:
         if message["type"] == "http.response.start":
             self.started, self.status = True, message["status"]
             if unread:
-                message["headers"] = [*message.get("headers", ()), _CLOSE]
+                message["headers"] = [*message.get("headers", ()), CLOSE]
         else:
             self.sent += len(message.get("body", b""))
             if unread and not message.get("more_body", False):

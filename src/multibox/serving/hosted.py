@@ -179,11 +179,6 @@ class Models(dict[str, Hosted]):
     """Whether the server ends: then it answers what comes, but asks for no more."""
 
     @property
-    def default(self) -> Hosted:
-        """The model that answers where none is named."""
-        return next(iter(self.values()))
-
-    @property
     def ready(self) -> bool:
         """Whether clients should send requests."""
         return not self.draining and all(model.ready for model in self.values())

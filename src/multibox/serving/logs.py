@@ -22,7 +22,8 @@ MOST_LINES = 10_000
 """Lines that wait to be written; further ones are dropped and counted, so that a full pipe never stops the server."""
 REQUEST_ID = b"x-request-id"
 _GIVEN_ID = re.compile(rb"[\w.:/+=-]{1,128}", re.ASCII)
-_CLOSE = (b"connection", b"close")
+CLOSE = (b"connection", b"close")
+"""Header that asks a client to close its connection."""
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message"}
 """Attributes that every record has; further ones are those of its event."""
 
@@ -202,8 +203,8 @@ class Envelope:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ()), (REQUEST_ID, identity)]
-                if self.draining() and _CLOSE not in headers:
-                    headers.append(_CLOSE)
+                if self.draining() and CLOSE not in headers:
+                    headers.append(CLOSE)
                 message = {**message, "headers": headers}
             await send(message)
 
