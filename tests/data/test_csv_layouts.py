@@ -163,6 +163,15 @@ def test_tables_in_other_encodings(tmp_path: Path, image: AnyImage, encoding: st
     assert bool(held.notes) == guessed and bool(read_raw(tmp_path / "set", "all").problems) == guessed
 
 
+def test_utf16_that_misses_a_byte_is_refused(tmp_path: Path, image: AnyImage) -> None:
+    image(tmp_path / "a.jpg")
+    whole = f"{HEADER}\n{row('a.jpg')}\n".encode("utf-16")
+    # Without one byte no later character is what it was
+    (tmp_path / "x.csv").write_bytes(whole[:-40] + whole[-39:])
+    with pytest.raises(DataError):
+        open_dataset(tmp_path)
+
+
 def test_vott_encodes_names(case: Case) -> None:
     held = open_dataset(case("url-encoded-names") / "k07_vott")
     assert (len(held), len(held.labels)) == (5, 6)

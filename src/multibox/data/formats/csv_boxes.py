@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from multibox.data.formats.csv_columns import CORNERS, Columns, find_columns
 from multibox.data.formats.finder import (
@@ -168,8 +168,7 @@ def _rows(columns: Columns, index: IndexBuilder | None) -> Iterator[_Row]:
     name, label, *corners = (columns.at[role] for role in ("filename", "label", *CORNERS))
     width = max(columns.at.values()) + 1
     with open_text(columns.file, None if index is None else index.tell_encoding) as file:
-        for _ in range(columns.first_row):
-            file.readline()
+        _skip_lines(file, columns)
         reader = csv.reader(file, delimiter=columns.delimiter, skipinitialspace=True)
         while True:
             try:
@@ -190,6 +189,21 @@ def _rows(columns: Columns, index: IndexBuilder | None) -> Iterator[_Row]:
                 place = tuple(cells[at].strip() for at in corners)
                 line = columns.first_row + reader.line_num
                 yield _Row(line, cells[name].strip(), cells[label].strip(), place, cells)
+
+
+def _skip_lines(file: TextIO, columns: Columns) -> None:
+    """Pass over the header and what stands before it.
+
+    Raises:
+        DataError: they are no text in the file's encoding, as in UTF-16 that a byte is missing of.
+    """
+    try:
+        for _ in range(columns.first_row):
+            file.readline()
+    except UnicodeError as error:
+        raise DataError(
+            f"{columns.file} is damaged text ({error}); save it as UTF-8", kind="unknown-encoding"
+        ) from None
 
 
 def _cell(row: _Row, columns: Columns, role: str) -> str:
