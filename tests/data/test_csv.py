@@ -134,3 +134,21 @@ def test_a_number_beside_class_names_that_are_numbers_is_a_name(table: Callable[
     (root / "classes.txt").write_text("2\n3\n")
     with pytest.raises(DataError, match=r"class '1' is not in classes\.txt"):
         open_dataset(root)
+
+
+def test_a_label_of_a_missing_image_does_not_move_the_classes_of_a_list(table: Callable[[str], Path]) -> None:
+    """It was given the first free place, under which the boxes of images that exist then got another class."""
+    root = table(f"{HEADER}\nmissing.jpg,dog,1,2,30,40\na.jpg,dog,1,2,30,40\na.jpg,cat,1,2,30,40\n")
+    (root / "classes.txt").write_text("cat\ndog\n")
+    held = open_dataset(root, on_bad="skip")
+    assert held.class_names == ("cat", "dog") and held.labels.tolist() == [1, 0]
+
+
+def test_an_empty_list_of_classes_holds_no_class(table: Callable[[str], Path]) -> None:
+    root = table(f"{HEADER}\nmissing.jpg,dog,1,2,30,40\na.jpg,dog,1,2,30,40\n")
+    (root / "classes.txt").write_text("")
+    held = open_dataset(root, on_bad="skip")
+    assert held.image_names == ["a.jpg"] and held.class_names == () and not len(held.labels)
+    (root / "labels.csv").write_text(f"{HEADER}\na.jpg,dog,1,2,30,40\n")
+    with pytest.raises(DataError, match=r"class 'dog' is not in classes\.txt, which names 0 classes"):
+        open_dataset(root)

@@ -146,7 +146,7 @@ def read(path: Path, split: str, options: ReadOptions) -> Dataset:
         with index.skipping(BROKEN_BOX, f"line {row.line}"):
             if source.split is None or _cell(row, columns, "split") == source.split:
                 _add_row(index, row, columns, images, finder, classes)
-            elif classes.listed is None:
+            else:
                 _meet(row, columns, classes)
     for file in {one.file for one in splits.values()} - {source.file} if classes.listed is None else ():
         other = find_columns(file)
@@ -324,8 +324,8 @@ def _place(row: _Row, columns: Columns, classes: _Classes, *, sound: bool) -> in
 
 
 def _meet(row: _Row, columns: Columns, classes: _Classes) -> None:
-    """Take note of a label in a row that is not read, if the row holds a box."""
-    if _is_empty(row):
+    """Take note of a label in a row that is not read, if the row holds a box; a classes.txt leaves nothing to note."""
+    if classes.listed is not None or _is_empty(row):
         return
     try:
         box = _box(row, columns)
