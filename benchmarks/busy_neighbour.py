@@ -24,7 +24,8 @@ from multibox.structures import Size
 from multibox.tensors import Batch
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import set_learning_rate
-from multibox.training.step import Stepper, choose_precision
+from multibox.training.precision import choose_precision
+from multibox.training.step import Stepper
 from multibox.training.threads import ThreadPlan
 
 OBJECTS = 12

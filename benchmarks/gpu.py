@@ -134,7 +134,7 @@ def measure_inference(options: argparse.Namespace, precision: str, images: int, 
     from multibox.config import PostConfig
     from multibox.models.anchor_layout import anchors_for
     from multibox.postprocess import postprocess
-    from multibox.training.step import autocast
+    from multibox.training.precision import autocast
 
     config = make_config(options.recipe, options.size)
     model = make_stepper(config, options.device, precision).model.eval()

@@ -22,7 +22,8 @@ from multibox.models.build import build_model
 from multibox.presets import resolve
 from multibox.structures import Dataset, Sample, pack
 from multibox.tensors import Batch, HeadOutputs, LossParts
-from multibox.training.step import Stepper, choose_precision
+from multibox.training.precision import choose_precision
+from multibox.training.step import Stepper
 from multibox.training.tally import Tally
 
 

@@ -25,7 +25,8 @@ from multibox.models.ssd import SSD
 from multibox.presets import resolve
 from multibox.structures import Size
 from multibox.tensors import Batch, HeadOutputs
-from multibox.training.step import Stepper, autocast
+from multibox.training.precision import autocast
+from multibox.training.step import Stepper
 
 
 class Facts(NamedTuple):

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from multibox.models.build import build_model
 from multibox.tensors import Batch
-from multibox.training.step import Stepper, choose_precision
+from multibox.training.precision import choose_precision
+from multibox.training.step import Stepper
 
 
 class Tolerance(NamedTuple):

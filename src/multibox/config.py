@@ -22,13 +22,13 @@ from multibox.sections import (
     ModelConfig,
     Name,
     PostConfig,
-    TrainConfig,
     means,
 )
 from multibox.sections import ShapesPerLevel as ShapesPerLevel
 from multibox.sections import SizesPerLevel as SizesPerLevel
 from multibox.sections import Variances as Variances
 from multibox.settings import change_settings, flatten
+from multibox.train_section import TrainConfig
 
 LENGTHS = ("train.epochs", "train.steps", "train.minutes")
 """Exactly one of them is a number."""

@@ -30,7 +30,7 @@ from multibox.ops.boxes import pairwise_iou
 from multibox.postprocess import detect
 from multibox.structures import Detections, Size
 from multibox.tensors import HeadOutputs
-from multibox.training.step import autocast
+from multibox.training.precision import autocast
 
 Floats = NDArray[np.floating]
 

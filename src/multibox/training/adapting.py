@@ -16,9 +16,10 @@ from multibox.structures import Dataset
 from multibox.training.capacity import choose_batch_size
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import set_learning_rate
+from multibox.training.precision import same_random_state
 from multibox.training.reporter import Reporter
 from multibox.training.splits import load_training, order_images
-from multibox.training.step import Stepper, same_random_state
+from multibox.training.step import Stepper
 from multibox.training.validation import Validation
 
 LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 60

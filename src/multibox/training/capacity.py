@@ -13,7 +13,8 @@ from multibox.models.ssd import SSD
 from multibox.structures import Dataset, Size
 from multibox.tensors import Batch
 from multibox.training.norms import train_mode
-from multibox.training.step import MULTIPLE, Stepper, largest_size, same_random_state
+from multibox.training.precision import same_random_state
+from multibox.training.step import MULTIPLE, Stepper, largest_size
 
 MOST_CPU, MOST_CUDA = 32, 128
 FEW = 2

@@ -44,9 +44,9 @@ from multibox.training.capacity import check_memory
 from multibox.training.folder import CACHE, CONFIG, Hold, fresh_cache, new_folder, read_config, remove_scratch
 from multibox.training.journal import Journal
 from multibox.training.norms import measure_norms
+from multibox.training.precision import choose_precision
 from multibox.training.reporter import Reporter
 from multibox.training.splits import open_splits
-from multibox.training.step import choose_precision
 from multibox.training.trainer import Trainer
 
 DEFAULT_RECIPE = "default"

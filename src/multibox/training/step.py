@@ -1,11 +1,9 @@
 """One training step: forward pass, matching, loss, backward pass, update. The order of these lines is the algorithm."""
 
-import contextlib
 import dataclasses
 import math
 import random
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import msgspec
 import torch
@@ -22,7 +20,10 @@ from multibox.structures import Size
 from multibox.tensors import Batch, HeadOutputs, LossParts
 from multibox.training.norms import freeze, thaw, train_mode, without_norms
 from multibox.training.optimizer import decay_penalty, known_rate, make_average, make_optimizer
+from multibox.training.precision import autocast
+from multibox.training.ranks import ALONE, Ranks
 from multibox.training.reporter import Means
+from multibox.training.spans import Spans, no_spans
 
 MULTIPLE = 32
 """Drawn sides are multiples of this, the stride that backbones share, so that no feature map loses a row."""
@@ -34,33 +35,43 @@ Watch = Callable[[HeadOutputs, Targets, LossParts, Batch], None]
 
 
 def compute_loss(
-    model: Callable[[Tensor], HeadOutputs], batch: Batch, config: Config, precision: str = "float32"
+    model: Callable[[Tensor], HeadOutputs],
+    batch: Batch,
+    config: Config,
+    precision: str = "float32",
+    spans: Spans = no_spans,
 ) -> tuple[HeadOutputs, Targets, LossParts]:
     """Run the forward pass, match anchors to labels and compute the loss, for training and validation alike.
 
     The batch is on the network's device; its images may have any size.
     """
     device = str(batch.images.device)
-    with autocast(precision, device):
+    with spans("forward"), autocast(precision, device):
         outputs = model(batch.images)
-    anchors = anchors_at(config, outputs.feature_shapes, Size(*batch.images.shape[2:]), device)
-    targets = make_targets(
-        anchors, batch.gt_xyxy, batch.gt_labels, config.matching, config.model, outputs, anchors_per_cell(config)
-    )
-    return outputs, targets, multibox_loss(outputs, targets, config.loss, config.model)
+    with spans("targets"):
+        anchors = anchors_at(config, outputs.feature_shapes, Size(*batch.images.shape[2:]), device)
+        targets = make_targets(
+            anchors, batch.gt_xyxy, batch.gt_labels, config.matching, config.model, outputs, anchors_per_cell(config)
+        )
+    with spans("loss"):
+        return outputs, targets, multibox_loss(outputs, targets, config.loss, config.model)
 
 
 class Stepper:
     """Everything that a step changes: the network, its average, the optimiser, the running means."""
 
-    def __init__(self, model: SSD, config: Config, *, device: str, precision: str) -> None:
+    def __init__(self, model: SSD, config: Config, *, device: str, precision: str, ranks: Ranks = ALONE) -> None:
         self.config = config
+        self.ranks = ranks
         self.device = device
         self.precision = precision
         self.model = model.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if config.train.freeze_until >= 1:
             # Frozen for good: the optimiser need not hold them. Otherwise it skips what has no gradient
             freeze(self.model, config.train.freeze)
+        self.network: Callable[[Tensor], HeadOutputs] = self.model
+        """What computes the outputs: the network, or what wraps it for many processes or compiled."""
+        self.spans: Spans = no_spans
         self.average = make_average(self.model, config.train.ema)
         self.optimizer = make_optimizer(self.model, config.train)
         self.frozen = freeze(self.model, config.train.freeze)
@@ -70,18 +81,20 @@ class Stepper:
 
     def step(self, batch: Batch) -> LossParts:
         """Learn from one batch, which must be on the device; its images may have any size."""
-        config = self.config
-        outputs, targets, parts = compute_loss(self.model, batch, config, self.precision)
+        config, spans = self.config, self.spans
+        outputs, targets, parts = compute_loss(self.network, batch, config, self.precision, spans)
         if config.loss.l2_penalty:
             l2 = l2_penalty(without_norms(self.model), config.loss.l2_penalty)
             parts = dataclasses.replace(parts, l2=l2, total=parts.total + l2)
         self.optimizer.zero_grad(set_to_none=True)
-        parts.total.backward()  # pyright: ignore[reportUnknownMemberType]
-        if config.train.clip_norm != "none":
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip_norm)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.model)
+        with spans("backward"):
+            parts.total.backward()  # pyright: ignore[reportUnknownMemberType]
+        with spans("optimizer"):
+            if config.train.clip_norm != "none":
+                nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip_norm)
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.model)
         self.means.add(outputs, targets, parts, config)
         if self.watch is not None:
             self.watch(outputs, targets, parts, batch)
@@ -218,35 +231,3 @@ def anchors_at(config: Config, shapes: FeatureShapes, size: Size, device: str) -
     if size != config.model.input_size:
         anchors = msgspec.structs.replace(anchors, steps=())
     return make_anchors(anchors, shapes, config.model.input_size, device)
-
-
-def choose_precision(config: TrainConfig, device: str) -> str:
-    """Return float32 or bfloat16: the latter where the hardware multiplies it (AMX, AVX-512 BF16, recent GPUs)."""
-    if config.precision != "auto":
-        return config.precision
-    if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if cpu_flags() & {"amx_bf16", "avx512_bf16"} else "float32"
-
-
-def autocast(precision: str, device: str) -> AbstractContextManager[None]:
-    """Return the context of the forward pass."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(torch.device(device).type, torch.bfloat16)  # pyright: ignore[reportReturnType]
-
-
-def same_random_state(device: str) -> AbstractContextManager[None]:
-    """Return a context that leaves the global random state as it was."""
-    devices = [device] if device.startswith("cuda") else []
-    return torch.random.fork_rng(devices=devices)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-
-
-def cpu_flags() -> set[str]:
-    """Return the processor's feature flags; none where the system does not list them."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a device file, not a path
-            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return set()
-    return set(line.partition(":")[2].split())
