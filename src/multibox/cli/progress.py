@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from multibox.cli.monitor import monitor_beside
 from multibox.errors import MultiboxError
 from multibox.tensors import LossParts
-from multibox.training.reporter import Reporter, Row
+from multibox.training.metric_files import Row
+from multibox.training.reporter import Reporter
 from multibox.training.run import Data, RunOptions, prepare
 from multibox.training.trainer import Trainer
 

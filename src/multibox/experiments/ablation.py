@@ -12,7 +12,8 @@ from multibox.errors import ConfigError, did_you_mean
 from multibox.experiments.seeds import METRICS, Run, Spread, Train, repeat, spread
 from multibox.files import write_text_whole
 from multibox.training.folder import CACHE
-from multibox.training.reporter import Reporter, csv_text
+from multibox.training.metric_files import csv_text
+from multibox.training.reporter import Reporter
 from multibox.training.run import Data, RunOptions, resolve_options
 
 Settings = dict[str, Any]

@@ -15,7 +15,8 @@ from multibox.evaluation.report import evaluate
 from multibox.files import write_text_whole
 from multibox.inference.detector import find_all, open_checkpoint
 from multibox.training.folder import CACHE, STATE
-from multibox.training.reporter import Reporter, csv_text
+from multibox.training.metric_files import csv_text
+from multibox.training.reporter import Reporter
 from multibox.training.run import Data, RunOptions, in_a_list, resolve_options
 from multibox.training.trainer import Trainer
 

@@ -23,7 +23,8 @@ from multibox.training.hardware import Hardware
 from multibox.training.step import start_copy
 
 if TYPE_CHECKING:
-    from multibox.training.reporter import Means, Row
+    from multibox.training.metric_files import Row
+    from multibox.training.reporter import Means
     from multibox.training.trainer import Trainer
 
 EVENTS, STATUS = "metrics.jsonl", "status.json"

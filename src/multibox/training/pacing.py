@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, Self
 
 from multibox.config import Config
-from multibox.training.reporter import Row
+from multibox.training.metric_files import Row
 
 MEASURED = 16
 """Steps whose mean duration predicts the next ones."""

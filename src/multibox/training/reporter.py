@@ -1,27 +1,22 @@
-"""What a run tells while it trains: notes, a line now and then, a line per validation; and its metrics as files."""
+"""What a run tells while it trains: notes, a line now and then, a line per validation; and the means of its steps."""
 
-import csv
-import io
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from multibox.config import Config
-from multibox.errors import MissingExtraError
-from multibox.files import write_text_whole
 from multibox.losses.targets import BACKGROUND, Targets
 from multibox.ops.boxes import widest
 from multibox.tensors import HeadOutputs, LossParts
+from multibox.training.metric_files import Row
 
 if TYPE_CHECKING:
     from multibox.training.trainer import Trainer
 
-Row = dict[str, float | int | None]
 LINE_EVERY = 20.0
 """Seconds between two lines of a log; a reader should never wait half a minute."""
 
@@ -181,42 +176,3 @@ class Means:
             "positive_class_error": 1 - s["positives_right"] / positives,
             "positive_box_mae": s["box_error"] / (4 * positives),
         }
-
-
-class Records:
-    """A run's metrics: one row per epoch, in metrics.csv and TensorBoard."""
-
-    def __init__(self, folder: Path, rows: list[Row]) -> None:
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError:
-            raise MissingExtraError("Writing TensorBoard events", "train") from None
-        self.folder = folder
-        self.rows = rows
-        self.writer: Any = SummaryWriter(str(folder))
-
-    def add(self, row: Row) -> None:
-        """Append a row that has an `epoch` and a `step`; None leaves a cell empty."""
-        self.rows.append(row)
-        for name, value in row.items():
-            if value is not None and name not in ("epoch", "step"):
-                self.writer.add_scalar(name, value, row["step"])
-
-    def save(self) -> None:
-        """Write metrics.csv whole and flush TensorBoard."""
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        write_text_whole(self.folder / "metrics.csv", csv_text(names, self.rows))
-        self.writer.flush()
-
-    def close(self) -> None:
-        """End TensorBoard's writing thread."""
-        self.writer.close()
-
-
-def csv_text(names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Return rows as CSV, numbers to six digits; what a row does not have stays empty."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(names), lineterminator="\n")
-    table.writeheader()
-    table.writerows({n: f"{v:.6g}" if isinstance(v, float) else v for n, v in row.items()} for row in rows)
-    return text.getvalue()

@@ -21,10 +21,11 @@ from multibox.structures import Dataset
 from multibox.tensors import Batch
 from multibox.training.folder import Hold, load_state, save_state
 from multibox.training.journal import Journal
+from multibox.training.metric_files import Records, Row
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import known_rate, learning_rate, set_learning_rate
 from multibox.training.pacing import Interrupt, describe_length, make_pace, out_of_patience
-from multibox.training.reporter import Means, Records, Reporter, Row, describe_score
+from multibox.training.reporter import Means, Reporter, describe_score
 from multibox.training.samples import remove_later_samples, write_samples
 from multibox.training.splits import decoded_for, load_training, order_images
 from multibox.training.statistics import Summaries, image_statistics

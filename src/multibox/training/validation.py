@@ -24,7 +24,7 @@ from multibox.training.statistics import Summaries, detection_statistics
 from multibox.training.step import compute_loss
 
 if TYPE_CHECKING:
-    from multibox.training.reporter import Row
+    from multibox.training.metric_files import Row
 
 
 class Validation:

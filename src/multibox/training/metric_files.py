@@ -1,0 +1,56 @@
+"""A run's metrics as files: a row per epoch in metrics.csv; these rows and every few steps for TensorBoard."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from multibox.errors import MissingExtraError
+from multibox.files import write_text_whole
+
+Row = dict[str, float | int | None]
+
+
+class Records:
+    """A run's metrics: one row per epoch, in metrics.csv and TensorBoard; every few steps, in TensorBoard alone.
+
+    Args:
+        folder: The run folder.
+        rows: Of the epochs so far.
+    """
+
+    def __init__(self, folder: Path, rows: list[Row]) -> None:
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError:
+            raise MissingExtraError("Writing TensorBoard events", "train") from None
+        self.folder = folder
+        self.rows = rows
+        self.writer: Any = SummaryWriter(str(folder))
+
+    def add(self, row: Row) -> None:
+        """Append a row that has an `epoch` and a `step`; None leaves a cell empty."""
+        self.rows.append(row)
+        for name, value in row.items():
+            if value is not None and name not in ("epoch", "step"):
+                self.writer.add_scalar(name, value, row["step"])
+
+    def save(self) -> None:
+        """Write metrics.csv whole and flush TensorBoard."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        write_text_whole(self.folder / "metrics.csv", csv_text(names, self.rows))
+        self.writer.flush()
+
+    def close(self) -> None:
+        """End TensorBoard's writing thread."""
+        self.writer.close()
+
+
+def csv_text(names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as CSV, numbers to six digits; what a row does not have stays empty."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(names), lineterminator="\n")
+    table.writeheader()
+    table.writerows({n: f"{v:.6g}" if isinstance(v, float) else v for n, v in row.items()} for row in rows)
+    return text.getvalue()
