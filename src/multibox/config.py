@@ -131,6 +131,11 @@ def check_settings(config: Config) -> None:
         raise ConfigError(
             "train.backbone_lr=0 and train.head_lr=0 leave nothing to learn: expected one of them above 0"
         )
+    if train.batch_size != "auto" and train.accumulate > train.batch_size:
+        raise ConfigError(
+            f"train.accumulate={train.accumulate}: expected at most train.batch_size={train.batch_size}, as a part has "
+            "an image or more"
+        )
     if train.schedule == "steps" and train.lr != "auto" and train.minimum_lr > train.lr:
         raise ConfigError(f"train.minimum_lr={train.minimum_lr:g}: expected at most train.lr={train.lr:g}")
     if train.scales[0] > train.scales[1]:

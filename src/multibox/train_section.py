@@ -168,7 +168,10 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     ] = "auto"
     accumulate: Annotated[
         Count,
-        means("Parts in which each batch is computed, one after the other, so that less memory is needed."),
+        means(
+            "Parts in which each batch is computed, one after the other, so that less memory is needed. The update is "
+            "that of the whole batch, except that batch norms see one part at a time."
+        ),
     ] = 1
     on_nan: Annotated[
         Literal["stop", "skip"],

@@ -34,10 +34,20 @@ def test_an_input_that_memory_does_not_hold_is_refused_with_one_that_fits(monkey
 def test_a_batch_that_fits_is_named(monkeypatch):
     monkeypatch.setattr(capacity, "available_memory", lambda: 2 << 30)
     model, config = made("multibox-coco", train__batch_size=64)
-    with pytest.raises(ConfigError, match=r"--set train\.batch_size=1\d, or") as error:
+    with pytest.raises(ConfigError, match=r"--set train\.accumulate=\d, --set train\.batch_size=1\d, or") as error:
         check_memory(model, config, device="cpu", precision="float32")
-    size = int(str(error.value).split("batch_size=")[1].split(",")[0])
-    check_memory(model, config.updated({"train.batch_size": size}), device="cpu", precision="float32")
+    for setting in ("accumulate", "batch_size"):
+        number = int(str(error.value).split(f"{setting}=")[1].split(",")[0])
+        check_memory(model, config.updated({f"train.{setting}": number}), device="cpu", precision="float32")
+
+
+def test_a_batch_in_parts_takes_the_memory_of_a_part(monkeypatch):
+    monkeypatch.setattr(capacity, "available_memory", lambda: 200)
+    monkeypatch.setattr(capacity, "_estimate", lambda *_: (100, 10))
+    model, config = made("tinyssd", train__accumulate=2)
+    # 100 + 8 / 2 x 10 of the 0.7 x 200 that steps may take; in one part only 4 images fit
+    assert choose_batch_size(model, config, range(4000), device="cpu", precision="float32")[0] == 8
+    assert [capacity.at_once(images, config) for images in (1, 2, 3, 4)] == [1, 1, 2, 2]
 
 
 def test_usual_runs_are_not_measured_and_silence_refuses_nothing(monkeypatch):

@@ -49,7 +49,7 @@ def choose_batch_size(model: SSD, config: Config, training: Dataset, *, device: 
         return limit, "memory could not be measured here"
     else:
         fixed, per_image = estimate
-        while size > FEW and fixed + size * per_image > SHARE * free:
+        while size > FEW and fixed + at_once(size, config) * per_image > SHARE * free:
             size //= 2
     if size < limit:
         return max(FEW, size), f"memory has no room for {2 * max(FEW, size)}"
@@ -67,7 +67,7 @@ def check_memory(model: SSD, config: Config, *, device: str, precision: str) -> 
     """
     free = available_memory() if device == "cpu" else torch.cuda.mem_get_info(device)[0] if "cuda" in device else None
     asked = config.train.batch_size
-    images = FEW if asked == "auto" else asked
+    images = at_once(FEW if asked == "auto" else asked, config)
     if free is None or images * math.prod(largest_size(config)) * CAUTIOUS < SHARE * free:
         return
     estimate = _estimate(model, config, precision)
@@ -78,12 +78,19 @@ def check_memory(model: SSD, config: Config, *, device: str, precision: str) -> 
     scale = math.sqrt(room / (per_image * images))
     smaller = [max(MULTIPLE, int(side * scale) // MULTIPLE * MULTIPLE) for side in config.model.input_size]
     fitting = int(room / per_image)
-    fewer = f"--set train.batch_size={fitting}, or " if fitting >= FEW else ""
+    fewer = ""
+    if asked != "auto" and fitting >= FEW:
+        fewer = f"--set train.accumulate={-(-asked // fitting)}, --set train.batch_size={fitting}, or "
     raise ConfigError(
-        f"model.input_size={list(config.model.input_size)} with {images} images per step takes about "
+        f"model.input_size={list(config.model.input_size)} with {images} images at once takes about "
         f"{_gigabytes(need)} of memory, and {_gigabytes(free)} are available; "
         f"give {fewer}--set model.input_size={smaller}"
     )
+
+
+def at_once(images: int, config: Config) -> int:
+    """Return how many of a batch's images are computed at once, as `train.accumulate` says."""
+    return -(-images // config.train.accumulate)
 
 
 def _estimate(model: SSD, config: Config, precision: str) -> tuple[float, float] | None:
@@ -103,7 +110,7 @@ def _estimate(model: SSD, config: Config, precision: str) -> tuple[float, float]
         return tensor
 
     with same_random_state("cpu"):
-        stepper = _copy_stepper(model, config, "cpu", precision)
+        stepper = _copy_stepper(model, config.updated({"train.accumulate": 1}), "cpu", precision)
         weights = {p.untyped_storage().data_ptr() for p in stepper.model.parameters()}
         try:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -397,11 +397,12 @@ def _check_input_size(model: SSD, config: Config) -> None:
     try:
         with torch.inference_mode():
             model.eval()(image)
-            if config.train.batch_size == 1:
+            if config.train.batch_size != "auto" and config.train.batch_size // config.train.accumulate == 1:
                 copy.deepcopy(model).train()(image)
     except ValueError:
         raise ConfigError(
-            "train.batch_size=1: a batch norm over a map of one cell has nothing to go by; give 2 or more"
+            f"train.batch_size={config.train.batch_size} in {config.train.accumulate} parts (train.accumulate): a "
+            "batch norm over a map of one cell has nothing to go by in one image; give 2 images or more for each part"
         ) from None
     except RuntimeError as error:
         raise ConfigError(

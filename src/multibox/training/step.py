@@ -18,6 +18,7 @@ from multibox.models.anchor_layout import FeatureShapes, anchors_per_cell, make_
 from multibox.models.ssd import SSD
 from multibox.structures import Size
 from multibox.tensors import Batch, HeadOutputs, LossParts
+from multibox.training.accumulating import Accumulation, split_batch
 from multibox.training.norms import freeze, thaw, train_mode, without_norms
 from multibox.training.optimizer import decay_penalty, known_rate, make_average, make_optimizer
 from multibox.training.precision import autocast
@@ -82,13 +83,18 @@ class Stepper:
     def step(self, batch: Batch) -> LossParts:
         """Learn from one batch, which must be on the device; its images may have any size."""
         config, spans = self.config, self.spans
-        outputs, targets, parts = compute_loss(self.network, batch, config, self.precision, spans)
-        if config.loss.l2_penalty:
-            l2 = l2_penalty(without_norms(self.model), config.loss.l2_penalty)
-            parts = dataclasses.replace(parts, l2=l2, total=parts.total + l2)
         self.optimizer.zero_grad(set_to_none=True)
-        with spans("backward"):
-            parts.total.backward()  # pyright: ignore[reportUnknownMemberType]
+        pieces = split_batch(batch, config.train.accumulate)
+        so_far = Accumulation(len(pieces), config.loss, self.ranks.mean)
+        for piece in pieces:
+            outputs, targets, parts = compute_loss(self.network, piece, config, self.precision, spans)
+            if config.loss.l2_penalty and piece is pieces[-1]:
+                l2 = l2_penalty(without_norms(self.model), config.loss.l2_penalty)
+                parts = dataclasses.replace(parts, l2=l2, total=parts.total + l2)
+            with spans("backward"):
+                loss = so_far.add((outputs, targets, parts), self.model.parameters())
+                loss.backward()  # pyright: ignore[reportUnknownMemberType]
+        outputs, targets, parts = so_far.whole()
         with spans("optimizer"):
             if config.train.clip_norm != "none":
                 nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip_norm)
