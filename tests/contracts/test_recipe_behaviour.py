@@ -75,8 +75,8 @@ def targets_of(labels, overlap, image, anchor, offsets):
     count = len(anchor)
     boxes, one = torch.tensor([[0.2, 0.2, 0.4, 0.4]]).expand(count, 4), torch.ones(count)
     return Targets(
-        torch.tensor(labels), torch.tensor(overlap), torch.tensor(image), torch.tensor(anchor), offsets, boxes, one,
-        one, torch.zeros(count, dtype=torch.long),
+        torch.tensor(labels), torch.tensor(overlap), torch.tensor(image), torch.tensor(anchor), one > 0, offsets, boxes,
+        one, one, torch.zeros(count, dtype=torch.long),
     )  # fmt: skip
 
 

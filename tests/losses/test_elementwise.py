@@ -229,9 +229,10 @@ def test_half_precision_is_computed_and_returned_in_float32():
         assert half.dtype == torch.float32 and torch.equal(half, full)
 
 
-def zero_offsets(count):
-    """Return offsets, anchors, weights, qualities and rows of positives that sit on their objects."""
+def rows_on_their_objects(count):
+    """Return marks, offsets, anchors, weights, qualities and objects of positives that sit on their objects."""
     return (
+        torch.ones(count, dtype=torch.bool),
         torch.zeros(count, 4),
         torch.tensor([[0.2, 0.2, 0.4, 0.4]]).expand(count, 4),
         torch.ones(count),
@@ -254,7 +255,7 @@ def test_d2ls_means():
     assert smooth_l1(offsets * mask, torch.zeros(4, 4)).mean().item() == pytest.approx(0.25)
     # The same by the multibox loss, which sees the offsets of positives only
     image, anchor = torch.tensor([0, 0]), torch.tensor([1, 3])
-    targets = Targets(labels[None], torch.zeros(1, 4), image, anchor, *zero_offsets(2))
+    targets = Targets(labels[None], torch.zeros(1, 4), image, anchor, *rows_on_their_objects(2))
     outputs = HeadOutputs(logits[None], offsets[None], (Size(2, 2),))
     for kind, expected in (("l1", 0.3125), ("smooth_l1", 0.25)):
         parts = multibox_loss(outputs, targets, LossConfig(localization=kind, normalizer="anchors"))

@@ -170,8 +170,8 @@ def targets_of(labels, image, anchor, offsets):
     count = len(anchor)
     anchors = torch.tensor([[0.2, 0.2, 0.4, 0.4]]).expand(count, 4)
     return Targets(
-        labels, torch.zeros(labels.shape), image, anchor, offsets, anchors, torch.ones(count), torch.ones(count),
-        torch.zeros_like(anchor),
+        labels, torch.zeros(labels.shape), image, anchor, torch.ones(count, dtype=torch.bool), offsets, anchors,
+        torch.ones(count), torch.ones(count), torch.zeros_like(anchor),
     )  # fmt: skip
 
 

@@ -305,7 +305,8 @@ def _positives(
     seen: Seen, layout: Layout, overlaps: Floats, config: Config, detector: Detector
 ) -> list[dict[str, Any]]:
     """Return the anchors that learn an object, object after object."""
-    targets, anchors = seen.targets, seen.targets.anchor
+    targets = seen.targets.positives()
+    anchors = targets.anchor
     gt = seen.trained[host(targets.gt)]
     model = config.model
     boxes = decode(seen.outputs.offsets[0, anchors], targets.anchors_xyxy, model.variances, model.coder)
@@ -313,7 +314,9 @@ def _positives(
     labels = targets.labels[0, anchors] - 1
     scores = class_scores(seen.outputs.logits[0, anchors].float(), model.score, True).gather(1, labels[:, None])
     how = _how(overlaps[seen.trained], targets, config)
-    class_losses, box_losses = host(seen.parts.class_losses[0, anchors]), host(seen.parts.box_losses)
+    class_losses, box_losses = (
+        host(part) for part in (seen.parts.class_losses[0, anchors], seen.parts.box_losses[seen.targets.valid])
+    )
     weights = host(targets.weight)
     rows = [
         {

@@ -46,12 +46,14 @@ def multibox_loss(
     """
     logits = at_least_float32(outputs.logits)
     per_anchor = _classification(logits, targets, config)
-    predicted = at_least_float32(outputs.offsets[targets.image, targets.anchor])
+    rows = targets.rows
+    # Whatever the network says of other anchors, not even NaN gets into the loss of the boxes
+    predicted = torch.where(targets.valid[:, None], at_least_float32(rows.take(outputs.offsets)), 0)
     distances = _localization(predicted, targets, config, model) * targets.weight[:, None]
     if config.hard_examples != "none":
         selected = _hard_examples(per_anchor, distances, targets, config.hard_examples)
         # A positive that is not selected counts in neither loss.
-        distances = distances * selected[targets.image, targets.anchor, None]
+        distances = distances * rows.take(selected)[:, None]
     else:
         selected = select_anchors(logits, targets, config)
     per_image = (selected & (targets.labels > BACKGROUND)).sum(1)
@@ -86,8 +88,7 @@ def multibox_loss(
 def _hard_examples(
     per_anchor: Float[Tensor, "b a"], distances: Float[Tensor, "p n"], targets: Targets, keep: int
 ) -> Bool[Tensor, "b a"]:
-    loss = per_anchor.detach().clone()
-    loss[targets.image, targets.anchor] += distances.detach().sum(1)
+    loss = per_anchor.detach() + targets.rows.put(torch.zeros_like(per_anchor), distances.detach().sum(1))
     return mine_ohem(loss, targets.labels > BACKGROUND, targets.labels == BACKGROUND, keep)
 
 
@@ -118,8 +119,10 @@ def _classification(logits: Float[Tensor, "b a k"], targets: Targets, config: Lo
     # Without a background logit, class c is column c; background and ignored anchors are all zeros.
     wanted = torch.zeros_like(logits)
     soft = config.classification in ("quality_focal", "varifocal")
-    column = targets.labels[targets.image, targets.anchor] - 1
-    wanted[targets.image, targets.anchor, column] = targets.quality.to(wanted) if soft else 1.0
+    value = (targets.labels > BACKGROUND).to(wanted)
+    if soft:
+        value = targets.rows.put(value, targets.quality)
+    wanted.scatter_(2, (targets.labels - 1).clamp(min=0)[..., None], value[..., None])
     if config.classification == "sigmoid_cross_entropy":
         return functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(-1)
     if config.classification == "quality_focal":

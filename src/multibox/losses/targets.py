@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from multibox.config import MatchingConfig, ModelConfig
@@ -13,6 +13,7 @@ from multibox.ops.boxes import at_least_float32, paired_iou
 from multibox.ops.coding import decode, encode
 from multibox.ops.matching import NEGATIVE, Assignment, MatchInputs, match_bipartite, match_dual_max
 from multibox.ops.matching_dynamic import match_atss, match_simota, match_task_aligned
+from multibox.ops.rows import Rows, rows_of
 from multibox.tensors import HeadOutputs
 
 BACKGROUND = 0
@@ -22,27 +23,39 @@ SOFT = ("simota", "task_aligned")
 
 
 class Targets(NamedTuple):
-    """Class of every anchor, and one row per positive."""
+    """Class of every anchor, and what positives learn: one row per positive, or one per anchor with a mark."""
 
     labels: Int[Tensor, "b a"]
     """0 background, class + 1 for positives, -1 ignored."""
     overlap: Float[Tensor, "b a"]
     """Largest IoU with any object of the image."""
     image: Int[Tensor, " p"]
-    """Image of each positive."""
+    """Image of each row."""
     anchor: Int[Tensor, " p"]
-    """Anchor of each positive."""
+    """Anchor of each row."""
+    valid: Bool[Tensor, " p"]
+    """Whether the row is a positive. On a CPU all are; elsewhere every anchor of every image has a row."""
     offsets: Float[Tensor, "p 4"]
-    """Encoded box of each positive."""
+    """Encoded box of each positive; 0 in other rows."""
     anchors_xyxy: Float[Tensor, "p 4"]
-    """Anchor box of each positive."""
+    """Anchor box of each row."""
     weight: Float[Tensor, " p"]
-    """Weight of each positive in the localisation loss; 1 except in task-aligned matching."""
+    """Weight of each positive in the localisation loss, 1 except in task-aligned matching; 0 in other rows."""
     quality: Float[Tensor, " p"]
     """How well each positive is placed, 0 to 1: the matcher's soft score, or the IoU of the predicted box; 1 where no
-    outputs were given."""
+    outputs were given; 0 in other rows."""
     gt: Int[Tensor, " p"]
-    """Object of each positive: its row in the image's ground truth."""
+    """Object of each positive: its row in the image's ground truth; 0 in other rows."""
+
+    @property
+    def rows(self) -> Rows:
+        """The rows, by which to take from tables [b, a, ...] and to put into them."""
+        return Rows(self.image, self.anchor, self.valid, len(self.anchor) == self.labels.numel())
+
+    def positives(self) -> "Targets":
+        """Return the targets with rows of positives alone; the host waits for the device."""
+        rows = (part[self.valid] for part in self[2:])
+        return Targets(self.labels, self.overlap, *rows)
 
 
 def make_targets(
@@ -53,6 +66,7 @@ def make_targets(
     model: ModelConfig,
     outputs: HeadOutputs | None = None,
     per_cell: Sequence[int] = (),
+    fixed: bool = False,
 ) -> Targets:
     """Match anchors to ground truth and encode it; an image without objects is all background.
 
@@ -64,25 +78,27 @@ def make_targets(
         model: Box coder, variances and score.
         outputs: The network's outputs; simota and task_aligned match by them, atss reads the maps' shapes from them.
         per_cell: Anchors per cell of each map; the same three need it.
+        fixed: Make every anchor a row on a CPU too, so that all shapes are known beforehand, as a compiler wants them.
 
     Raises:
         ConfigError: One of these three matchers without outputs.
     """
     outputs = None if outputs is None else outputs.detach()
     assignment = _match(anchors_xyxy, gt_xyxy, gt_labels, matching, model, outputs, per_cell)
-    positive = assignment.gt_index >= 0
-    image, anchor = positive.nonzero(as_tuple=True)
-    gt = assignment.gt_index[image, anchor]
+    rows = rows_of(assignment.gt_index >= 0, fixed)
+    gt = rows.take(assignment.gt_index).clamp(min=0)
     labels = torch.where(assignment.gt_index == NEGATIVE, BACKGROUND, IGNORE)
-    labels[image, anchor] = gt_labels[image, gt] + 1
-    anchors, boxes = anchors_xyxy[anchor], gt_xyxy[image, gt]
+    labels = rows.put(labels, gt_labels[rows.image, gt] + 1)
+    # In rows that are no positive the anchor stands for the object, so that every number stays finite
+    anchors = anchors_xyxy[rows.anchor]
+    boxes = torch.where(rows.valid[:, None], gt_xyxy[rows.image, gt], anchors)
     offsets = encode(boxes, anchors, model.variances, model.coder)
-    quality = assignment.soft_scores[image, anchor]
+    quality = rows.take(assignment.soft_scores)
     if outputs is not None and matching.matcher not in SOFT:
-        predicted = decode(outputs.offsets[image, anchor], anchors, model.variances, model.coder)
+        predicted = decode(rows.take(outputs.offsets), anchors, model.variances, model.coder)
         quality = paired_iou(predicted, boxes)
-    weight = assignment.weights[image, anchor]
-    return Targets(labels, assignment.overlap, image, anchor, offsets, anchors, weight, quality, gt)
+    weight, quality = (torch.where(rows.valid, part, 0) for part in (rows.take(assignment.weights), quality))
+    return Targets(labels, assignment.overlap, *rows[:3], offsets, anchors, weight, quality, gt)
 
 
 def _match(

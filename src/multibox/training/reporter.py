@@ -142,7 +142,8 @@ class Means:
         if config.model.score == "sigmoid":
             predicted = torch.where(outputs.logits.amax(-1) > 0, predicted + 1, BACKGROUND)
         right = predicted == labels
-        error = (outputs.offsets[targets.image, targets.anchor].float() - targets.offsets).abs()
+        rows = targets.rows
+        error = (rows.take(outputs.offsets).float() - targets.offsets).abs()
         counts = {
             "steps": torch.ones_like(parts.total),
             "total": parts.total,
@@ -153,8 +154,8 @@ class Means:
             "selected": parts.selected.sum(),
             "selected_right": (right & parts.selected).sum(),
             "positives": parts.positives,
-            "positives_right": right[targets.image, targets.anchor].sum(),
-            "box_error": error.sum(),
+            "positives_right": (rows.take(right) & targets.valid).sum(),
+            "box_error": torch.where(targets.valid[:, None], error, 0).sum(),
         }
         wide = widest(parts.total.device)
         values = dict(zip(counts, torch.stack([value.to(wide) for value in counts.values()]).unbind(), strict=True))

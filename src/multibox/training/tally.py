@@ -85,23 +85,27 @@ class Tally:
     def _measure(self, outputs: HeadOutputs, targets: Targets, parts: LossParts, batch: Batch) -> Tensor:
         """Return the costs of a batch as one row of numbers, on the device: [5 b g] of objects, then [b] of images."""
         images, objects = batch.gt_labels.shape
-        image, anchor, place = targets.image, targets.anchor, targets.image * objects + targets.gt
-        logits = at_least_float32(outputs.logits.detach()[image, anchor])
-        column = targets.labels[image, anchor, None]
+        rows, valid = targets.rows, targets.valid
+        slots = images * objects
+        # Rows that are no positive add to places of their own, which are cut off
+        place = torch.where(valid, targets.image * objects + targets.gt, slots + targets.anchor)
+        logits = at_least_float32(rows.take(outputs.logits.detach()))
+        column = rows.take(targets.labels)[:, None]
         if self.score == "softmax":
-            score = logits.log_softmax(1).gather(1, column).exp()
+            score = logits.log_softmax(1).gather(1, column.clamp(min=0)).exp()
         else:
-            score = logits.gather(1, column - 1).sigmoid()
-        iou = paired_iou(targets.anchors_xyxy, batch.gt_xyxy[image, targets.gt])
+            score = logits.gather(1, (column - 1).clamp(min=0)).sigmoid()
+        iou = paired_iou(targets.anchors_xyxy, batch.gt_xyxy[targets.image, targets.gt])
         class_losses = parts.class_losses
-        sums = class_losses.new_zeros(3, images * objects)
-        costs = torch.stack([class_losses[image, anchor], parts.box_losses, torch.ones_like(parts.box_losses)])
+        sums = class_losses.new_zeros(3, slots + targets.labels.shape[1])
+        costs = torch.stack([rows.take(class_losses), parts.box_losses, torch.ones_like(parts.box_losses)])
         sums.index_add_(1, place, costs.to(sums))
-        best = sums.new_zeros(2, images * objects)
+        best = torch.zeros_like(sums[:2])
         best.scatter_reduce_(1, place.expand(2, -1), torch.stack([iou, score[:, 0]]).to(best), "amax")
+        sums, best = sums[:, :slots], best[:, :slots]
         learned = parts.selected & (targets.labels == BACKGROUND)
         background = torch.where(learned, class_losses, 0.0).sum(1)
-        return torch.cat([sums.view(-1), best.view(-1), background])
+        return torch.cat([sums.reshape(-1), best.reshape(-1), background])
 
     def _send(self) -> None:
         """Start the costs of the last steps on their way to the host."""
