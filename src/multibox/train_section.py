@@ -128,8 +128,11 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         ),
     ] = (1.0, 1.0)
     sampling: Annotated[
-        Literal["uniform", "balanced"],
-        means("uniform: each image once per epoch. balanced: images of rare classes more often, in as many steps."),
+        Literal["uniform", "balanced", "shards"],
+        means(
+            "uniform: each image once per epoch. balanced: images of rare classes more often, in as many steps. "
+            "shards: uniform, but tar and RecordIO files are read front to back, in runs of 4 MB in random order."
+        ),
     ] = "uniform"
     difficult: Annotated[
         Literal["keep", "drop"],

@@ -66,15 +66,16 @@ class AugmentedImages:
 
     def __getitem__(self, key: Key | tuple[int, ...]) -> Item:
         """Return what the augmented image shows, its name and the size of the original."""
-        epoch, index, copy, mixed = key if isinstance(key, Key) else Key(key[0], key[1], key[2] if len(key) > 2 else 0)
+        key = key if isinstance(key, Key) else Key(key[0], key[1], key[2] if len(key) > 2 else 0)
+        epoch, index, copy, mixed, partners = key
         image = self.decoded[index]
         # The first copy has no third number, so that runs of older versions are repeated exactly
         rng = np.random.default_rng((self.seed, epoch, index, copy) if copy else (self.seed, epoch, index))
-        own, other = partial(self._scene, index, image, rng), partial(self._other, rng)
+        own, other = partial(self._scene, index, image, rng), partial(self._other, rng, partners)
         scene = mix(self.mixing if mixed else (), own, other, self.size, rng)
         return scene, self.dataset.image_names[index], image.original
 
-    def batch(self, keys: Sequence[tuple[int, ...]], pool: Executor | None = None, threads: int = 1) -> Arrays:
+    def batch(self, keys: Sequence[Key | tuple[int, ...]], pool: Executor | None = None, threads: int = 1) -> Arrays:
         """Return the items of `keys` as one batch, made by so many threads of `pool`, each by one task."""
         places = [key[1] for key in keys]
         if pool is None:
@@ -82,11 +83,12 @@ class AugmentedImages:
         shares = list(pool.map(self._items, [keys[i::threads] for i in range(threads)]))
         return collate_items([shares[i % threads][i // threads] for i in range(len(keys))], places)
 
-    def _items(self, keys: Sequence[tuple[int, ...]]) -> list[Item]:
+    def _items(self, keys: Sequence[Key | tuple[int, ...]]) -> list[Item]:
         return [self[key] for key in keys]
 
-    def _other(self, rng: np.random.Generator, size: Size) -> Scene:
-        index = int(rng.integers(len(self)))
+    def _other(self, rng: np.random.Generator, partners: tuple[int, ...], size: Size) -> Scene:
+        index = int(rng.integers(len(partners) or len(self)))
+        index = partners[index] if partners else index
         return self._scene(index, self.decoded[index], rng, size)
 
     def _scene(self, index: int, image: Decoded, rng: np.random.Generator, size: Size) -> Scene:
@@ -135,7 +137,7 @@ def start_worker(images: AugmentedImages, places: Places | None) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def make_batch(keys: Sequence[tuple[int, ...]], place: int) -> Arrays | Handed:
+def make_batch(keys: Sequence[Key | tuple[int, ...]], place: int) -> Arrays | Handed:
     """Return the batch of `keys`, or what says that it lies in a place.
 
     Raises:

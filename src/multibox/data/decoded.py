@@ -71,6 +71,10 @@ class DecodedImages:
             self.store.put(self.first + index, found)
         return found
 
+    def kept(self, index: int) -> bool:
+        """Return whether image `index` lies in the store, so that its file is not read."""
+        return self.store is not None and self.store.holds(self.first + index)
+
     def rooms(self, *, with_keys: bool) -> Iterator[Room]:
         """Yield what each image needs in a store, and with keys if the store outlives the run."""
         height, width = self.size

@@ -21,7 +21,7 @@ import torch
 
 from multibox.data.augmented import AugmentedImages, make_batch, start_worker
 from multibox.data.handover import Arrays, Handed, Places
-from multibox.data.sampling import EpochBatches
+from multibox.data.sampling import EpochBatches, Key
 from multibox.errors import MultiboxError
 from multibox.limits import available_cores
 from multibox.tensors import Batch
@@ -35,8 +35,9 @@ _NO_PROCESSES = (OSError, ImportError, NotImplementedError, AssertionError, Brok
 """What is raised where processes cannot be started: no semaphores, too many processes, in a daemonic process."""
 _KILLED = "a worker process that prepares images was killed or crashed, often for lack of memory"
 
-Keys = Sequence[tuple[int, ...]]
+Keys = Sequence[Key | tuple[int, ...]]
 Tell = Callable[[str], None]
+Reach = Callable[[int], None]
 
 
 def load_batches(
@@ -48,6 +49,7 @@ def load_batches(
     processes: bool = False,
     between: bool = False,
     tell: Tell = lambda line: None,
+    reach: Reach = lambda step: None,
 ) -> Iterator[Batch]:
     """Yield every batch of `batches`, in order.
 
@@ -61,6 +63,7 @@ def load_batches(
         processes: whether workers are processes. If they cannot be started or die, threads take over.
         between: whether each batch is prepared when it is taken, its images shared among `workers` threads.
         tell: receives one sentence if that happens.
+        reach: is called with each step before its images are asked for.
 
     Raises:
         ImageError: an image cannot be read.
@@ -70,6 +73,7 @@ def load_batches(
     if between or not workers:
         with _plain_threads(max(1, workers)) as threads:
             while step < _end(batches):
+                reach(step)
                 yield _prepare(images, _keys(batches, step), pin, threads, max(1, workers))
                 step += 1
         return
@@ -79,6 +83,7 @@ def load_batches(
         waiting: deque[tuple[Keys, Future[Batch]]] = deque()
         while True:
             while len(waiting) < ahead and step < _end(batches):
+                reach(step)
                 keys = _keys(batches, step)
                 waiting.append((keys, pool.submit(keys)))
                 step += 1

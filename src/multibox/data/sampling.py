@@ -1,4 +1,4 @@
-"""The order of the images of a whole run: which ones each step sees, uniform or with more of rare classes."""
+"""The order of the images of a whole run: uniform, with more of rare classes, or along the files that hold them."""
 
 import math
 from collections.abc import Iterator
@@ -7,8 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from multibox.data.shards import Runs, shard_order
 from multibox.structures import Dataset
 
+PARTNERS = 8
+"""Images that may be mixed into one where images are read along their files."""
 Repeats = NDArray[np.float64]
 
 
@@ -22,6 +25,8 @@ class Key(NamedTuple):
     """Index among the repetitions of an image in an epoch; each is augmented differently."""
     mixed: bool = True
     """Whether operations that mix images apply. The draws of the other operations do not depend on it."""
+    partners: tuple[int, ...] = ()
+    """Indices of the images that may be mixed into this one; empty for all of the data set."""
 
 
 class EpochBatches:
@@ -42,6 +47,8 @@ class EpochBatches:
         start_step: step to begin with.
         repeats: [images], how often each image comes on average in a full pass, at least 1; None is once each. The
             fraction is rounded up or down at random in each epoch.
+        runs: where the images lie in large files, to read them in an order of long reads. Images that are mixed then
+            come from the same batch. Not together with `repeats`.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class EpochBatches:
         seed: int = 0,
         start_step: int = 0,
         repeats: Repeats | None = None,
+        runs: Runs | None = None,
     ) -> None:
         self.images = images
         self.batch_size = min(batch_size, images)
@@ -61,9 +69,10 @@ class EpochBatches:
         self.seed = seed
         self.start_step = start_step
         self.repeats = repeats
+        self.runs = runs
         self.mixed_steps = math.inf
         """No images are mixed from this step on."""
-        self._shuffled: tuple[int, NDArray[np.int64]] | None = None
+        self._orders: dict[int, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start_step)
@@ -78,14 +87,26 @@ class EpochBatches:
     def batch(self, step: int) -> list[Key]:
         """Return the keys of a step, counted from 0, also beyond the end of the run."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        if self._shuffled is None or self._shuffled[0] != epoch:
-            self._shuffled = epoch, self._order(epoch)
+        order = self._orders.get(epoch)
+        if order is None:
+            order = self._order(epoch)
+            # Two epochs: what reads ahead is in the next one while the last batches of this one are loaded
+            self._orders = {one: kept for one, kept in self._orders.items() if abs(one - epoch) == 1} | {epoch: order}
         first = step_of_epoch * self.batch_size
-        chosen = self._shuffled[1][first : first + self.batch_size]
-        return [Key(epoch, place, copy, step < self.mixed_steps) for place, copy in chosen.tolist()]
+        chosen: list[list[int]] = order[first : first + self.batch_size].tolist()
+        mixed = step < self.mixed_steps
+        if self.runs is None:
+            return [Key(epoch, place, copy, mixed) for place, copy in chosen]
+        places = [place for place, _ in chosen]
+        around = (places + places)[1:]
+        near = min(PARTNERS, len(places))
+        return [Key(epoch, place, 0, mixed, tuple(around[k : k + near])) for k, place in enumerate(places)]
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return the rows (place, copy) of an epoch, shuffled."""
+        if self.runs is not None:
+            places = shard_order(self.runs, self.batch_size, self.seed, epoch)
+            return np.stack([places, np.zeros_like(places)], 1)
         rng = np.random.default_rng((self.seed, epoch))
         if self.repeats is None:
             return np.stack([rng.permutation(self.images), np.zeros(self.images, np.int64)], 1)

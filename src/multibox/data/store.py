@@ -116,6 +116,10 @@ class ImageStore:
             self._trusted[row] = True
         return Decoded(pixels.reshape(height, width, 3), Size(original_height, original_width))
 
+    def holds(self, row: int) -> bool:
+        """Return whether the image of a row is there; its checksum is not looked at."""
+        return row < len(self._table) and bool(self._table[row, _FILLED])
+
     def put(self, row: int, image: Decoded) -> None:
         """Keep the image of a row, if it has room and the disk has."""
         pixels = np.ascontiguousarray(image.pixels)

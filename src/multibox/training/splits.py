@@ -1,5 +1,6 @@
 """The images that a run learns from and is validated on, and the batches that it makes of them."""
 
+import contextlib
 import hashlib
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -15,9 +16,18 @@ from multibox.data.decoded import DecodedImages
 from multibox.data.formats import Layout, find_layout, split_for
 from multibox.data.formats.joining import join, set_labels
 from multibox.data.left_out import counted
-from multibox.data.loading import AugmentedImages, choose_workers, load_batches, prepares_between, use_processes
+from multibox.data.loading import (
+    AugmentedImages,
+    Reach,
+    choose_workers,
+    load_batches,
+    prepares_between,
+    use_processes,
+)
 from multibox.data.pixels import as_colour
+from multibox.data.read_ahead import ReadAhead
 from multibox.data.sampling import EpochBatches, repeat_factors
+from multibox.data.shards import find_runs
 from multibox.data.similar import Hashes, remembered_hashes, scene_groups
 from multibox.errors import DataError
 from multibox.structures import Dataset, Labels, Size
@@ -175,10 +185,15 @@ def _objects(dataset: Dataset) -> dict[str, int]:
 
 
 def order_images(training: Dataset, config: Config) -> EpochBatches:
-    """Return which images each step sees; the caller sets how many steps there are."""
+    """Return which images each step sees; the caller sets how many steps there are.
+
+    Raises:
+        ConfigError: `train.sampling` is shards, but images are files of their own.
+    """
     train = config.train
     repeats = repeat_factors(training) if train.sampling == "balanced" else None
-    return EpochBatches(len(training), known_batch_size(train), seed=train.seed, repeats=repeats)
+    runs = find_runs(training) if train.sampling == "shards" else None
+    return EpochBatches(len(training), known_batch_size(train), seed=train.seed, repeats=repeats, runs=runs)
 
 
 def load_training(
@@ -204,9 +219,27 @@ def load_training(
     workers = choose_workers(train.workers, device)
     processes = use_processes(workers, device)
     between = prepares_between(train.workers, device)
-    yield from load_batches(
-        images, batches, workers, pin=device != "cpu", processes=processes, between=between, tell=reporter.note
-    )
+    with _reading_ahead(batches, images.decoded) as reach:
+        yield from load_batches(
+            images,
+            batches,
+            workers,
+            pin=device != "cpu",
+            processes=processes,
+            between=between,
+            tell=reporter.note,
+            reach=reach,
+        )
+
+
+@contextlib.contextmanager
+def _reading_ahead(batches: EpochBatches, decoded: DecodedImages) -> Generator[Reach]:
+    """Give what `load_batches` calls before a step: reading ahead, where images are read along their files."""
+    if batches.runs is None:
+        yield lambda step: None
+        return
+    with contextlib.closing(ReadAhead(batches.runs, batches.batch, decoded.kept)) as ahead:
+        yield ahead.reach
 
 
 def decoded_for(training: Dataset, config: Config) -> DecodedImages:
