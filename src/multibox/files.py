@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 import unicodedata
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -84,11 +85,16 @@ def make_numbered_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Generator[BinaryIO, None, None]:
+def whole_file(path: str | Path, *, durable: bool = False) -> Generator[BinaryIO, None, None]:
     """Yield a scratch file beside `path` that becomes `path` when the block ends well and vanishes otherwise.
 
     A reader of `path` sees the old file or the new one, never half of one. Parent folders are made. Special files, such
     as /dev/null or a pipe, are written to directly.
+
+    Args:
+        path: the file.
+        durable: whether this holds through a power cut as well, and the new file is on the disk when the block has
+            ended. It waits for the disk, some milliseconds per file.
 
     Raises:
         OSError: the place cannot be written to; nothing is left behind.
@@ -98,12 +104,20 @@ def whole_file(path: str | Path) -> Generator[BinaryIO, None, None]:
         with path.open("wb") as file:
             yield file
         return
+    made = [folder for folder in path.absolute().parents if not folder.exists()] if durable else []
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _beside(path)
     try:
         with part.open("wb") as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         part.replace(path)
+        if durable:
+            # The new name is on the disk when the folder is; a new folder when the one above it is
+            for folder in (path.absolute(), *made):
+                _sync_folder(folder.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
@@ -113,19 +127,42 @@ def whole_file(path: str | Path) -> Generator[BinaryIO, None, None]:
         raise
 
 
-def write_bytes_whole(path: str | Path, data: bytes) -> None:
+def write_bytes_whole(path: str | Path, data: bytes, *, durable: bool = False) -> None:
     """Write `data` to `path`, making parent folders; a reader sees the old file or the new one, never half of one.
+
+    Args:
+        path: the file.
+        data: its content.
+        durable: whether this holds through a power cut, as in `whole_file`.
 
     Raises:
         OSError: the folder cannot be written to; nothing is left behind.
     """
-    with whole_file(path) as file:
+    with whole_file(path, durable=durable) as file:
         file.write(data)
 
 
-def write_text_whole(path: str | Path, text: str) -> None:
+def write_text_whole(path: str | Path, text: str, *, durable: bool = False) -> None:
     """Write `text` as UTF-8 with the line ends it has; otherwise as `write_bytes_whole`."""
-    write_bytes_whole(path, text.encode())
+    write_bytes_whole(path, text.encode(), durable=durable)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until what was appended to a file is on the disk; a file that does not exist is skipped."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can say so of a folder."""
+    if sys.platform == "win32":
+        return
+    with contextlib.suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from multibox.training.hardware import Hardware
-from multibox.training.pacing import Interrupt
 from multibox.training.run import RunOptions, prepare
+from multibox.training.stopping import Interrupt
 
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
 
@@ -19,7 +19,7 @@ SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0
 def no_rest(monkeypatch):
     """Let every step be told, and the stop file be looked for."""
     monkeypatch.setattr("multibox.training.journal.EVERY", 0.0)
-    monkeypatch.setattr("multibox.training.pacing.LOOK_EVERY", 0.0)
+    monkeypatch.setattr("multibox.training.stopping.LOOK_EVERY", 0.0)
 
 
 def options(out, **changes):
@@ -107,7 +107,7 @@ def test_a_second_ctrl_c_counts_even_after_the_stop_file(tmp_path):
         (tmp_path / "stop").touch()
         assert interrupt.asked and interrupt.found
         signal.raise_signal(signal.SIGINT)
-        assert interrupt.pressed
+        assert interrupt.signal == signal.SIGINT
         signal.raise_signal(signal.SIGINT)
 
 

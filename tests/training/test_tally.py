@@ -140,12 +140,12 @@ def test_a_run_leaves_its_ledger(sprites, whole):
     assert size == 3 * (16 + 7 * len(training.labels) + 2 * len(training))
 
 
-@pytest.mark.parametrize(("stops", "saving"), [((2, 4), 0.0), ((5, 8), 1e9), ((3, 6, 9), 0.0)])
+@pytest.mark.parametrize(("stops", "saving"), [((2, 4), 1e-9), ((5, 8), 1e9), ((3, 6, 9), 1e-9)])
 def test_a_killed_run_resumes_to_the_same_ledger(sprites, whole, tmp_path, monkeypatch, stops, saving):
-    """Whether its last save was at the epoch's end or long ago, and in spite of what a kill left half written."""
-    monkeypatch.setattr("multibox.training.trainer.SAVE_EVERY", saving)
+    """Whether its last save was a step or long ago, and in spite of what a kill left half written."""
+    monkeypatch.setattr("multibox.training.trainer.SAVING_SHARE", 1e9)
     folder = tmp_path / "run"
-    changes = {"train.augmentation": "strong", "train.validate_every": 2}
+    changes = {"train.augmentation": "strong", "train.validate_every": 2, "train.save_minutes": saving}
     trainer = prepare(sprites, options(folder, **changes))
     for stop in stops:
         trainer.reporter.step = at_step(stop, Killed())

@@ -73,7 +73,7 @@ def test_resumed_equals_uninterrupted(squares, tmp_path, stops, changes):
             trainer.fit()
         trainer = prepare(squares, RunOptions(resume=tmp_path / "parts"))
         assert trainer.pace.step == stop
-    trainer.reporter.step = stop_at(6)
+    trainer.reporter.row = lambda *_: signal.raise_signal(signal.SIGINT)
     trainer.fit()  # nothing is left to stop, but a loop over runs must hear of it
     assert trainer.interrupted and not whole.interrupted
     for one, other in (

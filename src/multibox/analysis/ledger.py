@@ -23,7 +23,7 @@ from safetensors.numpy import save
 
 from multibox.columns import Texts
 from multibox.errors import DataError
-from multibox.files import write_bytes_whole
+from multibox.files import sync_file, write_bytes_whole
 from multibox.structures import Boxes, Dataset, Labels
 
 FOLDER, OBJECTS, EPOCHS = "ledger", "objects.safetensors", "epochs.bin"
@@ -142,7 +142,7 @@ def write_objects(run: Path, dataset: Dataset) -> None:
         if known == about and all(np.array_equal(before[name], value) for name, value in arrays.items()):
             return
         cut_epochs(run, 0, 0)
-    write_bytes_whole(path, save(arrays, {"multibox": json.dumps(about)}))
+    write_bytes_whole(path, save(arrays, {"multibox": json.dumps(about)}), durable=True)
 
 
 def append_epoch(run: Path, epoch: int, step: int, record: Record) -> None:
@@ -155,6 +155,11 @@ def append_epoch(run: Path, epoch: int, step: int, record: Record) -> None:
     checksum = zlib.crc32(body, zlib.crc32(struct.pack("<II", epoch, step)))
     with (run / FOLDER / EPOCHS).open("ab", buffering=0) as file:
         file.write(_HEAD.pack(_MARK, epoch, step, checksum) + body)
+
+
+def sync_epochs(run: Path) -> None:
+    """Wait until the records are on the disk, before a state is written that counts them."""
+    sync_file(run / FOLDER / EPOCHS)
 
 
 def cut_epochs(run: Path, count: int, size: int) -> int:

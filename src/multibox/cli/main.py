@@ -35,6 +35,7 @@ from multibox.cli import (
 from multibox.errors import MissingExtraError, MultiboxError
 from multibox.limits import KEEP_MEMORY
 from multibox.privacy import LIGHT_OPENVINO
+from multibox.training.stopping import exit_code, terminable
 
 STARTED = time.monotonic()
 """When the command began; the minutes of a run count from here."""
@@ -53,17 +54,25 @@ class Verbs(TyperGroup):
         """
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             typer.echo("multibox: stopped before the end; no half-written file is left", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(exit_code(stop)) from None
         except BrokenPipeError:
             # As the shell reports SIGPIPE: 0 and 1 are a verb's verdict, which was not reached
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(141) from None
 
 
-class HintedCommand(TyperCommand):
-    """A command whose message about an unknown option names the setting that was probably meant."""
+class TrainCommand(TyperCommand):
+    """The verb `train`: its message about an unknown option names the setting that was probably meant.
+
+    SIGTERM ends it as Ctrl-C does, with exit code 143.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb."""
+        with terminable():
+            return super().invoke(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments as typer does.
@@ -146,7 +155,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)
-app.command("train", cls=HintedCommand)(train.train)
+app.command("train", cls=TrainCommand)(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)

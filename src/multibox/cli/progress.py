@@ -17,6 +17,7 @@ from multibox.tensors import LossParts
 from multibox.training.metric_files import Row
 from multibox.training.reporter import Reporter
 from multibox.training.run import Data, RunOptions, prepare
+from multibox.training.stopping import exit_code
 from multibox.training.trainer import Trainer
 
 REFRESH = 0.5
@@ -72,7 +73,7 @@ class BarReporter(Reporter):
 
 
 def train_with_progress(data: Data | None, options: RunOptions, *, watched: bool = False) -> Trainer:
-    """Train and return the trainer; Ctrl-C leaves a resumable run and exits with 130.
+    """Train and return the trainer; Ctrl-C leaves a resumable run and exits with 130, SIGTERM with 143.
 
     Args:
         data: The data set, or several that are joined.
@@ -86,11 +87,11 @@ def train_with_progress(data: Data | None, options: RunOptions, *, watched: bool
         bar = reporter.bar if isinstance(reporter, BarReporter) else nullcontext()
         with monitor_beside(trainer.folder.parent if watched else None), bar:
             trainer.fit()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         total = trainer.pace.total
         step = str(trainer.pace.step) if total is None else f"{trainer.pace.step} of {total}"
         typer.echo(f"stopped after step {step}; go on with: {resume_command(trainer.folder)}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code(stop)) from None
     except OSError as error:
         raise MultiboxError(
             f"{error.filename or trainer.folder} cannot be written ({error.strerror or error}); make room or mend the "

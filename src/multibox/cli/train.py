@@ -188,11 +188,12 @@ def _ablate(data: list[Path], options: "RunOptions", names: str, seeds: int) -> 
 
 def _train_one(data: "Data", options: "RunOptions") -> "Trainer":
     from multibox.cli.progress import train_with_progress
+    from multibox.training.stopping import exit_code
 
     try:
         trainer = train_with_progress(data, options)
         if trainer.interrupted:
-            raise typer.Exit(130)
+            raise typer.Exit(exit_code(trainer.interrupt.reason()))
         return trainer
     except typer.Exit:
         typer.echo("stopped; give the same command again, and it goes on with all runs", err=True)

@@ -226,9 +226,14 @@ def _plain_threads(count: int) -> ThreadPoolExecutor:
         torch.set_num_threads(1)
         started.wait()
 
-    for _ in range(count):
-        pool.submit(start)
-    started.wait()
+    try:
+        for _ in range(count):
+            pool.submit(start)
+        started.wait()
+    except BaseException:
+        # Ctrl-C, for instance: the threads must not wait for this one, nor the end of the process for them
+        started.abort()
+        raise
     # Part of the setting is the process's; the threads keep theirs
     torch.set_num_threads(before)
     return pool

@@ -43,7 +43,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint whole or not at all."""
+    """Write the checkpoint whole or not at all, through a power cut as well."""
     metadata = {
         "format_version": FORMAT_VERSION,
         "config": checkpoint.config.to_dict(),
@@ -57,7 +57,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         **({"statistics": checkpoint.statistics} if checkpoint.statistics else {}),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.state.items()}
-    write_bytes_whole(path, save(tensors, {"multibox": json.dumps(metadata)}))
+    write_bytes_whole(path, save(tensors, {"multibox": json.dumps(metadata)}), durable=True)
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:

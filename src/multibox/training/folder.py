@@ -21,8 +21,8 @@ from multibox.config import Config
 from multibox.errors import ConfigError, MultiboxError, WeightsError
 from multibox.files import write_bytes_whole
 from multibox.training.journal import EVENTS, STATUS
-from multibox.training.pacing import STOP
 from multibox.training.step import Stepper
+from multibox.training.stopping import STOP
 
 CONFIG, STATE, LOCK = "config.toml", "state/state.safetensors", ".lock"
 WEIGHTS = ("best.safetensors", "last.safetensors")
@@ -34,7 +34,9 @@ CACHE = ".multibox-cache"
 CHEAP_BYTES = 1 << 24
 """A cache of less is made anew in seconds; it goes with the run that was refused."""
 SCRATCH = ".*.part"
-"""Files that were being written when the process was killed."""
+"""Files and folders that were being written when the process was killed."""
+STATE_VERSION = 1
+"""Of the state's file; those written before there was a number have none, and are read as well."""
 
 
 def save_state(folder: Path, stepper: Stepper, notes: dict[str, Any], more: dict[str, Tensor]) -> None:
@@ -49,33 +51,33 @@ def save_state(folder: Path, stepper: Stepper, notes: dict[str, Any], more: dict
     tensors |= {f"more.{name}": tensor for name, tensor in more.items()}
     # AdamW's step counters of one group may be one tensor, which safetensors refuses to store twice
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_bytes_whole(folder / STATE, save(tensors, {"notes": json.dumps(notes)}))
+    about = {"notes": json.dumps({**notes, "version": STATE_VERSION})}
+    write_bytes_whole(folder / STATE, save(tensors, about), durable=True)
+
+
+def check_state(folder: Path) -> None:
+    """Refuse a state that this version cannot go on from; call it before any work. `load_state` refuses a missing one.
+
+    Raises:
+        WeightsError: the state is broken or of another version.
+    """
+    if (folder / STATE).is_file():
+        _read_state(folder, notes_only=True)
 
 
 def load_state(folder: Path, stepper: Stepper) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Fill the stepper from what `save_state` wrote; return its notes and what it was given beside them.
 
     Raises:
-        WeightsError: there is no state to resume from, or it is broken or of another network.
+        WeightsError: there is no state to resume from, or it is broken, of another version or of another network.
     """
-    path = folder / STATE
-    if not path.is_file():
-        raise WeightsError(
-            f"{path} does not exist, so there is nothing to resume; start the run anew, without --resume"
-        )
-    opener: Any = safe_open  # safetensors has no types
-    instead = f"start another run from its weights: --weights {folder / 'last.safetensors'} and another --out"
-    try:
-        with opener(path, framework="pt") as file:
-            metadata: dict[str, str] | None = file.metadata()
-            notes = json.loads((metadata or {})["notes"])
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, KeyError) as error:
-        raise WeightsError(f"{path} is no state of a run that can be read ({error}); {instead}") from None
+    notes, tensors = _read_state(folder)
     try:
         stepper.model.load_state_dict(_below("model.", tensors))
     except RuntimeError:
-        raise WeightsError(f"{path} is of another network than {folder / CONFIG} says; {instead}") from None
+        raise WeightsError(
+            f"{folder / STATE} is of another network than {folder / CONFIG} says; {_instead(folder)}"
+        ) from None
     if stepper.average is not None:
         stepper.average.module.load_state_dict(_below("average.", tensors))
         stepper.average.count = notes["averaged"]
@@ -94,6 +96,36 @@ def load_state(folder: Path, stepper: Stepper) -> tuple[dict[str, Any], dict[str
         notes["pace"] |= {"validation": 0.0, "saving": 0.0}
         notes["due"] = 0.0
     return notes, _below("more.", tensors)
+
+
+def _read_state(folder: Path, *, notes_only: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    path = folder / STATE
+    if not path.is_file():
+        raise WeightsError(
+            f"{path} does not exist, so there is nothing to resume; start the run anew, without --resume"
+        )
+    opener: Any = safe_open  # safetensors has no types
+    tensors: dict[str, Tensor] = {}
+    try:
+        with opener(path, framework="pt") as file:
+            metadata: dict[str, str] | None = file.metadata()
+            notes: dict[str, Any] = json.loads((metadata or {})["notes"])
+            # Before anything else is looked at, which may have another form there
+            version = notes.get("version", STATE_VERSION)
+            if version == STATE_VERSION and not notes_only:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, KeyError, ValueError, AttributeError) as error:
+        raise WeightsError(f"{path} is no state of a run that can be read ({error}); {_instead(folder)}") from None
+    if version != STATE_VERSION:
+        raise WeightsError(
+            f"{path} has version {version}, this multibox reads version {STATE_VERSION}; resume with the multibox that "
+            f"wrote it, or {_instead(folder)}"
+        )
+    return notes, tensors
+
+
+def _instead(folder: Path) -> str:
+    return f"start another run from its weights: --weights {folder / 'last.safetensors'} and another --out"
 
 
 def _laid_out_like(parameter: Tensor, moment: Tensor) -> Tensor:
@@ -151,7 +183,7 @@ def fresh_cache(cache: Path) -> Generator[Path]:
 def remove_scratch(folder: Path) -> None:
     """Remove the unfinished files of a run that was killed while it saved; call it only while the folder is held."""
     for path in (*folder.glob(SCRATCH), *folder.glob(f"*/{SCRATCH}")):
-        path.unlink(missing_ok=True)
+        _remove(path)
 
 
 def read_config(folder: Path) -> Config:

@@ -140,7 +140,7 @@ class Journal:
         path = self.folder / EVENTS
         if path.exists():
             kept = [line for line in path.read_bytes().splitlines() if _step(line) <= step]
-            write_text_whole(path, "".join(f"{line.decode()}\n" for line in kept))
+            write_text_whole(path, "".join(f"{line.decode()}\n" for line in kept), durable=True)
 
     def _send(self, trainer: "Trainer") -> None:
         """Start the means of an event on their way to the host."""

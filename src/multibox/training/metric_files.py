@@ -10,6 +10,8 @@ from multibox.errors import MissingExtraError
 from multibox.files import write_text_whole
 
 Row = dict[str, float | int | None]
+CLOCK = "seconds"
+"""What the clock says of an epoch; it stands in TensorBoard and metrics.jsonl."""
 
 
 class Records:
@@ -37,9 +39,12 @@ class Records:
                 self.writer.add_scalar(name, value, row["step"])
 
     def save(self) -> None:
-        """Write metrics.csv whole and flush TensorBoard."""
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        write_text_whole(self.folder / "metrics.csv", csv_text(names, self.rows))
+        """Write metrics.csv whole and flush TensorBoard.
+
+        The table holds only what the run computed, so a resumed run has the same one, byte by byte.
+        """
+        names = [name for name in dict.fromkeys(name for row in self.rows for name in row) if name != CLOCK]
+        write_text_whole(self.folder / "metrics.csv", csv_text(names, self.rows), durable=True)
         self.writer.flush()
 
     def close(self) -> None:
@@ -50,7 +55,7 @@ class Records:
 def csv_text(names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
     """Return rows as CSV, numbers to six digits; what a row does not have stays empty."""
     text = io.StringIO()
-    table = csv.DictWriter(text, list(names), lineterminator="\n")
+    table = csv.DictWriter(text, list(names), extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     table.writerows({n: f"{v:.6g}" if isinstance(v, float) else v for n, v in row.items()} for row in rows)
     return text.getvalue()

@@ -1,14 +1,9 @@
-"""When a run ends: after a number of steps, with its minutes, out of patience, or at Ctrl-C."""
+"""When a run ends: after a number of steps, with its minutes, or out of patience."""
 
-import contextlib
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 from multibox.config import Config
 from multibox.training.metric_files import Row
@@ -27,10 +22,6 @@ UNPLANNED = 1000
 """Length assumed for a timed run until steps are measured. Its first learning rates follow from it."""
 LAST_STEPS = 2
 """Steps that are no longer counted by the clock, so that the learning rate reaches the schedule's end."""
-STOP = "stop"
-"""File in the run folder that asks the run to save and end; `multibox monitor` makes it."""
-LOOK_EVERY = 1.0
-"""Seconds between two looks for it."""
 LAST_WORDS = 2.0
 """Seconds kept for what follows the last save: curves and the summary."""
 
@@ -218,52 +209,3 @@ def out_of_patience(rows: Sequence[Row], patience: int | str) -> bool:
         return False
     scores = [score for row in rows if (score := row.get("val_map50")) is not None]
     return patience < len(scores) and max(scores[-patience:]) <= max(scores[:-patience])
-
-
-class Interrupt:
-    """While entered, notes the first SIGINT or the file `STOP`; a second SIGINT raises KeyboardInterrupt at once.
-
-    A step that is cut short leaves weights and step count that do not belong together, and a resumed run would differ
-    from one that never stopped.
-
-    Args:
-        folder: The run folder, in which another program may make the file.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / STOP
-        self.pressed = False
-        self.looked = time.monotonic()
-        self.found = False
-
-    @property
-    def asked(self) -> bool:
-        """Whether the run should save and end; looks for the file at most once a second, and takes it away."""
-        if not self.pressed and not self.found and time.monotonic() - self.looked >= LOOK_EVERY:
-            self.looked = time.monotonic()
-            self.found = self.file.exists()
-            self._take()
-        return self.pressed or self.found
-
-    def _take(self) -> None:
-        with contextlib.suppress(OSError):
-            self.file.unlink()
-
-    def __enter__(self) -> Self:
-        # One that an earlier process did not live to see
-        self._take()
-        # Only the main thread may set handlers; elsewhere Ctrl-C is not ours to handle
-        self.replaces = threading.current_thread() is threading.main_thread()
-        if self.replaces:
-            self.previous = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._take()
-        if self.replaces:
-            signal.signal(signal.SIGINT, self.previous)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.pressed:
-            raise KeyboardInterrupt
-        self.pressed = True

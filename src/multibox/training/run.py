@@ -41,7 +41,16 @@ from multibox.structures import Dataset
 from multibox.thresholds import class_thresholds
 from multibox.training.adapting import enlarge_input, find_numbers, fit_anchors, spare_knowledge
 from multibox.training.capacity import check_memory
-from multibox.training.folder import CACHE, CONFIG, Hold, fresh_cache, new_folder, read_config, remove_scratch
+from multibox.training.folder import (
+    CACHE,
+    CONFIG,
+    Hold,
+    check_state,
+    fresh_cache,
+    new_folder,
+    read_config,
+    remove_scratch,
+)
 from multibox.training.journal import Journal
 from multibox.training.norms import measure_norms
 from multibox.training.precision import choose_precision
@@ -226,6 +235,8 @@ def _given(data: Data | None, options: RunOptions) -> dict[str, Any]:
 
 
 def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Reporter) -> Trainer:
+    # First of all: the settings of another version may not be readable either
+    check_state(folder)
     config = read_config(folder)
     _refuse_other_settings(folder, options, config)
     given = _given(data, options)
@@ -239,7 +250,7 @@ def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Repo
     except BaseException:
         hold.close()
         raise
-    write_text_whole(folder / CONFIG, trainer.config.to_toml(with_data=True))
+    write_text_whole(folder / CONFIG, trainer.config.to_toml(with_data=True), durable=True)
     return trainer
 
 
@@ -287,7 +298,7 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
     if resumed:
         trainer.resume()
     else:
-        write_text_whole(folder / CONFIG, config.to_toml(with_data=True))
+        write_text_whole(folder / CONFIG, config.to_toml(with_data=True), durable=True)
     reporter.note(_summary(trainer))
     return trainer
 

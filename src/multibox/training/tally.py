@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from multibox.analysis.ledger import append_epoch, cut_epochs, new_record, write_objects
+from multibox.analysis.ledger import append_epoch, cut_epochs, new_record, sync_epochs, write_objects
 from multibox.losses.targets import BACKGROUND, Targets
 from multibox.ops.boxes import at_least_float32, paired_iou
 from multibox.structures import Dataset
@@ -71,8 +71,9 @@ class Tally:
         self.record = new_record(len(self.dataset.labels), len(self.dataset))
 
     def state(self) -> dict[str, Tensor]:
-        """Return the record of the epoch at hand."""
+        """Return the record of the epoch at hand; the records before it are on the disk then."""
         self.gather()
+        sync_epochs(self.run)
         return {"ledger": torch.as_tensor(self.record.block)}
 
     def restore(self, epochs: int, state: dict[str, Tensor]) -> None:

@@ -1,10 +1,9 @@
 """The training loop. Everything it calls is a named helper beside it."""
 
 import contextlib
-import itertools
 import shlex
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,18 +23,19 @@ from multibox.training.journal import Journal
 from multibox.training.metric_files import Records, Row
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import known_rate, learning_rate, set_learning_rate
-from multibox.training.pacing import Interrupt, describe_length, make_pace, out_of_patience
+from multibox.training.pacing import describe_length, make_pace, out_of_patience
 from multibox.training.reporter import Means, Reporter, describe_score
 from multibox.training.samples import remove_later_samples, write_samples
 from multibox.training.splits import decoded_for, load_training, order_images
 from multibox.training.statistics import Summaries, image_statistics
 from multibox.training.step import LossWatch, Stepper, draw_size, resize_batch
+from multibox.training.stopping import EndNow, Interrupt
 from multibox.training.tally import Tally
 from multibox.training.threads import ThreadPlan
 from multibox.training.validation import Validation
 
-SAVE_EVERY = 30.0
-"""Seconds after which the end of an epoch saves the state. Every validation, Ctrl-C and the end save it too."""
+SAVING_SHARE = 0.05
+"""Largest share of the time that saving by the clock may take."""
 ENDLESS = 1 << 60
 """Steps of a timed run, as far as the order of the images is concerned."""
 LOOK_EVERY = 10
@@ -67,6 +67,27 @@ class Trainer:
         decoded: The images of both splits, through a store that is closed when training ends; None decodes each time.
         journal: Tells other programs how it goes; None makes one.
     """
+
+    matched = False
+    """Whether any anchor was matched in this process, as far as known."""
+    validated = -1
+    """Step of the last validation of this process."""
+    due = 0.0
+    """Share of the schedule after which the next validation is due, at the end of an epoch."""
+    best = -1.0
+    """Best mAP@0.5 of a validation."""
+    rate = 0.0
+    """Learning rate of the last step."""
+    lost_boxes = 0
+    """Objects that augmentation cut away, in all steps."""
+    seconds = 0.0
+    """Of the epoch at hand, loading included."""
+    saved = 0.0
+    """When the state was saved last, in seconds of `time.monotonic()`."""
+    saved_at = (-1, -1)
+    """Step and number of rows of the state in the folder."""
+    interrupted = False
+    """True if Ctrl-C or SIGTERM arrived when nothing was left to stop but what follows the run."""
 
     def __init__(
         self,
@@ -105,21 +126,9 @@ class Trainer:
         self.findings = list(findings)
         self.positives = torch.zeros((), device=device)
         """Matched anchors of all steps of this process."""
-        self.matched = False
-        """Whether there are any, as far as known."""
         self.warned: set[str] = set()
-        self.validated = -1
-        self.due = 0.0
-        """Share of the schedule after which the next validation is due, at the end of an epoch."""
-        self.best = -1.0
-        self.seconds = self.saved = 0.0
-        self.rate = 0.0
-        """Learning rate of the last step."""
-        self.lost_boxes = 0
-        """Objects that augmentation cut away, in all steps."""
         self.clock = time.monotonic()
-        self.interrupted = False
-        """True if Ctrl-C arrived during the last step, when only what follows was left to stop."""
+        self.interrupt = Interrupt(folder)
         self.records = Records(folder, [])
         self.journal = journal or Journal(folder, config.preset, device, started)
         self.hold = hold
@@ -130,8 +139,16 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is done, or patience has run out."""
-        return self.pace.finished or out_of_patience(self.records.rows, self.config.train.patience)
+        """Whether the last step is done and recorded, or patience has run out."""
+        done = self.pace.finished and not self.owes_row
+        return done or out_of_patience(self.records.rows, self.config.train.patience)
+
+    @property
+    def owes_row(self) -> bool:
+        """Whether the last step ended an epoch that is not recorded: the run was asked to end in its validation."""
+        rows, step = self.records.rows, self.pace.step
+        ended = self.pace.finished or (step > 0 and step % self.steps_per_epoch == 0)
+        return ended and (not rows or int(rows[-1]["step"] or 0) < step)
 
     def resume(self) -> None:
         """Go on from the folder's state, with the very images and learning rates that were left."""
@@ -140,6 +157,8 @@ class Trainer:
         self.due, self.best, self.seconds = notes["due"], notes["best"], notes["seconds"]
         self.records.rows, self.lost_boxes = notes["rows"], notes.get("lost_boxes", 0)
         self.tally.restore(notes.get("ledger_epochs", 0), more)
+        self.known = notes.get("known", False)
+        self.saved_at = (self.pace.step, len(self.records.rows))
         if self.finished:
             # A timed run may have taken longer than its minutes, and the minutes may be new
             done = f"{self.pace.spent / 60:.1f} minutes" if self.pace.seconds else describe_length(self.config)
@@ -153,8 +172,9 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end, or until patience runs out.
 
-        Ctrl-C (KeyboardInterrupt) saves the state after the current step and is raised again. The file `stop` in the
-        run folder does the same.
+        Ctrl-C (KeyboardInterrupt) and SIGTERM (Terminated) save the state after the current step, or at once while the
+        run starts, waits for images or validates, and are raised again. The file `stop` in the run folder does what
+        Ctrl-C does.
         """
         plan = ThreadPlan(self.config.train.threads) if self.device == "cpu" else contextlib.nullcontext()
         # One loader for all epochs: it prepares images of the next one while this one is validated
@@ -162,25 +182,14 @@ class Trainer:
         images = contextlib.closing(
             load_training(self.training, self.config, self.batches, self.device, self.reporter, decoded)
         )
-        with Interrupt(self.folder) as interrupt, contextlib.closing(self.records), self._released(), plan as threads:
-            self._begin()
-            with images as batches:
-                for epoch in itertools.count(1 + self.pace.step // self.steps_per_epoch):
-                    for batch in itertools.islice(batches, epoch * self.steps_per_epoch - self.pace.step):
-                        self._step(batch, threads)
-                        if self.pace.finished or interrupt.asked:
-                            break
-                    if self.pace.finished or self.pace.step == epoch * self.steps_per_epoch:
-                        self._end_epoch(epoch, threads)
-                    if self.finished:
-                        break
-                    if interrupt.asked:
-                        self.losses.check_all()
-                        self.save()
-                        if interrupt.found:
-                            self.reporter.note(f"the file {interrupt.file} asked the run to end")
-                        raise KeyboardInterrupt
-            self.interrupted = interrupt.asked
+        with self.interrupt, contextlib.closing(self.records), self._released(), plan as threads, images as batches:
+            try:
+                self._begin()
+                self._train(batches, threads)
+            except EndNow:
+                self._save_at_stop()
+                raise self.interrupt.reason() from None
+            self.interrupted = self.interrupt.asked
             self._conclude()
 
     def _begin(self) -> None:
@@ -190,15 +199,44 @@ class Trainer:
         self.tally.begin()
         self.reporter.begin(self)
         self.journal.begin(self)
+        if self.saved_at[0] < 0:
+            # From here on the folder can be resumed, whatever happens before the first epoch ends
+            self._save_state()
         # Before the first step, as a timed run must know what is left
         images = self.decoded.training if self.decoded else decoded_for(self.training, self.config)
-        self.statistics = image_statistics(self.training, images)
+        with self.interrupt.heard_at_once():
+            self.statistics = image_statistics(self.training, images)
         self._lap()
         if self.known and not self.records.rows:
             self._score_start()
-        elif not self.pace.step:
-            # From here on the folder can be resumed, whatever happens before the first epoch ends
-            self._save_state()
+
+    def _train(self, batches: Iterator[Batch], threads: ThreadPlan | None) -> None:
+        """Take one step after the other, and end the epochs, until the run is finished."""
+        if self.owes_row:
+            self._end_epoch(threads)
+        while not self.finished:
+            with self.interrupt.heard_at_once():
+                batch = next(batches)
+            self._step(batch, threads)
+            if self.owes_row:
+                self._end_epoch(threads)
+            elif self.state_due():
+                self.save()
+                if threads:
+                    threads.pause()
+
+    def state_due(self) -> bool:
+        """Return whether the clock says that the state should be saved, where no validation and no end saves it."""
+        wait = max(60 * self.config.train.save_minutes, self.pace.saving / SAVING_SHARE)
+        return time.monotonic() - self.saved >= wait
+
+    def _save_at_stop(self) -> None:
+        """Save the state of the last step, unless it is the one in the folder."""
+        self.losses.check_all()
+        if self.saved_at != (self.pace.step, len(self.records.rows)):
+            self.save()
+        if self.interrupt.found:
+            self.reporter.note(f"the file {self.interrupt.file} asked the run to end")
 
     def _step(self, batch: Batch, threads: ThreadPlan | None) -> None:
         if self.pace.position >= self.config.train.freeze_until:
@@ -224,9 +262,13 @@ class Trainer:
         self.reporter.step(self, parts)
         self.journal.step(self, took)
 
-    def _end_epoch(self, epoch: int, threads: ThreadPlan | None) -> None:
-        """Record the epoch's metrics; validate and save where it is time to."""
+    def _end_epoch(self, threads: ThreadPlan | None) -> None:
+        """Record the epoch's metrics; validate and save where it is time to.
+
+        Nothing of the run changes before the validation is over: if it is ended there, a resumed run begins it anew.
+        """
         self.losses.check_all()
+        epoch = -(-self.pace.step // self.steps_per_epoch)
         step, steps = self.pace.schedule()
         row: Row = {
             "epoch": epoch,
@@ -236,13 +278,13 @@ class Trainer:
             **self.stepper.means.row(),
             "seconds": self.seconds,
         }
-        self.stepper.means, self.seconds = Means(), 0.0
         if self.validation is not None and (self.pace.finished or self._validation_due()):
             row |= self._validate(self.validation)
+        self.stepper.means, self.seconds = Means(), 0.0
         self.records.add(row)
         self.journal.epoch(self, row)
         self.tally.end_epoch(epoch, self.pace.step)
-        if "val_map50" in row or self.pace.finished or time.monotonic() - self.saved > SAVE_EVERY:
+        if "val_map50" in row or self.pace.finished or self.state_due():
             self.save()
         self.reporter.row(self, row)
         self._warn("score", score_stays_low(self.records.rows, self.findings))
@@ -269,7 +311,6 @@ class Trainer:
     def _score_start(self) -> None:
         """Score the weights that the run starts from and keep them as best, until training is better."""
         if self.validation is None:
-            self._save_state()
             return
         row: Row = {"epoch": 0, "step": 0, **self._validate(self.validation)}
         self.records.add(row)
@@ -284,7 +325,8 @@ class Trainer:
         self.reporter.waiting("validating")
         self.journal.update("validating", self)
         self._lap()
-        row = validation.score(self.stepper.weights(), lambda: self.journal.update("validating", self))
+        with self.interrupt.heard_at_once():
+            row = validation.score(self.stepper.weights(), self._look_up)
         drawn = write_samples(self.folder, self.pace.step, validation.sample_sheet())
         self.journal.validation(self, row, drawn)
         self.pace.validation = self._lap()
@@ -292,6 +334,11 @@ class Trainer:
         self.due = self.pace.position + self._interval()
         train_mode(self.stepper.model)
         return row
+
+    def _look_up(self) -> None:
+        """Look between two batches of a validation whether the run should end; say that it goes on."""
+        self.interrupt.check()
+        self.journal.update("validating", self)
 
     def _interval(self) -> float:
         """Return the share of the run between validations."""
@@ -380,9 +427,10 @@ class Trainer:
             "rows": self.records.rows,
             "lost_boxes": self.lost_boxes,
             "ledger_epochs": self.tally.epochs,
+            "known": self.known,
         }
         save_state(self.folder, self.stepper, notes, self.tally.state())
-        self.saved = time.monotonic()
+        self.saved, self.saved_at = time.monotonic(), (self.pace.step, len(self.records.rows))
 
     def _checkpoint_config(self) -> Config:
         """Return the config for a checkpoint: no paths, and thresholds only if these very weights were validated."""

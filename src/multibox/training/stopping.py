@@ -1,0 +1,135 @@
+"""How a run is asked to end: Ctrl-C, SIGTERM, or a file named `stop`; and when it does.
+
+A step, a save or the end of an epoch is never cut short: weights, counters and files would not belong together. The
+start, the wait for a batch and a validation change nothing that is kept, so there the run ends at once.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+STOP = "stop"
+"""File in the run folder that asks the run to save and end; `multibox monitor` makes it."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks for it."""
+CTRL_C, TERMINATED = 130, 143
+"""Exit codes of a command that SIGINT or SIGTERM ended, as shells report them."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which cluster managers send before they kill a process. It ends a command as Ctrl-C does."""
+
+
+class EndNow(KeyboardInterrupt):
+    """The run was asked to end where nothing is half done: save the state of the last step, then raise `reason()`."""
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """Return the exit code of a command that was stopped: 143 for SIGTERM, 130 for Ctrl-C."""
+    return TERMINATED if isinstance(stop, Terminated) else CTRL_C
+
+
+@contextlib.contextmanager
+def terminable() -> Generator[None]:
+    """Within it SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt, so that half-made files are removed."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if not _may_handle_signals():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class Interrupt:
+    """While entered, notes SIGINT, SIGTERM and the file `STOP`; a second SIGINT raises KeyboardInterrupt anywhere.
+
+    Further SIGTERMs change nothing: the run is ending as fast as it can without losing what it learned.
+
+    Args:
+        folder: The run folder, in which another program may make the file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / STOP
+        self.signal: int | None = None
+        """The first signal that came."""
+        self.found = False
+        """Whether the file was there."""
+        self.looked = time.monotonic()
+        self._at_once = False
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether the run should save and end; looks for the file at most once a second, and takes it away."""
+        if self.signal is None and not self.found and time.monotonic() - self.looked >= LOOK_EVERY:
+            self.looked = time.monotonic()
+            self.found = self.file.exists()
+            self._take()
+        return self.signal is not None or self.found
+
+    def check(self) -> None:
+        """End the run if it was asked to; call it where nothing is half done.
+
+        Raises:
+            EndNow: it was.
+        """
+        if self.asked:
+            raise EndNow
+
+    @contextlib.contextmanager
+    def heard_at_once(self) -> Generator[None]:
+        """Within it a first signal raises EndNow wherever the program stands; one that came before raises it here."""
+        self._at_once = True
+        try:
+            self.check()
+            yield
+        finally:
+            self._at_once = False
+
+    def reason(self) -> KeyboardInterrupt:
+        """Return what to raise once the state is saved: Terminated for SIGTERM, else KeyboardInterrupt."""
+        return Terminated() if self.signal == signal.SIGTERM else KeyboardInterrupt()
+
+    def _take(self) -> None:
+        with contextlib.suppress(OSError):
+            self.file.unlink()
+
+    def __enter__(self) -> Self:
+        # One that an earlier process did not live to see
+        self._take()
+        # Elsewhere signals are not ours to handle
+        if _may_handle_signals():
+            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._take()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
+        self.signal = number
+        if self._at_once:
+            raise EndNow
+
+
+def _may_handle_signals() -> bool:
+    """Return whether this thread may set handlers: only the main thread may."""
+    return threading.current_thread() is threading.main_thread()
