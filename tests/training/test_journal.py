@@ -12,12 +12,18 @@ from multibox.training.hardware import Hardware
 from multibox.training.run import RunOptions, prepare
 from multibox.training.stopping import Interrupt
 
-SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
+SMALL = {
+    "model.input_size": [64, 64],
+    "train.batch_size": 4,
+    "train.workers": 0,
+    "train.precision": "float32",
+    "train.log_every": 1,
+}
 
 
 @pytest.fixture(autouse=True)
 def no_rest(monkeypatch):
-    """Let every step be told, and the stop file be looked for."""
+    """Let status.json follow every step, and the stop file be looked for."""
     monkeypatch.setattr("multibox.training.journal.EVERY", 0.0)
     monkeypatch.setattr("multibox.training.stopping.LOOK_EVERY", 0.0)
 
@@ -65,7 +71,7 @@ def test_a_run_tells_every_event(squares, tmp_path):
     for one, other in zip(told, losses, strict=True):
         assert list(one) == pytest.approx(other, rel=1e-4)
     assert {*steps[0]} == {"kind", "time", "step", "epoch", "loss", "class_loss", "box_loss", "lr",
-                           "images_per_second", "seconds"}  # fmt: skip
+                           "images_per_second", "seconds", "positives", "accuracy"}  # fmt: skip
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row, event in zip(rows, of_kind(found, "epoch"), strict=True):
@@ -163,3 +169,58 @@ def test_hardware_use_is_measured_where_the_system_tells():
     assert first["cpu_percent"] is None and second["gpu_percent"] is None
     if Path("/proc/self/stat").exists():
         assert second["memory_gb"] > 0.01 and second["cpu_percent"] >= 0
+
+
+def tensorboard(folder):
+    """Return the values that TensorBoard shows: by tag a list of (step, value)."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    shown.Reload()
+    return {tag: [(each.step, each.value) for each in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+
+
+def test_metrics_are_told_every_few_steps(squares, tmp_path):
+    """The means are those of the steps since the event before; an epoch's first event tells of its own steps only."""
+    folder = tmp_path / "run"
+    trainer = prepare(squares, options(folder, **{"train.log_every": 2}))
+    parts = []
+
+    def watch(_, step):
+        parts.append([x.item() for x in (step.total, step.positives)])
+
+    trainer.reporter.step = watch
+    trainer.fit()
+    steps = of_kind(events(folder), "step")
+    assert [event["step"] for event in steps] == [1, 2, 4, 6]  # the first step of a process is always told
+    of_event = {1: parts[:1], 2: parts[1:2], 4: parts[3:4], 6: parts[4:6]}  # an epoch has three steps
+    for event in steps:
+        losses, positives = zip(*of_event[event["step"]], strict=True)
+        assert event["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+        assert event["positives"] == pytest.approx(sum(positives) / len(positives), rel=1e-4)
+        assert 0 <= event["accuracy"] <= 1
+    shown = tensorboard(folder)
+    for name in ("loss", "class_loss", "box_loss", "lr", "images_per_second", "positives", "accuracy"):
+        assert shown[f"steps/{name}"] == [(e["step"], pytest.approx(e[name], rel=1e-5)) for e in steps], name
+    assert [step for step, _ in shown["total_loss"]] == [3, 6]
+
+
+def test_slow_steps_are_told_by_the_clock(squares, tmp_path, monkeypatch):
+    monkeypatch.setattr("multibox.training.journal.LONGEST", 0.0)
+    trainer = prepare(squares, options(tmp_path / "run", **{"train.log_every": 1000}))
+    trainer.fit()
+    assert [event["step"] for event in of_kind(events(tmp_path / "run"), "step")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_tensorboard_shows_each_step_of_a_resumed_run_once(squares, tmp_path):
+    folder = tmp_path / "run"
+    trainer = prepare(squares, options(folder))
+    trainer.fit()
+    before = tensorboard(folder)["steps/loss"]
+    again = prepare(None, RunOptions(resume=folder, epochs=3))
+    again.pace.step = 4  # as if the last save had been after the fourth step
+    again.records.rewind(4)
+    again.records.take({"kind": "step", "step": 5, "time": 1.0, "loss": 0.25})
+    again.records.close()
+    again.hold.close()
+    assert tensorboard(folder)["steps/loss"] == [*before[:4], (5, 0.25)]

@@ -11,7 +11,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -31,10 +31,14 @@ EVENTS, STATUS = "metrics.jsonl", "status.json"
 FORMAT = 1
 """Version of status.json; a reader refuses a newer one."""
 EVERY = 1.0
-"""Least seconds between two events of kind `step`, and between two versions of status.json while a state lasts."""
-MEANS = ("total", "classification", "localization", "steps")
-"""Running sums of `Means` of which an event of kind `step` gives the means."""
+"""Least seconds between two versions of status.json while a state lasts."""
+LONGEST = 5.0
+"""Seconds after which an event of kind `step` comes before `train.log_every` steps are done, where steps are slow."""
+SUMS = ("total", "classification", "localization", "steps", "positives", "selected", "selected_right")
+"""Running sums of `Means` that an event of kind `step` needs."""
 
+Event = dict[str, Any]
+"""One line of metrics.jsonl: `kind`, `time`, `step`, `epoch`, and what the kind adds; plain values."""
 State = Literal["starting", "training", "validating", "finished", "stopped", "failed"]
 
 
@@ -50,6 +54,10 @@ class Journal:
 
     def __init__(self, folder: Path, preset: str, device: str, started: float | None = None) -> None:
         self.folder = folder
+        self.listeners: list[Callable[[Event], None]] = []
+        """Are given every event as well."""
+        self.removed: set[tuple[str, int]] = set()
+        """Kind and step of the events that `cut` removed: those that follow tell the same again."""
         self.hardware = Hardware(device)
         now = time.monotonic()
         self.state: State = "starting"
@@ -63,10 +71,10 @@ class Journal:
         self.steps, self.took = 0, 0.0
         """Steps since the last event, and their seconds."""
         self.told = -math.inf
-        """When the last event of kind `step` was due."""
+        """Seconds of the run at which the last event of kind `step` was due."""
         self.written = -math.inf
         """When status.json was written."""
-        self.counted: tuple[Means | None, list[float]] = (None, [0.0] * len(MEANS))
+        self.counted: tuple[Means | None, list[float]] = (None, [0.0] * len(SUMS))
         """The epoch's sums that earlier events tell of."""
         self.waiting: tuple[dict[str, Any], Means, Tensor, torch.Event | None] | None = None
         """An event whose sums are on their way from the device."""
@@ -79,19 +87,18 @@ class Journal:
         self.update("starting", trainer)
 
     def step(self, trainer: "Trainer", took: float) -> None:
-        """Look at the run after a step that took `took` seconds; tell about once a second how it goes.
+        """Look at the run after a step that took `took` seconds; tell every `train.log_every` steps how it goes.
 
         The means of the losses are copied from the device without waiting; a GPU's are told a step or more later.
         """
         self.steps, self.took = self.steps + 1, self.took + took
         if self.waiting is not None:
             self._receive(trainer)
-        now = time.monotonic()
-        if now - self.told < EVERY:
-            return
-        self.told = now
-        if self.waiting is None:
-            self._send(trainer)
+        elapsed = trainer.pace.elapsed
+        if trainer.pace.step % trainer.config.train.log_every == 0 or elapsed - self.told >= LONGEST:
+            self.told = elapsed
+            if self.waiting is None:
+                self._send(trainer)
         self.update("training", trainer)
 
     def epoch(self, trainer: "Trainer", row: "Row") -> None:
@@ -139,7 +146,9 @@ class Journal:
         """Remove the events after `step`, from which the run goes on, and what is no event."""
         path = self.folder / EVENTS
         if path.exists():
-            kept = [line for line in path.read_bytes().splitlines() if _step(line) <= step]
+            lines = path.read_bytes().splitlines()
+            kept = [line for line in lines if _step(line) <= step]
+            self.removed = {place for line in lines if (place := _place(line)) is not None and place[1] > step}
             write_text_whole(path, "".join(f"{line.decode()}\n" for line in kept), durable=True)
 
     def _send(self, trainer: "Trainer") -> None:
@@ -167,9 +176,17 @@ class Journal:
         known, before = self.counted
         new = [value - old for value, old in zip(sums, before, strict=True)] if known is means else sums
         self.counted = (means, sums)
-        loss, class_loss, box_loss = (value / max(new[3], 1.0) for value in new[:3])
-        self.status |= {"loss": loss, "images_per_second": event["images_per_second"]}
-        self._event("step", trainer, **event, loss=loss, class_loss=class_loss, box_loss=box_loss)
+        of = dict(zip(SUMS, new, strict=True))
+        steps = max(of["steps"], 1.0)
+        event |= {
+            "loss": of["total"] / steps,
+            "class_loss": of["classification"] / steps,
+            "box_loss": of["localization"] / steps,
+            "positives": of["positives"] / steps,
+            "accuracy": of["selected_right"] / max(of["selected"], 1.0),
+        }
+        self.status |= {name: event[name] for name in ("loss", "images_per_second")}
+        self._event("step", trainer, **event)
 
     def _tell_notes(self, trainer: "Trainer") -> None:
         """Write the sentences that the user was told since the last time."""
@@ -183,10 +200,13 @@ class Journal:
 
     def _append(self, kind: str, trainer: "Trainer", **values: Any) -> None:
         head = {"kind": kind, "time": time.time(), "step": trainer.pace.step, "epoch": _epoch(trainer)}
-        line = json.dumps(_plain({**head, **values}), ensure_ascii=False, separators=(",", ":"))
+        event = _plain({**head, **values})
+        line = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
         # One write per line: whatever happens, a line is there or the end of the file is half of one
         with (self.folder / EVENTS).open("ab", buffering=0) as file:
             file.write(f"{line}\n".encode())
+        for listener in self.listeners:
+            listener(event)
 
 
 def _epoch(trainer: "Trainer") -> int:
@@ -195,19 +215,26 @@ def _epoch(trainer: "Trainer") -> int:
 
 
 def _stacked(means: "Means") -> Tensor:
-    return torch.stack([means.sums[name] for name in MEANS])
+    return torch.stack([means.sums[name] for name in SUMS])
 
 
 def _last_score(rows: "list[Row]") -> float | None:
     return next((row["val_map50"] for row in reversed(rows) if row.get("val_map50") is not None), None)
 
 
-def _step(line: bytes) -> float:
-    """Return the step of an event; infinity for what is none, such as the rest of an event half written."""
+def _place(line: bytes) -> tuple[str, int] | None:
+    """Return kind and step of an event; None for what is none, such as the rest of an event half written."""
     try:
-        return int(json.loads(line)["step"])
+        event = json.loads(line)
+        return str(event["kind"]), int(event["step"])
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return None
+
+
+def _step(line: bytes) -> float:
+    """Return the step of an event; infinity for what is none."""
+    place = _place(line)
+    return math.inf if place is None else place[1]
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A run's metrics as files: a row per epoch in metrics.csv; these rows and every few steps for TensorBoard."""
 
 import csv
+import importlib
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from multibox.files import write_text_whole
 Row = dict[str, float | int | None]
 CLOCK = "seconds"
 """What the clock says of an epoch; it stands in TensorBoard and metrics.jsonl."""
+STEP_VALUES = ("loss", "class_loss", "box_loss", "lr", "images_per_second", "positives", "accuracy")
+"""Fields of an event of kind `step` that are metrics."""
 
 
 class Records:
@@ -30,6 +33,7 @@ class Records:
         self.folder = folder
         self.rows = rows
         self.writer: Any = SummaryWriter(str(folder))
+        self.messages: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
 
     def add(self, row: Row) -> None:
         """Append a row that has an `epoch` and a `step`; None leaves a cell empty."""
@@ -37,6 +41,18 @@ class Records:
         for name, value in row.items():
             if value is not None and name not in ("epoch", "step"):
                 self.writer.add_scalar(name, value, row["step"])
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Write the numbers of an event of kind `step`, below `steps/`, as one entry for TensorBoard."""
+        if event["kind"] == "step":
+            values = [{"tag": tag, "simple_value": value} for tag, value in step_values(event).items()]
+            entry = self.messages.Event(summary={"value": values})
+            self.writer.file_writer.add_event(entry, event["step"], event["time"])
+
+    def rewind(self, step: int) -> None:
+        """Let TensorBoard forget what an earlier process told after `step`, from which the run goes on."""
+        entry = self.messages.Event(session_log={"status": self.messages.SessionLog.START})
+        self.writer.file_writer.add_event(entry, step + 1)
 
     def save(self) -> None:
         """Write metrics.csv whole and flush TensorBoard.
@@ -50,6 +66,11 @@ class Records:
     def close(self) -> None:
         """End TensorBoard's writing thread."""
         self.writer.close()
+
+
+def step_values(event: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics of an event of kind `step` by the names that TensorBoard and the loggers show."""
+    return {f"steps/{name}": event[name] for name in STEP_VALUES if event.get(name) is not None}
 
 
 def csv_text(names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:

@@ -167,6 +167,7 @@ class Trainer:
                 f"{done}, or start another run from its weights: --weights {self.folder}"
             )
         self.journal.cut(self.pace.step)
+        self.records.rewind(self.pace.step)
         remove_later_samples(self.folder, self.pace.step)
 
     def fit(self) -> None:
@@ -198,6 +199,7 @@ class Trainer:
         train_mode(self.stepper.model)
         self.tally.begin()
         self.reporter.begin(self)
+        self.journal.listeners.append(self.records.take)
         self.journal.begin(self)
         if self.saved_at[0] < 0:
             # From here on the folder can be resumed, whatever happens before the first epoch ends
