@@ -95,6 +95,19 @@ def _quotas() -> Iterator[float]:
             yield int(quota) / int(period)
 
 
+def throttled_periods() -> tuple[int, int] | None:
+    """Return in how many periods a quota stopped this process's control group so far, and of how many.
+
+    Of nested groups, the one that was stopped most often; None where there is no quota or the system does not tell.
+    """
+    counts: list[tuple[int, int]] = []
+    for group in _groups("cpu"):
+        stopped, periods = (read_number(group / "cpu.stat", name) for name in ("nr_throttled", "nr_periods"))
+        if stopped is not None and periods:
+            counts.append((stopped, periods))
+    return max(counts, default=None)
+
+
 def _groups(controller: str) -> Iterator[Path]:
     """Yield the folders of the control groups of this process, from its own up to the root."""
     for line in _read(PROC / "self/cgroup").splitlines():

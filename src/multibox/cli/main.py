@@ -28,6 +28,7 @@ from multibox.cli import (
     plot,
     predict,
     predict_ray,
+    profile,
     report,
     serve,
     train,
@@ -64,7 +65,7 @@ class Verbs(TyperGroup):
 
 
 class TrainCommand(TyperCommand):
-    """The verb `train`: its message about an unknown option names the setting that was probably meant.
+    """The verbs `train` and `profile`: a message about an unknown option names the setting that was probably meant.
 
     SIGTERM ends it as Ctrl-C does, with exit code 143.
     """
@@ -156,6 +157,7 @@ app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)
 app.command("train", cls=TrainCommand)(train.train)
+app.command("profile", cls=TrainCommand)(profile.profile)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)

@@ -6,7 +6,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from multibox.cli.monitor import monitor_beside
-from multibox.cli.options import Background, Classes, Device, Format, Merge, OnBad, class_list
+from multibox.cli.options import Background, Classes, Device, Format, Merge, class_list
+from multibox.cli.train_options import (
+    CacheDir,
+    CacheGb,
+    ConfigFile,
+    DataSets,
+    Epochs,
+    Minutes,
+    OnBadFile,
+    Preset,
+    Recipe,
+    Settings,
+    TrainSplit,
+    ValSplit,
+    Weights,
+)
 
 if TYPE_CHECKING:
     from multibox.experiments.seeds import Run
@@ -14,43 +29,30 @@ if TYPE_CHECKING:
     from multibox.training.run import Data, RunOptions
     from multibox.training.trainer import Trainer
 
-_DATA = "Data set: a folder or file in a known format, or a .zip of one; several are joined by class name."
-_PRESET = "Network; see `multibox list presets`. Default: the weights' own, or multibox-fine."
-_WEIGHTS = "What to start from: coco, none, a detector's file or run folder, or a backbone's weights."
-_CACHE_GB = "Most GB of decoded images to keep. Default: half of the free memory, or of the free disk of --cache-dir."
-_CACHE_DIR = "Folder in which decoded images are kept for later runs. Default: in memory, for this run."
 _RESUME = "Go on with this run folder; it needs nothing else. --minutes or --epochs prolong."
 _SEEDS = "So many runs with train.seed 0, 1 ... in OUT/seed-0 ..., and their spread."
 _ABLATE = "A run for every combination of loss, localization, matcher; such as loss=focal/ohem,matcher."
 
 
 def train(
-    data: Annotated[list[Path] | None, typer.Argument(metavar="DATA...", help=_DATA)] = None,
-    preset: Annotated[str | None, typer.Option(help=_PRESET)] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="How to train it; see `multibox list recipes`. Default: default.")
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Train for so many minutes, start-up and validation included.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the images instead; excludes --minutes.")] = None,
-    weights: Annotated[str | None, typer.Option(help=_WEIGHTS)] = None,
+    data: DataSets = None,
+    preset: Preset = None,
+    recipe: Recipe = None,
+    minutes: Minutes = None,
+    epochs: Epochs = None,
+    weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/PRESET-N.")] = None,
-    train_split: Annotated[str | None, typer.Option(help="Split to learn from. Default: train.")] = None,
-    val_split: Annotated[
-        str | None, typer.Option(help="Split to validate on; 'none' for none. Default: val, or a held-out tenth.")
-    ] = None,
+    train_split: TrainSplit = None,
+    val_split: ValSplit = None,
     format: Format = None,
-    on_bad: Annotated[OnBad | None, typer.Option(help="A broken file: stop (default), or skip it and count.")] = None,
+    on_bad: OnBadFile = None,
     classes: Classes = None,
     merge: Merge = None,
     background: Background = None,
-    cache_gb: Annotated[float | None, typer.Option(min=0, help=_CACHE_GB)] = None,
-    cache_dir: Annotated[Path | None, typer.Option(help=_CACHE_DIR)] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with settings, such as a run's config.toml.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting, such as train.lr=0.001; repeatable.")
-    ] = None,
+    cache_gb: CacheGb = None,
+    cache_dir: CacheDir = None,
+    config: ConfigFile = None,
+    set_: Settings = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every setting with the layer it came from, and end.")
     ] = False,

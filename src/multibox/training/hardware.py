@@ -35,7 +35,7 @@ class Hardware:
         """
         now, seconds, memory = time.monotonic(), 0.0, 0
         for pid in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
-            spent, resident = _process(PROC / str(pid))
+            spent, resident = process_use(PROC / str(pid))
             seconds, memory = seconds + spent, memory + resident
         before, self.before = self.before, (now, seconds)
         percent = None
@@ -49,7 +49,7 @@ class Hardware:
         }
 
 
-def _process(folder: Path) -> tuple[float, int]:
+def process_use(folder: Path) -> tuple[float, int]:
     """Return the processor seconds and the resident bytes of a process, by its folder in /proc; 0 where unknown."""
     try:
         # The name, in brackets, may hold anything; user and system time are the 12th and 13th word after it

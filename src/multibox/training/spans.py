@@ -44,6 +44,11 @@ class Stopwatch:
         if self.on_gpu:
             self.events[name][-1][1].record()
 
+    def restart(self) -> None:
+        """Forget what was measured so far."""
+        self.host.clear()
+        self.events.clear()
+
     def seconds(self) -> dict[str, float]:
         """Return the seconds of each span where it computes, which waits for a GPU."""
         if not self.on_gpu:

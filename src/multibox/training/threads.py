@@ -183,7 +183,7 @@ class ThreadPlan:
 
 def read_load() -> Load:
     """Read the counters of Linux's /proc; elsewhere only this process's own."""
-    return Load(time.monotonic(), time.process_time(), _waited(), _busy())
+    return Load(time.monotonic(), time.process_time(), _waited(), busy_seconds())
 
 
 def _waited() -> float | None:
@@ -201,7 +201,7 @@ def _waited() -> float | None:
     return total / 1e9
 
 
-def _busy() -> float | None:
+def busy_seconds() -> float | None:
     """Return the seconds that this process's cores have worked, for whomever."""
     try:
         cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}

@@ -1,0 +1,1 @@
+"""Where the time of a training run goes, and what to change."""
