@@ -1,22 +1,26 @@
 """The index of a million images: time to open it from its cache, and the memory that it and four workers take.
 
-Makes a data set of N images with 7 boxes each: `labels.csv` and a folder of hard links to a few tiny JPEG files. Reads
+Makes a data set of N images with 7 boxes each: `labels.csv` and a folder of hard links to a few tiny JPEG files, or
+tar files of 1,000 images (WebDataset), whose runs and order for `train.sampling=shards` are then measured too. Reads
 it without a cache, then opens it from the cache in a process of its own, and asserts that both hold the same before
 any time is printed. Then four processes, started and fed as `multibox train` starts its workers, read every label of
 an epoch in random order, for three epochs. Memory is from /proc/PID/smaps_rollup: "private dirty" is what belongs to
 one process alone and was written; "resident" counts the shared pages of the mapped file as well.
 
-    python benchmarks/index.py [--images 1000000] [--boxes 7] [--format csv | coco] [--folder DIR]
+    python benchmarks/index.py [--images 1000000] [--boxes 7] [--format csv | coco | webdataset] [--folder DIR]
 
 No image is decoded. With `--folder` the data set and its cache are kept there for another measurement.
 """
 
 import argparse
+import io
+import json
 import multiprocessing
 import os
 import platform
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -29,8 +33,11 @@ from PIL import Image
 
 from multibox.data.formats import open_dataset
 from multibox.data.formats.index_cache import dataset_arrays
+from multibox.data.sampling import EpochBatches
+from multibox.data.shards import find_runs
 from multibox.structures import Dataset
 
+PER_TAR = 1000
 MOST_LINKS = 50_000
 """To one file; ext4 allows 65,000."""
 WORKERS = 4
@@ -39,21 +46,57 @@ ENOUGH_S, ENOUGH_MB = 2.0, 300
 
 def make(folder: Path, images: int, boxes: int, format: str) -> None:
     """Write the data set."""
-    (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
+    corners = rng.integers(0, 20, (images, boxes, 2))
+    corners = np.concatenate([corners, corners + rng.integers(5, 25, (images, boxes, 2))], axis=2)
+    labels = rng.integers(0, 80, (images, boxes))
+    (folder / "images").mkdir(parents=True)
+    if format == "webdataset":
+        (folder / "images").rmdir()
+        _write_tars(folder, corners, labels)
+        return
     for start in range(0, images, MOST_LINKS):
         source = folder / f"source-{start}.jpg"
         Image.new("RGB", (64, 48), (start // MOST_LINKS % 256, 90, 90)).save(source)
         for image in range(start, min(start + MOST_LINKS, images)):
             os.link(source, folder / "images" / f"{image:07}.jpg")
         source.unlink()
-    corners = rng.integers(0, 20, (images, boxes, 2))
-    corners = np.concatenate([corners, corners + rng.integers(5, 25, (images, boxes, 2))], axis=2)
-    labels = rng.integers(0, 80, (images, boxes))
     if format == "csv":
         _write_csv(folder / "labels.csv", corners, labels)
     else:
         _write_coco(folder / "labels.json", corners, labels)
+
+
+def _write_tars(folder: Path, corners: Any, labels: Any) -> None:
+    encoded = io.BytesIO()
+    Image.new("RGB", (64, 48), (90, 90, 90)).save(encoded, "JPEG")
+    for first in range(0, len(corners), PER_TAR):
+        with (folder / f"train-{first // PER_TAR:06}.tar").open("wb") as tar:
+            for image in range(first, min(first + PER_TAR, len(corners))):
+                places, classes = corners[image].tolist(), labels[image].tolist()
+                boxes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in places]
+                objects = {"bbox": boxes, "category": [f"class{label}" for label in classes]}
+                label = json.dumps({"width": 64, "height": 48, "objects": objects}).encode()
+                for kind, content in (("jpg", encoded.getvalue()), ("json", label)):
+                    info = tarfile.TarInfo(f"{image:07}.{kind}")
+                    info.size = len(content)
+                    tar.write(info.tobuf() + content + bytes(-len(content) % 512))
+            tar.write(bytes(1024))
+
+
+def measure_order(dataset: Dataset) -> None:
+    """Print time and memory of the runs of a data set in tar files, and of an epoch's order."""
+    before, started = memory()["Private_Dirty"], time.process_time()
+    runs = find_runs(dataset)
+    found, held = time.process_time() - started, memory()["Private_Dirty"] - before
+    batches = EpochBatches(len(dataset), 256, 1 << 40, runs=runs)
+    started = time.process_time()
+    batches.batch(0)
+    ordered = time.process_time() - started
+    batches.batch(batches.steps_per_epoch)
+    both = memory()["Private_Dirty"] - before
+    print(f"{len(runs.files):,} runs in {len(runs.paths):,} files: {found:.1f} s of processor, {held / 1e6:.0f} MB; "
+          f"an epoch's order: {ordered:.2f} s, with two epochs {both / 1e6:.0f} MB")  # fmt: skip
 
 
 def _write_csv(path: Path, corners: Any, labels: Any) -> None:
@@ -149,14 +192,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--boxes", type=int, default=7)
-    parser.add_argument("--format", choices=("csv", "coco"), default="csv")
+    parser.add_argument("--format", choices=("csv", "coco", "webdataset"), default="csv")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--open", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = asked.folder or Path(scratch)
         data, cache = folder / "set", folder / "runs" / ".multibox-cache"
-        label_file = data / {"csv": "labels.csv", "coco": "labels.json"}[asked.format]
+        label_file = data / {"csv": "labels.csv", "coco": "labels.json", "webdataset": ""}[asked.format]
         if asked.open:
             open_once(label_file, cache)
             return 0
@@ -187,6 +230,8 @@ def main() -> int:
         taken = f"{dirty:.0f} MB private dirty, {private:.0f} MB private"
         print(f"opened from the cache: {seconds:.2f} s, {taken} (median of 3)")
         measure_workers(label_file, cache)
+        if asked.format == "webdataset":
+            measure_order(open_dataset(label_file, cache=cache))
     return int(seconds > ENOUGH_S or private > ENOUGH_MB)
 
 

@@ -140,6 +140,22 @@ def test_the_bound_holds_and_is_told(photos):
     assert decode_once(photos, photos, NET, most_gb=0).training.store is None
 
 
+def test_images_of_which_hardly_any_fit_are_left_to_the_file_cache(photos, monkeypatch):
+    said = []
+    # Three images of 96 x 128 or as many pixels, one of 40 x 50 and one of 48 x 64, in three colours
+    assert DecodedImages(photos, NET).estimate() == pytest.approx(3 * (3 * 96 * 128 + 40 * 50 + 48 * 64), rel=0.01)
+    monkeypatch.setattr(module, "available_memory", lambda: 25_000)
+    splits = decode_once(photos, photos, NET, tell=said.append)
+    assert splits.training.store is None
+    assert splits.validation.store.rooms == 1 and len(splits.validation.store) == 5
+    assert said[0].startswith("training images are decoded in every epoch: decoded they would take 0 GB, and of the")
+    assert said[1].startswith("1 of 5 images fit decoded into memory")
+    assert decode_once(photos, None, NET, tell=said.append).training.store is None
+    monkeypatch.setattr(module, "available_memory", lambda: 26_000)
+    assert decode_once(photos, photos, NET).training.store is not None
+    assert decode_once(photos, None, NET, most_gb=12e-6).training.store is not None
+
+
 def test_a_folder_is_used_again_and_a_changed_image_is_noticed(photos, tmp_path, monkeypatch):
     cache, read = tmp_path / "cache", []
     load = load_at_most

@@ -3,7 +3,9 @@
 import io
 import json
 import tarfile
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from multibox.data import read_ahead
 from multibox.data.convert import convert
 from multibox.data.formats import open_dataset
 from multibox.data.images import image_bytes
@@ -139,11 +142,13 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Recorded(ReadAhead):
-    """Notes which bytes were read."""
+    """Notes which runs were read."""
 
-    def _read_run(self, run: int) -> None:
-        super()._read_run(run)
-        self.ranges = [*getattr(self, "ranges", []), (run, int(self.runs.first[run]), int(self.runs.end[run]))]
+    runs_read: list[int]
+
+    def _read(self, run: int) -> None:
+        super()._read(run)
+        self.runs_read = [*getattr(self, "runs_read", []), run]
 
 
 @pytest.mark.parametrize("kind", ["webdataset", "recordio"])
@@ -158,15 +163,13 @@ def test_images_are_read_in_long_reads_before_they_are_asked_for(tars: Path, tmp
     ahead = Recorded(runs, order.batch)
     for step in range(order.steps_per_epoch):
         ahead.reach(step)
-        done = {run: (first, end) for run, first, end in ahead.ranges}
         for key in order.batch(step):
-            sample = dataset[key.place]
-            first, end = done[int(runs.of_image[key.place])]
-            assert sample.offset is not None and first <= sample.offset
-            assert sample.offset + len(image_bytes(sample)) <= end
+            sample, run = dataset[key.place], int(runs.of_image[key.place])
+            assert run in ahead.runs_read and sample.offset is not None and runs.first[run] <= sample.offset
+            assert sample.offset + len(image_bytes(sample)) <= runs.end[run]
     ahead.close()
     # Each run in one go and once, though the epoch asks for each of its images
-    assert len(ahead.ranges) == len(runs.files) < 20 and len({run for run, _, _ in ahead.ranges}) == len(runs.files)
+    assert sorted(ahead.runs_read) == list(range(len(runs.files))) and len(runs.files) < 20
 
 
 def test_kept_images_and_missing_files_are_not_read(tars: Path, tmp_path: Path) -> None:
@@ -176,7 +179,7 @@ def test_kept_images_and_missing_files_are_not_read(tars: Path, tmp_path: Path) 
     kept = Recorded(runs, order.batch, present=lambda image: True)
     kept.reach(0)
     kept.close()
-    assert not hasattr(kept, "ranges")
+    assert not hasattr(kept, "runs_read")
     gone = Recorded(runs._replace(paths=runs.paths.of([str(tmp_path / "gone.tar")] * 3)), order.batch)
     gone.reach(0)  # whoever decodes an image says that its file is missing
     gone.close()
@@ -185,7 +188,27 @@ def test_kept_images_and_missing_files_are_not_read(tars: Path, tmp_path: Path) 
 def test_reading_stays_ahead_and_goes_over_into_the_next_epoch() -> None:
     steps: list[int] = []
     ahead = ReadAhead(even(2, 5), lambda step: steps.append(step) or [])
-    for step in (5, 6, 9, 40):
+    for step in (5, 6, 9, 100):
         ahead.reach(step)
     ahead.close()
-    assert steps[:4] == [5, 6, 7, 8] and sorted(set(steps)) == steps and steps[-1] <= 40 + AHEAD and 40 in steps
+    # From step 5, where a resumed run begins; steps that were left out are not read
+    assert steps == [*range(5, 9 + AHEAD + 1), *range(100, 100 + AHEAD + 1)]
+
+
+def test_reads_are_long_and_cover_a_run(tars: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Counted(FileIO):
+        def readinto(self, buffer: Any, /) -> int | None:
+            asked.append((self.tell(), len(buffer)))
+            return super().readinto(buffer)
+
+    monkeypatch.setattr(read_ahead, "FileIO", Counted)
+    monkeypatch.setattr(read_ahead, "_BLOCK", 6000)
+    runs = find_runs(open_dataset(tars, "train"), 20_000)
+    ahead = ReadAhead(runs, lambda step: [])
+    ahead._read(1)
+    ahead.close()
+    first, end = int(runs.first[1]), int(runs.end[1])
+    assert asked[0] == (first, 6000) and asked[-1][0] + asked[-1][1] == end
+    assert all(a + length == b for (a, length), (b, _) in zip(asked, asked[1:], strict=False))

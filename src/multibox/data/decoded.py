@@ -24,6 +24,11 @@ GENEROUS = 2
 """Largest size of training images, in lengths of the network's input: a window of half the image loses nothing."""
 SHARE = 0.5
 """Of the free memory or disk that a store may take unless told otherwise."""
+LEAST = 0.1
+"""Share of the training images below which none is kept in memory unless a size is given: nearly all are decoded in
+every epoch anyway, and the memory serves them better as file cache."""
+MEASURED = 200
+"""Images whose size tells how much memory all would take."""
 UNKNOWN = 2 << 30
 """Bytes of a store in memory where the system does not tell how much is free."""
 
@@ -79,10 +84,20 @@ class DecodedImages:
         """Yield what each image needs in a store, and with keys if the store outlives the run."""
         height, width = self.size
         kind = f"{height} {width} {'exact' if self.exact else GENEROUS} {self.background}"
-        most = 3 * height * width * (1 if self.exact else GENEROUS**2)
         for sample in self.dataset:
-            need = most if self.exact else min(most, _bytes_of(sample, self.pixels))
+            need = self._need(sample)
             yield Room(need, image_key(sample, kind)) if with_keys else Room(need)
+
+    def estimate(self) -> float:
+        """Return the bytes that all images take, from the size of `MEASURED` of them."""
+        count = len(self.dataset)
+        rows = np.unique(np.linspace(0, count - 1, min(MEASURED, count)).astype(np.int64)).tolist()
+        return count / max(1, len(rows)) * sum(self._need(self.dataset[row]) for row in rows)
+
+    def _need(self, sample: Sample) -> int:
+        height, width = self.size
+        most = 3 * height * width * (1 if self.exact else GENEROUS**2)
+        return most if self.exact else min(most, _bytes_of(sample, self.pixels))
 
     @property
     def pixels(self) -> int:
@@ -144,10 +159,12 @@ def decode_once(
     if validation is not None:
         # First, so that it has room
         splits.insert(0, DecodedImages(validation, size, exact=True, background=background))
-    store = None
+    store, kept = None, splits
     if most_gb != 0:
         store = _in_folder(splits, folder, most_gb, tell) if folder is not None else None
-        store = store or _in_memory(splits, most_gb)
+        if store is None:
+            kept = _worth_keeping(splits, most_gb, tell)
+            store = _in_memory(kept, most_gb) if kept else None
     if store is not None and store.rooms < len(store):
         place = "memory" if folder is None else f"{folder}"
         tell(
@@ -155,15 +172,34 @@ def decode_once(
             "in every epoch"
         )
     first = 0
-    for split in splits:
+    for split in kept:
         split.store, split.first = store, first
         first += len(split.dataset)
     return DecodedSplits(splits[-1], splits[0] if validation is not None else None)
 
 
-def _in_memory(splits: list[DecodedImages], most_gb: float | None) -> ImageStore | None:
+def _worth_keeping(
+    splits: list[DecodedImages], most_gb: float | None, tell: Callable[[str], None]
+) -> list[DecodedImages]:
+    """Return all splits, but without training where hardly any of its images would fit into memory."""
+    most, wanted = _most(most_gb), 0.0 if most_gb is not None else splits[-1].estimate()
+    if most >= LEAST * wanted:
+        return splits
+    tell(
+        f"training images are decoded in every epoch: decoded they would take {wanted / 1e9:,.0f} GB, and of the free "
+        f"memory {most / 1e9:,.1f} GB would be used; data.cache_gb sets how much, data.cache_dir keeps them on a disk"
+    )
+    return splits[:-1]
+
+
+def _most(most_gb: float | None) -> int:
+    """Return the bytes that a store in memory may take."""
     free = available_memory()
-    most = int(most_gb * 1e9) if most_gb is not None else UNKNOWN if free is None else int(SHARE * free)
+    return int(most_gb * 1e9) if most_gb is not None else UNKNOWN if free is None else int(SHARE * free)
+
+
+def _in_memory(splits: list[DecodedImages], most_gb: float | None) -> ImageStore | None:
+    most = _most(most_gb)
     try:
         return memory_store(_rooms(splits, most, with_keys=False), most)
     except OSError:
