@@ -164,8 +164,10 @@ def compare_orders(dataset: Dataset, batch: int, threads: int) -> None:
         numbers = (images / seconds, total / seconds / 1e6, 1e6 * processor / images, from_disk / total)
         rates = [f"{value:.{digits}f}" for value, digits in zip(numbers, (0, 0, 0, 2), strict=True)]
         rows.append([name, *rates, f"{from_disk / max(1, requests) / 1e3:.0f}"])
-    print(f"One epoch of {len(dataset):,} images of {total / len(dataset) / 1e3:.0f} kB in {len(runs.paths)} tar files, "
-          f"{len(runs.files)} runs; cold disk, {threads} threads, batches of {batch}; the same bytes:")  # fmt: skip
+    print(
+        f"One epoch of {len(dataset):,} images of {total / len(dataset) / 1e3:.0f} kB in {len(runs.paths)} tar files "
+        f"and {len(runs.files)} runs; cold disk, {threads} threads, batches of {batch}; the same bytes:"
+    )
     print_table(["order", "images/s", "MB/s", "µs of processor per image", "times the data", "kB per request"], rows)
 
 

@@ -128,12 +128,13 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         ),
     ] = (1.0, 1.0)
     sampling: Annotated[
-        Literal["uniform", "balanced", "shards"],
+        Literal["auto", "uniform", "balanced", "shards"],
         means(
             "uniform: each image once per epoch. balanced: images of rare classes more often, in as many steps. "
-            "shards: uniform, but tar and RecordIO files are read front to back, in runs of 4 MB in random order."
+            "shards: uniform, but tar and RecordIO files are read front to back, in runs of 4 MB in random order. auto "
+            "is shards where such files are larger than half of the free memory, else uniform."
         ),
-    ] = "uniform"
+    ] = "auto"
     difficult: Annotated[
         Literal["keep", "drop"],
         means("Whether objects marked difficult are learnt (Caffe on VOC) or left out (HiKapok, Caffe on COCO)."),

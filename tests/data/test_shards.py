@@ -1,6 +1,7 @@
 """Order and reads of images that lie in large files."""
 
 import io
+import itertools
 import json
 import tarfile
 from io import FileIO
@@ -211,4 +212,4 @@ def test_reads_are_long_and_cover_a_run(tars: Path, monkeypatch: pytest.MonkeyPa
     ahead.close()
     first, end = int(runs.first[1]), int(runs.end[1])
     assert asked[0] == (first, 6000) and asked[-1][0] + asked[-1][1] == end
-    assert all(a + length == b for (a, length), (b, _) in zip(asked, asked[1:], strict=False))
+    assert all(a + length == b for (a, length), (b, _) in itertools.pairwise(asked))

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from multibox.config import Config
 from multibox.data.convert import convert
+from multibox.data.formats import open_dataset
 from multibox.data.read_ahead import ReadAhead
 from multibox.errors import ConfigError
+from multibox.training import splits
 from multibox.training.run import RunOptions, prepare
 from multibox.training.trainer import Trainer
 
@@ -52,6 +55,27 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         whole.stepper.model.state_dict().items(), resumed.stepper.model.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
+
+
+def test_files_larger_than_memory_are_read_along(
+    records: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(path.stat().st_size for path in records.glob("train.rec"))
+    dataset = open_dataset(records, "train")
+    config, said = Config(preset="tinyssd"), list[str]()
+    for free, expected in ((2 * size - 2, "shards"), (2 * size, "uniform"), (None, "uniform")):
+        monkeypatch.setattr(splits, "available_memory", lambda free=free: free)
+        assert splits.choose_sampling(dataset, config, said.append).train.sampling == expected
+    assert said == [
+        "images are read along their files, which take 0.0 GB, more than half of the free memory "
+        "(train.sampling=shards)"
+    ]
+    monkeypatch.setattr(splits, "available_memory", lambda: 1)
+    asked = config.updated({"train.sampling": "balanced"})
+    assert splits.choose_sampling(dataset, asked, pytest.fail) == asked
+    # Images in a folder have no order on the disk
+    loose = open_dataset(squares, "train")
+    assert splits.choose_sampling(loose, config, pytest.fail).train.sampling == "uniform"
 
 
 def test_images_in_a_folder_are_refused_before_there_is_a_run(squares: Path, tmp_path: Path) -> None:

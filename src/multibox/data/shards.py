@@ -9,6 +9,8 @@ the images of a batch come from as many different runs, a process that takes a p
 only, and a resumed run needs no position but its step.
 """
 
+import contextlib
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +73,15 @@ def find_runs(dataset: Dataset, run_bytes: int = RUN_BYTES) -> Runs:
     of_image[order] = np.cumsum(new) - 1
     run_end = np.maximum.reduceat(ends, starts[:-1]) if len(order) else ends
     return Runs(order, starts, paths, files[starts[:-1]], begins[starts[:-1]], run_end, of_image)
+
+
+def shard_bytes(dataset: Dataset) -> int:
+    """Return the bytes of the files that hold the images; 0 if an image is a file of its own."""
+    if not len(dataset) or (dataset.offsets.array < 0).any():
+        return 0
+    with contextlib.suppress(OSError):
+        return sum(Path(path).stat().st_size for path in _files(dataset)[1])
+    return 0
 
 
 def shard_order(runs: Runs, batch_size: int, seed: int, epoch: int) -> Integers:

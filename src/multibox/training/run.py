@@ -55,7 +55,7 @@ from multibox.training.journal import Journal
 from multibox.training.norms import measure_norms
 from multibox.training.precision import choose_precision
 from multibox.training.reporter import Reporter
-from multibox.training.splits import open_splits
+from multibox.training.splits import choose_sampling, open_splits
 from multibox.training.trainer import Trainer
 
 DEFAULT_RECIPE = "default"
@@ -274,6 +274,7 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
     training, validation = share(training, cache, "training"), validation and share(validation, cache, "validation")
     if not resumed:
         config = fit_anchors(enlarge_input(config, training, reporter), training)
+        config = choose_sampling(training, config, reporter.note)
     precision = choose_precision(config.train, device)
     if device == "cpu":
         keep_freed_memory()

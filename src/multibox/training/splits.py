@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from multibox.config import Config, DataConfig
 from multibox.data.augmentation import find_augmentation
 from multibox.data.checking import Counting, open_checked, silence, with_classes
 from multibox.data.choosing import choose_classes
-from multibox.data.decoded import DecodedImages
+from multibox.data.decoded import SHARE, DecodedImages
 from multibox.data.formats import Layout, find_layout, split_for
 from multibox.data.formats.joining import join, set_labels
 from multibox.data.left_out import counted
@@ -27,9 +27,10 @@ from multibox.data.loading import (
 from multibox.data.pixels import as_colour
 from multibox.data.read_ahead import ReadAhead
 from multibox.data.sampling import EpochBatches, repeat_factors
-from multibox.data.shards import find_runs
+from multibox.data.shards import find_runs, shard_bytes
 from multibox.data.similar import Hashes, remembered_hashes, scene_groups
 from multibox.errors import DataError
+from multibox.limits import available_memory
 from multibox.structures import Dataset, Labels, Size
 from multibox.tensors import Batch
 from multibox.training.optimizer import known_batch_size
@@ -182,6 +183,23 @@ def match_classes(training: Dataset, validation: Dataset | None) -> tuple[Datase
 def _objects(dataset: Dataset) -> dict[str, int]:
     counts = np.bincount(dataset.labels[~dataset.crowd], minlength=len(dataset.class_names))
     return dict(zip(dataset.class_names, counts.tolist(), strict=True))
+
+
+def choose_sampling(training: Dataset, config: Config, tell: Callable[[str], None]) -> Config:
+    """Replace `train.sampling` of auto by shards, and tell it, where the file cache cannot hold the images' files.
+
+    What it holds is read once, whatever the order; of the rest each image would be a request to the disk per epoch.
+    """
+    if config.train.sampling != "auto":
+        return config
+    free, size = available_memory(), shard_bytes(training)
+    if free is None or size <= SHARE * free:
+        return config.updated({"train.sampling": "uniform"})
+    tell(
+        f"images are read along their files, which take {size / 1e9:.1f} GB, more than half of the free memory "
+        "(train.sampling=shards)"
+    )
+    return config.updated({"train.sampling": "shards"})
 
 
 def order_images(training: Dataset, config: Config) -> EpochBatches:
