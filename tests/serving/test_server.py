@@ -169,10 +169,15 @@ def wait_until_sighup_is_handled(process):
 class Served:
     """`multibox serve` as a process."""
 
-    def __init__(self, *arguments, env=None, early=None):
+    def __init__(self, *arguments, env=None, early=None, before=(), **options):
         command = [sys.executable, "-m", "multibox", "serve", *map(str, arguments), "--port", "0", "--log", "json"]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
+            [*before, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(env or {})},
+            **options,
         )
         if early is not None:
             wait_until_sighup_is_handled(self.process.pid)
@@ -255,6 +260,33 @@ def test_a_sighup_during_the_start_ends_nothing(workers):
     assert served.end() == 0
     assert len(served.events("reloaded")) == int(workers == 1)
     assert not served.events("worker_died")
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_that_nohup_started_outlives_its_terminal(workers):
+    import fcntl  # POSIX only, unlike the rest of this file
+    import pty
+    import termios
+
+    terminal, inside = pty.openpty()
+
+    def take_terminal():
+        fcntl.ioctl(inside, termios.TIOCSCTTY, 0)
+
+    own = {"stdin": inside, "start_new_session": True, "preexec_fn": take_terminal}
+    served = Served("face", "--workers", workers, before=["nohup"], **own)
+    served.wait_for("hangups_ignored")
+    served.wait_for("ready", workers)
+    os.close(inside)
+    os.close(terminal)  # the system sends SIGHUP
+    served.process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert ask(served.connect())[0].status == 200
+    assert served.end() == 0
+    assert not served.events("reloaded")
+    assert len(served.events("hangups_ignored")) == 1
 
 
 @linux

@@ -16,6 +16,7 @@ import uvicorn
 from multibox.serving.connections import Connection
 from multibox.serving.hosted import Models
 from multibox.serving.logs import Envelope
+from multibox.serving.workers import hears_hangups
 
 if TYPE_CHECKING:
     from multibox.serving.workers import Control
@@ -85,7 +86,7 @@ class Server(uvicorn.Server):
             # `backlog` of uvicorn is also the number of connections accepted in a row: 1 among several workers
             each.listen(BACKLOG)
         self._do(self._warm())
-        if hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread():
+        if self.control is None and _may_handle_hangups() and hears_hangups():
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
         if self.control is not None:
             self.control.obey(self)
@@ -242,6 +243,11 @@ def _accept_all(sockets: list[socket.socket]) -> list[socket.socket]:
                 connection.setblocking(False)
                 accepted.append(connection)
     return accepted
+
+
+def _may_handle_hangups() -> bool:
+    """Return whether the system has SIGHUP and this thread may handle it."""
+    return hasattr(signal, "SIGHUP") and threading.current_thread() is threading.main_thread()
 
 
 def _has_terminal() -> bool:

@@ -76,7 +76,8 @@ class Workers:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, number)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        if hears_hangups():
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
         keeping = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
         await self._ending.wait()
         self.listener.close()
@@ -235,6 +236,18 @@ class Control:
     def _ignore() -> None:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+
+
+def hears_hangups() -> bool:
+    """Return whether SIGHUP can read models again; if it is ignored since the start, as by nohup, it stays so."""
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        return True
+    log.info(
+        "SIGHUP is ignored since the start, as by nohup: the server outlives its terminal, and reads models again only "
+        "when it is restarted",
+        extra={"event": "hangups_ignored"},
+    )
+    return False
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:
