@@ -1,11 +1,13 @@
-"""Feed one parser with damaged copies of valid files for some seconds, in a process of its own with little memory.
+"""Feed one parser with damaged copies of valid files, in a process of its own with little memory.
 
-    python tests/fuzz/fuzzing.py TARGET SECONDS [SEED]
+    python tests/fuzz/fuzzing.py TARGET [--seconds N | --examples N] [--seed N]
 
 Exit code 1, with the smallest example that hypothesis finds, if a parser raises anything but a `MultiboxError`, takes
 more than `EXAMPLE_SECONDS` of processor time or `MOST_MEMORY` of memory, or writes outside of its cache folder.
 """
 
+import argparse
+import math
 import os
 import random
 import re
@@ -32,7 +34,7 @@ from multibox.errors import MultiboxError
 EXAMPLE_SECONDS = 10
 MOST_MEMORY = 1 << 30
 EXAMPLES = 100
-"""Of one run of hypothesis; runs follow each other, each with other seeds, until the time is over."""
+"""Of one run of hypothesis; runs follow each other, each with other seeds, until the time or the number is reached."""
 
 NUMBER = re.compile(rb"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 WORD = re.compile(rb"[A-Za-z_][A-Za-z0-9_.-]+")
@@ -149,8 +151,11 @@ def places(root: Path) -> Iterator[Path]:
         yield place
 
 
-def fuzz(target: str, seconds: float, start: int) -> tuple[int, float]:
-    """Run a target until the time is over; return how many examples it saw, and the seconds of the slowest."""
+def fuzz(target: str, seconds: float, most: float, start: int) -> tuple[int, float]:
+    """Run a target until the time is over or it saw the most examples; return their number and the slowest's seconds.
+
+    Without a limit of time, the same seed gives the same examples with the same version of hypothesis.
+    """
     make, parse = SAMPLES[target]
     root = Path(tempfile.mkdtemp(prefix="fuzz-"))
     cache = root / "cache"
@@ -163,7 +168,7 @@ def fuzz(target: str, seconds: float, start: int) -> tuple[int, float]:
 
     def example(sample: int, changes: list[Change]) -> None:
         nonlocal seen, slowest
-        if time.monotonic() > end:
+        if time.monotonic() > end or seen >= most:
             return
         seen += 1
         place = written(damaged(samples[sample], changes), next(folders))
@@ -195,7 +200,7 @@ def fuzz(target: str, seconds: float, start: int) -> tuple[int, float]:
     )
     numbers = random.Random(start)
     try:
-        while time.monotonic() < end:
+        while time.monotonic() < end and seen < most:
             draws = given(st.integers(0, len(samples) - 1), CHANGES)(example)
             seed(numbers.getrandbits(64))(options(draws))()
     finally:
@@ -224,11 +229,15 @@ Parse = Callable[[Path], None]
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     sys.set_int_max_str_digits(4300)
-    name, duration = sys.argv[1], float(sys.argv[2])
-    began = int(sys.argv[3]) if len(sys.argv) > 3 else random.SystemRandom().getrandbits(32)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", choices=SAMPLES)
+    parser.add_argument("--seconds", type=float, default=math.inf)
+    parser.add_argument("--examples", type=float, default=math.inf)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32), help="drawn anew without it")
+    asked = parser.parse_args()
     try:
-        count, longest = fuzz(name, duration, began)
+        count, longest = fuzz(asked.target, asked.seconds, asked.examples, asked.seed)
     except BaseException:
-        sys.stderr.write(f"target {name}, seed {began}\n")
+        sys.stderr.write(f"target {asked.target}, seed {asked.seed}\n")
         raise
-    sys.stdout.write(f"{name}: {count} examples in {duration:g} s, the slowest {longest:.1f} s, seed {began}\n")
+    sys.stdout.write(f"{asked.target}: {count} examples, the slowest {longest:.1f} s, seed {asked.seed}\n")

@@ -16,10 +16,16 @@ finally:
     sys.path.remove(str(HERE))
 
 
+EXAMPLES = 200
+"""Of each target in `make test-all`, always the same."""
+
+
 @pytest.fixture
-def seconds(pytestconfig):
-    """Time for each target: 60 seconds in `make fuzz`, else 5."""
-    return 60 if pytestconfig.getoption("--hypothesis-profile") == "fuzz" else 5
+def amount(pytestconfig):
+    """What each target gets: in `make fuzz` 60 seconds of new examples, else the same examples in every run."""
+    if pytestconfig.getoption("--hypothesis-profile") == "fuzz":
+        return ["--seconds", "60"]
+    return ["--examples", str(EXAMPLES), "--seed", "1"]
 
 
 def test_every_format_has_a_target():
@@ -29,7 +35,7 @@ def test_every_format_has_a_target():
 @pytest.mark.slow
 @pytest.mark.fuzz
 @pytest.mark.parametrize("target", SAMPLES)
-def test_damaged_files_are_refused_by_a_sentence(target, seconds):
-    command = [sys.executable, "-X", "faulthandler", str(HERE / "fuzzing.py"), target, str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 240)
+def test_damaged_files_are_refused_by_a_sentence(target, amount):
+    command = [sys.executable, "-X", "faulthandler", str(HERE / "fuzzing.py"), target, *amount]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{done.stdout[-500:]}\n{done.stderr[-8000:]}"

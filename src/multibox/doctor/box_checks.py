@@ -120,11 +120,13 @@ def _describe(kind: str, survey: Survey, reading: Reading, row: int) -> str:
 
 
 def _pairs(boxes: Boxes, owners: Labels, labels: Labels, usable: Flags) -> list[Pair]:
-    """Return pairs of boxes that seem to be one object, in the order of the second."""
+    """Return pairs of boxes that seem to be one object, in the order of the second: of each box one pair per kind."""
     rows = np.flatnonzero(usable)
-    first, second = overlapping(boxes[rows], owners[rows])
-    first, second = rows[first], rows[second]
-    first, second = np.minimum(first, second), np.maximum(first, second)
+    originals, copies = _copies(boxes[rows], owners[rows], labels[rows])
+    once = np.setdiff1d(np.arange(len(rows)), copies, assume_unique=True)
+    first, second = overlapping(boxes[rows[once]], owners[rows[once]])
+    first, second = np.append(once[first], originals), np.append(once[second], copies)
+    first, second = rows[np.minimum(first, second)], rows[np.maximum(first, second)]
     overlap = iou(boxes[first], boxes[second])
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     smaller = np.minimum(area[first], area[second])
@@ -140,10 +142,25 @@ def _pairs(boxes: Boxes, owners: Labels, labels: Labels, usable: Flags) -> list[
         ("nested-duplicate", nested, NESTED),
         ("same-place-two-classes", place, SAME_PLACE),
     ):
-        for at in np.flatnonzero(chosen).tolist():
-            value = float(overlap[at])
-            found.append(Pair(kind, int(first[at]), int(second[at]), value, "warning" if value >= sure else "note"))
+        at = np.flatnonzero(chosen)
+        at = at[np.lexsort((first[at], -overlap[at], second[at]))]
+        # Of many boxes in one place each would pair with all before it
+        at = at[np.append(True, second[at[1:]] != second[at[:-1]])] if len(at) else at
+        for one, other, value in zip(first[at].tolist(), second[at].tolist(), overlap[at].tolist(), strict=True):
+            found.append(Pair(kind, one, other, value, "warning" if value >= sure else "note"))
     return sorted(found, key=lambda pair: (pair.kind, pair.second, pair.first))
+
+
+def _copies(boxes_xyxy: Boxes, owners: Labels, labels: Labels) -> tuple[Labels, Labels]:
+    """Return the rows that repeat an earlier row's image, class and corners exactly, and before them that first row."""
+    order = np.lexsort((labels, *boxes_xyxy.T, owners))
+    boxes = boxes_xyxy[order]
+    again = (boxes[1:] == boxes[:-1]).all(axis=1)
+    for column in (owners, labels):
+        again &= column[order[1:]] == column[order[:-1]]
+    copy = np.append(False, again) if len(order) else again
+    began = np.maximum.accumulate(np.where(copy, 0, np.arange(len(order))))
+    return order[began[copy]], order[copy]
 
 
 def overlapping(boxes_xyxy: Boxes, owners: Labels) -> tuple[Labels, Labels]:
