@@ -118,5 +118,20 @@ def patched(tmp_path):
 
 
 @pytest.fixture(scope="session")
+def start_patched(tmp_path_factory):
+    """Start `multibox ARGUMENTS` with a patch as `patched` describes it, and with more environment variables."""
+    folders: dict[str, Path] = {}
+
+    def one(code: str, *arguments, **more: str):
+        if code not in folders:
+            folders[code] = tmp_path_factory.mktemp("patches")
+            (folders[code] / "sitecustomize.py").write_text(code + PATCH_ON_IMPORT, encoding="utf-8")
+        path = os.pathsep.join(filter(None, (str(folders[code]), os.environ.get("PYTHONPATH", ""))))
+        return start(*arguments, env=environment(PYTHONPATH=path, **more))
+
+    return one
+
+
+@pytest.fixture(scope="session")
 def root() -> Path:
     return Path(__file__).resolve().parents[2]

@@ -1,8 +1,6 @@
 """Runs that fail, are stopped or killed, and go on: the same images, the same number of steps, nothing left behind."""
 
-import contextlib
 import os
-import random
 import re
 import shutil
 import signal
@@ -13,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from multibox.models.checkpoint import load_checkpoint
 from multibox.training.run import RunOptions, prepare
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
@@ -32,10 +29,6 @@ def wait_for(condition, process) -> None:
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()
     assert condition()
-
-
-def mean_lines(text: str) -> str:
-    return re.search(r"(\d+) for validation", text)[1]
 
 
 DIVERGES = ("train.lr=1e30", "train.optimizer=sgd", "train.clip_norm=none", "train.warmup=0")
@@ -180,61 +173,6 @@ def test_ctrl_c_while_it_starts_leaves_nothing(launch, squares, tmp_path, patche
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
-
-
-STEPPING = """
-NAME = "multibox.training.step"
-def patch(module):
-    import time
-    whole = module.Stepper.step
-    def step(self, batch):
-        time.sleep(0.05)
-        return whole(self, batch)
-    module.Stepper.step = step
-"""
-
-
-@unix
-@pytest.mark.slow
-def test_a_run_killed_at_five_moments_ends_like_one_that_was_not(
-    launch, multibox, squares, tmp_path, patched, train_options
-):
-    """SIGKILL whenever: the resumed run validates on the same images and ends with the same steps and weights."""
-    # A state is saved at every validation, every 15 steps; slow steps let five kills find the run alive
-    length = ["--epochs", "60", "--set", "train.validate_every=5", *train_options]
-    slow = patched(STEPPING)
-    code, whole, err = multibox("train", squares, "--out", tmp_path / "whole", *length)
-    assert code == 0, err
-    run = tmp_path / "run"
-    drawn = random.Random(11)
-    process = launch("train", squares, "--out", run, *length, env=slow)
-    kills = 0
-    while kills < 5:
-        state = run / "state" / "state.safetensors"
-        wait_for(state.exists, process)
-        before = state.stat().st_mtime_ns
-        with contextlib.suppress(AssertionError):
-            wait_for(lambda at=before, state=state: state.stat().st_mtime_ns != at, process)
-        if process.poll() is None:
-            time.sleep(drawn.uniform(0, 0.5))
-        if process.poll() is not None:
-            break
-        process.kill()
-        process.communicate()
-        kills += 1
-        if kills == 1:
-            # What a process leaves that is killed in the middle of a save
-            (run / "state" / ".state.safetensors.0123456789ab.part").write_bytes(b"half")
-            (run / ".last.safetensors.0123456789ab.part").write_bytes(b"half")
-        process = launch("train", "--resume", run, env=slow)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert kills == 5
-    assert mean_lines(out) == mean_lines(whole) == "4"
-    assert steps_done(run)[-1] == steps_done(tmp_path / "whole")[-1] == 180
-    assert not list(run.rglob("*.part"))
-    a, b = (load_checkpoint(folder / "last.safetensors").state for folder in (run, tmp_path / "whole"))
-    assert all(a[name].equal(b[name]) for name in a)
 
 
 def test_scratch_files_of_a_killed_run_go_when_it_starts_anew(squares, tmp_path):

@@ -95,7 +95,8 @@ def train_with_progress(data: Data | None, options: RunOptions, *, watched: bool
     except OSError as error:
         raise MultiboxError(
             f"{error.filename or trainer.folder} cannot be written ({error.strerror or error}); make room or mend the "
-            f"permissions; its last saved state can be resumed: {resume_command(trainer.folder)}"
+            f"permissions, then go on from its state of step {max(0, trainer.saved_at[0])}: "
+            f"{resume_command(trainer.folder)}"
         ) from None
     _draw_curves(trainer)
     return trainer

@@ -39,6 +39,9 @@ SUMS = ("total", "classification", "localization", "steps", "positives", "select
 
 Event = dict[str, Any]
 """One line of metrics.jsonl: `kind`, `time`, `step`, `epoch`, and what the kind adds; plain values."""
+ENDS = ("epoch", "validation")
+"""Kinds of events that the end of an epoch tells."""
+
 State = Literal["starting", "training", "validating", "finished", "stopped", "failed"]
 
 
@@ -142,13 +145,19 @@ class Journal:
         self.status |= {"state": state, "error": error, "updated": time.time(), "hardware": self.hardware.use()}
         write_text_whole(self.folder / STATUS, json.dumps(_plain(self.status), ensure_ascii=False, indent=1) + "\n")
 
-    def cut(self, step: int) -> None:
-        """Remove the events after `step`, from which the run goes on, and what is no event."""
+    def cut(self, step: int, *, ended: bool = True) -> None:
+        """Remove the events after `step`, from which the run goes on, and what is no event.
+
+        Args:
+            step: Steps done in the state from which the run goes on.
+            ended: Whether the epoch that ends with this step, if one does, is recorded there; otherwise its events go.
+        """
         path = self.folder / EVENTS
         if path.exists():
             lines = path.read_bytes().splitlines()
-            kept = [line for line in lines if _step(line) <= step]
-            self.removed = {place for line in lines if (place := _place(line)) is not None and place[1] > step}
+            kept = [line for line in lines if _belongs(_place(line), step, ended)]
+            places = {place for line in lines if (place := _place(line)) is not None}
+            self.removed = {place for place in places if not _belongs(place, step, ended)}
             write_text_whole(path, "".join(f"{line.decode()}\n" for line in kept), durable=True)
 
     def _send(self, trainer: "Trainer") -> None:
@@ -231,10 +240,9 @@ def _place(line: bytes) -> tuple[str, int] | None:
         return None
 
 
-def _step(line: bytes) -> float:
-    """Return the step of an event; infinity for what is none."""
-    place = _place(line)
-    return math.inf if place is None else place[1]
+def _belongs(place: tuple[str, int] | None, step: int, ended: bool) -> bool:
+    """Return whether an event belongs to the run up to `step`, and to its epoch's end if that is recorded."""
+    return place is not None and (place[1] < step or (place[1] == step and (ended or place[0] not in ENDS)))
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 from multibox.config import Config
 from multibox.training.metric_files import Row
 
@@ -201,6 +203,26 @@ def describe_length(config: Config) -> str:
     """Return a run's length in words, such as "10 minutes"."""
     lengths = {name: getattr(config.train, name) for name in ("minutes", "epochs", "steps")}
     return next(f"{value:g} {name}" for name, value in lengths.items() if value != "none")
+
+
+def going_on(pace: Pace, config: Config, device: str, torch_before: str) -> str:
+    """Return where a resumed run goes on, and whether it will equal one that never stopped."""
+    train = config.train
+    reasons = {
+        "a run by minutes follows the clock": pace.seconds is not None,
+        f"{device} sums in no fixed order": device != "cpu",
+        "train.threads=auto follows the load of the machine": device == "cpu" and train.threads == "auto",
+        f"train.compile={train.compile} may compile the network in another way": train.compile != "off",
+        f"PyTorch was {torch_before} before": torch_before != torch.__version__,
+    }
+    given = [reason for reason, holds in reasons.items() if holds]
+    whole = "" if pace.total is None else f" of {pace.total}"
+    where = f"goes on after step {pace.step}{whole}"
+    if not given:
+        return f"{where} as if it had never stopped, bit for bit"
+    return (
+        f"{where}; the result may differ in the last digits from that of a run that never stopped: {', '.join(given)}"
+    )
 
 
 def out_of_patience(rows: Sequence[Row], patience: int | str) -> bool:

@@ -23,7 +23,7 @@ from multibox.training.journal import Journal
 from multibox.training.metric_files import Records, Row
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import known_rate, learning_rate, set_learning_rate
-from multibox.training.pacing import describe_length, make_pace, out_of_patience
+from multibox.training.pacing import describe_length, going_on, make_pace, out_of_patience
 from multibox.training.reporter import Means, Reporter, describe_score
 from multibox.training.samples import remove_later_samples, write_samples
 from multibox.training.splits import decoded_for, load_training, order_images
@@ -155,9 +155,9 @@ class Trainer:
         notes, more = load_state(self.folder, self.stepper)
         self.pace.restore(notes["pace"])
         self.due, self.best, self.seconds = notes["due"], notes["best"], notes["seconds"]
-        self.records.rows, self.lost_boxes = notes["rows"], notes.get("lost_boxes", 0)
+        self.records.rows, self.known = notes["rows"], notes.get("known", False)
+        self.lost_boxes = notes.get("lost_boxes", 0)
         self.tally.restore(notes.get("ledger_epochs", 0), more)
-        self.known = notes.get("known", False)
         self.saved_at = (self.pace.step, len(self.records.rows))
         if self.finished:
             # A timed run may have taken longer than its minutes, and the minutes may be new
@@ -166,8 +166,9 @@ class Trainer:
                 f"{self.folder} is finished, nothing is left to train; give more --minutes or --epochs than its "
                 f"{done}, or start another run from its weights: --weights {self.folder}"
             )
-        self.journal.cut(self.pace.step)
+        self.journal.cut(self.pace.step, ended=not self.owes_row)
         self.records.rewind(self.pace.step)
+        self.reporter.note(going_on(self.pace, self.config, self.device, notes.get("torch", torch.__version__)))
         remove_later_samples(self.folder, self.pace.step)
 
     def fit(self) -> None:
@@ -430,6 +431,7 @@ class Trainer:
             "lost_boxes": self.lost_boxes,
             "ledger_epochs": self.tally.epochs,
             "known": self.known,
+            "torch": torch.__version__,
         }
         save_state(self.folder, self.stepper, notes, self.tally.state())
         self.saved, self.saved_at = time.monotonic(), (self.pace.step, len(self.records.rows))
