@@ -1,20 +1,16 @@
 """One step: sizes, anchors at them, frozen parts, the loss that is watched."""
 
-import math
-
 import pytest
 import torch
 
-from multibox.config import Config, TrainConfig
-from multibox.errors import MultiboxError
+from multibox.config import Config
 from multibox.models.anchor_layout import make_anchors
 from multibox.models.build import build_model
 from multibox.presets import resolve
 from multibox.structures import Size
 from multibox.tensors import Batch
-from multibox.training import step
 from multibox.training.run import RunOptions, prepare
-from multibox.training.step import LossWatch, Stepper, anchors_at, draw_size, largest_size, resize_batch
+from multibox.training.step import Stepper, anchors_at, draw_size, largest_size, resize_batch
 
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
 
@@ -100,38 +96,3 @@ def test_the_total_of_hikapok_starts_higher_by_the_scale(squares, tmp_path):
     assert seen[0].total.item() == pytest.approx(
         (seen[0].classification + seen[0].localization).item() + 5.12, rel=1e-5
     )
-
-
-class Event:
-    """Stands for a GPU that copies when it is waited for."""
-
-    def __init__(self, source, target):
-        self.source, self.target = source, target
-
-    def synchronize(self):
-        self.target.copy_(self.source)
-
-
-def test_losses_of_a_gpu_are_read_five_steps_after_they_were_sent(monkeypatch):
-    def copy_later(losses):
-        target = torch.zeros_like(losses)
-        return target, Event(losses, target)
-
-    monkeypatch.setattr(step, "start_copy", copy_later)
-    for bad in range(1, 11):
-        watch = LossWatch(TrainConfig(lr=0.1))
-        noticed = None
-        for number in range(1, 21):
-            loss = torch.tensor(math.inf if number == bad else 1.0)
-            try:
-                watch.add(number, loss, [f"{number}.jpg"])
-            except MultiboxError as error:
-                noticed = number
-                assert f"the loss became inf at step {bad} (its images: {bad}.jpg)" in str(error)
-                assert "--set train.lr=0.025" in str(error)
-                break
-        assert noticed == -(-bad // 5) * 5 + 5
-    watch = LossWatch(TrainConfig(lr=0.1))
-    watch.add(1, torch.tensor(math.nan), ["1.jpg"])
-    with pytest.raises(MultiboxError, match="the loss became nan at step 1 "):
-        watch.check_all()

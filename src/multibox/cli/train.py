@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from multibox.cli.monitor import monitor_beside
-from multibox.cli.options import Background, Classes, Device, Format, Merge, class_list
+from multibox.cli.options import Background, Classes, Device, Format, Merge, OnBad, class_list
 from multibox.cli.train_options import (
     CacheDir,
     CacheGb,
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from multibox.training.trainer import Trainer
 
 _RESUME = "Go on with this run folder; it needs nothing else. --minutes or --epochs prolong."
+_ON_NAN = "A loss or gradient that is not finite: stop (default), or skip its batch, a few times at most."
+_REPLAY = "Repeat a step that was not finite, and say why; needs nothing but its folder."
 _SEEDS = "So many runs with train.seed 0, 1 ... in OUT/seed-0 ..., and their spread."
 _ABLATE = "A run for every combination of loss, localization, matcher; such as loss=focal/ohem,matcher."
 
@@ -56,7 +58,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print every setting with the layer it came from, and end.")
     ] = False,
+    on_nan: Annotated[OnBad | None, typer.Option(help=_ON_NAN)] = None,
     resume: Annotated[Path | None, typer.Option(help=_RESUME)] = None,
+    replay: Annotated[Path | None, typer.Option(metavar="RUN/nan-STEP", help=_REPLAY)] = None,
     moved: Annotated[
         list[Path] | None, typer.Option("--data", help="With --resume: where the same data lies now; repeatable.")
     ] = None,
@@ -74,6 +78,9 @@ def train(
     from multibox.settings import parse_assignments
     from multibox.training.run import RunOptions
 
+    if replay is not None:
+        _replay(replay, device)
+        return
     if moved and (resume is None or data):
         raise ConfigError("--data belongs to --resume, where the same data lies elsewhere; otherwise give DATA alone")
     options = RunOptions(
@@ -87,6 +94,7 @@ def train(
         val_split=val_split,
         format=format,
         on_bad=on_bad.value if on_bad else None,
+        on_nan=on_nan.value if on_nan else None,
         classes=class_list(classes),
         merge=None if merge is None else tuple(merge),
         background=background,
@@ -118,6 +126,15 @@ def _print_settings(data: list[Path] | None, options: "RunOptions") -> None:
 
     config, origins = resolve_options(data, options)
     print_layers(config, origins)
+
+
+def _replay(folder: Path, device: str) -> None:
+    from multibox.training.nan_report import describe
+    from multibox.training.replay import replay
+
+    again = replay(folder, device)
+    typer.echo(describe(again.again), nl=False)
+    typer.echo(f"\nRepeated: {again.comparison}.")
 
 
 def _once(data: list[Path] | None, options: "RunOptions", watched: bool) -> None:

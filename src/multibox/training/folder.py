@@ -45,6 +45,8 @@ def save_state(folder: Path, stepper: Stepper, notes: dict[str, Any], more: dict
     if stepper.average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in stepper.average.module.state_dict().items()}
         notes = {**notes, "averaged": stepper.average.count}
+    if stepper.guard.scaler.is_enabled():
+        notes = {**notes, "scaler": stepper.guard.scaler.state_dict()}
     for index, moments in stepper.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     tensors |= {f"means.{name}": tensor for name, tensor in stepper.means.sums.items()}
@@ -88,6 +90,8 @@ def load_state(folder: Path, stepper: Stepper) -> tuple[dict[str, Any], dict[str
         moments.setdefault(int(index), {})[name] = _laid_out_like(parameters[int(index)], tensor)
     groups = stepper.optimizer.state_dict()["param_groups"]
     stepper.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    if "scaler" in notes:
+        stepper.guard.scaler.load_state_dict(notes["scaler"])
     stepper.means.sums = {name: tensor.to(stepper.device) for name, tensor in _below("means.", tensors).items()}
     if "pace" not in notes:
         # Written before runs could be timed
@@ -96,6 +100,16 @@ def load_state(folder: Path, stepper: Stepper) -> tuple[dict[str, Any], dict[str
         notes["pace"] |= {"validation": 0.0, "saving": 0.0}
         notes["due"] = 0.0
     return notes, _below("more.", tensors)
+
+
+def saved_weights(folder: Path) -> tuple[int, dict[str, Tensor]]:
+    """Return the step of the state in a run folder, and its network's weights.
+
+    Raises:
+        WeightsError: there is no state that can be read.
+    """
+    notes, tensors = _read_state(folder)
+    return int(notes["pace"]["step"]), _below("model.", tensors)
 
 
 def _read_state(folder: Path, *, notes_only: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -299,7 +313,12 @@ def _says_starting(path: Path) -> bool:
 
 
 def _is_own(path: Path) -> bool:
-    return path.name in OWN or path.name.startswith(TENSORBOARD) or fnmatch(path.name, SCRATCH)
+    return path.name in OWN or path.name.startswith(TENSORBOARD) or fnmatch(path.name, SCRATCH) or is_bad_step(path)
+
+
+def is_bad_step(path: Path) -> bool:
+    """Return whether a path in a run folder is that of a step that was not finite (`nan_report`)."""
+    return fnmatch(path.name, "nan-*") and path.name[4:].isdigit()
 
 
 def _remove(path: Path) -> None:

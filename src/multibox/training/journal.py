@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from multibox.files import write_text_whole
+from multibox.training.guard import start_copy
 from multibox.training.hardware import Hardware
-from multibox.training.step import start_copy
 
 if TYPE_CHECKING:
     from multibox.training.metric_files import Row

@@ -2,10 +2,10 @@
 
 import copy
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from multibox.config import TrainConfig
 from multibox.errors import ConfigError
@@ -24,17 +24,35 @@ class Average:
         self.count = 0
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards `model`; at first quickly, so that the random start is soon forgotten."""
+    def update(self, model: nn.Module, held: Tensor | None = None) -> None:
+        """Move the average towards `model`; at first quickly, so that the random start is soon forgotten.
+
+        Args:
+            model: The network.
+            held: 1 on the device where nothing is to change, else 0; None always changes.
+        """
         keep = min(self.decay, (1 + self.count) / (10 + self.count))
         self.count += 1
         averaged, current = self.module.state_dict(), model.state_dict()
         floating = [name for name, tensor in averaged.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
-            [averaged[name] for name in floating], [current[name] for name in floating], 1 - keep
-        )
+        move_towards([averaged[name] for name in floating], [current[name] for name in floating], 1 - keep, held)
         for name in averaged.keys() - floating:
             averaged[name].copy_(current[name])
+
+
+def move_towards(old: list[Tensor], new: list[Tensor], share: float, held: Tensor | None) -> None:
+    """Move tensors by a share of the way to others, by few kernels; by nothing where `held` is 1."""
+    if held is None:
+        _foreach("lerp_", old, new, share)
+        return
+    way = _foreach("sub", new, old)
+    _foreach("mul_", way, (1 - held) * share)
+    _foreach("add_", old, way)
+
+
+def _foreach(name: str, *arguments: Any) -> list[Tensor]:
+    """Compute on many tensors by few kernels; torch calls these functions private, its optimisers rest on them."""
+    return getattr(torch, f"_foreach_{name}")(*arguments)
 
 
 def make_average(model: SSD, decay: float | Literal["none"]) -> Average | None:

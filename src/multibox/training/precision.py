@@ -11,14 +11,14 @@ LOW_PRECISION = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_precision(config: TrainConfig, device: str) -> str:
-    """Return what `train.precision` says; for auto bfloat16 where the hardware multiplies it, else float32.
+    """Return what `train.precision` says; for auto bfloat16 where the hardware multiplies it.
 
-    Such hardware has AMX, AVX-512 BF16, or is a recent GPU.
+    Such hardware has AMX, AVX-512 BF16, or is a recent GPU. An older GPU gets float16, another CPU float32.
     """
     if config.precision != "auto":
         return config.precision
     if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return "bfloat16" if cpu_flags() & {"amx_bf16", "avx512_bf16"} else "float32"
 
 

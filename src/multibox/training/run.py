@@ -69,6 +69,7 @@ OPTION_KEYS = {
     "val_split": "data.val_split",
     "format": "data.format",
     "on_bad": "data.on_bad",
+    "on_nan": "train.on_nan",
     "classes": "data.classes",
     "merge": "data.merge",
     "background": "model.background",
@@ -76,8 +77,8 @@ OPTION_KEYS = {
     "cache_dir": "data.cache_dir",
 }
 """The setting of each option that has one."""
-FREE_KEYS = ("train.epochs", "train.minutes", "data.cache_gb", "data.cache_dir")
-"""Settings that a resumed run may change: its length, and where decoded images are kept."""
+FREE_KEYS = ("train.epochs", "train.minutes", "data.cache_gb", "data.cache_dir", "train.on_nan", "train.nan_skips")
+"""Settings that a resumed run may change: length, where decoded images are kept, what follows a bad step."""
 UNFOLD_IMAGES, UNFOLD_BATCH = 64, 16
 """Training images that folded batch norms get their statistics from, and how many at once."""
 
@@ -102,6 +103,8 @@ class RunOptions:
     """None takes `val` or holds some training images out; "none" does without."""
     format: str | None = None
     on_bad: OnBad | None = None
+    on_nan: OnBad | None = None
+    """What follows a loss or gradient that is not finite."""
     classes: tuple[str, ...] | None = None
     """Those to learn, by name; None takes all."""
     merge: tuple[str, ...] | None = None

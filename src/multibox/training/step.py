@@ -1,26 +1,25 @@
 """One training step: forward pass, matching, loss, backward pass, update. The order of these lines is the algorithm."""
 
 import dataclasses
-import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from multibox.config import Config, TrainConfig
-from multibox.errors import MultiboxError
+from multibox.config import Config
 from multibox.losses.multibox_loss import l2_penalty, multibox_loss
 from multibox.losses.targets import Targets, make_targets
 from multibox.models.anchor_layout import FeatureShapes, anchors_per_cell, make_anchors
 from multibox.models.ssd import SSD
 from multibox.structures import Size
 from multibox.tensors import Batch, HeadOutputs, LossParts
-from multibox.training.accumulating import Accumulation, split_batch
+from multibox.training.accumulating import Accumulation, Computed, split_batch
+from multibox.training.guard import Guard, Step
 from multibox.training.norms import freeze, thaw, train_mode, without_norms
-from multibox.training.optimizer import decay_penalty, known_rate, make_average, make_optimizer
+from multibox.training.optimizer import decay_penalty, make_average, make_optimizer
 from multibox.training.precision import autocast
 from multibox.training.ranks import ALONE, Ranks
 from multibox.training.reporter import Means
@@ -28,8 +27,6 @@ from multibox.training.spans import Spans, no_spans
 
 MULTIPLE = 32
 """Drawn sides are multiples of this, the stride that backbones share, so that no feature map loses a row."""
-CHECK_EVERY = 5
-"""Steps whose losses are checked together."""
 
 Watch = Callable[[HeadOutputs, Targets, LossParts, Batch], None]
 """Takes what a step computed."""
@@ -76,35 +73,71 @@ class Stepper:
         self.average = make_average(self.model, config.train.ema)
         self.optimizer = make_optimizer(self.model, config.train)
         self.frozen = freeze(self.model, config.train.freeze)
+        self.guard = Guard(
+            self.model, self.average, self.optimizer, config.train, device=device, precision=precision, ranks=ranks
+        )
         self.means = Means()
         self.watch: Watch | None = None
         """Told of every step."""
 
     def step(self, batch: Batch) -> LossParts:
-        """Learn from one batch, which must be on the device; its images may have any size."""
+        """Learn from one batch, which must be on the device; its images may have any size.
+
+        Where loss or gradient are not finite nothing is learnt; `look_back` tells.
+        """
+        self.guard.begin(batch, self.means.sums)
+        outputs, targets, parts = self.compute(batch, self.network)
+        with self.spans("optimizer"):
+            if self.guard.allows(parts.total):
+                self.optimizer.step()
+                if self.average is not None:
+                    self.average.update(self.model, self.guard.held)
+        if self.guard.bad:
+            return parts
+        self.means.add(outputs, targets, parts, self.config)
+        if self.watch is not None:
+            self.watch(outputs, targets, parts, batch)
+        return parts
+
+    def compute(self, batch: Batch, network: Callable[[Tensor], HeadOutputs], precision: str | None = None) -> Computed:
+        """Compute a batch's loss and its gradients, which float16 has scaled, in `train.accumulate` parts.
+
+        Args:
+            batch: On the device.
+            network: The network, or what wraps it.
+            precision: Number format of the forward pass; None takes the run's.
+        """
         config, spans = self.config, self.spans
         self.optimizer.zero_grad(set_to_none=True)
         pieces = split_batch(batch, config.train.accumulate)
         so_far = Accumulation(len(pieces), config.loss, self.ranks.mean)
         for piece in pieces:
-            outputs, targets, parts = compute_loss(self.network, piece, config, self.precision, spans)
+            outputs, targets, parts = compute_loss(network, piece, config, precision or self.precision, spans)
             if config.loss.l2_penalty and piece is pieces[-1]:
                 l2 = l2_penalty(without_norms(self.model), config.loss.l2_penalty)
                 parts = dataclasses.replace(parts, l2=l2, total=parts.total + l2)
             with spans("backward"):
                 loss = so_far.add((outputs, targets, parts), self.model.parameters())
-                loss.backward()  # pyright: ignore[reportUnknownMemberType]
-        outputs, targets, parts = so_far.whole()
-        with spans("optimizer"):
-            if config.train.clip_norm != "none":
-                nn.utils.clip_grad_norm_(self.model.parameters(), config.train.clip_norm)
-            self.optimizer.step()
-            if self.average is not None:
-                self.average.update(self.model)
-        self.means.add(outputs, targets, parts, config)
-        if self.watch is not None:
-            self.watch(outputs, targets, parts, batch)
-        return parts
+                self.guard.scaler.scale(loss).backward()  # pyright: ignore[reportUnknownMemberType]
+        return so_far.whole()
+
+    def look_back(self, *, wait: bool = False) -> tuple[Step, list[Step]] | None:
+        """Return the first bad step that the host knows of and those after it, all taken back; None if there is none.
+
+        Args:
+            wait: Look at every step so far, for which the host waits for the device.
+        """
+        found = self.guard.read(wait=wait)
+        if found is not None:
+            self.means.sums = found[0].sums
+        return found
+
+    def make_again(self, steps: Sequence[Step]) -> None:
+        """Make steps that were taken back, each at its own learning rates, up to the first that is bad."""
+        for step in steps:
+            for group, rate in zip(self.optimizer.param_groups, step.rates, strict=True):
+                group["lr"] = rate
+            self.step(step.batch)
 
     def thaw(self) -> None:
         """Let frozen parameters learn and frozen batch norms update their statistics from now on."""
@@ -132,67 +165,6 @@ class Stepper:
     def weights(self) -> SSD:
         """Return the network that is validated and shipped: the average if there is one."""
         return self.model if self.average is None else self.average.module
-
-
-class LossWatch:
-    """Notices within 10 steps that the loss is not finite, without making the host wait for the step just begun.
-
-    Every 5 steps their losses start on their way to the host. A GPU's are read 5 steps later, when they are there.
-    """
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.rate = known_rate(config)
-        self._new: list[tuple[int, Tensor, list[str]]] = []
-        self._sent: list[tuple[int, Tensor, list[str]]] = []
-        self._losses = torch.zeros(0)
-        self._arrived: torch.Event | None = None
-
-    def add(self, step: int, loss: Tensor, image_names: list[str]) -> None:
-        """Note a step's loss.
-
-        Raises:
-            MultiboxError: the loss of a step that was read now is not finite; names the step and its images.
-        """
-        self._new.append((step, loss.detach(), image_names))
-        if len(self._new) == CHECK_EVERY:
-            self._read()
-            self._send()
-
-    def check_all(self) -> None:
-        """Check every step so far, which makes the host wait for the device.
-
-        Raises:
-            MultiboxError: as `add`.
-        """
-        self._read()
-        self._send()
-        self._read()
-
-    def _send(self) -> None:
-        if not self._new:
-            return
-        self._sent, self._new = self._new, []
-        self._losses, self._arrived = start_copy(torch.stack([loss for _, loss, _ in self._sent]))
-        if self._arrived is None:
-            self._read()
-
-    def _read(self) -> None:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        for (step, _, image_names), loss in zip(self._sent, map(float, self._losses), strict=True):
-            if not math.isfinite(loss):
-                raise MultiboxError(
-                    f"the loss became {loss} at step {step} (its images: {', '.join(image_names[:4])}); lower the "
-                    f"learning rate, such as --set train.lr={self.rate / 4:g}, "
-                    "and look at the labels with `multibox data show`"
-                )
-        self._sent, self._losses, self._arrived = [], torch.zeros(0), None
-
-
-def start_copy(tensor: Tensor) -> tuple[Tensor, torch.Event | None]:
-    """Return a copy on the host; if it is still on its way from a GPU, with the event to wait for before it is read."""
-    copy = tensor.to("cpu", non_blocking=tensor.is_cuda)
-    return copy, torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
 
 
 def draw_size(config: Config, step: int) -> Size:

@@ -12,7 +12,7 @@ from multibox.losses.targets import BACKGROUND, Targets
 from multibox.ops.boxes import at_least_float32, paired_iou
 from multibox.structures import Dataset
 from multibox.tensors import Batch, HeadOutputs, LossParts
-from multibox.training.step import start_copy
+from multibox.training.guard import start_copy
 
 SEND_EVERY = 5
 """Steps whose costs are copied from the device together."""
@@ -124,7 +124,9 @@ class Tally:
         for gt_rows, image_rows in self._sent:
             rows = gt_rows.reshape(-1)
             objects, images, values = np.split(values, [5 * rows.size, 5 * rows.size + len(image_rows)])
-            shown = rows >= 0
-            self.record.note_objects(rows[shown], objects.reshape(5, -1)[:, shown])
+            values_of = objects.reshape(5, -1)
+            # A step that was taken back leaves no numbers
+            shown = (rows >= 0) & np.isfinite(values_of).all(0)
+            self.record.note_objects(rows[shown], values_of[:, shown])
             self.record.note_images(image_rows, images)
         self._sent, self._costs, self._arrived = [], torch.zeros(0), None

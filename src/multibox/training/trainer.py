@@ -21,6 +21,7 @@ from multibox.tensors import Batch
 from multibox.training.folder import Hold, load_state, save_state
 from multibox.training.journal import Journal
 from multibox.training.metric_files import Records, Row
+from multibox.training.nan_watch import NanWatch
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import known_rate, learning_rate, set_learning_rate
 from multibox.training.pacing import describe_length, going_on, make_pace, out_of_patience
@@ -28,7 +29,7 @@ from multibox.training.reporter import Means, Reporter, describe_score
 from multibox.training.samples import remove_later_samples, write_samples
 from multibox.training.splits import decoded_for, load_training, order_images
 from multibox.training.statistics import Summaries, image_statistics
-from multibox.training.step import LossWatch, Stepper, draw_size, resize_batch
+from multibox.training.step import Stepper, draw_size, resize_batch
 from multibox.training.stopping import EndNow, Interrupt
 from multibox.training.tally import Tally
 from multibox.training.threads import ThreadPlan
@@ -122,7 +123,7 @@ class Trainer:
         self.pace = make_pace(config, self.steps_per_epoch, started)
         self.batches.steps = self.pace.fixed or ENDLESS
         self.pace.batches = 0.0 if validation is None else len(validation) / self.batches.batch_size
-        self.losses = LossWatch(config.train)
+        self.nans = NanWatch(folder, self.stepper, training.class_names, lambda text: self.reporter.note(text))
         self.findings = list(findings)
         self.positives = torch.zeros((), device=device)
         """Matched anchors of all steps of this process."""
@@ -159,6 +160,7 @@ class Trainer:
         self.lost_boxes = notes.get("lost_boxes", 0)
         self.tally.restore(notes.get("ledger_epochs", 0), more)
         self.saved_at = (self.pace.step, len(self.records.rows))
+        self.nans.restore(self.pace.step, notes.get("nans", {}))
         if self.finished:
             # A timed run may have taken longer than its minutes, and the minutes may be new
             done = f"{self.pace.spent / 60:.1f} minutes" if self.pace.seconds else describe_length(self.config)
@@ -235,7 +237,7 @@ class Trainer:
 
     def _save_at_stop(self) -> None:
         """Save the state of the last step, unless it is the one in the folder."""
-        self.losses.check_all()
+        self.nans.check(wait=True)
         if self.saved_at != (self.pace.step, len(self.records.rows)):
             self.save()
         if self.interrupt.found:
@@ -249,7 +251,9 @@ class Trainer:
         size = draw_size(self.config, self.pace.step)
         if threads:
             threads.before_step()
+        self.nans.look_at_labels(batch)
         parts = self.stepper.step(resize_batch(batch.to(self.device), size))
+        self.nans.check()
         self.positives += parts.positives
         self.lost_boxes += batch.lost_boxes
         took = self._lap()
@@ -258,7 +262,6 @@ class Trainer:
         self.seconds += took
         self.pace.advance(took)
         self._plan_mixing()
-        self.losses.add(self.pace.step, parts.total, batch.image_names)
         if not self.matched and self.pace.step % LOOK_EVERY == 0:
             self.matched = bool(self.positives)
             self._warn("positives", nothing_matched(self.pace.step, int(self.matched), self.findings))
@@ -270,7 +273,7 @@ class Trainer:
 
         Nothing of the run changes before the validation is over: if it is ended there, a resumed run begins it anew.
         """
-        self.losses.check_all()
+        self.nans.check(wait=True)
         epoch = -(-self.pace.step // self.steps_per_epoch)
         step, steps = self.pace.schedule()
         row: Row = {
@@ -391,7 +394,12 @@ class Trainer:
         return ["--epochs", str(-(-2 * self.pace.step // self.steps_per_epoch))]
 
     def save(self) -> None:
-        """Write last and best checkpoint, metrics and state."""
+        """Write last and best checkpoint, metrics and state.
+
+        Raises:
+            MultiboxError: The weights are not finite; nothing is written.
+        """
+        self.nans.check_weights()
         self._lap()
         # A row of an earlier step says nothing of these weights
         rows = self.records.rows
@@ -423,6 +431,7 @@ class Trainer:
 
     def _save_state(self) -> None:
         notes = {
+            "nans": self.nans.state(),
             "pace": self.pace.state(),
             "due": self.due,
             "best": self.best,
