@@ -16,7 +16,7 @@ finally:
     sys.path.remove(str(HERE))
 
 
-EXAMPLES = 200
+EXAMPLES = 60
 """Of each target in `make test-all`, always the same."""
 
 
