@@ -17,7 +17,10 @@ from multibox.errors import ConfigError, DataError
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("moto") is None, reason="needs moto: pip install 'moto[server,s3]'"),
+    pytest.mark.skipif(
+        not all(map(importlib.util.find_spec, ("moto", "flask_cors"))),
+        reason="needs moto's server: pip install 'moto[s3]' flask-cors",
+    ),
 ]
 
 

@@ -298,3 +298,10 @@ def test_a_data_yaml_without_names_gives_its_splits_and_says_so(tmp_path: Path, 
     assert find_splits(root) == ["train", "val"] and held.class_names == (("cat",) if listed else ("0",))
     what = "they were taken from classes.txt" if listed else "classes are called by their numbers"
     assert held.notes == (f"data.yaml has no names: for the classes, so {what}; add it",)
+
+
+def test_a_data_yaml_of_many_open_brackets_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    """PyYAML takes seconds for each time that it is read."""
+    (tmp_path / "data.yaml").write_text("train: images\nnames: " + "[" * 20_000)
+    with pytest.raises(DataError, match=r"data\.yaml is no YAML of a data set \(20000 brackets are open at once\)"):
+        open_dataset(tmp_path)

@@ -30,6 +30,8 @@ from multibox.errors import DataError, MissingExtraError
 CLASS_FILES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels", "labels.txt", "predefined_classes.txt")
 YAML = (".yaml", ".yml")
 _YAML_NAMES = ("data", "dataset")
+_DEEPEST = 50
+"""Brackets that may be open at once in a data.yaml, which needs 2: PyYAML's time grows with their number squared."""
 _LABEL_LINE = re.compile(r"\s*\d+(\.0*)?(\s+-?[\d.]+(e[-+]?\d+)?){4,}\s*", re.IGNORECASE)
 
 
@@ -175,14 +177,26 @@ def _load_yaml(path: Path) -> dict[str, Any]:
         import yaml
     except ImportError:
         raise MissingExtraError("Reading data.yaml", "train") from None
+    text = read_text(path)
+    if (depth := _open_brackets(text)) > _DEEPEST:
+        raise DataError(f"{path} is no YAML of a data set ({depth} brackets are open at once); correct it")
     try:
         # Plain strings: YAML would make the class "no" False and the class "007" 7.
-        content: Any = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+        content: Any = yaml.load(text, Loader=yaml.BaseLoader)
     except (yaml.YAMLError, RecursionError) as error:
         raise DataError(f"{path} is no YAML ({' '.join(str(error).split())}); correct it") from None
     if not is_mapping(content) or not all(isinstance(key, str) for key in content):
         raise DataError(f"{path} should hold lines like train: images/train and names: [...]; got something else")
     return content
+
+
+def _open_brackets(text: str) -> int:
+    """Return how many brackets are open at once, at most; those in texts and comments count, too."""
+    depth = most = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth = depth + 1 if bracket in "[{" else max(0, depth - 1)
+        most = max(most, depth)
+    return most
 
 
 def _yaml_classes(content: Mapping[str, Any], path: Path) -> dict[int, str] | None:
