@@ -167,7 +167,7 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         Literal["auto", "off", "network", "whole"],
         means(
             "What torch.compile compiles: the network, or the whole of network, targets and loss. auto measures at the "
-            "start of a long run whether it pays."
+            "start of a long run of one input size whether it pays; the log says what it found."
         ),
     ] = "auto"
     accumulate: Annotated[

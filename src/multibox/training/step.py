@@ -32,24 +32,34 @@ Watch = Callable[[HeadOutputs, Targets, LossParts, Batch], None]
 """Takes what a step computed."""
 
 
+Network = Callable[[Tensor], HeadOutputs]
+"""Computes outputs from images."""
+
+
 def compute_loss(
-    model: Callable[[Tensor], HeadOutputs],
+    model: Network,
     batch: Batch,
     config: Config,
     precision: str = "float32",
     spans: Spans = no_spans,
-) -> tuple[HeadOutputs, Targets, LossParts]:
+    *,
+    anchors: Tensor | None = None,
+) -> Computed:
     """Run the forward pass, match anchors to labels and compute the loss, for training and validation alike.
 
-    The batch is on the network's device; its images may have any size.
+    The batch is on the network's device; its images may have any size. A compiler gives the anchors, for it cannot
+    look them up, and gets a row of targets for every anchor.
     """
     device = str(batch.images.device)
     with spans("forward"), autocast(precision, device):
         outputs = model(batch.images)
     with spans("targets"):
-        anchors = anchors_at(config, outputs.feature_shapes, Size(*batch.images.shape[2:]), device)
+        fixed = anchors is not None
+        if anchors is None:
+            anchors = anchors_at(config, outputs.feature_shapes, Size(*batch.images.shape[2:]), device)
+        per_cell = anchors_per_cell(config)
         targets = make_targets(
-            anchors, batch.gt_xyxy, batch.gt_labels, config.matching, config.model, outputs, anchors_per_cell(config)
+            anchors, batch.gt_xyxy, batch.gt_labels, config.matching, config.model, outputs, per_cell, fixed
         )
     with spans("loss"):
         return outputs, targets, multibox_loss(outputs, targets, config.loss, config.model)
@@ -67,8 +77,10 @@ class Stepper:
         if config.train.freeze_until >= 1:
             # Frozen for good: the optimiser need not hold them. Otherwise it skips what has no gradient
             freeze(self.model, config.train.freeze)
-        self.network: Callable[[Tensor], HeadOutputs] = self.model
-        """What computes the outputs: the network, or what wraps it for many processes or compiled."""
+        self.network: Network = self.model
+        """What computes the outputs: the network, or what wraps it for many processes."""
+        self.loss_of: Callable[..., Computed] = compute_loss
+        """What computes the loss of a batch in the run's precision, plain or compiled."""
         self.spans: Spans = no_spans
         self.average = make_average(self.model, config.train.ema)
         self.optimizer = make_optimizer(self.model, config.train)
@@ -111,8 +123,9 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         pieces = split_batch(batch, config.train.accumulate)
         so_far = Accumulation(len(pieces), config.loss, self.ranks.mean)
+        loss_of = self.loss_of if precision is None else compute_loss
         for piece in pieces:
-            outputs, targets, parts = compute_loss(network, piece, config, precision or self.precision, spans)
+            outputs, targets, parts = loss_of(network, piece, config, precision or self.precision, spans)
             if config.loss.l2_penalty and piece is pieces[-1]:
                 l2 = l2_penalty(without_norms(self.model), config.loss.l2_penalty)
                 parts = dataclasses.replace(parts, l2=l2, total=parts.total + l2)

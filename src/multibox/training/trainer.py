@@ -18,6 +18,7 @@ from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset
 from multibox.tensors import Batch
+from multibox.training.compiling import Compiling
 from multibox.training.folder import Hold, load_state, save_state
 from multibox.training.journal import Journal
 from multibox.training.metric_files import Records, Row
@@ -124,6 +125,7 @@ class Trainer:
         self.batches.steps = self.pace.fixed or ENDLESS
         self.pace.batches = 0.0 if validation is None else len(validation) / self.batches.batch_size
         self.nans = NanWatch(folder, self.stepper, training.class_names, lambda text: self.reporter.note(text))
+        self.compiling = Compiling(config, self.reporter.note)
         self.findings = list(findings)
         self.positives = torch.zeros((), device=device)
         """Matched anchors of all steps of this process."""
@@ -252,7 +254,10 @@ class Trainer:
         if threads:
             threads.before_step()
         self.nans.look_at_labels(batch)
-        parts = self.stepper.step(resize_batch(batch.to(self.device), size))
+        on_device = resize_batch(batch.to(self.device), size)
+        if self.compiling.choose(self.stepper, on_device, self.pace):
+            self.seconds += self._lap()
+        parts = self.stepper.step(on_device)
         self.nans.check()
         self.positives += parts.positives
         self.lost_boxes += batch.lost_boxes
