@@ -128,8 +128,7 @@ def _parts(stepper: Stepper) -> Iterator[tuple[str, Any, str]]:
     yield "matching and coding", product, "make_targets"
     yield "loss", product, "multibox_loss"
     yield "backward", torch.Tensor, "backward"
-    if stepper.config.train.clip_norm != "none":
-        yield "clipping", torch.nn.utils, "clip_grad_norm_"
+    yield "norm and clipping of gradients", stepper.guard, "allows"
     yield "optimiser", stepper.optimizer, "step"
     if stepper.average is not None:
         yield "average of weights", stepper.average, "update"

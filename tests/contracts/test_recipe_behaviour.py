@@ -407,7 +407,7 @@ def test_torchvision_warms_up_for_a_thousand_steps_of_a_long_epoch():
 
 def test_the_default_clips_gradients_and_averages_weights(monkeypatch):
     limits = []
-    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda parameters, limit, *_, **__: limits.append(limit))
+    monkeypatch.setattr(nn.utils, "clip_grads_with_norm_", lambda parameters, limit, *_, **__: limits.append(limit))
     image, gt = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[[0.2, 0.2, 0.6, 0.6]]])
     batch = Batch(image, gt, torch.zeros(1, 1, dtype=torch.long), ["a"], [Size(64, 64)])
     averages = {}

@@ -39,7 +39,9 @@ def test_a_run_that_diverges_says_so_and_is_begun_again(call, squares, tmp_path,
     command = ["train", squares, "--out", tmp_path / "run", "--epochs", "2", *train_options]
     code, _, err = call(*command, *(word for setting in DIVERGES for word in ("--set", setting)))
     assert code == 2
-    assert re.search(r"the loss became (nan|inf) at step \d+ .*--set train.lr=", err), err
+    assert re.search(
+        r"the loss became (nan|inf) at step \d+: the learning rate .*--set train.lr=.*--replay .*nan-\d+ ", err
+    ), err
     assert "Traceback" not in err
     # Resumed, it fails in the same way; begun again with other settings, it does not
     code, _, again = call("train", "--resume", tmp_path / "run")

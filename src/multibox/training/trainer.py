@@ -435,6 +435,7 @@ class Trainer:
         return {**self.statistics, **self.validation.statistics()}
 
     def _save_state(self) -> None:
+        self.nans.check_weights()
         notes = {
             "nans": self.nans.state(),
             "pace": self.pace.state(),
