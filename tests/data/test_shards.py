@@ -23,6 +23,7 @@ from multibox.data.sampling import PARTNERS, EpochBatches
 from multibox.data.shards import BUFFER, Runs, find_runs, shard_order
 from multibox.errors import ConfigError
 from multibox.structures import Dataset, Sample, pack
+from multibox.training.ranks import Ranks, own_slice
 
 RUN = 1 << 12
 
@@ -59,7 +60,7 @@ def test_a_record_ends_where_the_next_begins() -> None:
 
 
 def test_files_of_their_own_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"but x\.jpg is a file of its own; take --set train\.sampling=uniform"):
+    with pytest.raises(ConfigError, match=r"but x\.jpg is a file of its own; leave the setting away"):
         find_runs(packed([("a.tar", 0, 10), ("x.jpg", None, None)]))  # type: ignore[list-item]
 
 
@@ -122,6 +123,15 @@ def test_partners_come_from_the_same_batch() -> None:
     (only,) = EpochBatches(3, 1, 9, runs=even(1, 3)).batch(0)
     assert only.partners == (only.place,)
     assert not EpochBatches(150, 16, 9).batch(0)[0].partners
+
+
+def test_processes_that_share_batches_read_files_of_their_own() -> None:
+    runs, batch, count = even(10, 500), 12, 3
+    order = shard_order(runs, batch, 2, 0).reshape(-1, batch)
+    wanted = [runs.of_image[order[:, own_slice(Ranks(rank, count), batch)]] for rank in range(count)]
+    own = [set(part.ravel().tolist()) for part in wanted]
+    # At most the runs at the ends of the lanes belong to two, of 500 in all
+    assert sum(map(len, own)) <= 500 + count * 2 and set.union(*own) == set(range(500))
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Reading runs of large files ahead of training, so that a disk sees reads of some MB instead of one per image.
 
 What is read goes to the system's file cache, from where whoever decodes an image takes it, in whichever thread or
-process. Files are read and not only announced (`posix_fadvise`): Linux cuts an announcement to what the disk takes at
-once, often 128 kB, and other systems know none.
+process. Files are read and not only announced (`posix_fadvise`), since an announcement does not tell when it is done,
+and only some systems know it.
 """
 
 import contextlib

@@ -58,8 +58,8 @@ def find_runs(dataset: Dataset, run_bytes: int = RUN_BYTES) -> Runs:
     if len(alone):
         raise ConfigError(
             "train.sampling is shards, which reads images from tar or RecordIO files front to back, but "
-            f"{dataset.paths[int(alone[0])]} is a file of its own; take --set train.sampling=uniform, or write the "
-            "images into tar files (docs/explain/scale.md)"
+            f"{dataset.paths[int(alone[0])]} is a file of its own; leave the setting away, or put the images into one "
+            "file: multibox data convert DATA OUT --to recordio"
         )
     file_of_image, paths = _files(dataset)
     order = np.lexsort((offsets, file_of_image))
