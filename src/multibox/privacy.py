@@ -7,6 +7,8 @@ Packages that report, found by running every command with connections refused an
 * onnxruntime: from 1.32 on it keeps a device id and a store of events in the cache folder, on Linux too; its builds for
   Windows write usage events for the system's diagnostics.
 * Hugging Face's hub client and Ray's usage statistics, which come with extras. They read environment variables.
+* W&B reports its own errors and MLflow the calls that are made, unless environment variables say no. trackio asks
+  Hugging Face for the name of whoever is logged in there, even where it only writes a local file.
 * Ray 2.60 with its statistics off: a cluster's dashboard process still asks the metadata services of clouds where it
   runs, and where `ray start` began the cluster, tells the collector that statistics are off.
 """
@@ -25,6 +27,8 @@ SWITCHES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9",
     "DO_NOT_TRACK": "1",
+    "WANDB_ERROR_REPORTING": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 """Environment variables that switch reports off; one that the user has set stays as it is."""
 LIGHT_OPENVINO = "MULTIBOX_LIGHT_OPENVINO"
@@ -80,6 +84,14 @@ def without_ray_dashboard() -> None:
 def _no_dashboard(*_: Any, **__: Any) -> tuple[str, None]:
     """Return the dashboard's address and process: none."""
     return "", None
+
+
+def import_trackio() -> Any:
+    """Return trackio; if it logs to this machine only, it asks Hugging Face for nobody's name."""
+    trackio: Any = importlib.import_module("trackio")
+    if not (os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL")):
+        importlib.import_module("trackio.run").Run._get_username = _nothing
+    return trackio
 
 
 def import_openvino() -> Any:

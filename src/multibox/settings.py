@@ -248,7 +248,8 @@ def convert(setting: Setting, value: Any, *, parse: bool = True) -> Any:
 def _parse(setting: Setting, text: str) -> Any:
     """Parse a text by the setting's type: JSON, a word, or items between commas."""
     bare, _ = _split(setting.kind)
-    if typing.get_origin(bare) is tuple and not text.startswith("[") and _split(typing.get_args(bare)[0])[0] is str:
+    item = _split(typing.get_args(bare)[0])[0] if typing.get_origin(bare) is tuple else None
+    if (item is str or _words(item)) and not text.startswith("["):
         return [part.strip() for part in text.split(setting.extra.get("separator", ",")) if part.strip()]
     if bare is str or text in _words(bare):
         return text

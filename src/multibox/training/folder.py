@@ -26,7 +26,7 @@ from multibox.training.stopping import STOP
 
 CONFIG, STATE, LOCK = "config.toml", "state/state.safetensors", ".lock"
 WEIGHTS = ("best.safetensors", "last.safetensors")
-OWN = (CONFIG, "state", LOCK, "metrics.csv", EVENTS, STATUS, STOP, LEDGER, "images")
+OWN = (CONFIG, "state", LOCK, "metrics.csv", EVENTS, STATUS, STOP, LEDGER, "images", "loggers.json", "wandb", "mlruns")
 """What a run leaves beside weights and TensorBoard's events."""
 TENSORBOARD = "events.out.tfevents"
 CACHE = ".multibox-cache"

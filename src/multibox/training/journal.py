@@ -37,6 +37,8 @@ LONGEST = 5.0
 SUMS = ("total", "classification", "localization", "steps", "positives", "selected", "selected_right")
 """Running sums of `Means` that an event of kind `step` needs."""
 
+LEAVING = ("finished", "stopped", "failed")
+"""States in which a process leaves its run; the listeners get the status as an event of kind `end`."""
 Event = dict[str, Any]
 """One line of metrics.jsonl: `kind`, `time`, `step`, `epoch`, and what the kind adds; plain values."""
 ENDS = ("epoch", "validation")
@@ -106,11 +108,13 @@ class Journal:
 
     def epoch(self, trainer: "Trainer", row: "Row") -> None:
         """Tell the metrics of an epoch, the columns of metrics.csv."""
+        self._receive_late(trainer)
         self._event("epoch", trainer, **row)
 
     def validation(self, trainer: "Trainer", row: "Row", samples: str) -> None:
         """Tell what a validation found; `samples` is the file of drawn detections, below the run folder."""
         assert trainer.validation is not None
+        self._receive_late(trainer)
         names, score = trainer.training.class_names, row["val_map50"]
         best = max(trainer.best, -1.0 if score is None else score)
         self._event(
@@ -144,6 +148,9 @@ class Journal:
             }
         self.status |= {"state": state, "error": error, "updated": time.time(), "hardware": self.hardware.use()}
         write_text_whole(self.folder / STATUS, json.dumps(_plain(self.status), ensure_ascii=False, indent=1) + "\n")
+        if state in LEAVING:
+            for listener in self.listeners:
+                listener({**_plain(self.status), "kind": "end"})
 
     def cut(self, step: int, *, ended: bool = True) -> None:
         """Remove the events after `step`, from which the run goes on, and what is no event.
@@ -196,6 +203,11 @@ class Journal:
         }
         self.status |= {name: event[name] for name in ("loss", "images_per_second")}
         self._event("step", trainer, **event)
+
+    def _receive_late(self, trainer: "Trainer") -> None:
+        """Write the event on its way before one of a later step; whoever calls has waited for the device."""
+        if self.waiting is not None:
+            self._receive(trainer)
 
     def _tell_notes(self, trainer: "Trainer") -> None:
         """Write the sentences that the user was told since the last time."""

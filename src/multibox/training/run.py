@@ -52,6 +52,7 @@ from multibox.training.folder import (
     remove_scratch,
 )
 from multibox.training.journal import Journal
+from multibox.training.logger_services import check_loggers
 from multibox.training.norms import measure_norms
 from multibox.training.precision import choose_precision
 from multibox.training.reporter import Reporter
@@ -204,6 +205,7 @@ def _check_without_data(config: Config) -> None:
         ConfigError: an unknown name, or settings that do not fit each other.
     """
     find_augmentation(config.train.augmentation)
+    check_loggers(config.train.loggers)
     check_backbone(config.model.backbone)
     parse_merges(config.data.merge)
     if config.data.format != "auto":
@@ -241,6 +243,7 @@ def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Repo
     # First of all: the settings of another version may not be readable either
     check_state(folder)
     config = read_config(folder)
+    check_loggers(config.train.loggers)
     _refuse_other_settings(folder, options, config)
     given = _given(data, options)
     config = config.updated({k: given[k] for k in ("data.path", *FREE_KEYS) if k in given})

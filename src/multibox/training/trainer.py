@@ -21,6 +21,7 @@ from multibox.tensors import Batch
 from multibox.training.compiling import Compiling
 from multibox.training.folder import Hold, load_state, save_state
 from multibox.training.journal import Journal
+from multibox.training.loggers import start_loggers
 from multibox.training.metric_files import Records, Row
 from multibox.training.nan_watch import NanWatch
 from multibox.training.norms import train_mode
@@ -205,6 +206,8 @@ class Trainer:
         self.tally.begin()
         self.reporter.begin(self)
         self.journal.listeners.append(self.records.take)
+        with self.interrupt.heard_at_once():
+            start_loggers(self)
         self.journal.begin(self)
         if self.saved_at[0] < 0:
             # From here on the folder can be resumed, whatever happens before the first epoch ends
