@@ -7,7 +7,7 @@ import torch
 from hypothesis import settings
 from PIL import Image, ImageDraw
 
-settings.register_profile("default", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("default", max_examples=15, deadline=None, derandomize=True)
 settings.register_profile("fuzz", max_examples=2000, deadline=None)
 settings.load_profile("default")
 

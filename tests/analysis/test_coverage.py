@@ -193,6 +193,7 @@ def test_training_fits_maps_in_any_order():
     assert max(max(shape) for shape in other[-1]) < 0.25 < max(max(shape) for shape in other[0])
 
 
+@pytest.mark.slow
 def test_a_larger_or_wider_input_is_suggested_only_for_its_coverage():
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 0.4, (200, 2))
@@ -239,6 +240,7 @@ def test_shapes_as_settings_are_those_measured():
     assert np.allclose(cover(objects, again).best_iou, cover(objects, wide).best_iou, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_plot_names_classes_before_and_after(tmp_path):
     objects = random_objects(300)
     labels = np.random.default_rng(0).integers(0, 12, 300)
@@ -250,6 +252,7 @@ def test_the_plot_names_classes_before_and_after(tmp_path):
     assert (tmp_path / "one.png").read_bytes()[:4] == (tmp_path / "two.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_the_verb_writes_a_config_that_training_takes(run, squares, tmp_path):
     out, report, plot = tmp_path / "a.toml", tmp_path / "a.json", tmp_path / "a.png"
     base = ["anchors", squares, "--preset", "tinyssd", "--set", "model.input_size=[64,64]"]
@@ -300,6 +303,7 @@ def test_data_without_boxes_is_refused(run, squares):
     assert code == 2 and "no box" in err
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_what_training_would_have(squares):
     for file in sorted(Path(squares).glob("Annotations/*.xml"))[::2]:
         file.write_text(file.read_text().replace("<object>", "<object><difficult>1</difficult>"))

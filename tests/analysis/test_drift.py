@@ -130,6 +130,7 @@ def images_of(path, split):
     return [load_image(sample) for sample in open_dataset(path, split)]
 
 
+@pytest.mark.slow
 def test_held_out_sprites_are_near_and_changed_ones_far(sprites):
     statistics = statistics_of(images_of(sprites, "train"))
     held_out = images_of(sprites, "val")
@@ -172,6 +173,7 @@ def test_checkpoints_and_exported_files_carry_the_statistics(run_folder):
     assert "statistics" not in describe(detector, "plain")
 
 
+@pytest.mark.slow
 def test_predict_says_once_what_moved(run_folder, sprites, tmp_path, run):
     for name, change in (("near", lambda image: image), ("far", lambda image: image.resize((640, 480)))):
         (tmp_path / name).mkdir()

@@ -362,7 +362,7 @@ def check_plain(one):
 
 
 @pytest.mark.parametrize("matcher", MATCHERS)
-@pytest.mark.parametrize("classification", ["cross_entropy", "sigmoid_focal"])
+@pytest.mark.parametrize("classification", ["cross_entropy", pytest.param("sigmoid_focal", marks=pytest.mark.slow)])
 def test_every_matcher(data, matcher, classification):
     score = "softmax" if classification == "cross_entropy" else "sigmoid"
     changes = {"matching.matcher": matcher, "loss.classification": classification, "model.score": score}

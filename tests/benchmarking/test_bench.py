@@ -176,6 +176,7 @@ def test_torchvisions_twin_finds_the_same(lite):
         assert agree(load, theirs, ours, EXACT).detections > 200
 
 
+@pytest.mark.slow
 def test_a_twin_with_other_weights_is_found_out(lite):
     twin = torchvision_twin(lite)
     with torch.no_grad():

@@ -131,6 +131,7 @@ def test_a_file_that_cannot_be_written_is_named(run, squares, trained, tmp_path)
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_intervals_and_the_models_thresholds(run, squares, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run(
@@ -167,6 +168,7 @@ def test_seeds_and_ablations_end_in_a_table(run, squares, tmp_path):
     assert "ablation.md" in out
 
 
+@pytest.mark.slow
 def test_a_class_that_changed_its_name_is_named(run, squares, trained):
     for path in (squares / "Annotations").iterdir():
         path.write_text(path.read_text().replace("<name>red<", "<name>crimson<"))

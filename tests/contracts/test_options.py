@@ -70,7 +70,7 @@ def test_every_combination_learns(classification, localization, features):
         heads = copy.deepcopy(start)
         optimizer = torch.optim.AdamW(heads.parameters(), lr=1e-3)
         losses = []
-        for _ in range(12):
+        for _ in range(8):
             outputs = HeadOutputs(*heads(features), shapes)
             targets = make_targets(
                 anchors, gt, labels, config.matching, config.model, outputs, anchors_per_cell(config)

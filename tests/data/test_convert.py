@@ -125,6 +125,7 @@ def test_round_trip_of_voc100_through_all(shared: Path, tmp_path: Path) -> None:
         assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.slow
 def test_bccd_and_its_overlapping_splits(shared: Path, tmp_path: Path) -> None:
     done = convert(shared / "bccd" / "BCCD", tmp_path / "coco", "coco", link=True)
     assert done.splits == {"train": 205, "val": 87, "trainval": 292, "test": 72} and done.boxes == 4886 + 2804 + 1137

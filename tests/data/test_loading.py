@@ -88,7 +88,14 @@ KEYS = [[(0, 1), (0, 4), (0, 2)], [(5, 2), (5, 0), (5, 1)]]
 
 
 @pytest.mark.parametrize(
-    ("workers", "way"), [(1, {}), (3, {}), (1, {"between": True}), (3, {"between": True}), (2, {"processes": True})]
+    ("workers", "way"),
+    [
+        (1, {}),
+        (3, {}),
+        (1, {"between": True}),
+        (3, {"between": True}),
+        pytest.param(2, {"processes": True}, marks=pytest.mark.slow),
+    ],
 )
 def test_items_do_not_depend_on_order_workers_or_store(squares, workers, way):
     dataset = open_dataset(squares, "train")
@@ -128,6 +135,7 @@ def test_a_run_that_becomes_longer_or_shorter_while_it_is_loaded(squares, worker
         assert same(seen, whole[:end])
 
 
+@pytest.mark.slow
 def test_threads_go_on_with_the_same_batches_where_a_worker_process_is_killed(squares, capfd):
     dataset = open_dataset(squares, "train")
     whole = list(load_batches(make(dataset), EpochBatches(len(dataset), 2, steps=40), 0, pin=False))

@@ -56,7 +56,14 @@ ONE_BOX = {
 }
 
 
-@pytest.mark.parametrize(("kind", "format"), [(kind, one) for kind, row in ONE_BOX.items() for one in row[1]])
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [
+        pytest.param(kind, one, marks=[pytest.mark.slow] * (one in ("yolo", "recordio")))
+        for kind, row in ONE_BOX.items()
+        for one in row[1]
+    ],
+)
 def test_one_faulty_box_is_found_under_its_id_and_mended(sets, tmp_path, kind, format):
     objects = sets.clean()
     change, _, more = ONE_BOX[kind]

@@ -59,6 +59,7 @@ def run(*arguments):
     return result.output
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_exported_and_verified_first(tiny, tmp_path, calls):
     weights = tmp_path / "cells" / "best.safetensors"
     weights.parent.mkdir()
@@ -232,6 +233,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_file_exported_before_needs_no_torch(exported, tmp_path):
     arguments = [sys.executable, "-c", NO_TORCH, str(exported), str(tmp_path)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)

@@ -152,7 +152,11 @@ def test_files_of_version_0_1_are_still_read(files, tiny, tmp_path, noise, monke
 
 
 @pytest.mark.parametrize(("dialect", "opset", "expected", "ir_version"), [
-    ("plain", None, 15, 8), ("plain", 13, 13, 7), ("plain", 18, 18, 8), ("plain", 20, 20, 9), ("jetson", None, 13, 7),
+    ("plain", None, 15, 8),
+    pytest.param("plain", 13, 13, 7, marks=pytest.mark.slow),
+    pytest.param("plain", 18, 18, 8, marks=pytest.mark.slow),
+    pytest.param("plain", 20, 20, 9, marks=pytest.mark.slow),
+    ("jetson", None, 13, 7),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", NAMES)
 def test_opsets(request, tmp_path, name, dialect, opset, expected, ir_version):
@@ -173,6 +177,7 @@ def test_an_impossible_opset_names_the_range(tiny, tmp_path, opset):
         export(tiny, tmp_path / "model.xml", ExportOptions(opset=15))
 
 
+@pytest.mark.slow
 def test_files_carry_no_folders(tiny, tmp_path, squares):
     source = f"trained on {squares.parent}/cells (train)"
     for name in ("model.onnx", "model.xml"):
@@ -184,6 +189,7 @@ def test_files_carry_no_folders(tiny, tmp_path, squares):
     assert b"trained on cells (train)" in (tmp_path / "model.onnx").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_int8_file_that_finds_other_objects_is_not_written(tiny, tmp_path, squares, monkeypatch):
     monkeypatch.setattr(
         sys.modules["multibox.exporting.export"], "quantize", lambda model, images, size: _shifted(model)
@@ -312,7 +318,7 @@ def test_a_failed_verification_leaves_no_file(tiny, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dialect", ["raw", "ultralytics", "jetson"])
+@pytest.mark.parametrize("dialect", ["raw", "ultralytics", pytest.param("jetson", marks=pytest.mark.slow)])
 def test_dialects(tiny, dialect, tmp_path, noise):
     report = export(tiny, tmp_path / "model.onnx", ExportOptions(dialect=dialect))
     assert report["images"] > 0

@@ -54,7 +54,14 @@ def graph(config, anchors, names=NAMES):
     return add
 
 
-@pytest.fixture(scope="module", params=itertools.product(RUNTIMES, VARIANTS), ids=lambda p: " ".join(p))
+CASES = [
+    pytest.param(pair, marks=[pytest.mark.slow] * (pair[0] != RUNTIMES[0] and pair[1] not in ("plain", "hikapok")))
+    for pair in itertools.product(RUNTIMES, VARIANTS)
+]
+"""Runtimes and variants; both runtimes run the same operators, so that one of them looks at each variant in time."""
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda p: " ".join(p))
 def case(request, tmp_path_factory):
     runtime, variant = request.param
     config = config_of(variant)

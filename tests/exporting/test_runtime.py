@@ -76,6 +76,7 @@ print("fine")
         assert done.stdout == "fine\n", done.stderr
 
 
+@pytest.mark.slow
 def test_signals_are_safe_after_files_were_closed(files):
     """Closed in the order of opening, OpenVINO's cores left a freed signal stack behind: death without a word."""
     code = """

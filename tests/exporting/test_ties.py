@@ -20,7 +20,12 @@ from multibox.tensors import HeadOutputs
 from .conftest import build
 
 CLASSES = 20
-CASES = [(p, r) for r in RECIPES for p in fitting(r) if r != "d2l-focal"]
+CASES = [
+    pytest.param(p, r, marks=[pytest.mark.slow] * (number > 0))
+    for r in RECIPES
+    if r != "d2l-focal"
+    for number, p in enumerate(fitting(r))
+]
 """That one has the post-processing of d2l."""
 MOST = 400
 """Without it two recipes keep thousands, which takes long and ties no other way."""

@@ -178,7 +178,7 @@ def test_outputs_and_detections_on_photographs(trained, shared, case):
     check(trained, case, [np.asarray(photo) for photo in photos])
 
 
-@EVERY
+@pytest.mark.parametrize("case", [pytest.param("ssd300", marks=pytest.mark.slow), "ssdlite"])
 def test_outputs_and_detections_on_noise(trained, case):
     check(trained, case, noise(3 if case == "ssdlite" else 2, SIZES[case]))
 

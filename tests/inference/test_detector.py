@@ -151,6 +151,7 @@ def test_export_takes_all_that_its_options_hold():
     assert set(inspect.signature(multibox.export).parameters) == {"detector", "out", "overwrite"} | options
 
 
+@pytest.mark.slow
 def test_export_replaces_no_file_unless_told_to(detector, tmp_path):
     for taken, out in (("model.onnx", "model.onnx"), ("model.bin", "model.xml")):
         (tmp_path / taken).write_bytes(b"mine")

@@ -69,6 +69,7 @@ def test_lists_give_lists_and_generators_give_generators(detector, pixels, tmp_p
     assert list(detector.predict(iter([]))) == []
 
 
+@pytest.mark.slow
 def test_a_generator_is_read_as_it_is_used(detector):
     """A hundred images of 3 MB: neither they nor more than a few batches are held at once."""
     made = []

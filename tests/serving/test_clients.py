@@ -285,6 +285,7 @@ def shown_block(word, address, photo):
     return block.replace("localhost:8000", address).replace('"photo.jpg"', repr(str(photo)))
 
 
+@pytest.mark.slow
 def test_the_page_shows_tritonclient_as_it_works(triton, address, capsys):
     names = {}
     exec(shown_block("tritonclient", address, PHOTO), names)

@@ -233,6 +233,7 @@ def test_a_server_says_where_it_is_answers_as_predict_does_and_ends_with_0():
 
 
 @posix
+@pytest.mark.slow
 def test_sighup_reads_the_model_again_and_a_broken_file_keeps_it(tmp_path):
     for name in ("face.onnx", "face.safetensors"):
         (tmp_path / name).write_bytes((FOLDER / name).read_bytes())

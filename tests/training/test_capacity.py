@@ -60,6 +60,7 @@ def test_usual_runs_are_not_measured_and_silence_refuses_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.slow
 def test_the_estimate_is_near_what_a_step_takes(precision):
     status, images = Path("/proc/self/status"), 4
     if read_kilobytes(status, "VmHWM:") is None:

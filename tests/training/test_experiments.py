@@ -74,6 +74,7 @@ def test_spread_by_hand():
     assert spread([None]) is None
 
 
+@pytest.mark.slow
 def test_seeds_are_trained_scored_and_not_repeated(squares, tmp_path):
     out, lines, recorder = tmp_path / "runs", [], Recorder()
     runs = repeat(squares, options(out), 2, train=recorder, reporter=Reporter(lines.append))

@@ -132,6 +132,7 @@ def test_joined_sets_give_what_they_would_alone(tmp_path: Path) -> None:
         open_splits(DataConfig(path=(str(one), str(two)), val_split="val"))
 
 
+@pytest.mark.slow
 def test_a_run_of_two_sets_is_resumed_and_evaluated(tmp_path: Path, run) -> None:
     one = coco(tmp_path / "one", {"train": [*range(8)], "val": [20, 21]}, ["truck", "cat"])
     two = coco(tmp_path / "two", {"train": [*range(30, 38)], "val": [22]}, ["cat", "bus", "cow"])

@@ -140,7 +140,14 @@ def test_a_run_leaves_its_ledger(sprites, whole):
     assert size == 3 * (16 + 7 * len(training.labels) + 2 * len(training))
 
 
-@pytest.mark.parametrize(("stops", "saving"), [((2, 4), 1e-9), ((5, 8), 1e9), ((3, 6, 9), 1e-9)])
+@pytest.mark.parametrize(
+    ("stops", "saving"),
+    [
+        pytest.param((2, 4), 1e-9, marks=pytest.mark.slow),
+        ((5, 8), 1e9),
+        pytest.param((3, 6, 9), 1e-9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_resumes_to_the_same_ledger(sprites, whole, tmp_path, monkeypatch, stops, saving):
     """Whether its last save was a step or long ago, and in spite of what a kill left half written."""
     monkeypatch.setattr("multibox.training.trainer.SAVING_SHARE", 1e9)
@@ -169,7 +176,12 @@ def test_ctrl_c_in_the_middle_of_an_epoch_keeps_its_first_half(sprites, whole, t
     assert same(read_ledger(folder), read_ledger(whole.folder))
 
 
-@pytest.mark.parametrize("damage", ["no records", "zeros", "no objects", "empty objects", "no folder"])
+DAMAGES = ("no records", "zeros", "no objects", "empty objects", "no folder")
+
+
+@pytest.mark.parametrize(
+    "damage", ["zeros", *(pytest.param(each, marks=pytest.mark.slow) for each in DAMAGES if each != "zeros")]
+)
 def test_a_power_cut_leaves_a_run_that_goes_on(sprites, tmp_path, damage):
     """The state may be older or newer than what is left of the ledger."""
     folder = tmp_path / "run"

@@ -52,14 +52,17 @@ def test_a_run_leaves_everything_it_promises(squares, tmp_path):
     assert open_checkpoint(tmp_path / "run").names == ("blue", "red")
 
 
+FROZEN = {"train.freeze": "backbone.*", "train.freeze_until": 0.5}
+"""Frozen parts wake at step 3 of 6."""
+
+
 @pytest.mark.parametrize(
     ("stops", "changes"),
     [
         ((1, 4), {}),
-        # Frozen parts wake at step 3 of 6
-        ((2, 3, 4), {"train.freeze": "backbone.*", "train.freeze_until": 0.5}),
-        ((2, 3, 4), {"train.freeze": "backbone.*", "train.freeze_until": 0.5, "train.optimizer": "sgd"}),
-        ((2, 3, 4), {"train.scales": [1.0, 2.0], "train.sampling": "balanced"}),
+        pytest.param((2, 3, 4), FROZEN, marks=pytest.mark.slow),
+        pytest.param((2, 3, 4), {**FROZEN, "train.optimizer": "sgd"}, marks=pytest.mark.slow),
+        pytest.param((2, 3, 4), {"train.scales": [1.0, 2.0], "train.sampling": "balanced"}, marks=pytest.mark.slow),
     ],
 )
 def test_resumed_equals_uninterrupted(squares, tmp_path, stops, changes):
@@ -87,6 +90,7 @@ def test_resumed_equals_uninterrupted(squares, tmp_path, stops, changes):
         assert [a.get(k) for k in kept] == [b.get(k) for k in kept]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_one_that_was_not(squares, tmp_path):
     whole = prepare(squares, options(tmp_path / "whole"))
     whole.fit()
@@ -107,6 +111,7 @@ def test_a_killed_run_ends_like_one_that_was_not(squares, tmp_path):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_boxes_lost_to_augmentation_are_counted(squares, tmp_path):
     told = []
     asked = options(tmp_path / "run", epochs=2, **{"train.augmentation": "caffe"})
