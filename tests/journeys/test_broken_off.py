@@ -102,9 +102,9 @@ NAME = "multibox.training.folder"
 def patch(module):
     import pathlib, time
     whole = module.write_bytes_whole
-    def slow(path, data):
+    def slow(path, data, **how):
         from multibox.files import whole_file
-        with whole_file(path) as file:
+        with whole_file(path, **how) as file:
             file.write(data[: len(data) // 2])
             file.flush()
             pathlib.Path("moment").touch()
@@ -117,12 +117,15 @@ MOMENTS = {
     "in validation": (VALIDATING, "--epochs", "6"),
     "while saving": (SAVING, "--epochs", "6"),
 }
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 @unix
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_ctrl_c_leaves_a_run_that_goes_on(launch, multibox, squares, tmp_path, patched, train_options, moment):
+@pytest.mark.parametrize(
+    ("moment", "number"), [*((moment, signal.SIGINT) for moment in MOMENTS), ("in validation", signal.SIGTERM)]
+)
+def test_ctrl_c_leaves_a_run_that_goes_on(launch, multibox, squares, tmp_path, patched, train_options, moment, number):
     code, *length = MOMENTS[moment]
     run = tmp_path / "run"
     settings = [*train_options, "--set", "train.validate_every=2"]
@@ -131,9 +134,9 @@ def test_ctrl_c_leaves_a_run_that_goes_on(launch, multibox, squares, tmp_path, p
         wait_for((tmp_path / "moment").exists, process)
     else:
         wait_for((run / "state" / "state.safetensors").exists, process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, err = process.communicate(timeout=SECONDS)
-    assert process.returncode == 130, err
+    assert process.returncode == EXIT_CODES[number], err
     assert "Traceback" not in err
     assert err.endswith(f"go on with: multibox train --resume {run}\n")
     assert not list(run.rglob("*.part"))
@@ -165,14 +168,16 @@ def patch(module):
 
 @unix
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", STARTING)
-def test_ctrl_c_while_it_starts_leaves_nothing(launch, squares, tmp_path, patched, train_options, moment):
+@pytest.mark.parametrize(
+    ("moment", "number"), [*((moment, signal.SIGINT) for moment in STARTING), ("while data is read", signal.SIGTERM)]
+)
+def test_ctrl_c_while_it_starts_leaves_nothing(launch, squares, tmp_path, patched, train_options, moment, number):
     environment = patched(STARTING[moment])
     process = launch("train", squares, "--out", "run", *train_options, cwd=tmp_path, env=environment)
     wait_for((tmp_path / "moment").exists, process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, err = process.communicate(timeout=SECONDS)
-    assert process.returncode == 130, err
+    assert process.returncode == EXIT_CODES[number], err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
 

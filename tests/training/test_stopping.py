@@ -137,6 +137,7 @@ def test_the_clock_saves_in_the_middle_of_an_epoch(squares, tmp_path, whole, mon
     trainer.hold.close()
     again = prepare(None, RunOptions(resume=tmp_path / "run"))
     assert again.pace.step == 2 and (tmp_path / "run" / "last.safetensors").exists()
+    assert time.monotonic() - again.saved < 60, "the clock starts anew"
     again.fit()
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == (whole.folder / "metrics.csv").read_bytes()
     for name, tensor in whole.stepper.weights().state_dict().items():
@@ -264,3 +265,21 @@ def test_a_state_is_on_the_disk_before_it_has_its_name(squares, tmp_path, monkey
     assert ("sync", str(folder)) in order[: order.index(("sync", str(folder / "state"))) + 2], "a new folder's own name"
     synced = [entry[1] for entry in order if entry[0] == "sync"]
     assert not [path for path in synced if "status.json" in path or ".jpg" in path], "small files wait for no disk"
+
+
+def test_what_a_killed_process_was_writing_goes(squares, tmp_path):
+    """In the run folder at once, in the cache that runs share when it is an hour old; what is the user's stays."""
+    part = ".index.0123456789ab.part"
+    cache = tmp_path / ".multibox-cache"
+    trainer = prepare(squares, options(tmp_path / "run"))
+    trainer._save_state()
+    trainer.hold.close()
+    old, young, foreign, folder = cache / part, cache / f".new{part}", cache / ".mine.part", tmp_path / "run" / part
+    for path in (old, young, foreign):
+        path.write_bytes(b"half")
+    folder.mkdir()
+    (folder / "half").write_bytes(b"half")
+    os.utime(old, (1, 1))
+    os.utime(foreign, (1, 1))
+    prepare(None, RunOptions(resume=tmp_path / "run")).hold.close()
+    assert [path.exists() for path in (old, young, foreign, folder)] == [False, True, True, False]

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -33,8 +34,10 @@ CACHE = ".multibox-cache"
 """Folder beside run folders for what is remembered of their data."""
 CHEAP_BYTES = 1 << 24
 """A cache of less is made anew in seconds; it goes with the run that was refused."""
-SCRATCH = ".*.part"
+SCRATCH = f".*.{12 * '[0-9a-f]'}.part"
 """Files and folders that were being written when the process was killed."""
+ABANDONED = 3600.0
+"""Age in seconds from which one of them in a cache, which several runs share, is nobody's."""
 STATE_VERSION = 1
 """Of the state's file; those written before there was a number have none, and are read as well."""
 
@@ -194,10 +197,17 @@ def fresh_cache(cache: Path) -> Generator[Path]:
         raise
 
 
-def remove_scratch(folder: Path) -> None:
-    """Remove the unfinished files of a run that was killed while it saved; call it only while the folder is held."""
+def remove_scratch(folder: Path, age: float = 0.0) -> None:
+    """Remove what a process that was killed left unfinished; call it with an age, or while the folder is held.
+
+    Args:
+        folder: Of a run, or a cache.
+        age: Seconds since it was written to, at least.
+    """
     for path in (*folder.glob(SCRATCH), *folder.glob(f"*/{SCRATCH}")):
-        _remove(path)
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime >= age:
+                _remove(path)
 
 
 def read_config(folder: Path) -> Config:

@@ -42,6 +42,7 @@ from multibox.thresholds import class_thresholds
 from multibox.training.adapting import enlarge_input, find_numbers, fit_anchors, spare_knowledge
 from multibox.training.capacity import check_memory
 from multibox.training.folder import (
+    ABANDONED,
     CACHE,
     CONFIG,
     Hold,
@@ -268,6 +269,7 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
         # A resumed run that is refused stays what it was
         journal.update("starting")
     cache = cache_folder(config, folder, options)
+    remove_scratch(cache, ABANDONED)
     training, validation, notes = _open_splits(config, cache, reporter)
     for note in notes:
         reporter.note(note)

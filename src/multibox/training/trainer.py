@@ -162,7 +162,7 @@ class Trainer:
         self.records.rows, self.known = notes["rows"], notes.get("known", False)
         self.lost_boxes = notes.get("lost_boxes", 0)
         self.tally.restore(notes.get("ledger_epochs", 0), more)
-        self.saved_at = (self.pace.step, len(self.records.rows))
+        self.saved, self.saved_at = time.monotonic(), (self.pace.step, len(self.records.rows))
         self.nans.restore(self.pace.step, notes.get("nans", {}))
         if self.finished:
             # A timed run may have taken longer than its minutes, and the minutes may be new
@@ -231,6 +231,7 @@ class Trainer:
             if self.owes_row:
                 self._end_epoch(threads)
             elif self.state_due():
+                self.nans.check(wait=True)
                 self.save()
                 if threads:
                     threads.pause()
