@@ -313,3 +313,81 @@ def test_the_penalty_of_half_precision_is_summed_in_float32():
     # 0.5 * 1024 * 1: bfloat16 would stop counting at 256
     actual = l2_penalty([("w", torch.ones(1024, dtype=torch.bfloat16))], 1)
     assert actual.dtype == torch.float32 and actual.item() == 512
+
+
+NORMALIZERS = ("positives", "selected", "anchors", "images")
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("objects", [True, False])
+def test_the_mean_of_unequal_shares_is_the_loss_of_the_whole_batch(normalizer, first, objects):
+    gt, labels = torch.cat([GT, EMPTY[0], GT]), torch.cat([LABELS, EMPTY[1], LABELS])
+    gt[2, 1], labels[2, 1] = -1, -1
+    if not objects:
+        gt[:], labels[:] = -1, -1
+    config = LossConfig(normalizer=normalizer, negative_ratio=3.0, minimum_negatives=2)
+    out = outputs(batch=3)
+    whole = multibox_loss(out, targets(gt, labels), config)
+    whole.total.backward()
+    expected = out.logits.grad.clone(), out.offsets.grad.clone()
+    out.logits.grad = out.offsets.grad = None
+    shares = [slice(0, first), slice(first, 3)]
+    parts = [HeadOutputs(out.logits[share], out.offsets[share], out.feature_shapes) for share in shares]
+    made = [targets(gt[share], labels[share]) for share in shares]
+    counted = []
+
+    def gather(counts):
+        counted.append(counts)
+        return counts
+
+    for part, target in zip(parts, made, strict=True):
+        multibox_loss(part, target, config, across=gather)
+    mean = torch.stack(counted).mean(0)
+    losses = [
+        multibox_loss(part, target, config, across=lambda _: mean, processes=2)
+        for part, target in zip(parts, made, strict=True)
+    ]
+    for name in ("total", "classification", "localization"):
+        share = sum(getattr(loss, name) for loss in losses) / 2
+        assert torch.allclose(share, getattr(whole, name), rtol=1e-6), name
+    (sum(loss.total for loss in losses) / 2).backward()
+    assert torch.allclose(out.logits.grad, expected[0], atol=1e-7)
+    assert torch.allclose(out.offsets.grad, expected[1], atol=1e-7)
+
+
+LOSSES = ("cross_entropy", "focal", "sigmoid_focal", "sigmoid_cross_entropy", "quality_focal", "varifocal")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [*({"classification": name} for name in LOSSES), *({"localization": name} for name in ("l1", "l2", "giou", "ciou"))]
+    + [{"normalizer": name} for name in NORMALIZERS]
+    + [{"hard_examples": 3}, {"negative_ratio": 1.0, "minimum_negatives": 1}],
+    ids=str,
+)
+def test_rows_of_all_anchors_give_the_loss_of_rows_of_positives(changes):
+    sigmoid = changes.get("classification", "") in LOSSES[2:]
+    model, config = ModelConfig(score="sigmoid" if sigmoid else "softmax"), LossConfig(**changes)
+    gt, labels = torch.cat([GT, EMPTY[0]]), torch.cat([LABELS, EMPTY[1]])
+    found = []
+    for fixed in (False, True):
+        out = outputs(batch=2, logits=2 if sigmoid else 3)
+        # Of no object, so no loss of boxes may see it
+        out.offsets.data[1] = math.nan
+        out.offsets.data[0, 0] = 1e30
+        matching = MatchingConfig()
+        made = make_targets(ANCHORS, gt, labels, matching, model, out, fixed=fixed)
+        assert len(made.anchor) == (10 if fixed else 3)
+        parts = multibox_loss(out, made, config, model)
+        parts.total.backward()
+        found.append((parts, made, out.logits.grad, out.offsets.grad))
+    (compact, made, *gradients), (every, all_rows, *same_gradients) = found
+    for name in ("total", "classification", "localization"):
+        assert torch.allclose(getattr(compact, name), getattr(every, name)), name
+    for one, other in zip(gradients, same_gradients, strict=True):
+        assert torch.isfinite(other).all() and torch.allclose(one, other)
+    assert torch.equal(compact.selected, every.selected)
+    assert torch.allclose(compact.box_losses, every.box_losses[all_rows.valid])
+    for one, other in zip(made, all_rows.positives(), strict=True):
+        assert torch.equal(one, other)

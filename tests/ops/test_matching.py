@@ -1,11 +1,15 @@
 """Matchers against plain Python references, hand-worked cases, ties, chains, padding and images without objects."""
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from multibox.ops import matching
 from multibox.ops.matching import IGNORED, NEGATIVE, anchor_overlaps, greedy_bipartite, match_bipartite, match_dual_max
+from multibox.ops.rows import without_reading
 
 # The five anchors and two objects of d2l's chapter on anchors (d2l.ai, 14.4).
 ANCHORS = torch.tensor(
@@ -71,9 +75,11 @@ def overlap_tables(draw):
 @given(overlap_tables())
 def test_rounds_equal_one_pair_at_a_time(case):
     table, valid = case
-    actual = greedy_bipartite(torch.tensor(table, dtype=torch.float32), torch.tensor(valid))
+    overlaps, flags = torch.tensor(table, dtype=torch.float32), torch.tensor(valid)
     expected = [reference_greedy(rows, flags, 1e-6) for rows, flags in zip(table, valid, strict=True)]
-    assert actual.tolist() == expected
+    assert greedy_bipartite(overlaps, flags).tolist() == expected
+    with without_reading():
+        assert greedy_bipartite(overlaps, flags).tolist() == expected
 
 
 def test_a_chain_that_needs_as_many_rounds_as_objects():
@@ -85,8 +91,13 @@ def test_a_chain_that_needs_as_many_rounds_as_objects():
         table[0, g, 0 if g == 0 else g - 1] = value
         table[0, g, g] = value = value - 0.01 if g else 1.0
     table[0, :, count] = 0.01
-    actual = greedy_bipartite(table, torch.ones((1, count), dtype=torch.bool))
-    assert actual[0].tolist() == reference_greedy(table[0].tolist(), [True] * count, 1e-6)
+    valid, expected = (
+        torch.ones((1, count), dtype=torch.bool),
+        reference_greedy(table[0].tolist(), [True] * count, 1e-6),
+    )
+    assert greedy_bipartite(table, valid)[0].tolist() == expected
+    with without_reading():
+        assert greedy_bipartite(table, valid)[0].tolist() == expected
 
 
 def test_all_equal_goes_by_number():
@@ -118,6 +129,9 @@ def test_bipartite_then_threshold(scene, threshold, inclusive):
     anchors, gt, valid = scene
     overlaps = anchor_overlaps(anchors, gt, valid).double()
     actual = match_bipartite(anchors, gt, valid, threshold=threshold, inclusive=inclusive)
+    with without_reading():
+        blind = match_bipartite(anchors, gt, valid, threshold=threshold, inclusive=inclusive)
+    assert torch.equal(blind.gt_index, actual.gt_index) and torch.equal(blind.overlap, actual.overlap)
     for i, rows in enumerate(overlaps.tolist()):
         chosen = reference_greedy(rows, valid[i].tolist(), 1e-6)
         for a in range(len(anchors)):
@@ -134,6 +148,8 @@ def test_bipartite_then_threshold(scene, threshold, inclusive):
 def test_dual_max(scene, zone):
     anchors, gt, valid = scene
     actual = match_dual_max(anchors, gt, valid, low=zone[0], high=zone[1])
+    with without_reading():
+        assert torch.equal(match_dual_max(anchors, gt, valid, low=zone[0], high=zone[1]).gt_index, actual.gt_index)
     overlaps = anchor_overlaps(anchors, gt, valid)
     limits = torch.tensor(zone).tolist()
     for i, rows in enumerate(overlaps.tolist()):
@@ -214,3 +230,32 @@ def test_an_object_without_area_or_out_of_the_image_is_left_alone(matcher):
 def test_half_precision_boxes_are_compared_in_float32():
     actual = match_bipartite(ANCHORS.bfloat16(), OBJECTS.bfloat16(), VALID)
     assert actual.overlap.dtype == torch.float32
+
+
+@pytest.mark.parametrize("matcher", [match_bipartite, match_dual_max])
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_few_images_at_a_time_give_the_same(monkeypatch, matcher, blind):
+    source = torch.Generator().manual_seed(3)
+    corner = torch.rand(7, 6, 2, generator=source)
+    gt, valid = torch.cat([corner, corner + 0.3], 2), torch.rand(7, 6, generator=source) < 0.7
+    low = torch.rand(50, 2, generator=source)
+    anchors = torch.cat([low, low + 0.3], 1)
+    with without_reading() if blind else contextlib.nullcontext():
+        whole = matcher(anchors, gt, valid)
+        for pairs in (1, 2 * 6 * 50, 4 * 6 * 50):
+            monkeypatch.setattr(matching, "CHUNK_ELSEWHERE" if blind else "CHUNK", pairs)
+            for one, other in zip(matcher(anchors, gt, valid), whole, strict=True):
+                assert torch.equal(one, other)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("matcher", [match_bipartite, match_dual_max])
+def test_the_same_matches_on_a_gpu(matcher):
+    source = torch.Generator().manual_seed(3)
+    corner = torch.randint(0, 6, (8, 30, 2), generator=source) / 8
+    gt, valid = torch.cat([corner, corner + 0.25], 2), torch.rand(8, 30, generator=source) < 0.7
+    low = torch.randint(0, 12, (900, 2), generator=source) / 16
+    anchors = torch.cat([low, low + 0.25], 1)
+    expected, actual = matcher(anchors, gt, valid), matcher(anchors.cuda(), gt.cuda(), valid.cuda())
+    assert torch.equal(actual.gt_index.cpu(), expected.gt_index)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from multibox.errors import ConfigError
 from multibox.ops.matching import NEGATIVE, MatchInputs, anchor_overlaps
 from multibox.ops.matching_dynamic import match_atss, match_simota, match_task_aligned
+from multibox.ops.rows import without_reading
 
 KINDS = ["atss", "simota", "tal"]
 CLASSES = 6
@@ -470,3 +471,12 @@ def test_levels_must_add_up():
         match_atss(torch.rand(3, 4), gt, valid, level_sizes=[2, 2])
     with pytest.raises(ConfigError, match="add up to 1"):
         simota([SQUARE] * 2, [SQUARE], predictions([SQUARE] * 2, [[0.5]] * 2, [0]), level_sizes=[1])
+
+
+@given(scenes(), st.sampled_from(KINDS))
+def test_without_a_look_at_values_the_choice_is_the_same(scene, kind):
+    expected = match(kind, *scene)
+    with without_reading():
+        actual = match(kind, *scene)
+    for one, other in zip(actual, expected, strict=True):
+        assert torch.equal(one, other)

@@ -1,6 +1,6 @@
 """The multibox loss of a batch (SSD paper, section 2.2), and the L2 penalty as a term of it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Bool, Float
@@ -34,8 +34,18 @@ its code weights it, and the code made the weights."""
 DEFAULT_MODEL = ModelConfig()
 
 
+def alone(counts: Tensor) -> Tensor:
+    """Return the mean of counts over the processes that share a batch where there is one: the counts."""
+    return counts
+
+
 def multibox_loss(
-    outputs: HeadOutputs, targets: Targets, config: LossConfig, model: ModelConfig = DEFAULT_MODEL
+    outputs: HeadOutputs,
+    targets: Targets,
+    config: LossConfig,
+    model: ModelConfig = DEFAULT_MODEL,
+    across: Callable[[Tensor], Tensor] = alone,
+    processes: int = 1,
 ) -> LossParts:
     """Return the classification and localisation loss, divided by `config.normalizer`.
 
@@ -43,6 +53,17 @@ def multibox_loss(
     and averages over images (NVIDIA's DeepLearningExamples, ssd/model.py). `selected` averages the classification over
     positives and mined negatives, times ratio + 1 (SSD.TensorFlow, train_ssd.py). `anchors` averages over all anchors,
     and over their four coordinates (MXNet, d2l). Every divisor is at least 1, so the loss is finite without positives.
+
+    Where several processes compute parts of one batch, of any size, each gets its share: the mean of the shares over
+    the processes is the loss of the whole batch, and so is the mean of their gradients.
+
+    Args:
+        outputs: The network's outputs.
+        targets: What it should have said.
+        config: The losses, mining and normaliser.
+        model: Box coder and variances, for losses of decoded boxes.
+        across: Returns the mean of counts over the processes; every count that divides goes through it.
+        processes: How many they are.
     """
     logits = at_least_float32(outputs.logits)
     per_anchor = _classification(logits, targets, config)
@@ -58,21 +79,28 @@ def multibox_loss(
         selected = select_anchors(logits, targets, config)
     per_image = (selected & (targets.labels > BACKGROUND)).sum(1)
     positives = per_image.sum()
-    at_least_one = positives.clamp(min=1)
+
+    def over_all(*counts: Tensor) -> tuple[Tensor, ...]:
+        return across(torch.stack(counts).to(logits.dtype)).clamp(min=1 / processes).unbind()
+
     classification = torch.where(selected, per_anchor, 0.0)
     if config.normalizer == "positives":
-        classification, localization = classification.sum() / at_least_one, distances.sum() / at_least_one
+        (divisor,) = over_all(positives)
+        classification, localization = classification.sum() / divisor, distances.sum() / divisor
     elif config.normalizer == "selected":
         ratio = 0.0 if config.negative_ratio == "all" else config.negative_ratio
-        classification = classification.sum() / selected.sum().clamp(min=1) * (ratio + 1)
-        localization = distances.sum() / at_least_one
+        divisor, learnt = over_all(positives, selected.sum())
+        classification = classification.sum() / learnt * (ratio + 1)
+        localization = distances.sum() / divisor
     elif config.normalizer == "anchors":
-        classification = classification.sum() / selected.numel()
-        localization = distances.sum() / outputs.offsets.numel()
+        (anchors,) = over_all(positives.new_full((), selected.numel()))
+        classification = classification.sum() / anchors
+        localization = distances.sum() / (4 * anchors)
     else:
         # Images without positives count in the divisor, and add only negatives taken for `minimum_negatives`
         mined = config.hard_examples == "none" and config.negative_ratio != "all" and config.minimum_negatives > 0
-        shares = ((per_image > 0) | mined) / (per_image.clamp(min=1) * len(per_image))
+        (images,) = over_all(positives.new_full((), len(per_image)))
+        shares = ((per_image > 0) | mined) / (per_image.clamp(min=1) * images)
         classification = (classification.sum(1) * shares).sum()
         localization = (distances.sum(1) * shares[targets.image]).sum()
     classification = classification * config.classification_weight

@@ -11,7 +11,7 @@ from multibox.config import MatchingConfig, ModelConfig
 from multibox.errors import ConfigError
 from multibox.ops.boxes import at_least_float32, paired_iou
 from multibox.ops.coding import decode, encode
-from multibox.ops.matching import NEGATIVE, Assignment, MatchInputs, match_bipartite, match_dual_max
+from multibox.ops.matching import NEGATIVE, Assignment, MatchInputs, in_chunks, match_bipartite, match_dual_max
 from multibox.ops.matching_dynamic import match_atss, match_simota, match_task_aligned
 from multibox.ops.rows import Rows, rows_of
 from multibox.tensors import HeadOutputs
@@ -122,12 +122,20 @@ def _match(
     shapes = outputs.feature_shapes
     level_sizes = [rows * columns * count for (rows, columns), count in zip(shapes, per_cell, strict=True)]
     if matching.matcher == "atss":
-        return match_atss(anchors_xyxy, gt_xyxy, valid, level_sizes=level_sizes, per_cell=per_cell)
-    logits = at_least_float32(outputs.logits)
-    scores = logits.softmax(-1)[..., 1:] if model.score == "softmax" else logits.sigmoid()
-    boxes = decode(outputs.offsets, anchors_xyxy, model.variances, model.coder)
-    inputs = MatchInputs(boxes, scores, gt_labels)
-    if matching.matcher == "task_aligned":
-        return match_task_aligned(anchors_xyxy, gt_xyxy, valid, inputs)
+
+        def weigh(gt: Tensor, valid: Tensor) -> Assignment:
+            return match_atss(anchors_xyxy, gt, valid, level_sizes=level_sizes, per_cell=per_cell)
+
+        return Assignment(*in_chunks(weigh, len(anchors_xyxy), gt_xyxy, valid))
     cells = [(1 / columns, 1 / rows) for rows, columns in shapes]
-    return match_simota(anchors_xyxy, gt_xyxy, valid, inputs, level_sizes=level_sizes, cell_sizes=cells)
+
+    def weigh_outputs(gt: Tensor, valid: Tensor, labels: Tensor, logits: Tensor, offsets: Tensor) -> Assignment:
+        logits = at_least_float32(logits)
+        scores = logits.softmax(-1)[..., 1:] if model.score == "softmax" else logits.sigmoid()
+        inputs = MatchInputs(decode(offsets, anchors_xyxy, model.variances, model.coder), scores, labels)
+        if matching.matcher == "task_aligned":
+            return match_task_aligned(anchors_xyxy, gt, valid, inputs)
+        return match_simota(anchors_xyxy, gt, valid, inputs, level_sizes=level_sizes, cell_sizes=cells)
+
+    parts = gt_xyxy, valid, gt_labels, outputs.logits, outputs.offsets
+    return Assignment(*in_chunks(weigh_outputs, len(anchors_xyxy), *parts))

@@ -5,6 +5,7 @@ The five matchers have one signature, `f(anchors_xyxy, gt_xyxy, gt_valid, output
 lowest object win.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from multibox.ops.boxes import Number, pairwise_iou
+from multibox.ops.rows import first_largest, may_read, rows_of
 
 NEGATIVE = -1
 """In `Assignment.gt_index`: the anchor is background."""
@@ -19,6 +21,12 @@ IGNORED = -2
 """In `Assignment.gt_index`: the anchor takes part in no loss."""
 SMALLEST_IOU = 1e-6
 """An object takes an anchor of its own only if their IoU is above it (Caffe's `MatchBBox`)."""
+CHUNK = 1 << 22
+"""Pairs of object and anchor that a CPU weighs at a time, but at least one image's: 16 MB per table of them."""
+CHUNK_ELSEWHERE = 1 << 23
+"""The same on a GPU, where some tables of 8 bytes per pair stand side by side."""
+_CODE = (1 << 33) - 1
+"""Of an offer: the bits that hold anchor and object; the 30 above hold the IoU, at most 1, as float32."""
 
 
 class Assignment(NamedTuple):
@@ -70,14 +78,20 @@ def match_bipartite(
     """
     if is_empty(anchors_xyxy, gt_xyxy):
         return all_negative(anchors_xyxy, gt_xyxy)
-    overlaps = anchor_overlaps(anchors_xyxy, gt_xyxy, gt_valid)
-    overlap = overlaps.amax(dim=1)
-    gt_index = torch.full_like(overlap, NEGATIVE, dtype=torch.long)
-    if threshold is not None and threshold <= 1:
-        enough = overlap >= threshold if inclusive else overlap > threshold
-        _assign_best(gt_index, overlaps, enough & (overlap > 0))
-    _assign_own(gt_index, greedy_bipartite(overlaps, gt_valid))
-    return with_full_weight(gt_index, overlap)
+
+    def weigh(gt: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+        overlaps = anchor_overlaps(anchors_xyxy, gt, valid)
+        overlap = overlaps.amax(dim=1)
+        gt_index = torch.full_like(overlap, NEGATIVE, dtype=torch.long)
+        if threshold is not None and threshold <= 1:
+            enough = overlap >= threshold if inclusive else overlap > threshold
+            gt_index = _assign_best(gt_index, overlaps, enough & (overlap > 0))
+        return gt_index, overlap, greedy_bipartite(overlaps, valid) if may_read(overlaps) else _offers(overlaps, valid)
+
+    gt_index, overlap, own = in_chunks(weigh, len(anchors_xyxy), gt_xyxy, gt_valid)
+    # Dealt out for all images together: on a GPU, rounds are many small kernels
+    own = own if may_read(own) else _deal(own)
+    return with_full_weight(assign_own(gt_index, own), overlap)
 
 
 def match_dual_max(
@@ -106,18 +120,47 @@ def match_dual_max(
     """
     if is_empty(anchors_xyxy, gt_xyxy):
         return all_negative(anchors_xyxy, gt_xyxy)
-    overlaps = anchor_overlaps(anchors_xyxy, gt_xyxy, gt_valid)
-    overlap = overlaps.amax(dim=1)
-    under, over = (overlap < low, overlap >= high) if inclusive else (overlap <= low, overlap > high)
-    gt_index = torch.full_like(overlap, IGNORED, dtype=torch.long).masked_fill_(under, NEGATIVE)
-    _assign_best(gt_index, overlaps, over & (overlap > 0))
-    gt_index.masked_fill_(~gt_valid.any(dim=1, keepdim=True), NEGATIVE)
-    best, anchor = overlaps.max(dim=2)
-    claims = gt_valid & (best > SMALLEST_IOU)
-    same = anchor[:, :, None] == anchor[:, None, :]
-    outbid = (claims[:, :, None] & same & _is_ahead(best, best[:, :, None])).any(dim=1)
-    _assign_own(gt_index, torch.where(claims & ~outbid, anchor, -1))
-    return with_full_weight(gt_index, overlap)
+
+    def weigh(gt: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+        overlaps = anchor_overlaps(anchors_xyxy, gt, valid)
+        overlap = overlaps.amax(dim=1)
+        under, over = (overlap < low, overlap >= high) if inclusive else (overlap <= low, overlap > high)
+        gt_index = torch.full_like(overlap, IGNORED, dtype=torch.long).masked_fill_(under, NEGATIVE)
+        gt_index = _assign_best(gt_index, overlaps, over & (overlap > 0))
+        gt_index.masked_fill_(~valid.any(dim=1, keepdim=True), NEGATIVE)
+        best, anchor = first_largest(overlaps)
+        claims = valid & (best > SMALLEST_IOU)
+        same = anchor[:, :, None] == anchor[:, None, :]
+        outbid = (claims[:, :, None] & same & _is_ahead(best, best[:, :, None])).any(dim=1)
+        return assign_own(gt_index, torch.where(claims & ~outbid, anchor, -1)), overlap
+
+    return with_full_weight(*in_chunks(weigh, len(anchors_xyxy), gt_xyxy, gt_valid))
+
+
+def in_chunks(
+    weigh: Callable[..., tuple[Tensor, ...]], anchors: int, gt_xyxy: Float[Tensor, "b g 4"], *rest: Tensor
+) -> tuple[Tensor, ...]:
+    """Return what `weigh` returns of the batch, computed for a few images at a time so that memory stays small.
+
+    Args:
+        weigh: Takes some images of `gt_xyxy` and of `rest`; returns tensors with one entry per image.
+        anchors: Number of anchors.
+        gt_xyxy: The objects.
+        rest: Further tensors with one entry per image.
+    """
+    most = CHUNK if may_read(gt_xyxy) else CHUNK_ELSEWHERE
+    images = max(1, most // max(1, anchors * gt_xyxy.shape[1]))
+    if images >= len(gt_xyxy):
+        return weigh(gt_xyxy, *rest)
+    # Copied into their places at once: kept between the tables of the next images, they would leave holes in memory
+    whole: list[Tensor] = []
+    for start in range(0, len(gt_xyxy), images):
+        some = slice(start, start + images)
+        parts = weigh(*(part[some] for part in (gt_xyxy, *rest)))
+        whole = whole or [part.new_empty((len(gt_xyxy), *part.shape[1:])) for part in parts]
+        for place, part in zip(whole, parts, strict=True):
+            place[some] = part
+    return tuple(whole)
 
 
 def is_empty(anchors_xyxy: Float[Tensor, "a 4"], gt_xyxy: Float[Tensor, "b g 4"]) -> bool:
@@ -154,7 +197,8 @@ def greedy_bipartite(overlaps: Float[Tensor, "b g a"], gt_valid: Bool[Tensor, "b
 
     Pairs are ordered by IoU descending, then the lower anchor, then the lower object. A pair that comes first both for
     its anchor and for its object is taken whatever happens elsewhere. So each round takes all such pairs of all images;
-    between rounds, only objects that lost their anchor look for another one.
+    between rounds, only objects that lost their anchor look for another one. Where the host would have to wait to see
+    whether any is left, there are as many rounds as objects, and each takes one pair of every image.
 
     Args:
         overlaps: IoU of objects and anchors.
@@ -167,10 +211,12 @@ def greedy_bipartite(overlaps: Float[Tensor, "b g a"], gt_valid: Bool[Tensor, "b
     chosen = torch.full((batch, objects), -1, dtype=torch.long, device=overlaps.device)
     if objects == 0 or count == 0:
         return chosen
-    best, anchor = overlaps.max(dim=2)
+    if not may_read(overlaps):
+        return _deal(_offers(overlaps, gt_valid))
+    best, anchor = first_largest(overlaps)
     waiting = gt_valid & (best > SMALLEST_IOU)
     # One column more than anchors: pairs that are not taken in a round mark that one.
-    taken = torch.zeros((batch, count + 1), dtype=torch.bool, device=overlaps.device)
+    taken = torch.zeros((batch, count + 1), dtype=torch.bool)
     while True:
         # [b, bidder, object]: the bidder's IoU with the best anchor of the object
         bids = overlaps.gather(2, anchor[:, None, :].expand(-1, objects, -1))
@@ -178,13 +224,44 @@ def greedy_bipartite(overlaps: Float[Tensor, "b g a"], gt_valid: Bool[Tensor, "b
         chosen = torch.where(first, anchor, chosen)
         taken.scatter_(1, torch.where(first, anchor, count), True)
         waiting &= ~first
-        image, row = (waiting & taken.gather(1, anchor)).nonzero(as_tuple=True)
+        image, row, _, _ = rows_of(waiting & taken.gather(1, anchor))
         if len(row) > 0:
             free = overlaps[image, row].masked_fill_(taken[image, :count], -1)
-            best[image, row], anchor[image, row] = free.max(dim=1)
+            best[image, row], anchor[image, row] = first_largest(free)
             waiting &= best > SMALLEST_IOU
         elif not bool(waiting.any()):
             return chosen
+
+
+def _offers(overlaps: Float[Tensor, "b g a"], gt_valid: Bool[Tensor, "b g"]) -> Int[Tensor, "b g k"]:
+    """Return each object's best pairs as numbers that order like them, as many as objects; -1 where there is none.
+
+    No object needs more: the others can take only so many anchors. Bits of positive float32 numbers order like them.
+    """
+    _, objects, count = overlaps.shape
+    index = torch.arange(count, device=overlaps.device) * objects
+    code = index + torch.arange(objects, device=overlaps.device)[:, None]
+    offers = (overlaps.contiguous().view(torch.int32).long() << 33) + (_CODE - code)
+    offers.masked_fill_(~((overlaps > SMALLEST_IOU) & gt_valid[..., None]), -1)
+    return offers.topk(min(objects, count), dim=2).values
+
+
+def _deal(offers: Int[Tensor, "b g k"]) -> Int[Tensor, "b g"]:
+    """Return each object's anchor, one pair of every image after the other; `_offers` says what offers are."""
+    batch, objects, each = offers.shape
+    anchors = torch.div(_CODE - (offers & _CODE), objects, rounding_mode="floor").flatten(1)
+    offers = offers.clone()
+    left, taken = offers.flatten(1), list[Tensor]()
+    for _ in range(each):
+        best, place = left.max(dim=1, keepdim=True)
+        left.masked_fill_(anchors == anchors.gather(1, place), -1)
+        offers.scatter_(1, (place // each)[..., None].expand(-1, 1, each), -1)
+        taken.append(best)
+    pairs = torch.cat(taken, dim=1)
+    code = _CODE - (pairs & _CODE)
+    chosen = torch.full((batch, objects + 1), -1, dtype=torch.long, device=offers.device)
+    anchor = torch.div(code, objects, rounding_mode="floor")
+    return chosen.scatter_(1, torch.where(pairs >= 0, code % objects, objects), anchor)[:, :objects]
 
 
 def _is_ahead(best: Float[Tensor, "b g"], bids: Float[Tensor, "b g #g"]) -> Bool[Tensor, "b g g"]:
@@ -194,13 +271,21 @@ def _is_ahead(best: Float[Tensor, "b g"], bids: Float[Tensor, "b g #g"]) -> Bool
     return (bids > own) | ((bids == own) & (index[:, None] < index))
 
 
-def _assign_best(gt_index: Int[Tensor, "b a"], overlaps: Float[Tensor, "b g a"], takes: Bool[Tensor, "b a"]) -> None:
-    """Write the object of largest IoU where `takes`. Few anchors do, so argmax over them alone is fast."""
-    image, anchor = takes.nonzero(as_tuple=True)
-    gt_index[image, anchor] = overlaps[image, :, anchor].argmax(dim=1)
+def _assign_best(
+    gt_index: Int[Tensor, "b a"], overlaps: Float[Tensor, "b g a"], takes: Bool[Tensor, "b a"]
+) -> Int[Tensor, "b a"]:
+    """Return the table with the object of largest IoU where an anchor takes it."""
+    rows = rows_of(takes)
+    if rows.every:
+        return torch.where(takes, overlaps.argmax(dim=1), gt_index)
+    # Few anchors take one, so argmax over them alone is fast
+    return rows.put(gt_index, first_largest(overlaps[rows.image, :, rows.anchor])[1])
 
 
-def _assign_own(gt_index: Int[Tensor, "b a"], anchor_of_gt: Int[Tensor, "b g"]) -> None:
-    """Write each object's row at its own anchor; -1 is no anchor. No two objects may have the same one."""
-    image, row = (anchor_of_gt >= 0).nonzero(as_tuple=True)
-    gt_index[image, anchor_of_gt[image, row]] = row
+def assign_own(gt_index: Int[Tensor, "b a"], anchor_of_gt: Int[Tensor, "b g"]) -> Int[Tensor, "b a"]:
+    """Return the table with each object at its own anchor; -1 is no anchor. No two objects may have the same one."""
+    objects = torch.arange(anchor_of_gt.shape[1], device=gt_index.device).expand(len(gt_index), -1)
+    # One column more than anchors takes the objects that have none.
+    padded = torch.cat([gt_index, gt_index[:, :1]], dim=1)
+    place = torch.where(anchor_of_gt >= 0, anchor_of_gt, gt_index.shape[1])
+    return padded.scatter_(1, place, objects)[:, : gt_index.shape[1]]

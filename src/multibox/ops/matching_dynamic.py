@@ -5,14 +5,14 @@ The last two use the network's outputs. Beyond the rules of `multibox.ops.matchi
 * An anchor whose centre lies on an object's border is outside.
 * An anchor that several objects choose goes to one of them.
 * An object left without an anchor, which the papers allow, gets the free anchor that it overlaps most, as
-  `greedy_bipartite` deals them out; only there does the host wait for a GPU. An object that overlaps no free anchor
-  stays without one.
+  `greedy_bipartite` deals them out. An object that overlaps no free anchor stays without one.
 * A score or IoU that is NaN counts as 0.
 """
 
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -25,12 +25,14 @@ from multibox.ops.matching import (
     MatchInputs,
     all_negative,
     anchor_overlaps,
+    assign_own,
     greedy_bipartite,
     is_empty,
     with_full_weight,
     without_padding,
 )
 from multibox.ops.nms import best_first
+from multibox.ops.rows import may_read
 
 _EPSILON = 1e-7
 """Keeps logarithms finite; 1 - 1e-7 is still below 1 in float32."""
@@ -130,7 +132,7 @@ def match_simota(
     inside = _inside(*_centers(anchors_xyxy), gt)
     near = _near(anchors_xyxy, gt, level_sizes, [(radius * width, radius * height) for width, height in cell_sizes])
     ious = _decoded_ious(outputs, gt)
-    cost = _class_cost(outputs) - iou_weight * ious.clamp(min=_EPSILON).log()
+    cost = _class_cost(outputs).sub_(ious.clamp(min=_EPSILON).log_().mul_(iou_weight))
     # Above any cost, yet small: adding a round 1e5 would leave float32 two decimals of the cost.
     cost += ~(inside & near) * (-math.log(_EPSILON) * (outputs.scores.shape[2] + iou_weight))
     gt_index = _resolve(_cheapest(cost, ious, inside | near, topk), -cost, overlaps, gt_valid)
@@ -294,17 +296,21 @@ def _resolve(
     gt_valid: Bool[Tensor, "b g"],
 ) -> Int[Tensor, "b a"]:
     """Give each anchor to the object of largest preference that chose it, then free anchors to objects without one."""
-    batch, objects, count = chosen.shape
+    batch, objects, _ = chosen.shape
     best, row = preference.masked_fill(~chosen, -math.inf).max(dim=1)
     taken = best > -math.inf
     gt_index = torch.where(taken, row, NEGATIVE)
     served = torch.zeros((batch, objects + 1), dtype=torch.bool, device=row.device)
     served = served.scatter_(1, torch.where(taken, row, objects), True)[:, :objects]
-    anchor = greedy_bipartite(overlaps.masked_fill(taken[:, None], 0), gt_valid & ~served)
-    rows = torch.arange(objects, device=row.device).expand(batch, -1)
-    # One column more than anchors takes the objects that get none.
-    padded = torch.cat([gt_index, gt_index[:, :1]], dim=1)
-    return padded.scatter_(1, torch.where(anchor >= 0, anchor, count), rows)[:, :count]
+    left = gt_valid & ~served
+    if not may_read(left):
+        return assign_own(gt_index, greedy_bipartite(overlaps.masked_fill(taken[:, None], 0), left))
+    # On a CPU only images with such an object
+    images = torch.as_tensor(np.flatnonzero(left.any(dim=1).numpy()))
+    if len(images) > 0:
+        free = overlaps[images].masked_fill_(taken[images, None], 0)
+        gt_index[images] = assign_own(gt_index[images], greedy_bipartite(free, left[images]))
+    return gt_index
 
 
 def _at(table: Float[Tensor, "b g a"], gt_index: Int[Tensor, "b a"]) -> Float[Tensor, "b a"]:

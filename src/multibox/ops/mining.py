@@ -6,6 +6,7 @@ from torch import Tensor
 
 from multibox.ops.boxes import Number, at_least_float32
 from multibox.ops.nms import best_first
+from multibox.ops.rows import may_read
 
 
 def mine_hard_negatives(
@@ -43,7 +44,7 @@ def mine_hard_negatives(
 def _ranked(scores: Float[Tensor, "b a"], wanted: Int[Tensor, "b 1"]) -> Float[Tensor, "b top"]:
     # A CPU knows at once how many are wanted, and topk for few of many is ten times as fast as sorting. On a GPU,
     # asking would stall it and sorting is cheap.
-    if scores.device.type == "cpu":
+    if may_read(scores):
         return scores.topk(max(1, int(wanted.max())), dim=1).values
     return scores.sort(dim=1, descending=True).values
 

@@ -33,9 +33,12 @@ def best_first(
     columns = scores.shape[1]
     # Adding 0 turns -0.0 into 0.0.
     bits = (scores.float() + 0.0).view(torch.int32)
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    reverse = _MASK - torch.arange(columns, device=scores.device)
-    keys = ((bits.long() << _BITS) | reverse).masked_fill_(~wanted, _ABSENT)
+    # In place: this table is the largest of its callers, twice over
+    bits ^= (bits >> 31).bitwise_and_(0x7FFFFFFF)
+    keys = bits.long()
+    keys <<= _BITS
+    keys |= _MASK - torch.arange(columns, device=scores.device)
+    keys.masked_fill_(~wanted, _ABSENT)
     keys = keys.topk(limit, dim=1).values if limit < columns else keys.sort(dim=1, descending=True).values
     present = keys != _ABSENT
     return (_MASK - (keys & _MASK)).masked_fill_(~present, 0), present
