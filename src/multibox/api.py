@@ -84,6 +84,7 @@ def train(
     val_split: str | None = None,
     format: str | None = None,
     on_bad: OnBad | None = None,
+    on_nan: OnBad | None = None,
     classes: Sequence[str] | None = None,
     merge: Mapping[str, Sequence[str]] | None = None,
     background: str | None = None,
@@ -111,6 +112,7 @@ def train(
             validate.
         format: The data set's format; None recognises it.
         on_bad: "stop" at a broken file (the default), or "skip" it and count.
+        on_nan: "stop" at a loss or gradient that is not finite (the default), or "skip" its batch, 10 times at most.
         classes: The classes to learn, by name after merging; None takes all.
         merge: New class names with the classes that each joins, such as {"car": ["truck", "bus"]}.
         background: Colour that shows through transparent pixels, such as "white" (the default), "#808080" or
@@ -139,6 +141,7 @@ def train(
         val_split=val_split,
         format=format,
         on_bad=on_bad,
+        on_nan=on_nan,
         classes=None if classes is None else tuple(classes),
         merge=None if merge is None else tuple(f"{new}={','.join(old)}" for new, old in merge.items()),
         background=background,

@@ -22,6 +22,7 @@ SETTINGS = {
     "val_split": "data.val_split",
     "format": "data.format",
     "on_bad": "data.on_bad",
+    "on_nan": "train.on_nan",
     "background": "model.background",
     "classes": "data.classes",
     "merge": "data.merge",
@@ -32,7 +33,7 @@ SETTINGS = {
 """Options and arguments of `train` that are settings under their own or another name."""
 OTHERS = {
     "out", "set_", "resume", "device", "seeds", "ablate", "config", "dry_run", "moved", "open", "open_",
-    "replay", "on_nan",
+    "replay",
 }  # fmt: skip
 """What a command is asked for that is no setting."""
 

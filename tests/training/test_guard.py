@@ -155,6 +155,32 @@ def test_on_a_gpu_steps_after_a_bad_one_are_held_back_and_made_again(changes, ba
     assert late.guard.number == 16
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of NVIDIA")
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("changes", OPTIMIZERS)
+def test_a_real_gpu_holds_steps_back(changes, precision):
+    config = make_stepper(**changes).config
+    stepper = Stepper(build_model(config, 1), config, device="cuda", precision=precision)
+    stepper.network = fails_on_black(stepper.model)
+    train_mode(stepper.model)
+    for number in range(1, 4):
+        stepper.step(make_batch(number).to("cuda"))
+    assert stepper.look_back(wait=True) is None
+    before, found = everything(stepper), None
+    for number in range(4, 20):
+        if found is None:
+            stepper.step((make_bad_batch(number) if number == 5 else make_batch(number)).to("cuda"))
+            if number == 4:
+                before = everything(stepper)
+            found = stepper.look_back()
+    step, later = found
+    assert step.number == 5
+    assert len(later) <= 2 * CHECK_EVERY
+    assert_equal(everything(stepper), before)
+    stepper.make_again(later)
+    assert stepper.look_back(wait=True) is None
+
+
 def test_waiting_reads_every_step(copied_later):
     stepper = make_stepper(late=True)
     for number in range(1, 4):
