@@ -82,7 +82,9 @@ def maps(levels, per_cell):
     return tuple((side, side) for side in sides)
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * case.endswith("512")) for case in READERS]
+)
 def test_outputs_and_anchors_equal_the_originals(golden, case, tmp_path, seeded_weights):
     expected, file = golden[case], tmp_path / "net.pth"
     state = trained(expected["tensors"], seeded_weights)

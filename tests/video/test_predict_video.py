@@ -207,6 +207,7 @@ def test_a_missing_package_is_named(run, finder, tmp_path, monkeypatch, missing,
     assert code == 2 and "needs packages that are not installed: pip install 'multibox[video]'" in err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_leaves_what_can_be_played(tmp_path):
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (240, 320, 3), np.uint8)
@@ -268,6 +269,7 @@ def test_sigkill_leaves_a_playable_file_and_whole_rows(tmp_path):
     assert len(kept) >= 30
 
 
+@pytest.mark.slow
 def test_no_torch_is_imported(tmp_path):
     path = write_clip(tmp_path / "clip.mp4", 3)
     code = (
