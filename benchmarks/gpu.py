@@ -2,12 +2,14 @@
 
 First the operations and one training step on the device are compared with the CPU (exit code 1 if they differ). Then
 TinySSD's training and inference in images a second, beside what the card does at best: its bf16 matrix rate and its
-copy bandwidth. Batches are uint8 images that lie on the device: the loader is not measured. A step is the product's
-own: forward, matching, loss, backward, optimiser, average of weights, figures of the epoch.
+copy bandwidth. There batches are uint8 images that lie on the device. A step is the product's own: forward, matching,
+loss, backward, optimiser, average of weights, metrics of the epoch. At last matching with the loss at SSD300's size,
+and whole training runs of SSD300-VGG16, SSD300-ResNet50 and TinySSD, loader and augmentation included.
 """
 
 import argparse
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -22,6 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from multibox.errors import MissingExtraError
 
 MISSING = "gpu.py needs the package {0}, which multibox imports: pip install {0}, or carry its wheel here"
+RUNS = ("ssd300-vgg16", "ssd300-resnet50", "tinyssd")
+"""Presets whose whole runs are measured."""
 WAITING = ("nonzero", "_local_scalar_dense", "equal", "masked_select", "unique_consecutive", "_unique2", "bincount")
 """Operations after which the host cannot go on before a GPU has finished."""
 
@@ -221,6 +225,24 @@ def profile(options: argparse.Namespace, step: Callable[[], object]) -> None:
     print(found.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60))
 
 
+def measure_runs(options: argparse.Namespace) -> bool:
+    """Print whole runs, and matching with the loss; return whether the device matches as the CPU does."""
+    from gpu_runs import matching_and_loss, training_run
+
+    images, objects = (2, 10) if options.small else (64, 100)
+    timing = matching_and_loss(options.device, images, objects)
+    said = f"{images} images x 8,732 anchors x {objects} objects"
+    if not timing.equal:
+        print(f"\nTargets or loss of {said} differ from those of the CPU, so no time is printed.")
+        return False
+    print(f"\nMatching and loss of {said}, equal to the CPU's: {timing.milliseconds:.2f} ms")
+    with tempfile.TemporaryDirectory(prefix="multibox-gpu-") as folder:
+        rows = [training_run(Path(folder), name, options.device, small=options.small) for name in options.runs]
+    print("\nWhole runs: decoded store, full augmentation, loader, steps:")
+    print_table(["preset", "precision", "batch", "images/s", "device idle %"], rows)
+    return True
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -231,6 +253,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--recipe", default="default", help="of the training step")
     parser.add_argument("--no-compile", dest="compiled", action="store_false", help="leave torch.compile out")
     parser.add_argument("--profile", action="store_true", help="print the kernels that take longest")
+    parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=RUNS, help="presets that are trained")
     options = parser.parse_args()
     options.small |= options.device == "cpu"
     options.size = options.size or (64 if options.small else 256)
@@ -259,7 +282,7 @@ def main() -> int:
     print(f"\nAt best: {rates[0]:,.1f} TFLOP/s (bf16 matrix product of {side}), {rates[1]:,.0f} GB/s (copy)")
     measure(options)
     explain(options)
-    return 0
+    return 0 if measure_runs(options) else 1
 
 
 if __name__ == "__main__":
