@@ -149,6 +149,17 @@ def test_batches_are_left_out_a_few_times_and_a_resumed_run_knows_how_many(squar
     assert "at step 5: " in fails(resumed)
 
 
+def test_an_epoch_may_consist_of_a_batch_that_is_left_out(squares, tmp_path):
+    changes = {"matching.matcher": "simota", "train.batch_size": 12, "train.log_every": 1}
+    trainer = begin(squares, tmp_path / "run", on_nan="skip", epochs=3, **changes)
+    said = []
+    trainer.reporter.write = said.append
+    on_step(trainer, 2, infinite_box)
+    trainer.fit()
+    assert ["total_loss" in row for row in trainer.records.rows] == [True, False, True]
+    assert any("no step of it counted" in line for line in said)
+
+
 def test_no_state_with_weights_that_are_not_finite_replaces_a_good_one(squares, tmp_path):
     trainer = begin(squares, tmp_path / "run")
     trainer._save_state()

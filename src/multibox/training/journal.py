@@ -102,7 +102,8 @@ class Journal:
         elapsed = trainer.pace.elapsed
         if trainer.pace.step % trainer.config.train.log_every == 0 or elapsed - self.told >= LONGEST:
             self.told = elapsed
-            if self.waiting is None:
+            # Without sums every step of the epoch so far was left out (train.on_nan)
+            if self.waiting is None and trainer.stepper.means.sums:
                 self._send(trainer)
         self.update("training", trainer)
 

@@ -54,7 +54,7 @@ class Reporter:
 
     def row(self, trainer: "Trainer", row: Row) -> None:
         """Tell what an epoch brought, where it was validated or is the last one."""
-        if trainer.config.train.report == "d2l" and int(row["epoch"] or 0) % 5 == 0:
+        if trainer.config.train.report == "d2l" and int(row["epoch"] or 0) % 5 == 0 and "total_loss" in row:
             self.write(d2l_line(trainer.records.rows))
         if "val_map50" in row or trainer.finished:
             self.write(epoch_line(row))
@@ -94,6 +94,8 @@ class Reporter:
 
 def epoch_line(row: Row) -> str:
     """Return one epoch's metrics as a line."""
+    if "total_loss" not in row:
+        return f"epoch {row['epoch']:>4}  no step of it counted (train.on_nan)"
     line = (
         f"epoch {row['epoch']:>4}  loss {row['total_loss']:.3f} (class {row['cross_entropy_loss']:.3f}, "
         f"box {row['location_loss']:.3f})  objects classified wrong {100 * (row['positive_class_error'] or 0):.0f} %"
