@@ -244,3 +244,11 @@ def test_each_of_many_copies_is_a_duplicate_of_the_first(sets, tmp_path):
     expected = [Pair("duplicate-box", first, first + n, 1.0, "warning") for n in range(1, 20_000)]
     expected.append(Pair("same-place-two-classes", first, first + 20_000, 1.0, "warning"))
     assert split.faults.pairs == expected
+
+
+def test_a_list_may_name_a_folder(sets, tmp_path):
+    folder = sets.write(tmp_path / "data", "voc", sets.in_format(sets.clean(), "voc"))
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True, exist_ok=True)
+    (lists / "train.txt").write_text(".\nimage00\nimage01\n")
+    assert diagnose(folder, fast=True).findings

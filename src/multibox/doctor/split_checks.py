@@ -72,7 +72,7 @@ def _without_labels(surveys: Mapping[str, Survey]) -> Iterator[Finding]:
                 yield finding("image-without-label", path, what, path.name)
         for problem in raw.problems:  # what a reader left out is said by it
             names = (problem.subject, problem.source.name)
-            spoken_of |= {same_name(_stem(PurePosixPath(name).with_suffix("").name)) for name in names}
+            spoken_of |= {same_name(_stem(PurePosixPath(name).stem)) for name in names}
     for folder, held in folders.items():
         stems = {stem: name for name, stem in held.items()}
         for path in files_in(folder, *IMAGE_SUFFIXES):
