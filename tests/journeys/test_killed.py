@@ -45,7 +45,7 @@ MOMENTS = {"step": (6, 0.1), "saving": (3, 0.1), "validation": (2, 0.2), "worker
 """Places: the most times that one is passed, and the longest delay. At `state` best.safetensors may be newer."""
 SETTINGS = (
     "train.augmentation=strong", "train.ema=0.9", "train.freeze=backbone.*", "train.freeze_until=0.4", "train.lr=0.02",
-    "train.patience=6", "train.validate_every=1", "train.threads=1", "train.compile=off",
+    "train.patience=6", "train.validate_every=1", "train.threads=2", "train.compile=off",
 )  # fmt: skip
 KILLS = {0: 7, 1: 7, 2: 6}
 """Per number of workers."""

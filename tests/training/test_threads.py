@@ -67,6 +67,15 @@ def test_a_trial_that_is_slower_is_taken_back_and_repeated_ever_more_rarely(monk
     assert 4 <= len(plan.changes) <= 12
 
 
+def test_a_number_that_was_asked_for_stays_whatever_the_load(monkeypatch):
+    machine = Machine(monkeypatch)
+    machine.neighbours = 1
+    plan = ThreadPlan(2, fixed=True, set_threads=machine.set, look=machine.look)
+    for _ in range(50):
+        machine.step(plan)
+    assert plan.changes == [] and machine.threads == 2
+
+
 def test_without_counters_nothing_changes_and_one_thread_stays_one():
     said = []
     plan = ThreadPlan(4, set_threads=said.append, look=lambda: Load(time.monotonic(), 0, None, None))

@@ -58,6 +58,7 @@ class ThreadPlan:
     Args:
         limit: most threads; "auto" is the number that PyTorch has chosen or OMP_NUM_THREADS says, and at most the cores
             that affinity mask and container allow.
+        fixed: whether the number stays. Sums over other numbers of threads differ in the last digits.
         set_threads: sets the number.
         look: reads the counters.
     """
@@ -66,12 +67,14 @@ class ThreadPlan:
         self,
         limit: int | Literal["auto"] = "auto",
         *,
+        fixed: bool = False,
         set_threads: Callable[[int], None] = torch.set_num_threads,
         look: Callable[[], Load] | None = None,
     ) -> None:
         self.before = torch.get_num_threads()
         self.limit = max(1, min(self.before, available_cores()) if limit == "auto" else limit)
         self.threads = self.limit
+        self.fixed = fixed or self.limit == 1
         self.changes: list[tuple[int, int]] = []
         """(step, threads) of every change, trials included."""
         self._set = set_threads
@@ -106,7 +109,7 @@ class ThreadPlan:
             work: its size relative to other steps, such as its number of pixels.
         """
         self._steps += 1
-        if self.limit == 1:
+        if self.fixed:
             return
         self._times.append(seconds / max(work, 1e-9))
         self._sample()

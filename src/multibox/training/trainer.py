@@ -183,7 +183,8 @@ class Trainer:
         run starts, waits for images or validates, and are raised again. The file `stop` in the run folder does what
         Ctrl-C does.
         """
-        plan = ThreadPlan(self.config.train.threads) if self.device == "cpu" else contextlib.nullcontext()
+        asked = self.config.train.threads
+        plan = ThreadPlan(asked, fixed=asked != "auto") if self.device == "cpu" else contextlib.nullcontext()
         # One loader for all epochs: it prepares images of the next one while this one is validated
         decoded = self.decoded and self.decoded.training
         images = contextlib.closing(
