@@ -21,6 +21,7 @@ def boxes(*shape):
     corner = torch.rand(*shape, 2) * 0.8
     return torch.cat([corner, corner + 0.02 + 0.18 * torch.rand(*shape, 2)], -1)
 
+torch.set_num_threads(1)
 torch.manual_seed(0)
 sides, per_cell, images, objects = (64, 32, 16, 8, 4, 2, 1), (4, 6, 6, 6, 6, 4, 4), 64, 300
 count = sum(side * side * cell for side, cell in zip(sides, per_cell))
