@@ -34,7 +34,7 @@ def blocks(language):
 def short(line):
     """Return the arguments of a documented command, its training shortened."""
     arguments = shlex.split(line, comments=True)[1:]
-    if arguments[0] != "train":
+    if arguments[0] not in ("train", "profile"):
         return arguments
     if "--minutes" in arguments:
         at = arguments.index("--minutes")
