@@ -15,10 +15,13 @@ KEEP_MEMORY = "MULTIBOX_KEEP_MEMORY"
 
 
 def available_cores() -> int:
-    """Return the cores that this process may use, at least 1: by its affinity mask and its container's quota."""
+    """Return the cores that this process may use, at least 1: by its affinity mask and its container's quota.
+
+    Processes that torchrun started on this machine share them evenly.
+    """
     # Only Linux tells
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([cores, *(math.floor(quota) for quota in _quotas())]))
+    return max(1, int(min([cores, *(math.floor(quota) for quota in _quotas())])) // sharers())
 
 
 def processor_name() -> str:
@@ -81,6 +84,12 @@ def read_number(path: Path, name: str) -> int | None:
         if len(words) > 1 and words[0] == name and words[1].isdigit():
             return int(words[1])
     return None
+
+
+def sharers() -> int:
+    """Return how many processes torchrun started on this machine together with this one, itself included."""
+    said = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return int(said) if said.isdigit() and int(said) else 1
 
 
 def _quotas() -> Iterator[float]:

@@ -84,13 +84,15 @@ def train_with_progress(data: Data | None, options: RunOptions, *, watched: bool
     reporter = BarReporter(console) if console.is_terminal else Reporter(typer.echo)
     trainer = prepare(data, options, reporter)
     try:
-        bar = reporter.bar if isinstance(reporter, BarReporter) else nullcontext()
-        with monitor_beside(trainer.folder.parent if watched else None), bar:
+        # Of processes that train together only one shows how it goes
+        bar = reporter.bar if isinstance(reporter, BarReporter) and trainer.ranks.writes else nullcontext()
+        with monitor_beside(trainer.folder.parent if watched and trainer.ranks.writes else None), bar:
             trainer.fit()
     except KeyboardInterrupt as stop:
         total = trainer.pace.total
         step = str(trainer.pace.step) if total is None else f"{trainer.pace.step} of {total}"
-        typer.echo(f"stopped after step {step}; go on with: {resume_command(trainer.folder)}", err=True)
+        if trainer.ranks.writes:
+            typer.echo(f"stopped after step {step}; go on with: {resume_command(trainer.folder)}", err=True)
         raise typer.Exit(exit_code(stop)) from None
     except OSError as error:
         raise MultiboxError(
@@ -98,7 +100,8 @@ def train_with_progress(data: Data | None, options: RunOptions, *, watched: bool
             f"permissions, then go on from its state of step {max(0, trainer.saved_at[0])}: "
             f"{resume_command(trainer.folder)}"
         ) from None
-    _draw_curves(trainer)
+    if trainer.ranks.writes:
+        _draw_curves(trainer)
     return trainer
 
 

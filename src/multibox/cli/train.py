@@ -141,7 +141,8 @@ def _once(data: list[Path] | None, options: "RunOptions", watched: bool) -> None
     from multibox.cli.progress import train_with_progress
 
     trainer = train_with_progress(data, options, watched=watched)
-    typer.echo(f"weights, metrics and state are in {trainer.folder}; next: {next_command(trainer)}")
+    if trainer.ranks.writes:
+        typer.echo(f"weights, metrics and state are in {trainer.folder}; next: {next_command(trainer)}")
 
 
 def next_command(trainer: "Trainer") -> str:

@@ -17,7 +17,7 @@ from multibox.data.images import load_at_most, load_image, resize_image, sample_
 from multibox.data.pixels import WHITE, Colour
 from multibox.data.store import Decoded, ImageStore, Room, folder_store, image_key, memory_store
 from multibox.errors import MultiboxError
-from multibox.limits import available_memory
+from multibox.limits import available_memory, sharers
 from multibox.structures import Dataset, Sample, Size
 
 GENEROUS = 2
@@ -195,7 +195,7 @@ def _worth_keeping(
 def _most(most_gb: float | None) -> int:
     """Return the bytes that a store in memory may take."""
     free = available_memory()
-    return int(most_gb * 1e9) if most_gb is not None else UNKNOWN if free is None else int(SHARE * free)
+    return int(most_gb * 1e9) if most_gb is not None else UNKNOWN if free is None else int(SHARE * free) // sharers()
 
 
 def _in_memory(splits: list[DecodedImages], most_gb: float | None) -> ImageStore | None:

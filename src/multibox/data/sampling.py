@@ -72,6 +72,8 @@ class EpochBatches:
         self.runs = runs
         self.mixed_steps = math.inf
         """No images are mixed from this step on."""
+        self.own = slice(None)
+        """Which images of a step `batch` gives: all, or this process's part of them."""
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
@@ -96,11 +98,12 @@ class EpochBatches:
         chosen: list[list[int]] = order[first : first + self.batch_size].tolist()
         mixed = step < self.mixed_steps
         if self.runs is None:
-            return [Key(epoch, place, copy, mixed) for place, copy in chosen]
+            return [Key(epoch, place, copy, mixed) for place, copy in chosen[self.own]]
         places = [place for place, _ in chosen]
         around = (places + places)[1:]
         near = min(PARTNERS, len(places))
-        return [Key(epoch, place, 0, mixed, tuple(around[k : k + near])) for k, place in enumerate(places)]
+        keys = [Key(epoch, place, 0, mixed, tuple(around[k : k + near])) for k, place in enumerate(places)]
+        return keys[self.own]
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return the rows (place, copy) of an epoch, shuffled."""

@@ -5,7 +5,7 @@ part at a time.
 """
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from multibox.config import LossConfig
 from multibox.losses.targets import Targets
 from multibox.tensors import Batch, HeadOutputs, LossParts
+from multibox.training.ranks import Ranks
 
 Computed = tuple[HeadOutputs, Targets, LossParts]
 """What the loss of a batch is computed with, and the loss."""
@@ -55,13 +56,14 @@ class Accumulation:
     Args:
         parts: How many parts there will be.
         config: Says what divides the loss.
-        mean: Mean of a count over the processes that train together.
+        ranks: The processes that train together. Divisors are per process, so at least 1 over their number.
     """
 
-    def __init__(self, parts: int, config: LossConfig, mean: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, parts: int, config: LossConfig, ranks: Ranks) -> None:
         self.parts = parts
         self.config = config
-        self.mean = mean
+        self.mean = ranks.mean
+        self.least = 1 / ranks.count
         self.counts: list[Tensor] = []
         """What divides the loss of each part so far."""
         self.done: list[Computed] = []
@@ -79,11 +81,11 @@ class Accumulation:
         if len(self.done) > 1:
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             torch._foreach_mul_(gradients, before / divisor)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
-        return (parts.total - parts.l2) * (self.counts[-1].clamp(min=1) / divisor) + parts.l2
+        return (parts.total - parts.l2) * (self.counts[-1].clamp(min=self.least) / divisor) + parts.l2
 
     def _divisor(self) -> Tensor:
         """Return what divides the loss of all parts so far."""
-        return sum(self.counts, torch.zeros(())).clamp(min=1)
+        return sum(self.counts, torch.zeros(())).clamp(min=self.least)
 
     def _count(self, outputs: HeadOutputs, parts: LossParts) -> Tensor:
         if self.config.normalizer in ("positives", "selected"):
@@ -98,7 +100,7 @@ class Accumulation:
         return _join_outputs(outputs), _join_targets(targets), self._join_parts(parts)
 
     def _join_parts(self, parts: tuple[LossParts, ...]) -> LossParts:
-        weights = torch.stack(self.counts).clamp(min=1) / self._divisor()
+        weights = torch.stack(self.counts).clamp(min=self.least) / self._divisor()
         classification, localization = (
             (torch.stack([getattr(part, name).detach() for part in parts]) * weights).sum()
             for name in ("classification", "localization")

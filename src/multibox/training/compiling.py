@@ -47,7 +47,7 @@ class CompiledNetwork:
         config: Config,
         precision: str,
         spans: Spans = no_spans,
-        *across: Callable[[Tensor], Tensor],
+        *across: Any,
     ) -> Computed:
         """Compute as `compute_loss` does; another network is compiled anew."""
         if self.known is None or self.known[0] is not network:
@@ -75,7 +75,7 @@ class CompiledWhole:
         config: Config,
         precision: str,
         spans: Spans = no_spans,
-        *across: Callable[[Tensor], Tensor],
+        *across: Any,
     ) -> Computed:
         """Compute as `compute_loss` does; the first batch of a size is not compiled, it tells the maps' shapes."""
         size, device = Size(*batch.images.shape[2:]), str(batch.images.device)
@@ -99,7 +99,7 @@ def _compute_all(
     anchors: Tensor,
     config: Config,
     precision: str,
-    *across: Callable[[Tensor], Tensor],
+    *across: Any,
 ) -> tuple[Any, ...]:
     """Compute the loss from tensors alone: names of images would be compiled anew for each batch."""
     batch = Batch(images, gt_xyxy, gt_labels, [], [])

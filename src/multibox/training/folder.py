@@ -25,9 +25,23 @@ from multibox.training.journal import EVENTS, STATUS
 from multibox.training.step import Stepper
 from multibox.training.stopping import STOP
 
-CONFIG, STATE, LOCK = "config.toml", "state/state.safetensors", ".lock"
+CONFIG, STATE, LOCK, LAUNCH = "config.toml", "state/state.safetensors", ".lock", "launch.json"
 WEIGHTS = ("best.safetensors", "last.safetensors")
-OWN = (CONFIG, "state", LOCK, "metrics.csv", EVENTS, STATUS, STOP, LEDGER, "images", "loggers.json", "wandb", "mlruns")
+OWN = (
+    CONFIG,
+    "state",
+    LOCK,
+    LAUNCH,
+    "metrics.csv",
+    EVENTS,
+    STATUS,
+    STOP,
+    LEDGER,
+    "images",
+    "loggers.json",
+    "wandb",
+    "mlruns",
+)
 """What a run leaves beside weights and TensorBoard's events."""
 TENSORBOARD = "events.out.tfevents"
 CACHE = ".multibox-cache"
@@ -42,8 +56,19 @@ STATE_VERSION = 1
 """Of the state's file; those written before there was a number have none, and are read as well."""
 
 
+Packed = tuple[dict[str, Any], dict[str, Tensor]]
+"""The notes of a state, and its tensors by name."""
+
+
 def save_state(folder: Path, stepper: Stepper, notes: dict[str, Any], more: dict[str, Tensor]) -> None:
     """Write weights, average, optimiser moments, running means, `notes` (plain values) and `more`, whole."""
+    notes, tensors = pack_state(stepper, notes, more)
+    about = {"notes": json.dumps({**notes, "version": STATE_VERSION})}
+    write_bytes_whole(folder / STATE, save(tensors, about), durable=True)
+
+
+def pack_state(stepper: Stepper, notes: dict[str, Any], more: dict[str, Tensor]) -> Packed:
+    """Return the notes and the tensors of a state, copied to the host."""
     tensors = {f"model.{name}": tensor for name, tensor in stepper.model.state_dict().items()}
     if stepper.average is not None:
         tensors |= {f"average.{name}": tensor for name, tensor in stepper.average.module.state_dict().items()}
@@ -55,9 +80,12 @@ def save_state(folder: Path, stepper: Stepper, notes: dict[str, Any], more: dict
     tensors |= {f"means.{name}": tensor for name, tensor in stepper.means.sums.items()}
     tensors |= {f"more.{name}": tensor for name, tensor in more.items()}
     # AdamW's step counters of one group may be one tensor, which safetensors refuses to store twice
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    about = {"notes": json.dumps({**notes, "version": STATE_VERSION})}
-    write_bytes_whole(folder / STATE, save(tensors, about), durable=True)
+    return notes, {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def state_in(folder: Path) -> Path:
+    """Return where a run keeps its state."""
+    return folder / STATE
 
 
 def check_state(folder: Path) -> None:
@@ -78,11 +106,21 @@ def load_state(folder: Path, stepper: Stepper) -> tuple[dict[str, Any], dict[str
     """
     notes, tensors = _read_state(folder)
     try:
-        stepper.model.load_state_dict(_below("model.", tensors))
+        return unpack_state(stepper, (notes, tensors))
     except RuntimeError:
         raise WeightsError(
             f"{folder / STATE} is of another network than {folder / CONFIG} says; {_instead(folder)}"
         ) from None
+
+
+def unpack_state(stepper: Stepper, packed: Packed) -> Packed:
+    """Fill the stepper from what `pack_state` gave; return its notes and what it was given beside them.
+
+    Raises:
+        RuntimeError: the state is of another network.
+    """
+    notes, tensors = packed
+    stepper.model.load_state_dict(_below("model.", tensors))
     if stepper.average is not None:
         stepper.average.module.load_state_dict(_below("average.", tensors))
         stepper.average.count = notes["averaged"]
@@ -306,7 +344,7 @@ def _clear_failed_run(out: Path) -> None:
     if any((out / name).exists() for name in WEIGHTS):
         raise ConfigError(f"{out} holds a run; go on with it by --resume {out}, or give another --out")
     strange = [path.name for path in entries if not _is_own(path)]
-    unfinished = all(fnmatch(path.name, SCRATCH) or _says_starting(path) for path in entries)
+    unfinished = all(path.name == LAUNCH or fnmatch(path.name, SCRATCH) or _says_starting(path) for path in entries)
     if strange or not (unfinished or (out / CONFIG).is_file()):
         names = ", ".join(sorted(strange or [path.name for path in entries])[:3])
         raise ConfigError(f"{out} is not empty ({names} ...); give another --out")

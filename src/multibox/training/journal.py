@@ -55,10 +55,14 @@ class Journal:
         preset: Of the run.
         device: Where it computes.
         started: `time.monotonic()` when the command began; None is now.
+        writes: Whether anything is written; of several processes that train together only one does.
     """
 
-    def __init__(self, folder: Path, preset: str, device: str, started: float | None = None) -> None:
+    def __init__(
+        self, folder: Path, preset: str, device: str, started: float | None = None, *, writes: bool = True
+    ) -> None:
         self.folder = folder
+        self.writes = writes
         self.listeners: list[Callable[[Event], None]] = []
         """Are given every event as well."""
         self.removed: set[tuple[str, int]] = set()
@@ -132,7 +136,7 @@ class Journal:
     def update(self, state: State, trainer: "Trainer | None" = None, error: str | None = None) -> None:
         """Write status.json: at once if the state is new, else if a second has passed."""
         now = time.monotonic()
-        if state == self.state and now - self.written < EVERY:
+        if not self.writes or (state == self.state and now - self.written < EVERY):
             return
         self.written, self.state = now, state
         if trainer is not None:
@@ -161,7 +165,7 @@ class Journal:
             ended: Whether the epoch that ends with this step, if one does, is recorded there; otherwise its events go.
         """
         path = self.folder / EVENTS
-        if path.exists():
+        if self.writes and path.exists():
             lines = path.read_bytes().splitlines()
             kept = [line for line in lines if _belongs(_place(line), step, ended)]
             places = {place for line in lines if (place := _place(line)) is not None}
@@ -221,6 +225,8 @@ class Journal:
         self._append(kind, trainer, **values)
 
     def _append(self, kind: str, trainer: "Trainer", **values: Any) -> None:
+        if not self.writes:
+            return
         head = {"kind": kind, "time": time.time(), "step": trainer.pace.step, "epoch": _epoch(trainer)}
         event = _plain({**head, **values})
         line = json.dumps(event, ensure_ascii=False, separators=(",", ":"))

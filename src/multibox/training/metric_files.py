@@ -23,23 +23,27 @@ class Records:
     Args:
         folder: The run folder.
         rows: Of the epochs so far.
+        writes: Whether the files are written; of several processes that train together only one does.
     """
 
-    def __init__(self, folder: Path, rows: list[Row]) -> None:
+    def __init__(self, folder: Path, rows: list[Row], *, writes: bool = True) -> None:
+        self.folder = folder
+        self.rows = rows
+        self.writer: Any = None
+        if not writes:
+            return
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError:
             raise MissingExtraError("Writing TensorBoard events", "train") from None
-        self.folder = folder
-        self.rows = rows
-        self.writer: Any = SummaryWriter(str(folder))
+        self.writer = SummaryWriter(str(folder))
         self.messages: Any = importlib.import_module("tensorboard.compat.proto.event_pb2")
 
     def add(self, row: Row) -> None:
         """Append a row that has an `epoch` and a `step`; None leaves a cell empty."""
         self.rows.append(row)
         for name, value in row.items():
-            if value is not None and name not in ("epoch", "step"):
+            if self.writer is not None and value is not None and name not in ("epoch", "step"):
                 self.writer.add_scalar(name, value, row["step"])
 
     def take(self, event: dict[str, Any]) -> None:
@@ -59,13 +63,16 @@ class Records:
 
         The table holds only what the run computed, so a resumed run has the same one, byte by byte.
         """
+        if self.writer is None:
+            return
         names = [name for name in dict.fromkeys(name for row in self.rows for name in row) if name != CLOCK]
         write_text_whole(self.folder / "metrics.csv", csv_text(names, self.rows), durable=True)
         self.writer.flush()
 
     def close(self) -> None:
         """End TensorBoard's writing thread."""
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 def step_values(event: dict[str, Any]) -> dict[str, float]:

@@ -189,14 +189,16 @@ class Pace:
         return min(LAST_WORDS, 0.05 * (self.seconds or 0.0))
 
 
-def make_pace(config: Config, steps_per_epoch: int, started: float | None) -> Pace:
+def make_pace(
+    config: Config, steps_per_epoch: int, started: float | None, clock: Callable[[], float] = time.monotonic
+) -> Pace:
     """Return the pace of a run as long as `train.minutes`, `train.epochs` or `train.steps` says."""
     train = config.train
     if train.minutes != "none":
-        return Pace(seconds=60 * train.minutes, started=started)
+        return Pace(seconds=60 * train.minutes, started=started, clock=clock)
     steps = train.epochs * steps_per_epoch if train.epochs != "none" else train.steps
     assert steps != "none"  # the config holds one of the three
-    return Pace(steps=steps, started=started)
+    return Pace(steps=steps, started=started, clock=clock)
 
 
 def describe_length(config: Config) -> str:

@@ -1,15 +1,45 @@
 """The processes that train together, and what they tell each other; a run in one process is alone.
 
-One process is a rank, counted from 0. Rank 0 writes the run folder and the log.
+One process is a rank, counted from 0. Rank 0 writes the run folder and the log. What lies on a GPU is sent from GPU to
+GPU (NCCL); numbers and objects of the hosts are sent between hosts (gloo), so that they never wait for a GPU.
 """
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, distributed
+
+from multibox.errors import MultiboxError
 
 Value = TypeVar("Value")
+
+
+class CommonClock:
+    """Rank 0's clock, read by all processes at once: between two looks the time stands still, the same everywhere.
+
+    What they decide by the time they then decide alike. A run in one process just reads its clock.
+    """
+
+    def __init__(self, ranks: "Ranks") -> None:
+        self.ranks = ranks
+        self.now = time.monotonic()
+        self.asked = False
+        """Whether any process was asked to end when they looked last."""
+
+    def __call__(self) -> float:
+        """Return the seconds."""
+        return time.monotonic() if self.ranks.count == 1 else self.now
+
+    def look(self, asked: bool = False) -> float:
+        """Read the clock together, and tell whether this process was asked to end; return the seconds."""
+        now = time.monotonic() if self.ranks.writes else -math.inf
+        self.now, ended = self.ranks.agree([now, float(asked)])
+        self.asked = ended > 0
+        return self.now
 
 
 @dataclass(frozen=True)
@@ -18,6 +48,8 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
+    hosts: Any = None
+    """The group in which hosts send objects and wait for each other as long as it takes; None if there is one."""
 
     @property
     def writes(self) -> bool:
@@ -26,37 +58,59 @@ class Ranks:
 
     def mean(self, value: Tensor) -> Tensor:
         """Return the mean over the processes, on the device, without waiting for it."""
-        return value
+        return value if self.count == 1 else self.sum(value) / self.count
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum over the processes, on the device, without waiting for it."""
-        return value
+        return self._reduced(value, distributed.ReduceOp.SUM)
 
     def most(self, value: Tensor) -> Tensor:
         """Return the largest over the processes, on the device, without waiting for it."""
-        return value
+        return self._reduced(value, distributed.ReduceOp.MAX)
 
     def agree(self, values: Sequence[float]) -> list[float]:
         """Return the largest of each number over the processes; the hosts wait for each other, not for a device."""
-        return list(values)
+        if self.count == 1:
+            return list(values)
+        return [float(value) for value in self.most(torch.tensor(values, dtype=torch.float64))]
 
     def gather(self, value: Value) -> list[Value]:
         """Return what every process gave, in the order of ranks, to all of them."""
-        return [value]
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        _connected(lambda: distributed.all_gather_object(values, value, group=self.hosts))
+        return values
 
     def from_first(self, value: Value) -> Value:
         """Return what rank 0 gave."""
-        return value
+        if self.count == 1:
+            return value
+        values = [value]
+        _connected(lambda: distributed.broadcast_object_list(values, 0, group=self.hosts))
+        return values[0]
+
+    def _reduced(self, value: Tensor, how: Any) -> Tensor:
+        if self.count == 1:
+            return value
+        reduced = value.detach().clone()
+        _connected(lambda: distributed.all_reduce(reduced, how))
+        return reduced
 
 
 ALONE = Ranks()
 
 
-def alone(count: Tensor) -> Tensor:
-    """Return the mean of a count over the processes of a run in one: the count."""
-    return count
-
-
 def own_slice(ranks: Ranks, items: int) -> slice:
     """Return which of the items of a global batch this process computes: contiguous, of lengths that differ by 1."""
     return slice(items * ranks.rank // ranks.count, items * (ranks.rank + 1) // ranks.count)
+
+
+def _connected(send: Callable[[], Any]) -> None:
+    try:
+        send()
+    except RuntimeError as error:
+        raise MultiboxError(
+            f"another process of this run ended or cannot be reached ({str(error).splitlines()[0]}); its own message "
+            "says why, and torchrun starts all again from the last state where --max-restarts allows it"
+        ) from None

@@ -13,6 +13,7 @@ from multibox.losses.targets import BACKGROUND, Targets
 from multibox.ops.boxes import widest
 from multibox.tensors import HeadOutputs, LossParts
 from multibox.training.metric_files import Row
+from multibox.training.ranks import ALONE
 
 if TYPE_CHECKING:
     from multibox.training.trainer import Trainer
@@ -137,8 +138,18 @@ class Means:
         self.sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, outputs: HeadOutputs, targets: Targets, parts: LossParts, config: Config) -> None:
-        """Count one step: losses, and correct classes over all, over selected and over positive anchors."""
+    def add(
+        self,
+        outputs: HeadOutputs,
+        targets: Targets,
+        parts: LossParts,
+        config: Config,
+        across: Callable[[Tensor], Tensor] = ALONE.sum,
+    ) -> dict[str, Tensor]:
+        """Count one step: losses, and correct classes over all, over selected and over positive anchors.
+
+        `across` takes the sum over the processes that share a batch. Returns what was counted, of the whole batch.
+        """
         labels = targets.labels
         predicted = outputs.logits.argmax(-1)
         if config.model.score == "sigmoid":
@@ -160,8 +171,10 @@ class Means:
             "box_error": torch.where(targets.valid[:, None], error, 0).sum(),
         }
         wide = widest(parts.total.device)
-        values = dict(zip(counts, torch.stack([value.to(wide) for value in counts.values()]).unbind(), strict=True))
+        stacked = across(torch.stack([value.to(wide) for value in counts.values()]))
+        values = dict(zip(counts, stacked.unbind(), strict=True))
         self.sums = {name: self.sums[name] + value for name, value in values.items()} if self.sums else values
+        return values
 
     def row(self) -> Row:
         """Return the epoch's metrics as numbers; this is where the host waits for the device."""

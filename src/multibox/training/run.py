@@ -22,13 +22,12 @@ from multibox.data.decoded import DecodedImages, DecodedSplits, decode_once
 from multibox.data.formats import check_format
 from multibox.data.formats.index_cache import share
 from multibox.data.formats.text import OnBad
-from multibox.data.left_out import drop_difficult, sentences, training_counts
+from multibox.data.left_out import drop_difficult
 from multibox.data.loading import AugmentedImages, in_order, load_batches
 from multibox.data.pixels import as_colour
 from multibox.doctor.glance import MOST_IMAGES, TOLD_BY_TRAINING, cached_glance, glance, glance_lines
 from multibox.errors import ConfigError, DataError, MultiboxError, WeightsError
 from multibox.files import write_text_whole
-from multibox.inference.load import choose_device
 from multibox.limits import keep_freed_memory
 from multibox.models.anchor_layout import check_anchors
 from multibox.models.backbones import check_backbone
@@ -41,6 +40,7 @@ from multibox.structures import Dataset
 from multibox.thresholds import class_thresholds
 from multibox.training.adapting import enlarge_input, find_numbers, fit_anchors, spare_knowledge
 from multibox.training.capacity import check_memory
+from multibox.training.distributed import Start, check_shares, join, own_device, telling, told
 from multibox.training.folder import (
     ABANDONED,
     CACHE,
@@ -56,8 +56,11 @@ from multibox.training.journal import Journal
 from multibox.training.logger_services import check_loggers
 from multibox.training.norms import measure_norms
 from multibox.training.precision import choose_precision
+from multibox.training.ranks import Ranks
+from multibox.training.relaunch import begun_before, can_go_on, note_launch, patient_hold
 from multibox.training.reporter import Reporter
 from multibox.training.splits import choose_sampling, open_splits
+from multibox.training.summary import describe_run
 from multibox.training.trainer import Trainer
 
 DEFAULT_RECIPE = "default"
@@ -154,16 +157,44 @@ def prepare(data: Data | None, options: RunOptions, reporter: Reporter | None = 
         DataError: data that cannot be used.
         WeightsError: weights that cannot be used.
     """
-    reporter = reporter or Reporter()
+    ranks, reporter = join(options.device), reporter or Reporter()
     if options.started is None:
         options = dataclasses.replace(options, started=time.monotonic())
+    if not ranks.writes:
+        return _follow(data, options, ranks)
+    with telling(ranks) as tell:
+        trainer = _lead(data, options, reporter, ranks)
+        settings = trainer.config.to_toml(with_data=True)
+        tell(lambda: Start(settings, trainer.folder, trainer.pace.started, trainer.packed()))
+    return trainer
+
+
+def _follow(data: Data | None, options: RunOptions, ranks: Ranks) -> Trainer:
+    """Make the trainer of a process that trains what rank 0 says."""
+    with told(ranks) as start:
+        given = {"data.path": path} if (path := _given(data, options).get("data.path")) else {}
+        config = Config.from_toml(start.config, "the settings of rank 0").updated(given)
+        own = RunOptions(resume=start.folder, device=options.device, cache=options.cache, started=start.started)
+        return _assemble(config, start.folder, own, Reporter(lambda line: None), None, ranks, start)
+
+
+def _lead(data: Data | None, options: RunOptions, reporter: Reporter, ranks: Ranks) -> Trainer:
+    """Make the trainer of a run in one process, or that of rank 0."""
+    if options.resume is None and (begun := begun_before(options.out)) is not None:
+        if not can_go_on(begun):
+            options = dataclasses.replace(options, out=begun)
+        else:
+            reporter.note(f"torchrun gives this command again; {begun} goes on")
+            again = RunOptions(resume=begun, device=options.device, cache=options.cache, started=options.started)
+            return _resume(begun, data, again, reporter, ranks)
     if options.resume is not None:
-        return _resume(options.resume, data, options, reporter)
+        return _resume(options.resume, data, options, reporter, ranks)
     config, _ = resolve_options(data, options)
     if not config.data.path:
         raise ConfigError("train needs DATA, a data set's folder or file; or --resume RUN to go on with a run")
     with new_folder(options.out, config.preset) as (folder, hold), fresh_cache(cache_folder(config, folder, options)):
-        return _assemble(config, folder, options, reporter, hold)
+        note_launch(folder)
+        return _assemble(config, folder, options, reporter, hold, ranks)
 
 
 def resolve_options(data: Data | None, options: RunOptions) -> tuple[Config, dict[str, str]]:
@@ -240,7 +271,7 @@ def _given(data: Data | None, options: RunOptions) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Reporter) -> Trainer:
+def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Reporter, ranks: Ranks) -> Trainer:
     # First of all: the settings of another version may not be readable either
     check_state(folder)
     config = read_config(folder)
@@ -250,10 +281,10 @@ def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Repo
     config = config.updated({k: given[k] for k in ("data.path", *FREE_KEYS) if k in given})
     if not config.data.path:
         raise ConfigError(f"{folder / CONFIG} does not say which data it was trained on; give --data DATA as well")
-    hold = Hold(folder)
+    hold = patient_hold(folder)
     try:
         remove_scratch(folder)
-        trainer = _assemble(config, folder, options, reporter, hold)
+        trainer = _assemble(config, folder, options, reporter, hold, ranks)
     except BaseException:
         hold.close()
         raise
@@ -261,10 +292,18 @@ def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Repo
     return trainer
 
 
-def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Reporter, hold: Hold) -> Trainer:
+def _assemble(
+    config: Config,
+    folder: Path,
+    options: RunOptions,
+    reporter: Reporter,
+    hold: Hold | None,
+    ranks: Ranks,
+    start: Start | None = None,
+) -> Trainer:
     resumed = options.resume is not None
-    device = choose_device(options.device)
-    journal = Journal(folder, config.preset, device, options.started)
+    device = own_device(options.device)
+    journal = Journal(folder, config.preset, device, options.started, writes=ranks.writes)
     if not resumed:
         # A resumed run that is refused stays what it was
         journal.update("starting")
@@ -296,20 +335,28 @@ def _assemble(config: Config, folder: Path, options: RunOptions, reporter: Repor
         if known:
             config = spare_knowledge(model, config, validation or training, device, reporter)
         config = find_numbers(config, model, training, device, precision, reporter, decoded.training)
+    check_shares(config, len(training), ranks)
     findings = look_at_boxes(training, config)
     for finding in findings:
         reporter.note(finding)
     trainer = Trainer(
         model, config, training, validation, folder,
         device=device, precision=precision, source=_source(config, training), known=known, reporter=reporter,
-        started=options.started, hold=hold, findings=findings, decoded=decoded, journal=journal,
+        started=options.started, hold=hold, findings=findings, decoded=decoded, journal=journal, ranks=ranks,
     )  # fmt: skip
-    if resumed:
+    _set_out(trainer, start, resumed=resumed)
+    reporter.note(describe_run(trainer))
+    return trainer
+
+
+def _set_out(trainer: Trainer, start: Start | None, *, resumed: bool) -> None:
+    """Give the trainer the state to begin with."""
+    if start is not None:
+        trainer.follow(start.state)
+    elif resumed:
         trainer.resume()
     else:
-        write_text_whole(folder / CONFIG, config.to_toml(with_data=True), durable=True)
-    reporter.note(_summary(trainer))
-    return trainer
+        write_text_whole(trainer.folder / CONFIG, trainer.config.to_toml(with_data=True), durable=True)
 
 
 def cache_folder(config: Config, folder: Path, options: RunOptions | None = None) -> Path:
@@ -451,21 +498,3 @@ def _refuse_other_settings(folder: Path, options: RunOptions, config: Config) ->
                 f"{folder} was started with {key}={has if isinstance(has, str) else json.dumps(has)}, got {value}; "
                 f"--resume goes on with the run's own settings, so leave {option} away, or start another run"
             )
-
-
-def _summary(trainer: Trainer) -> str:
-    training, validation, config, pace = trainer.training, trainer.validation, trainer.config, trainer.pace
-    held = f"{len(validation.dataset)} for validation ({validation.dataset.split})" if validation else "no validation"
-    parameters = sum(p.numel() for p in trainer.stepper.model.parameters())
-    start = "fresh weights" if config.train.weights == "none" else f"from {config.train.weights}"
-    epochs = (pace.fixed or 0) / trainer.steps_per_epoch
-    length = f"{pace.fixed} steps ({epochs:.3g} epochs of {trainer.steps_per_epoch})"
-    if pace.seconds is not None:
-        length = f"{pace.seconds / 60:g} minutes"
-    left_out = "".join(f"; {sentence}" for sentence in sentences(training_counts(training)))
-    return (
-        f"{', '.join(config.data.path)}: {len(training)} images ({training.split}), {held}, "
-        f"classes {', '.join(training.class_names)}{left_out}\n"
-        f"{config.preset}, recipe {config.recipe}, {start}: {parameters:,} parameters, {length}, "
-        f"{trainer.stepper.precision} on {trainer.device}, folder {trainer.folder}"
-    )

@@ -1,16 +1,21 @@
 """One training step: forward pass, matching, loss, backward pass, update. The order of these lines is the algorithm."""
 
+import contextlib
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from multibox.config import Config
-from multibox.losses.multibox_loss import l2_penalty, multibox_loss
+from multibox.losses.multibox_loss import alone, l2_penalty, multibox_loss
 from multibox.losses.targets import Targets, make_targets
 from multibox.models.anchor_layout import FeatureShapes, anchors_per_cell, make_anchors
 from multibox.models.ssd import SSD
@@ -42,13 +47,15 @@ def compute_loss(
     config: Config,
     precision: str = "float32",
     spans: Spans = no_spans,
+    across: Callable[[Tensor], Tensor] = alone,
+    processes: int = 1,
     *,
     anchors: Tensor | None = None,
 ) -> Computed:
     """Run the forward pass, match anchors to labels and compute the loss, for training and validation alike.
 
     The batch is on the network's device; its images may have any size. A compiler gives the anchors, for it cannot
-    look them up, and gets a row of targets for every anchor.
+    look them up, and gets a row of targets for every anchor. `across` and `processes` go to `multibox_loss`.
     """
     device = str(batch.images.device)
     with spans("forward"), autocast(precision, device):
@@ -62,7 +69,7 @@ def compute_loss(
             anchors, batch.gt_xyxy, batch.gt_labels, config.matching, config.model, outputs, per_cell, fixed
         )
     with spans("loss"):
-        return outputs, targets, multibox_loss(outputs, targets, config.loss, config.model)
+        return outputs, targets, multibox_loss(outputs, targets, config.loss, config.model, across, processes)
 
 
 class Stepper:
@@ -92,6 +99,36 @@ class Stepper:
         self.watch: Watch | None = None
         """Told of every step."""
 
+    def join(self) -> None:
+        """Average the gradients of all processes from now on, of those parameters that learn now."""
+        if self.ranks.count > 1:
+            # The one before must be gone, since it would go on with the same gradients
+            self.network = self.model
+            # Batch norms keep statistics of their own until `align`
+            with warnings.catch_warnings():
+                # Its new name is not known to the older versions of torch that we take
+                warnings.simplefilter("ignore", FutureWarning)
+                self.network = DistributedDataParallel(
+                    self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
+
+    @torch.no_grad()
+    def align(self) -> None:
+        """Give all processes the mean of their batch norms' statistics, of the network and of its average.
+
+        Each step moves the statistics by a fixed share, so the mean of them now is what it would be after a mean in
+        every step.
+        """
+        if self.ranks.count == 1:
+            return
+        modules = [self.model] if self.average is None else [self.model, self.average.module]
+        buffers = [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
+        if buffers:
+            mean = self.ranks.mean(torch.cat([buffer.flatten() for buffer in buffers]))
+            parts = torch.split(mean, [buffer.numel() for buffer in buffers])
+            for buffer, part in zip(buffers, parts, strict=True):
+                buffer.copy_(part.view_as(buffer))
+
     def step(self, batch: Batch) -> LossParts:
         """Learn from one batch, which must be on the device; its images may have any size.
 
@@ -106,10 +143,10 @@ class Stepper:
                     self.average.update(self.model, self.guard.held)
         if self.guard.bad:
             return parts
-        self.means.add(outputs, targets, parts, self.config)
+        sums = self.means.add(outputs, targets, parts, self.config, self.ranks.sum)
         if self.watch is not None:
             self.watch(outputs, targets, parts, batch)
-        return parts
+        return parts if self.ranks.count == 1 else _of_all(parts, sums)
 
     def compute(self, batch: Batch, network: Callable[[Tensor], HeadOutputs], precision: str | None = None) -> Computed:
         """Compute a batch's loss and its gradients, which float16 has scaled, in `train.accumulate` parts.
@@ -122,16 +159,20 @@ class Stepper:
         config, spans = self.config, self.spans
         self.optimizer.zero_grad(set_to_none=True)
         pieces = split_batch(batch, config.train.accumulate)
-        so_far = Accumulation(len(pieces), config.loss, self.ranks.mean)
+        # A step that is repeated for a report is this process's own
+        ranks = self.ranks if network is self.network else ALONE
+        so_far = Accumulation(len(pieces), config.loss, ranks)
         loss_of = self.loss_of if precision is None else compute_loss
+        across: tuple[Any, ...] = () if ranks.count == 1 else (ranks.mean, ranks.count)
         for piece in pieces:
-            outputs, targets, parts = loss_of(network, piece, config, precision or self.precision, spans)
-            if config.loss.l2_penalty and piece is pieces[-1]:
-                l2 = l2_penalty(without_norms(self.model), config.loss.l2_penalty)
-                parts = dataclasses.replace(parts, l2=l2, total=parts.total + l2)
-            with spans("backward"):
-                loss = so_far.add((outputs, targets, parts), self.model.parameters())
-                self.guard.scaler.scale(loss).backward()  # pyright: ignore[reportUnknownMemberType]
+            with _own_gradients(network, last=piece is pieces[-1]):
+                outputs, targets, parts = loss_of(network, piece, config, precision or self.precision, spans, *across)
+                if config.loss.l2_penalty and piece is pieces[-1]:
+                    l2 = l2_penalty(without_norms(self.model), config.loss.l2_penalty)
+                    parts = dataclasses.replace(parts, l2=l2, total=parts.total + l2)
+                with spans("backward"):
+                    loss = so_far.add((outputs, targets, parts), self.model.parameters())
+                    self.guard.scaler.scale(loss).backward()  # pyright: ignore[reportUnknownMemberType]
         return so_far.whole()
 
     def look_back(self, *, wait: bool = False) -> tuple[Step, list[Step]] | None:
@@ -159,6 +200,7 @@ class Stepper:
         thaw(self.model, self.frozen)
         self.frozen = []
         train_mode(self.model)
+        self.join()
         # torch's fused SGD fails where only some parameters of a group have a momentum; it starts from 0 anyway
         for group in self.optimizer.param_groups:
             if group.get("momentum"):
@@ -178,6 +220,27 @@ class Stepper:
     def weights(self) -> SSD:
         """Return the network that is validated and shipped: the average if there is one."""
         return self.model if self.average is None else self.average.module
+
+
+def _own_gradients(network: Callable[[Tensor], HeadOutputs], *, last: bool) -> AbstractContextManager[None]:
+    """Return the context of a part of a batch: gradients go to the other processes with its last part."""
+    if last or not isinstance(network, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return network.no_sync()
+
+
+def _of_all(parts: LossParts, sums: Mapping[str, Tensor]) -> LossParts:
+    """Return the losses and positives of the whole batch, from sums over the processes that share it."""
+    total, classification, localization = (
+        sums[name] / sums["steps"] for name in ("total", "classification", "localization")
+    )
+    return dataclasses.replace(
+        parts,
+        total=total,
+        classification=classification,
+        localization=localization,
+        positives=sums["positives"].long(),
+    )
 
 
 def draw_size(config: Config, step: int) -> Size:

@@ -58,9 +58,11 @@ class Interrupt:
 
     Args:
         folder: The run folder, in which another program may make the file.
+        alone: Whether this process may end when it likes; others that train together end after the same step.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, alone: bool = True) -> None:
+        self.alone = alone
         self.file = folder / STOP
         self.signal: int | None = None
         """The first signal that came."""
@@ -90,7 +92,13 @@ class Interrupt:
 
     @contextlib.contextmanager
     def heard_at_once(self) -> Generator[None]:
-        """Within it a first signal raises EndNow wherever the program stands; one that came before raises it here."""
+        """Within it a first signal raises EndNow wherever the program stands; one that came before raises it here.
+
+        Not where others train together with this process: they decide together, after a step.
+        """
+        if not self.alone:
+            yield
+            return
         self._at_once = True
         try:
             self.check()

@@ -13,6 +13,7 @@ from multibox.ops.boxes import at_least_float32, paired_iou
 from multibox.structures import Dataset
 from multibox.tensors import Batch, HeadOutputs, LossParts
 from multibox.training.guard import start_copy
+from multibox.training.ranks import ALONE, Ranks
 
 SEND_EVERY = 5
 """Steps whose costs are copied from the device together."""
@@ -28,10 +29,12 @@ class Tally:
         run: The run folder.
         dataset: The training split.
         score: "softmax" or "sigmoid", of the network's heads.
+        ranks: The processes that train together, each of which notes its part of every batch.
     """
 
-    def __init__(self, run: Path, dataset: Dataset, score: str) -> None:
+    def __init__(self, run: Path, dataset: Dataset, score: str, ranks: Ranks = ALONE) -> None:
         self.run = run
+        self.ranks = ranks
         self.dataset = dataset
         self.score = score
         self.record = new_record(len(dataset.labels), len(dataset))
@@ -44,6 +47,8 @@ class Tally:
 
     def begin(self) -> None:
         """Make the files ready: none of a later epoch than the run has come to."""
+        if not self.ranks.writes:
+            return
         write_objects(self.run, self.dataset)
         self.epochs = cut_epochs(self.run, self.epochs, self.record.block.size)
 
@@ -65,10 +70,22 @@ class Tally:
 
     def end_epoch(self, epoch: int, step: int) -> None:
         """Write the epoch's record and begin the next one."""
-        self.gather()
-        append_epoch(self.run, epoch, step, self.record)
+        self.merge()
+        if self.ranks.writes:
+            append_epoch(self.run, epoch, step, self.record)
         self.epochs += 1
         self.record = new_record(len(self.dataset.labels), len(self.dataset))
+
+    def merge(self) -> None:
+        """Bring the record up to date with what all processes noted; of an object that several saw the most counts."""
+        self.gather()
+        if self.ranks.count == 1:
+            return
+        columns = self.record[1:]
+        known = np.concatenate([np.nan_to_num(column.astype(np.float32), nan=-1) for column in columns])
+        most = self.ranks.most(torch.as_tensor(known)).numpy()
+        for column, values in zip(columns, np.split(most, np.cumsum([len(c) for c in columns])[:-1]), strict=True):
+            column[...] = values if column.dtype == np.uint8 else np.where(values < 0, np.nan, values)
 
     def state(self) -> dict[str, Tensor]:
         """Return the record of the epoch at hand; the records before it are on the disk then."""

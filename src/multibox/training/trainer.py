@@ -1,38 +1,39 @@
 """The training loop. Everything it calls is a named helper beside it."""
 
 import contextlib
-import shlex
-import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from multibox import __version__
-from multibox.analysis.advice import nothing_matched, score_stays_low, what_would_help
+from multibox.analysis.advice import nothing_matched, score_stays_low
 from multibox.config import Config
 from multibox.data.decoded import DecodedSplits
-from multibox.data.left_out import AUGMENTATION, sentences
 from multibox.errors import ConfigError, MultiboxError, one_line
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset
 from multibox.tensors import Batch
 from multibox.training.compiling import Compiling
-from multibox.training.folder import Hold, load_state, save_state
+from multibox.training.folder import Hold, Packed, load_state, pack_state, save_state, unpack_state
 from multibox.training.journal import Journal
 from multibox.training.loggers import start_loggers
 from multibox.training.metric_files import Records, Row
 from multibox.training.nan_watch import NanWatch
 from multibox.training.norms import train_mode
-from multibox.training.optimizer import known_rate, learning_rate, set_learning_rate
+from multibox.training.optimizer import learning_rate, set_learning_rate
 from multibox.training.pacing import describe_length, going_on, make_pace, out_of_patience
+from multibox.training.ranks import ALONE, CommonClock, Ranks, own_slice
 from multibox.training.reporter import Means, Reporter, describe_score
 from multibox.training.samples import remove_later_samples, write_samples
 from multibox.training.splits import decoded_for, load_training, order_images
 from multibox.training.statistics import Summaries, image_statistics
 from multibox.training.step import Stepper, draw_size, resize_batch
 from multibox.training.stopping import EndNow, Interrupt
+from multibox.training.summary import conclude
 from multibox.training.tally import Tally
 from multibox.training.threads import ThreadPlan
 from multibox.training.validation import Validation
@@ -69,6 +70,7 @@ class Trainer:
         findings: What is strange about the training boxes; the reason given if nothing is learned.
         decoded: The images of both splits, through a store that is closed when training ends; None decodes each time.
         journal: Tells other programs how it goes; None makes one.
+        ranks: The processes that train together; all call `fit`, and rank 0 writes the folder.
     """
 
     matched = False
@@ -110,19 +112,20 @@ class Trainer:
         findings: Sequence[str] = (),
         decoded: DecodedSplits | None = None,
         journal: Journal | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.folder, self.device = config, folder, device
-        self.source, self.known = source, known
+        self.ranks, self.clock = ranks, CommonClock(ranks)
+        self.source, self.known, self.training = source, known, training
         self.reporter = reporter or Reporter()
-        self.stepper = Stepper(model, config, device=device, precision=precision)
+        self.stepper = Stepper(model, config, device=device, precision=precision, ranks=ranks)
         self.decoded = decoded
-        self.validation: Validation | None = None
-        if validation is not None:
-            self.validation = Validation(validation, config, device, decoded and decoded.validation)
-        self.training = training
+        images = decoded and decoded.validation
+        self.validation = None if validation is None else Validation(validation, config, device, images, ranks)
         self.batches = order_images(training, config)
+        self.batches.own = own_slice(ranks, self.batches.batch_size)
         self.steps_per_epoch = self.batches.steps_per_epoch
-        self.pace = make_pace(config, self.steps_per_epoch, started)
+        self.pace = make_pace(config, self.steps_per_epoch, started, self.clock)
         self.batches.steps = self.pace.fixed or ENDLESS
         self.pace.batches = 0.0 if validation is None else len(validation) / self.batches.batch_size
         self.nans = NanWatch(folder, self.stepper, training.class_names, lambda text: self.reporter.note(text))
@@ -131,12 +134,12 @@ class Trainer:
         self.positives = torch.zeros((), device=device)
         """Matched anchors of all steps of this process."""
         self.warned: set[str] = set()
-        self.clock = time.monotonic()
-        self.interrupt = Interrupt(folder)
-        self.records = Records(folder, [])
-        self.journal = journal or Journal(folder, config.preset, device, started)
+        self.lapped = self.clock()
+        self.interrupt = Interrupt(folder, alone=ranks.count == 1)
+        self.records = Records(folder, [], writes=ranks.writes)
+        self.journal = journal or Journal(folder, config.preset, device, started, writes=ranks.writes)
         self.hold = hold
-        self.tally = Tally(folder, training, config.model.score)
+        self.tally = Tally(folder, training, config.model.score, ranks)
         self.stepper.watch = self.tally.add
         self.statistics: Summaries = {}
         """Of the training images."""
@@ -157,13 +160,8 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the folder's state, with the very images and learning rates that were left."""
         notes, more = load_state(self.folder, self.stepper)
-        self.pace.restore(notes["pace"])
-        self.due, self.best, self.seconds = notes["due"], notes["best"], notes["seconds"]
-        self.records.rows, self.known = notes["rows"], notes.get("known", False)
-        self.lost_boxes = notes.get("lost_boxes", 0)
-        self.tally.restore(notes.get("ledger_epochs", 0), more)
-        self.saved, self.saved_at = time.monotonic(), (self.pace.step, len(self.records.rows))
-        self.nans.restore(self.pace.step, notes.get("nans", {}))
+        self._restore(notes, more)
+        self.saved, self.saved_at = self.clock(), (self.pace.step, len(self.records.rows))
         if self.finished:
             # A timed run may have taken longer than its minutes, and the minutes may be new
             done = f"{self.pace.spent / 60:.1f} minutes" if self.pace.seconds else describe_length(self.config)
@@ -175,6 +173,25 @@ class Trainer:
         self.records.rewind(self.pace.step)
         self.reporter.note(going_on(self.pace, self.config, self.device, notes.get("torch", torch.__version__)))
         remove_later_samples(self.folder, self.pace.step)
+
+    def _restore(self, notes: dict[str, Any], more: dict[str, Tensor]) -> None:
+        self.pace.restore(notes["pace"])
+        self.due, self.best, self.seconds = notes["due"], notes["best"], notes["seconds"]
+        self.records.rows, self.lost_boxes = notes["rows"], notes.get("lost_boxes", 0)
+        self.tally.restore(notes.get("ledger_epochs", 0), more)
+        self.known = notes.get("known", False)
+        self.nans.restore(self.pace.step, notes.get("nans", {}))
+
+    def packed(self) -> Packed:
+        """Return the state for the processes that train with this one."""
+        return pack_state(self.stepper, self._notes() | {"saved_at": self.saved_at}, self.tally.state())
+
+    def follow(self, packed: Packed) -> None:
+        """Begin with the state of rank 0."""
+        notes, more = unpack_state(self.stepper, packed)
+        self._restore(notes, more)
+        self.saved_at = notes["saved_at"]
+        self.lost_boxes = 0  # Counted there already
 
     def fit(self) -> None:
         """Train to the end, or until patience runs out.
@@ -198,25 +215,29 @@ class Trainer:
                 self._save_at_stop()
                 raise self.interrupt.reason() from None
             self.interrupted = self.interrupt.asked
-            self._conclude()
+            self._gather_lost()
+            conclude(self)
 
     def _begin(self) -> None:
+        self.saved = self.clock.look()
         self.batches.start_step = self.pace.step
         self._plan_mixing()
         train_mode(self.stepper.model)
+        self.stepper.join()
         self.tally.begin()
         self.reporter.begin(self)
         self.journal.listeners.append(self.records.take)
         with self.interrupt.heard_at_once():
-            start_loggers(self)
+            _ = self.ranks.writes and start_loggers(self)
         self.journal.begin(self)
         if self.saved_at[0] < 0:
             # From here on the folder can be resumed, whatever happens before the first epoch ends
             self._save_state()
         # Before the first step, as a timed run must know what is left
-        images = self.decoded.training if self.decoded else decoded_for(self.training, self.config)
-        with self.interrupt.heard_at_once():
-            self.statistics = image_statistics(self.training, images)
+        if self.ranks.writes:
+            images = self.decoded.training if self.decoded else decoded_for(self.training, self.config)
+            with self.interrupt.heard_at_once():
+                self.statistics = image_statistics(self.training, images)
         self._lap()
         if self.known and not self.records.rows:
             self._score_start()
@@ -229,6 +250,8 @@ class Trainer:
             with self.interrupt.heard_at_once():
                 batch = next(batches)
             self._step(batch, threads)
+            if self.clock.asked and self.ranks.count > 1:
+                raise EndNow
             if self.owes_row:
                 self._end_epoch(threads)
             elif self.state_due():
@@ -240,7 +263,7 @@ class Trainer:
     def state_due(self) -> bool:
         """Return whether the clock says that the state should be saved, where no validation and no end saves it."""
         wait = max(60 * self.config.train.save_minutes, self.pace.saving / SAVING_SHARE)
-        return time.monotonic() - self.saved >= wait
+        return self.clock() - self.saved >= wait
 
     def _save_at_stop(self) -> None:
         """Save the state of the last step, unless it is the one in the folder."""
@@ -266,7 +289,7 @@ class Trainer:
         self.nans.check()
         self.positives += parts.positives
         self.lost_boxes += batch.lost_boxes
-        took = self._lap()
+        took = self._lap(self.interrupt.asked)
         if threads:
             threads.after_step(took, work=size.height * size.width)
         self.seconds += took
@@ -318,10 +341,13 @@ class Trainer:
         if (total := self.pace.total) is not None:
             self.batches.mixed_steps = int(self.config.train.mix_until * total)
 
-    def _lap(self) -> float:
-        """Return the seconds since the last lap: of a step with the wait for its batch, of a validation, of a save."""
-        now = time.monotonic()
-        took, self.clock = now - self.clock, now
+    def _lap(self, asked: bool = False) -> float:
+        """Return the seconds since the last lap: of a step with the wait for its batch, of a validation, of a save.
+
+        All processes measure the same, and hear whether any was asked to end.
+        """
+        now = self.clock.look(asked)
+        took, self.lapped = now - self.lapped, now
         return took
 
     def _score_start(self) -> None:
@@ -341,10 +367,12 @@ class Trainer:
         self.reporter.waiting("validating")
         self.journal.update("validating", self)
         self._lap()
+        self.stepper.align()
         with self.interrupt.heard_at_once():
             row = validation.score(self.stepper.weights(), self._look_up)
-        drawn = write_samples(self.folder, self.pace.step, validation.sample_sheet())
-        self.journal.validation(self, row, drawn)
+        if self.ranks.writes:
+            drawn = write_samples(self.folder, self.pace.step, validation.sample_sheet())
+            self.journal.validation(self, row, drawn)
         self.pace.validation = self._lap()
         self.validated = self.pace.step
         self.due = self.pace.position + self._interval()
@@ -367,50 +395,15 @@ class Trainer:
         first = self.validated < 0 and not self.due
         return self.pace.position >= (self._interval() if first else self.due)
 
-    def _conclude(self) -> None:
-        """Say what the run has come to, and in one sentence what would help most."""
-        rows, note = self.records.rows, self.reporter.note
-        for sentence in sentences({AUGMENTATION: self.lost_boxes}):
-            note(f"{sentence} in {self.pace.step} steps")
-        if not self.pace.finished:
-            note(
-                f"ended after step {self.pace.step} of {self.pace.total}: "
-                f"{self.config.train.patience} validations in a row were no better than mAP@0.5 {self.best:.3f}, whose "
-                "weights are best.safetensors (train.patience); the learning rate's schedule was not shortened"
-            )
-        scored = [row for row in rows if row.get("val_map50") is not None]
-        if len(scored) > 1 and scored[0]["step"] == 0 and scored[0]["val_map50"] == self.best:
-            advice = "; a lower rate may improve on them, such as --set train.lr=3e-5"
-            note(
-                f"no validation was better than the weights before the first step (mAP@0.5 {self.best:.3f}), so "
-                f"best.safetensors are those{advice if known_rate(self.config.train) > 1e-4 else ''}"
-            )
-        elif self.warned:
-            note(
-                nothing_matched(self.pace.step, int(self.positives), self.findings)
-                or score_stays_low(rows, self.findings)
-                or "in the end the run found objects, in spite of the warning above"
-            )
-        elif self.validation is not None:
-            more = shlex.join(["multibox", "train", "--resume", str(self.folder), *self._longer()])
-            if advice := what_would_help(rows, self.training, self.validation.per_class, more):
-                note(advice)
-
-    def _longer(self) -> list[str]:
-        """Return the options of a run twice as long."""
-        minutes = self.config.train.minutes
-        if minutes != "none":
-            return ["--minutes", f"{2 * minutes:g}"]
-        return ["--epochs", str(-(-2 * self.pace.step // self.steps_per_epoch))]
-
     def save(self) -> None:
-        """Write last and best checkpoint, metrics and state.
+        """Write last and best checkpoint, metrics and state, by rank 0; all processes call it.
 
         Raises:
             MultiboxError: The weights are not finite; nothing is written.
         """
         self.nans.check_weights()
         self._lap()
+        self.stepper.align()
         # A row of an earlier step says nothing of these weights
         rows = self.records.rows
         last = rows[-1] if rows and rows[-1]["step"] == self.pace.step else {}
@@ -424,11 +417,13 @@ class Trainer:
             merge=self.config.data.merge,
             statistics=self._all_statistics(),
         )
-        save_checkpoint(self.folder / "last.safetensors", checkpoint)
+        if self.ranks.writes:
+            save_checkpoint(self.folder / "last.safetensors", checkpoint)
         score = last.get("val_map50")
         if score is not None and score > self.best:
             self.best = float(score)
-            save_checkpoint(self.folder / "best.safetensors", checkpoint)
+            if self.ranks.writes:
+                save_checkpoint(self.folder / "best.safetensors", checkpoint)
         self.records.save()
         self._save_state()
         self.pace.saving = self._lap()
@@ -441,7 +436,18 @@ class Trainer:
 
     def _save_state(self) -> None:
         self.nans.check_weights()
-        notes = {
+        self._gather_lost()
+        self.tally.merge()
+        if self.ranks.writes:
+            save_state(self.folder, self.stepper, self._notes(), self.tally.state())
+        self.saved, self.saved_at = self.clock(), (self.pace.step, len(self.records.rows))
+
+    def _gather_lost(self) -> None:
+        """Let rank 0 have the count of all processes."""
+        self.lost_boxes = sum(self.ranks.gather(self.lost_boxes)) * self.ranks.writes
+
+    def _notes(self) -> dict[str, Any]:
+        return {
             "nans": self.nans.state(),
             "pace": self.pace.state(),
             "due": self.due,
@@ -453,8 +459,6 @@ class Trainer:
             "known": self.known,
             "torch": torch.__version__,
         }
-        save_state(self.folder, self.stepper, notes, self.tally.state())
-        self.saved, self.saved_at = time.monotonic(), (self.pace.step, len(self.records.rows))
 
     def _checkpoint_config(self) -> Config:
         """Return the config for a checkpoint: no paths, and thresholds only if these very weights were validated."""
