@@ -111,7 +111,7 @@ def option_hint(option: str, args: Sequence[str] = (), own: Collection[str] = ()
     from multibox.settings import NO_SETTING, assigned, list_settings, meant_settings, plain_name
 
     name = plain_name(option)
-    if name in NO_SETTING:
+    if name in NO_SETTING and option not in NO_SETTING[name]:
         return f"{option} is no option of this command; {NO_SETTING[name]}"
     known = list_settings(Config)
     meant = meant_settings(name, known, near=False)

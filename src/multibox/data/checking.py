@@ -27,6 +27,8 @@ Counting = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int]
 
 _PER_PIXEL = 100
 """Boxes are compared in hundredths of a pixel, so that rounding of another machine changes nothing."""
+_LARGEST = 2.0**62
+"""Of these hundredths; a coordinate beyond it counts as that."""
 _BLOCK = 1 << 16
 """Rows handled at once, so that working memory stays small."""
 _TOGETHER = 32
@@ -65,7 +67,9 @@ def _add(digest: Any, dataset: Dataset) -> None:
     _add_numbers(digest, np.diff(starts))
     for first in range(0, len(rows), _BLOCK):
         boxes = dataset.boxes_xyxy[rows[first : first + _BLOCK]]
-        _add_numbers(digest, np.rint(boxes * _PER_PIXEL).astype(np.int64))
+        # Boxes beyond all reason have whole numbers, too
+        whole = np.clip(np.nan_to_num(np.rint(boxes * _PER_PIXEL)), -_LARGEST, _LARGEST)
+        _add_numbers(digest, whole.astype(np.int64))
     _add_numbers(digest, dataset.labels[rows].astype(np.int64))
     for flags in (dataset.difficult, dataset.crowd):
         _add_numbers(digest, flags[rows].astype(np.uint8))

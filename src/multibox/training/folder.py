@@ -92,8 +92,11 @@ def check_state(folder: Path) -> None:
     """Refuse a state that this version cannot go on from; call it before any work. `load_state` refuses a missing one.
 
     Raises:
+        ConfigError: the folder holds a step that was not finite, no run.
         WeightsError: the state is broken or of another version.
     """
+    if folder.name.startswith("nan-") and (folder / "report.json").is_file():
+        raise ConfigError(f"{folder} holds a step that was not finite, no run; repeat it by --replay {folder}")
     if (folder / STATE).is_file():
         _read_state(folder, notes_only=True)
 

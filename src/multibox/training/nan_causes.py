@@ -20,6 +20,7 @@ TINY = 1e-5
 """Share of the image's width or height below which a box is called tiny."""
 LOWER = 4.0
 """The learning rate that is advised is so many times lower."""
+MOST_RATE, USUAL_RATE = 1.0, 1e-3
 GREW = 10.0
 """The loss has grown if it is so many times the lowest one."""
 SMOOTH = 5
@@ -192,8 +193,13 @@ def _rate_words(evidence: Evidence, grew: tuple[float, float] | None, rate: floa
     return ", ".join(words)
 
 
+def lower_rate(rate: float) -> float:
+    """Return the rate to try: a quarter, of one that is beyond all reason a usual one."""
+    return rate / LOWER if rate <= MOST_RATE else USUAL_RATE
+
+
 def _lower(rate: float) -> str:
-    return f"such as --set train.lr={rate / LOWER:g}, or auto, which looks for one"
+    return f"in another run, such as --set train.lr={lower_rate(rate):g}, or auto, which looks for one"
 
 
 def _at(measured: Measured) -> str:

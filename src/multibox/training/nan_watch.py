@@ -13,7 +13,7 @@ from multibox.errors import MultiboxError, WeightsError
 from multibox.tensors import Batch
 from multibox.training.folder import saved_weights
 from multibox.training.guard import Step
-from multibox.training.nan_causes import LOWER, Cause, Evidence, class_cause, find_cause, odd_classes, try_earlier
+from multibox.training.nan_causes import Cause, Evidence, class_cause, find_cause, lower_rate, odd_classes, try_earlier
 from multibox.training.nan_measures import Measured, measure
 from multibox.training.nan_report import FORMAT, Report, write_report
 from multibox.training.optimizer import known_rate
@@ -117,7 +117,7 @@ class NanWatch:
         raise MultiboxError(
             f"values of {name} are not finite after step {stepper.guard.number}, so nothing is saved over the last "
             "good state; lower the learning rate, such as --set "
-            f"train.lr={known_rate(self.config.train) / LOWER:g}"
+            f"train.lr={lower_rate(known_rate(self.config.train)):g}"
         )
 
     def state(self) -> dict[str, Any]:
@@ -142,10 +142,10 @@ class NanWatch:
                 self.tell(f"{self.skipped} batches were left out already, the most of train.nan_skips")
             raise MultiboxError(self._write(report, batches))
         self.skipped += 1
-        self.tell(
-            f"{self._write(report, batches)}; its batch is left out ({self.skipped} of at most "
-            f"{self.config.train.nan_skips}, train.nan_skips)"
-        )
+        sentence, most = self._write(report, batches), self.config.train.nan_skips
+        if self.skipped > 1:
+            sentence = f"{report.trouble}, likely by the {cause.kind}; see {self.folder / f'nan-{step.number}'}"
+        self.tell(f"{sentence}; its batch is left out ({self.skipped} of at most {most}, train.nan_skips)")
 
     def _evidence(self, batches: Sequence[Batch]) -> Evidence:
         try:
@@ -180,5 +180,5 @@ class NanWatch:
         self.tell(
             f"the loss has been above {DIVERGED:g} times its best mean ({self.divergence.best:.3g}) for {FOR_STEPS} "
             f"steps (step {step}: {loss:.3g}): the run diverges; stop it and start anew with a lower learning rate, "
-            f"such as --set train.lr={rate / LOWER:g}"
+            f"such as --set train.lr={lower_rate(rate):g}"
         )

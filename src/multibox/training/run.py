@@ -468,8 +468,8 @@ def _check_input_size(model: SSD, config: Config) -> None:
                 copy.deepcopy(model).train()(image)
     except ValueError:
         raise ConfigError(
-            f"train.batch_size={config.train.batch_size} in {config.train.accumulate} parts (train.accumulate): a "
-            "batch norm over a map of one cell has nothing to go by in one image; give 2 images or more for each part"
+            f"train.batch_size={config.train.batch_size}: a batch norm over a map of one cell has nothing to go by in "
+            f"one image; give 2 images or more for each of the {config.train.accumulate} parts (train.accumulate)"
         ) from None
     except RuntimeError as error:
         raise ConfigError(

@@ -25,7 +25,7 @@ from multibox.training.metric_files import Records, Row
 from multibox.training.nan_watch import NanWatch
 from multibox.training.norms import train_mode
 from multibox.training.optimizer import learning_rate, set_learning_rate
-from multibox.training.pacing import describe_length, going_on, make_pace, out_of_patience
+from multibox.training.pacing import going_on, make_pace, out_of_patience
 from multibox.training.ranks import ALONE, CommonClock, Ranks, own_slice
 from multibox.training.reporter import Means, Reporter, describe_score
 from multibox.training.samples import remove_later_samples, write_samples
@@ -164,7 +164,7 @@ class Trainer:
         self.saved, self.saved_at = self.clock(), (self.pace.step, len(self.records.rows))
         if self.finished:
             # A timed run may have taken longer than its minutes, and the minutes may be new
-            done = f"{self.pace.spent / 60:.1f} minutes" if self.pace.seconds else describe_length(self.config)
+            done = f"{self.pace.spent / 60:.1f} minutes" if self.pace.seconds else f"{self.pace.step} steps"
             raise ConfigError(
                 f"{self.folder} is finished, nothing is left to train; give more --minutes or --epochs than its "
                 f"{done}, or start another run from its weights: --weights {self.folder}"
