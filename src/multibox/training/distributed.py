@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous  # pyright: ignore[reportUnknownVariableType]
 
 from multibox.config import Config
 from multibox.errors import ConfigError, MultiboxError
@@ -58,9 +59,21 @@ def join(device: str) -> Ranks:
         if os.environ.get("OMP_NUM_THREADS") == "1":
             # torchrun says so where nobody said anything
             torch.set_num_threads(available_cores())
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        distributed.init_process_group(backend, store=_own_store(), rank=int(os.environ["RANK"]), world_size=count)
         atexit.register(distributed.destroy_process_group)
     return Ranks(distributed.get_rank(), distributed.get_world_size(), _hosts())
+
+
+def _own_store() -> Any:
+    """Return where the processes of this start find each other.
+
+    torchrun keeps one store for all its restarts. The addresses of workers that were killed stand there still, so those
+    of each start have a prefix of their own.
+    """
+    store, _, _ = next(iter(rendezvous("env://")))
+    prefix = f"multibox, restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return distributed.PrefixStore(prefix, store)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def own_device(asked: str) -> str:
@@ -132,12 +145,15 @@ def _all_ready(ranks: Ranks) -> None:
         raise MultiboxError(problem)
 
 
-def check_shares(config: Config, images: int, ranks: Ranks) -> None:
-    """Refuse batches that leave a process without an image.
+def check_shares(config: Config, images: int, ranks: Ranks, device: str) -> None:
+    """Refuse batches that leave a process without an image, and common batch norms where torch has none.
 
     Raises:
-        ConfigError: there are fewer images per batch than processes, times the parts of `train.accumulate`.
+        ConfigError: there are fewer images per batch than processes, times the parts of `train.accumulate`; or
+            `train.sync_batch_norm` on CPUs.
     """
+    if config.train.sync_batch_norm and ranks.count > 1 and device == "cpu":
+        raise ConfigError("train.sync_batch_norm needs GPUs, as torch has it for them alone; leave it off on CPUs")
     batch, parts = min(known_batch_size(config.train), images), config.train.accumulate
     if ranks.count > 1 and batch < ranks.count * parts:
         raise ConfigError(

@@ -1,7 +1,9 @@
 """Parts of a network that training must treat with care: frozen ones, and batch norms folded by another framework."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,16 @@ def thaw(model: nn.Module, names: Iterable[str]) -> None:
     """Let the parameters of these names learn again."""
     for name in names:
         model.get_parameter(name).requires_grad_(True)
+
+
+def with_common_norms(model: nn.Module) -> Any:
+    """Return the network with batch norms over the batches of all processes; its weights and statistics are the same.
+
+    torch has them for GPUs alone.
+    """
+    same = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    torch_norm: Any = nn.SyncBatchNorm  # its method has no types
+    return torch_norm.convert_sync_batchnorm(copy.deepcopy(model, same))
 
 
 def train_mode(model: nn.Module) -> None:

@@ -335,7 +335,7 @@ def _assemble(
         if known:
             config = spare_knowledge(model, config, validation or training, device, reporter)
         config = find_numbers(config, model, training, device, precision, reporter, decoded.training)
-    check_shares(config, len(training), ranks)
+    check_shares(config, len(training), ranks, device)
     findings = look_at_boxes(training, config)
     for finding in findings:
         reporter.note(finding)

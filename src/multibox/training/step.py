@@ -23,7 +23,7 @@ from multibox.structures import Size
 from multibox.tensors import Batch, HeadOutputs, LossParts
 from multibox.training.accumulating import Accumulation, Computed, split_batch
 from multibox.training.guard import Guard, Step
-from multibox.training.norms import freeze, thaw, train_mode, without_norms
+from multibox.training.norms import freeze, thaw, train_mode, with_common_norms, without_norms
 from multibox.training.optimizer import decay_penalty, make_average, make_optimizer
 from multibox.training.precision import autocast
 from multibox.training.ranks import ALONE, Ranks
@@ -104,13 +104,12 @@ class Stepper:
         if self.ranks.count > 1:
             # The one before must be gone, since it would go on with the same gradients
             self.network = self.model
-            # Batch norms keep statistics of their own until `align`
+            # Other batch norms keep statistics of their own until `align`
+            network = with_common_norms(self.model) if self.config.train.sync_batch_norm else self.model
             with warnings.catch_warnings():
                 # Its new name is not known to the older versions of torch that we take
                 warnings.simplefilter("ignore", FutureWarning)
-                self.network = DistributedDataParallel(
-                    self.model, broadcast_buffers=False, gradient_as_bucket_view=True
-                )
+                self.network = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     @torch.no_grad()
     def align(self) -> None:

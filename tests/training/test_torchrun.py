@@ -1,0 +1,94 @@
+"""`torchrun -m multibox train`: a rank that is killed, and what is refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from multibox.config import Config
+from multibox.errors import ConfigError
+from multibox.training.distributed import check_shares
+from multibox.training.norms import with_common_norms
+from multibox.training.ranks import Ranks
+
+EPOCHS = 8
+SETTINGS = ["model.input_size=[64,64]", "train.batch_size=4", "train.threads=1", "train.precision=float32"]
+
+
+def start(data, out, log):
+    """Start two processes that train one run, as torchrun does, restarted up to three times."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3"]
+    command += ["-m", "multibox", "train", str(data), "--out", str(out), "--preset", "tinyssd", "--weights", "none"]
+    command += ["--epochs", str(EPOCHS), "--device", "cpu", *(f"--set={one}" for one in SETTINGS)]
+    with log.open("w") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+
+
+def wait_for_step(out, step, seconds=120.0):
+    """Wait until the run has done so many steps; return how many it has."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            done = json.loads((out / "status.json").read_bytes())["step"]
+        except (OSError, ValueError):
+            done = 0
+        if done >= step:
+            return done
+        time.sleep(0.02)
+    raise AssertionError(f"no step {step} within {seconds} s")
+
+
+def process_of_rank(torchrun, rank):
+    """Return the process id of a rank."""
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    return next(int(one) for one in children if f"\0RANK={rank}\0" in Path(f"/proc/{one}/environ").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks in Linux's /proc")
+def test_a_run_whose_ranks_are_killed_ends_as_one_that_nobody_disturbed(squares, tmp_path):
+    whole = start(squares, tmp_path / "whole", tmp_path / "whole.log")
+    assert whole.wait(300) == 0, (tmp_path / "whole.log").read_text()[-3000:]
+    dice = random.Random(16)
+    killed = start(squares, tmp_path / "killed", tmp_path / "killed.log")
+    try:
+        for rank in (1, 0):
+            wait_for_step(tmp_path / "killed", dice.randint(3, 8) + 8 * (rank == 0))
+            os.kill(process_of_rank(killed, rank), signal.SIGKILL)
+            time.sleep(1)
+        assert killed.wait(300) == 0, (tmp_path / "killed.log").read_text()[-3000:]
+    finally:
+        killed.kill()
+        killed.wait()
+    for name in ("metrics.csv", "last.safetensors", "best.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    events = [json.loads(line) for line in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()]
+    assert [event["epoch"] for event in events if event["kind"] == "epoch"] == list(range(1, EPOCHS + 1))
+    assert json.loads((tmp_path / "killed/status.json").read_bytes())["state"] == "finished"
+
+
+def test_common_batch_norms_share_weights_and_statistics():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    common = with_common_norms(model)
+    assert isinstance(common[1], nn.SyncBatchNorm) and isinstance(model[1], nn.BatchNorm2d)
+    assert common[0].weight is model[0].weight and common[1].weight is model[1].weight
+    with torch.no_grad():
+        common[1].running_mean += 1
+    assert model[1].running_mean.tolist() == [1] * 4
+
+
+def test_what_processes_cannot_share_is_refused():
+    config = Config(preset="tinyssd").updated({"train.batch_size": 4})
+    check_shares(config, 100, Ranks(0, 4), "cpu")
+    with pytest.raises(ConfigError, match="4 images per batch leave some of 5 processes without an image"):
+        check_shares(config, 100, Ranks(0, 5), "cpu")
+    with pytest.raises(ConfigError, match="sync_batch_norm needs GPUs"):
+        check_shares(config.updated({"train.sync_batch_norm": True}), 100, Ranks(0, 2), "cpu")
