@@ -27,6 +27,8 @@ ROUNDS = 5
 """Steps of each kind that are compared, in turn."""
 GAIN = 1.03
 """How many times as fast a compiled step must be to be used; less is lost in the noise."""
+FEW_OBJECTS = 32
+"""Most objects per image, padding included, with which `auto` tries to compile matching as well."""
 THREADS_MAY_CHANGE = {"cpp.dynamic_threads": True}
 """Option of the compiler: its loops take as many threads as PyTorch has when they run, see `ThreadPlan`."""
 
@@ -148,7 +150,7 @@ class Compiling:
         if self.asked == "auto" and (self.several_sizes or left < LONG["cpu" if stepper.device == "cpu" else "gpu"]):
             return False
         part = split_batch(batch, stepper.config.train.accumulate)[0]
-        for make in self._candidates(stepper):
+        for make in self._candidates(stepper, batch.gt_labels.shape[1]):
             compute = make()
             try:
                 cost, plain, fast = measure(stepper, part, compute)
@@ -175,15 +177,16 @@ class Compiling:
         release_compiler()
         return True
 
-    def _candidates(self, stepper: Stepper) -> list[type[CompiledNetwork] | type[CompiledWhole]]:
+    def _candidates(self, stepper: Stepper, objects: int) -> list[type[CompiledNetwork] | type[CompiledWhole]]:
         """Return what to try, the best guess first."""
         if self.asked == "network" or stepper.ranks.count > 1:
             # Processes tell each other counts inside the loss, which is not compiled
             return [CompiledNetwork]
         if self.asked == "whole":
             return [CompiledWhole]
-        # On a CPU a row per anchor costs more than compiling brings
-        return [CompiledNetwork] if stepper.device == "cpu" else [CompiledWhole, CompiledNetwork]
+        # On a CPU a row per anchor costs more than compiling brings, and each object is a round of matching to compile
+        few = stepper.device != "cpu" and objects <= FEW_OBJECTS
+        return [CompiledWhole, CompiledNetwork] if few else [CompiledNetwork]
 
 
 def measure(stepper: Stepper, batch: Batch, compute: Callable[..., Computed]) -> tuple[float, float, float]:
