@@ -11,7 +11,7 @@ from multibox import api
 from multibox.cli.main import app
 from multibox.training.run import RunOptions
 
-ELSEWHERE = {"seeds", "ablate", "dry_run", "open_"}
+ELSEWHERE = {"seeds", "ablate", "dry_run", "open_", "replay"}
 """What the command does with more than one run, without any, or beside one."""
 NAMES = {"set_": "changes", "moved": "data"}
 """Options of the command under their names in Python."""

@@ -320,7 +320,7 @@ HUGE = 2**62
         (b"[]", "Expected `object`, got `array`"),
         (b"[]", 'expected {"inputs": [{"name": "images", "shape": [1, height, width, 3]'),
         (b"\xff", "malformed"),
-        (b'{"inputs":[{"name":"\xff","shape":[],"datatype":"a"}]}', "utf-8"),
+        (b'{"inputs":[{"name":"\xff","shape":[],"datatype":"a"}]}', "UTF-8"),
         (b'{"inputs":' + b"[" * 5000 + b"]" * 4000 + b"}", "the request"),
         ({}, "missing required field `inputs`"),
         ({"inputs": []}, "0 inputs"),
@@ -398,7 +398,8 @@ HUGE = 2**62
 def test_wrong_requests_are_400(client, fake, body, what):
     answer = infer(client, body)
     assert answer.status_code == 400
-    assert what in answer.json()["error"]
+    # Versions of msgspec write utf-8 and UTF-8
+    assert what.lower() in answer.json()["error"].lower()
     assert fake.asked == []
 
 

@@ -55,7 +55,7 @@ class Reporter:
 
     def row(self, trainer: "Trainer", row: Row) -> None:
         """Tell what an epoch brought, where it was validated or is the last one."""
-        if trainer.config.train.report == "d2l" and int(row["epoch"] or 0) % 5 == 0 and "total_loss" in row:
+        if trainer.config.train.report == "d2l" and int(row["epoch"] or 0) % 5 == 0 and "class_error" in row:
             self.write(d2l_line(trainer.records.rows))
         if "val_map50" in row or trainer.finished:
             self.write(epoch_line(row))
