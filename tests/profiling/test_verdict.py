@@ -74,8 +74,8 @@ def test_parts_add_up_to_the_run():
 @pytest.mark.parametrize(
     ("profile", "words"),
     [
-        (PROFILE, "83% of the time goes into the network itself"),
-        (machine(throttled=0.4), "a quota on processor time stopped this process in 40%"),
+        (PROFILE, "83 % of the time goes into the network itself"),
+        (machine(throttled=0.4), "a quota on processor time stopped this process in 40 %"),
         (machine(others=1.2), r"other programs keep 1.2 of the 4 cores busy \(burner most of all\)"),
         (changed(memory=15 * 10**9), "set train.batch_size=8, or train.accumulate=2"),
         (
@@ -84,7 +84,7 @@ def test_parts_add_up_to_the_run():
         ),
         (
             changed(waiting=4, step=5, first_waiting=4, kept=0.25),
-            "only 25% of the images fit decoded into memory; .* --cache-gb",
+            "only 25 % of the images fit decoded into memory; .* --cache-gb",
         ),
         (
             changed(first_waiting=9, epochs=2, image=dataclasses.replace(IMAGE, size=Size(3000, 4000))),

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 
-from multibox.data.augmentation import find_augmentation
-from multibox.data.augmented import AugmentedImages
 from multibox.data.sampling import Key
 from multibox.profiling.machine import MachineUse, MachineWatch, peak_memory, whole_memory
 from multibox.profiling.preparing import ImageCost, image_cost
@@ -20,7 +18,7 @@ from multibox.training.norms import train_mode
 from multibox.training.reporter import Reporter
 from multibox.training.run import CACHE, Data, RunOptions, prepare
 from multibox.training.spans import Stopwatch
-from multibox.training.splits import decoded_for, load_training
+from multibox.training.splits import augmented_for, load_training
 from multibox.training.step import draw_size, resize_batch
 from multibox.training.threads import ThreadPlan
 from multibox.training.trainer import Trainer
@@ -242,18 +240,8 @@ def _run_steps(trainer: Trainer, watch: Stopwatch, threads: ThreadPlan | None, c
 
 
 def _image_cost(trainer: Trainer) -> ImageCost:
-    config = trainer.config
-    red, green, blue = (round(value) for value in config.model.mean)
-    images = AugmentedImages(
-        trainer.training,
-        Size(*config.model.input_size),
-        find_augmentation(config.train.augmentation),
-        seed=config.train.seed,
-        fill=(red, green, blue),
-        decoded=decoded_for(trainer.training, config),
-    )
     keys: list[Key] = [key for step in range(4) for key in trainer.batches.batch(step)]
-    return image_cost(images, keys)
+    return image_cost(augmented_for(trainer.training, trainer.config), keys)
 
 
 def _validation_seconds(trainer: Trainer) -> float:

@@ -29,6 +29,10 @@ def advise(profile: Profile) -> str:
     return next((sentence for cause in causes if (sentence := cause(profile))), _network(profile))
 
 
+def _percent(share: float) -> str:
+    return f"{_percent(share)}"
+
+
 def _share(profile: Profile, *names: str) -> float:
     parts = profile.parts()
     return sum(parts[name] for name in names) / max(profile.total, 1e-12)
@@ -39,7 +43,7 @@ def _quota(profile: Profile) -> str | None:
     if held is None or held < THROTTLED:
         return None
     return (
-        f"a quota on processor time stopped this process in {held:.0%} of the scheduler's periods; give the container "
+        f"a quota on processor time stopped this process in {_percent(held)} of the scheduler's periods; give the container "
         f"more cores (it has {profile.machine.cores}), or set train.threads and train.workers lower"
     )
 
@@ -73,7 +77,7 @@ def _images(profile: Profile) -> str | None:
     if sum(shares.values()) < IMAGES:
         return None
     largest = max(shares, key=lambda name: shares[name])
-    image, waits = profile.image, f"{sum(shares.values()):.0%} of the time goes into preparing images"
+    image, waits = profile.image, f"{_percent(sum(shares.values()))} of the time goes into preparing images"
     if largest == "read":
         rate = image.bytes / max(image.read, 1e-9) / 1e6
         return (
@@ -95,7 +99,7 @@ def _about_decoding(profile: Profile) -> str:
     each = f"{image.size.width}x{image.size.height}, {1000 * image.decode:.0f} ms of a core each"
     if profile.kept < 1:
         return (
-            f"only {profile.kept:.0%} of the images fit decoded into memory; give them room with --cache-gb, "
+            f"only {_percent(profile.kept)} of the images fit decoded into memory; give them room with --cache-gb, "
             "or put them on a disk with --cache-dir"
         )
     if image.size.height * image.size.width > LARGE * 4 * wanted.height * wanted.width:
@@ -108,21 +112,21 @@ def _about_decoding(profile: Profile) -> str:
 
 def _validation(profile: Profile) -> str | None:
     share = _share(profile, "validation")
-    if share < VALIDATION:
+    if share < VALIDATION or profile.validations < 2:
         return None
     fewer = max(2, round(2 * profile.epochs / max(1, profile.validations)))
     return (
-        f"{share:.0%} of the time goes into {profile.validations} validations of {profile.validation:.1f} s; validate "
+        f"{_percent(share)} of the time goes into {profile.validations} validations of {profile.validation:.1f} s; validate "
         f"less often with --set train.validate_every={fewer}, or on fewer images"
     )
 
 
 def _saving(profile: Profile) -> str | None:
     share = _share(profile, "saving")
-    if share < SAVING:
+    if share < SAVING or profile.saves < 2:
         return None
     return (
-        f"{share:.0%} of the time goes into {profile.saves} saves of {profile.saving:.1f} s; put the run folder "
+        f"{_percent(share)} of the time goes into {profile.saves} saves of {profile.saving:.1f} s; put the run folder "
         "(--out) on a faster disk, or save less often with --set train.save_minutes=10"
     )
 
@@ -132,7 +136,7 @@ def _tiny_batch(profile: Profile) -> str | None:
     if share < UPDATE or profile.batch_size > TINY:
         return None
     return (
-        f"{share:.0%} of a step does not depend on its {profile.batch_size} "
+        f"{_percent(share)} of a step does not depend on its {profile.batch_size} "
         f"{'image' if profile.batch_size == 1 else 'images'}; a larger batch shares that among more, such as --set "
         f"train.batch_size={8 * profile.batch_size}"
     )
@@ -143,7 +147,7 @@ def _one_core(profile: Profile) -> str | None:
         return None
     share = _share(profile, "forward", "backward")
     return (
-        f"{share:.0%} of the time goes into the network, on the one core that this process may use; allow it more "
+        f"{_percent(share)} of the time goes into the network, on the one core that this process may use; allow it more "
         "(taskset, the container's cpus), or use a GPU"
     )
 
@@ -153,7 +157,7 @@ def _matching(profile: Profile) -> str | None:
     if share < UPDATE:
         return None
     return (
-        f"{share:.0%} of the time goes into matching anchors and the loss; fewer anchors or a smaller input would "
+        f"{_percent(share)} of the time goes into matching anchors and the loss; fewer anchors or a smaller input would "
         "shorten it, or matching.matcher=bipartite where another one is set"
     )
 
@@ -166,4 +170,4 @@ def _network(profile: Profile) -> str:
         faster = "a smaller network (multibox list presets) or input, more cores, or a GPU"
     else:
         faster = "a smaller network (multibox list presets) or input, or a faster GPU"
-    return f"{share:.0%} of the time goes into the network itself, as it should; faster would be {faster}"
+    return f"{_percent(share)} of the time goes into the network itself, as it should; faster would be {faster}"

@@ -223,17 +223,7 @@ def load_training(
     decoded: DecodedImages | None = None,
 ) -> Generator[Batch]:
     """Yield `batches` of images, augmented and in memory from where `device` takes them; `decoded` keeps them."""
-    train = config.train
-    red, green, blue = (round(value) for value in config.model.mean)
-    size = Size(*config.model.input_size)
-    images = AugmentedImages(
-        training,
-        size,
-        find_augmentation(train.augmentation),
-        seed=train.seed,
-        fill=(red, green, blue),
-        decoded=decoded or decoded_for(training, config),
-    )
+    train, images = config.train, augmented_for(training, config, decoded)
     workers = choose_workers(train.workers, device)
     processes = use_processes(workers, device)
     between = prepares_between(train.workers, device)
@@ -258,6 +248,19 @@ def _reading_ahead(batches: EpochBatches, decoded: DecodedImages) -> Generator[R
         return
     with contextlib.closing(ReadAhead(batches.runs, batches.batch, decoded.kept)) as ahead:
         yield ahead.reach
+
+
+def augmented_for(training: Dataset, config: Config, decoded: DecodedImages | None = None) -> AugmentedImages:
+    """Return the training images as a step sees them; without `decoded` each is decoded when it is asked for."""
+    red, green, blue = (round(value) for value in config.model.mean)
+    return AugmentedImages(
+        training,
+        Size(*config.model.input_size),
+        find_augmentation(config.train.augmentation),
+        seed=config.train.seed,
+        fill=(red, green, blue),
+        decoded=decoded or decoded_for(training, config),
+    )
 
 
 def decoded_for(training: Dataset, config: Config) -> DecodedImages:

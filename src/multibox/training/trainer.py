@@ -228,7 +228,7 @@ class Trainer:
         self.reporter.begin(self)
         self.journal.listeners.append(self.records.take)
         with self.interrupt.heard_at_once():
-            _ = self.ranks.writes and start_loggers(self)
+            start_loggers(self)
         self.journal.begin(self)
         if self.saved_at[0] < 0:
             # From here on the folder can be resumed, whatever happens before the first epoch ends
