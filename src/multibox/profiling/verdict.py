@@ -30,7 +30,7 @@ def advise(profile: Profile) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{_percent(share)}"
+    return f"{100 * share:.0f} %"
 
 
 def _share(profile: Profile, *names: str) -> float:
@@ -43,8 +43,8 @@ def _quota(profile: Profile) -> str | None:
     if held is None or held < THROTTLED:
         return None
     return (
-        f"a quota on processor time stopped this process in {_percent(held)} of the scheduler's periods; give the container "
-        f"more cores (it has {profile.machine.cores}), or set train.threads and train.workers lower"
+        f"a quota on processor time stopped this process in {_percent(held)} of the scheduler's periods; give the "
+        f"container more cores (it has {profile.machine.cores}), or set train.threads and train.workers lower"
     )
 
 
@@ -116,8 +116,8 @@ def _validation(profile: Profile) -> str | None:
         return None
     fewer = max(2, round(2 * profile.epochs / max(1, profile.validations)))
     return (
-        f"{_percent(share)} of the time goes into {profile.validations} validations of {profile.validation:.1f} s; validate "
-        f"less often with --set train.validate_every={fewer}, or on fewer images"
+        f"{_percent(share)} of the time goes into {profile.validations} validations of {profile.validation:.1f} s; "
+        f"validate less often with --set train.validate_every={fewer}, or on fewer images"
     )
 
 
@@ -147,8 +147,8 @@ def _one_core(profile: Profile) -> str | None:
         return None
     share = _share(profile, "forward", "backward")
     return (
-        f"{_percent(share)} of the time goes into the network, on the one core that this process may use; allow it more "
-        "(taskset, the container's cpus), or use a GPU"
+        f"{_percent(share)} of the time goes into the network, on the one core that this process may use; allow it "
+        "more (taskset, the container's cpus), or use a GPU"
     )
 
 
@@ -157,8 +157,8 @@ def _matching(profile: Profile) -> str | None:
     if share < UPDATE:
         return None
     return (
-        f"{_percent(share)} of the time goes into matching anchors and the loss; fewer anchors or a smaller input would "
-        "shorten it, or matching.matcher=bipartite where another one is set"
+        f"{_percent(share)} of the time goes into matching anchors and the loss; fewer anchors or a smaller input "
+        "would shorten it, or matching.matcher=bipartite where another one is set"
     )
 
 
