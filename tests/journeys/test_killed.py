@@ -33,6 +33,7 @@ def patch(module):
         pass_by("workers")
         yield from whole(*arguments)
     whole, module.load_training = module.load_training, loading
+    module.start_loggers = watched("beginning", module.start_loggers)
     module.Stepper.step = watched("step", module.Stepper.step)
     module.Validation.score = watched("validation", module.Validation.score)
     module.Trainer.save = watched("saving", module.Trainer.save)
@@ -41,8 +42,12 @@ def patch(module):
     module.Trainer.state_due = lambda self: self.pace.step % 5 == 2
 """
 """Processes kill themselves DELAY seconds after they pass a PLACE for the TIMES-th time."""
-MOMENTS = {"step": (6, 0.1), "saving": (3, 0.1), "validation": (2, 0.2), "workers": (1, 0.2), "state": (2, 0.0)}
-"""Places: the most times that one is passed, and the longest delay. At `state` best.safetensors may be newer."""
+MOMENTS = {
+    "step": (6, 0.1), "saving": (3, 0.1), "validation": (2, 0.2), "workers": (1, 0.2), "state": (2, 0.0),
+    "beginning": (1, 0.0),
+}  # fmt: skip
+"""Places: the most times that one is passed, and the longest delay. At `state` best.safetensors may be newer; at
+`beginning` there is no state yet."""
 SETTINGS = (
     "train.augmentation=strong", "train.ema=0.9", "train.freeze=backbone.*", "train.freeze_until=0.4", "train.lr=0.02",
     "train.patience=6", "train.validate_every=1", "train.threads=2", "train.compile=off",

@@ -1,6 +1,7 @@
 """A run folder alone describes its run: it is begun, stopped, moved, prolonged and begun again."""
 
 import dataclasses
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from multibox.config import Config
 from multibox.errors import ConfigError, MultiboxError, WeightsError
 from multibox.models.checkpoint import load_checkpoint
+from multibox.training import run as runs
+from multibox.training.reporter import Reporter
 from multibox.training.run import RunOptions, prepare, resolve_options
 
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
@@ -245,8 +248,54 @@ def test_a_resumed_run_keeps_its_settings(squares, tmp_path):
     ):
         with pytest.raises(ConfigError, match=words):
             resume(**asked)
+    resume(preset="tinyssd", recipe="default", epochs=3, changes=SMALL | {"train.lr": "auto", "anchors.fit": 4})
+
+
+def test_a_run_killed_before_its_first_state_begins_anew_with_what_it_was_asked_for(squares, tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+
+    def leaves_behind(name):
+        """Keep what a kill would leave at the place where a function of the module `run` is called."""
+        function = getattr(runs, name)
+
+        def call(*given, **named):
+            shutil.copytree(whole, tmp_path / name)
+            return function(*given, **named)
+
+        monkeypatch.setattr(runs, name, call)
+
+    # Before the data is read, and after every setting is found
+    leaves_behind("_open_splits")
+    leaves_behind("_set_out")
+    changes = {"anchors.fit": 4, "train.lr": "auto", "train.batch_size": "auto"}
+    prepare(squares, options(whole, epochs=1, **changes)).fit()
+    monkeypatch.undo()
+    for name in ("_open_splits", "_set_out"):
+        run, lines = tmp_path / name, []
+        prepare(None, RunOptions(resume=run), Reporter(lines.append)).fit()
+        assert any("begins anew" in line for line in lines)
+        for file in ("last.safetensors", "metrics.csv", "config.toml"):
+            assert (run / file).read_bytes() == (whole / file).read_bytes(), (name, file)
+
+
+def test_a_run_without_a_state_or_what_it_was_asked_for_is_refused(squares, tmp_path):
+    prepare(squares, options(tmp_path / "run")).hold.close()
+    shutil.rmtree(tmp_path / "run" / "state")
     with pytest.raises(WeightsError, match="nothing to resume"):
-        resume(preset="tinyssd", recipe="default", epochs=3, changes=SMALL | {"train.lr": "auto", "anchors.fit": 4})
+        prepare(None, RunOptions(resume=tmp_path / "run"))
+
+
+def test_the_folder_of_a_run_killed_at_its_start_is_used_again(squares, tmp_path):
+    state = tmp_path / "run" / "state"
+    state.mkdir(parents=True)
+    (state / ".asked.toml.0123456789ab.part").write_text("")
+    prepare(squares, options(tmp_path / "run")).hold.close()
+    shutil.rmtree(tmp_path / "run")
+    state.mkdir(parents=True)
+    (state / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        prepare(squares, options(tmp_path / "run"))
+    assert (state / "mine.txt").read_text() == "mine"
 
 
 def test_a_broken_state_is_named(squares, tmp_path):

@@ -1,4 +1,4 @@
-"""Memory per training step: estimated before it is taken, and the largest batch that fits."""
+"""What a training step has room for: the size of its images, their number, and its memory before it is taken."""
 
 import copy
 import math
@@ -54,6 +54,32 @@ def choose_batch_size(model: SSD, config: Config, training: Dataset, *, device: 
     if size < limit:
         return max(FEW, size), f"memory has no room for {2 * max(FEW, size)}"
     return size, f"at most a quarter of {len(training)} images" if 2 * limit > quarter else f"the most for {device}"
+
+
+def check_input_size(model: SSD, config: Config) -> None:
+    """Refuse an input that the network does not take, and single images where batch norms need more.
+
+    Raises:
+        ConfigError: the size of the images, or the batch.
+    """
+    height, width = config.model.input_size
+    image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    try:
+        with torch.inference_mode():
+            model.eval()(image)
+            if config.train.batch_size != "auto" and config.train.batch_size // config.train.accumulate == 1:
+                copy.deepcopy(model).train()(image)
+    except ValueError:
+        raise ConfigError(
+            f"train.batch_size={config.train.batch_size}: a batch norm over a map of one cell has nothing to go by in "
+            f"one image; give 2 images or more for each of the {config.train.accumulate} parts (train.accumulate)"
+        ) from None
+    except RuntimeError as error:
+        raise ConfigError(
+            f"model.input_size={[height, width]} does not fit {config.model.backbone} ({error}); give another one, "
+            "such as [256, 256]"
+        ) from None
+    model.train()
 
 
 def check_memory(model: SSD, config: Config, *, device: str, precision: str) -> None:

@@ -26,6 +26,8 @@ from multibox.training.step import Stepper
 from multibox.training.stopping import STOP
 
 CONFIG, STATE, LOCK, LAUNCH = "config.toml", "state/state.safetensors", ".lock", "launch.json"
+ASKED = "state/asked.toml"
+"""The settings before the data was looked at: a run that is killed before its first state begins anew with them."""
 WEIGHTS = ("best.safetensors", "last.safetensors")
 OWN = (
     CONFIG,
@@ -257,7 +259,20 @@ def read_config(folder: Path) -> Config:
     Raises:
         ConfigError: there is no run.
     """
-    path = folder / CONFIG
+    return _read_config(folder / CONFIG, folder)
+
+
+def settings_to_resume(folder: Path) -> tuple[Config, bool]:
+    """Return the settings of a run, and whether it has a state to go on from; without one, those it was asked for.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    begun = (folder / STATE).is_file() or not (folder / ASKED).is_file()
+    return _read_config(folder / (CONFIG if begun else ASKED), folder), begun
+
+
+def _read_config(path: Path, folder: Path) -> Config:
     if not path.is_file():
         hint = "" if folder.exists() else " (there is no such folder)"
         raise ConfigError(
@@ -347,16 +362,19 @@ def _clear_failed_run(out: Path) -> None:
     if any((out / name).exists() for name in WEIGHTS):
         raise ConfigError(f"{out} holds a run; go on with it by --resume {out}, or give another --out")
     strange = [path.name for path in entries if not _is_own(path)]
-    unfinished = all(path.name == LAUNCH or fnmatch(path.name, SCRATCH) or _says_starting(path) for path in entries)
-    if strange or not (unfinished or (out / CONFIG).is_file()):
+    if strange or not ((out / CONFIG).is_file() or all(map(_is_beginning, entries))):
         names = ", ".join(sorted(strange or [path.name for path in entries])[:3])
         raise ConfigError(f"{out} is not empty ({names} ...); give another --out")
     for path in entries:
         _remove(path)
 
 
-def _says_starting(path: Path) -> bool:
-    """Return whether this is the status of a run that was killed before it wrote its config."""
+def _is_beginning(path: Path) -> bool:
+    """Return whether this is what a run leaves that is killed before it writes its config."""
+    if path.name == Path(ASKED).parent.name and path.is_dir():
+        return all(inner.name == Path(ASKED).name or fnmatch(inner.name, SCRATCH) for inner in path.iterdir())
+    if path.name == LAUNCH or fnmatch(path.name, SCRATCH):
+        return True
     try:
         return path.name == STATUS and json.loads(path.read_bytes())["state"] == "starting"
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,6 +1,5 @@
 """A run from a data set and options, or from the folder of a run that goes on."""
 
-import copy
 import dataclasses
 import functools
 import json
@@ -39,10 +38,11 @@ from multibox.settings import flatten
 from multibox.structures import Dataset
 from multibox.thresholds import class_thresholds
 from multibox.training.adapting import enlarge_input, find_numbers, fit_anchors, spare_knowledge
-from multibox.training.capacity import check_memory
+from multibox.training.capacity import check_input_size, check_memory
 from multibox.training.distributed import Start, check_shares, join, own_device, telling, told
 from multibox.training.folder import (
     ABANDONED,
+    ASKED,
     CACHE,
     CONFIG,
     Hold,
@@ -51,6 +51,7 @@ from multibox.training.folder import (
     new_folder,
     read_config,
     remove_scratch,
+    settings_to_resume,
 )
 from multibox.training.journal import Journal
 from multibox.training.logger_services import check_loggers
@@ -194,6 +195,7 @@ def _lead(data: Data | None, options: RunOptions, reporter: Reporter, ranks: Ran
         raise ConfigError("train needs DATA, a data set's folder or file; or --resume RUN to go on with a run")
     with new_folder(options.out, config.preset) as (folder, hold), fresh_cache(cache_folder(config, folder, options)):
         note_launch(folder)
+        write_text_whole(folder / ASKED, config.to_toml(with_data=True), durable=True)
         return _assemble(config, folder, options, reporter, hold, ranks)
 
 
@@ -274,7 +276,7 @@ def _given(data: Data | None, options: RunOptions) -> dict[str, Any]:
 def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Reporter, ranks: Ranks) -> Trainer:
     # First of all: the settings of another version may not be readable either
     check_state(folder)
-    config = read_config(folder)
+    config, begun = settings_to_resume(folder)
     check_loggers(config.train.loggers)
     _refuse_other_settings(folder, options, config)
     given = _given(data, options)
@@ -284,6 +286,9 @@ def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Repo
     hold = patient_hold(folder)
     try:
         remove_scratch(folder)
+        if not begun:
+            reporter.note(f"{folder} was ended before it had a state; it begins anew with the settings it was given")
+            options = dataclasses.replace(options, resume=None)
         trainer = _assemble(config, folder, options, reporter, hold, ranks)
     except BaseException:
         hold.close()
@@ -328,7 +333,7 @@ def _assemble(
     model = build_model(config, len(training.class_names), config.train.seed)
     check_memory(model, config, device=device, precision=precision)
     decoded = _decode_once(config, training, validation, reporter)
-    _check_input_size(model, config)
+    check_input_size(model, config)
     known = False
     if not resumed:
         known = _start_from(model, config, training, decoded.training, reporter)
@@ -455,28 +460,6 @@ def _source(config: Config, training: Dataset) -> str:
         f"multibox {__version__}, recipe {config.recipe}, trained on {names} ({training.split}, "
         f"{len(training)} images, fingerprint {config.data.fingerprint[:12]})"
     )
-
-
-def _check_input_size(model: SSD, config: Config) -> None:
-    """Refuse an input that the network does not take, and single images where batch norms need more."""
-    height, width = config.model.input_size
-    image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
-    try:
-        with torch.inference_mode():
-            model.eval()(image)
-            if config.train.batch_size != "auto" and config.train.batch_size // config.train.accumulate == 1:
-                copy.deepcopy(model).train()(image)
-    except ValueError:
-        raise ConfigError(
-            f"train.batch_size={config.train.batch_size}: a batch norm over a map of one cell has nothing to go by in "
-            f"one image; give 2 images or more for each of the {config.train.accumulate} parts (train.accumulate)"
-        ) from None
-    except RuntimeError as error:
-        raise ConfigError(
-            f"model.input_size={[height, width]} does not fit {config.model.backbone} ({error}); give another one, "
-            "such as [256, 256]"
-        ) from None
-    model.train()
 
 
 def _refuse_other_settings(folder: Path, options: RunOptions, config: Config) -> None:
