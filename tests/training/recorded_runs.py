@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from multibox.training import run as runs
 from multibox.training import step, trainer
 from multibox.training.reporter import Reporter
 from multibox.training.run import RunOptions, prepare
@@ -21,10 +22,12 @@ SMALL = {
 
 
 def train_recorded(data: Path, out: Path, changes: dict, *, still: bool) -> list[float]:
-    """Train in `out` and return the loss of every step."""
-    own = trainer.train_mode
+    """Train in `out` and return the loss of every step; in float64 where the name of the folder says so."""
+    own, build = trainer.train_mode, runs.build_model
     if still:
         trainer.train_mode = step.train_mode = quiet_norms
+    if out.name.endswith("float64"):
+        runs.build_model = lambda *given: build(*given).double()
     try:
         losses: list[float] = []
         options = RunOptions(preset="tinyssd", out=out, changes={**SMALL, **changes}, device="cpu")
@@ -33,6 +36,7 @@ def train_recorded(data: Path, out: Path, changes: dict, *, still: bool) -> list
         run.fit()
     finally:
         trainer.train_mode = step.train_mode = own
+        runs.build_model = build
     return losses
 
 

@@ -25,8 +25,12 @@ CASES = {
     "anchors": {"loss.normalizer": "anchors", "train.ema": "none"},
     "parts": {"train.accumulate": 2},
     "thawed": {"train.freeze": "backbone.*", "train.freeze_until": 0.3},
-    # Adam divides by the size of a gradient, so tiny differences between tiny gradients grow with the rate
     "adamw": {"train.optimizer": "adamw", "train.lr": 0.0003},
+    # Adam divides by the size of a gradient, and mining ranks losses, so differences in the last digit of float32 grow:
+    # that nothing else differs is seen in float64
+    "adamw float64": {"train.optimizer": "adamw", "train.lr": 0.003},
+    "balanced float64": {"train.sampling": "balanced"},
+    "scales float64": {"train.scales": [1.0, 1.5], "train.augmentation": "strong"},
 }
 """Five images per batch: one process has two, the other three."""
 
@@ -53,14 +57,15 @@ def test_two_processes_equal_one_at_the_same_global_batch(squares, tmp_path):
     for name, changes in CASES.items():
         alone, together = tmp_path / "one" / name, tmp_path / "two" / name
         losses = train_recorded(squares, alone, changes, still=True)
+        most = 1e-10 if name.endswith("float64") else 1e-5
         for rank in range(2):
             found = json.loads((together / f"losses-{rank}.json").read_text())
-            torch.testing.assert_close(torch.tensor(found), torch.tensor(losses), rtol=1e-5, atol=1e-5, msg=name)
+            assert found == pytest.approx(losses, rel=most, abs=most), name
         state, other = (load_file(run / "state" / "state.safetensors") for run in (alone, together))
         assert state.keys() == other.keys()
         for key in state:
             if key.startswith(("model.", "average.")):
-                torch.testing.assert_close(other[key], state[key], rtol=1e-5, atol=1e-5, msg=f"{name} {key}")
+                torch.testing.assert_close(other[key], state[key], rtol=most, atol=most, msg=f"{name} {key}")
         # What the files say is of the whole batches
         assert (alone / "ledger" / "epochs.bin").stat().st_size == (together / "ledger" / "epochs.bin").stat().st_size
         for one, two in zip(rows(alone), rows(together), strict=True):

@@ -202,6 +202,8 @@ def rewrite_as_format_2(folder):
         (ConfigError, r"cannot be made \(.*give another --out", {"out": "file/run"}),
         (ConfigError, r"device gpu cannot be used here \(.*give cpu, cuda or auto", {"device": "gpu"}),
         (ConfigError, r"\[32, 32\] does not fit tinyssd .* give another one", {"model.input_size": [32, 32]}),
+        (ConfigError, r"scales=\[0.5, 1\] makes images of 32 x 32, which do not fit .* give scales nearer to 1",
+         {"train.scales": [0.5, 1]}),
         (ConfigError, "leaves nothing to learn", {"train.freeze": "*"}),
         (ConfigError, "fits no parameter", {"train.freeze": "bakbone.*"}),
         (ConfigError, r"train.augmentation.*did you mean 'default'", {"train.augmentation": "defalt"}),

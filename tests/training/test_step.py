@@ -10,7 +10,7 @@ from multibox.presets import resolve
 from multibox.structures import Size
 from multibox.tensors import Batch
 from multibox.training.run import RunOptions, prepare
-from multibox.training.step import Stepper, anchors_at, draw_size, largest_size, resize_batch
+from multibox.training.step import Stepper, anchors_at, draw_size, resize_batch, sizes_between
 
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
 
@@ -26,7 +26,7 @@ def test_sizes_are_multiples_of_32_and_a_function_of_the_step():
     assert sizes != [draw_size(config.updated({"train.seed": 1}), step) for step in range(500)]
     assert {side % 32 for size in sizes for side in size} == {0}
     assert {h for h, _ in sizes} == set(range(160, 449, 32))
-    assert largest_size(config) == (448, 288)
+    assert sizes_between(config) == ((160, 96), (448, 288))
     assert all(abs(h / 300 - w / 200) < 32 / 300 / 2 + 32 / 200 / 2 for h, w in sizes)
     assert draw_size(Config().updated({"model.input_size": [300, 200]}), 3) == (300, 200)
 

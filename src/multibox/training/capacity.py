@@ -14,7 +14,7 @@ from multibox.structures import Dataset, Size
 from multibox.tensors import Batch
 from multibox.training.norms import train_mode
 from multibox.training.precision import same_random_state
-from multibox.training.step import MULTIPLE, Stepper, largest_size
+from multibox.training.step import MULTIPLE, Stepper, sizes_between
 
 MOST_CPU, MOST_CUDA = 32, 128
 FEW = 2
@@ -62,7 +62,12 @@ def check_input_size(model: SSD, config: Config) -> None:
     Raises:
         ConfigError: the size of the images, or the batch.
     """
-    height, width = config.model.input_size
+    for size in {tuple(config.model.input_size), *map(tuple, sizes_between(config))}:
+        _check_size(model, config, *size)
+    model.train()
+
+
+def _check_size(model: SSD, config: Config, height: int, width: int) -> None:
     image = torch.zeros(1, 3, height, width, dtype=torch.uint8)
     try:
         with torch.inference_mode():
@@ -75,11 +80,12 @@ def check_input_size(model: SSD, config: Config) -> None:
             f"one image; give 2 images or more for each of the {config.train.accumulate} parts (train.accumulate)"
         ) from None
     except RuntimeError as error:
-        raise ConfigError(
-            f"model.input_size={[height, width]} does not fit {config.model.backbone} ({error}); give another one, "
-            "such as [256, 256]"
-        ) from None
-    model.train()
+        if (height, width) == tuple(config.model.input_size):
+            said, instead = f"model.input_size={[height, width]} does not fit", "another one, such as [256, 256]"
+        else:
+            said = f"train.scales={list(config.train.scales)} makes images of {height} x {width}, which do not fit"
+            instead = "scales nearer to 1, or a larger model.input_size"
+        raise ConfigError(f"{said} {config.model.backbone} ({error}); give {instead}") from None
 
 
 def check_memory(model: SSD, config: Config, *, device: str, precision: str) -> None:
@@ -94,7 +100,7 @@ def check_memory(model: SSD, config: Config, *, device: str, precision: str) -> 
     free = available_memory() if device == "cpu" else torch.cuda.mem_get_info(device)[0] if "cuda" in device else None
     asked = config.train.batch_size
     images = at_once(FEW if asked == "auto" else asked, config)
-    if free is None or images * math.prod(largest_size(config)) * CAUTIOUS < SHARE * free:
+    if free is None or images * math.prod(sizes_between(config)[1]) * CAUTIOUS < SHARE * free:
         return
     estimate = _estimate(model, config, precision)
     if estimate is None or (need := estimate[0] + estimate[1] * images) <= free:
@@ -124,7 +130,7 @@ def _estimate(model: SSD, config: Config, precision: str) -> tuple[float, float]
 
     Counts what the forward pass and the loss keep for the backward pass in a small step of a copy of the network.
     """
-    largest = largest_size(config)
+    largest = sizes_between(config)[1]
     scale = min(1.0, TRIED / max(largest))
     height, width = (max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in largest)
     kept: dict[int, torch.UntypedStorage] = {}
@@ -158,7 +164,7 @@ def _make_step(model: SSD, config: Config, device: str, precision: str) -> Calla
     stepper = _copy_stepper(model, config, device, precision)
 
     def step(images: int) -> None:
-        stepper.step(_random_batch(images, largest_size(config)).to(device))
+        stepper.step(_random_batch(images, sizes_between(config)[1]).to(device))
 
     return step
 

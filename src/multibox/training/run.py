@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from multibox import __version__
 from multibox.analysis.advice import look_at_boxes
 from multibox.builtin import find_model

@@ -254,10 +254,12 @@ def draw_size(config: Config, step: int) -> Size:
     return _scaled(config, random.Random(f"scale {config.train.seed} {step}").uniform(low, high))
 
 
-def largest_size(config: Config) -> Size:
-    """Return the largest input size that a step may have."""
+def sizes_between(config: Config) -> tuple[Size, Size]:
+    """Return the smallest and the largest input size that a step may have."""
     low, high = config.train.scales
-    return Size(*config.model.input_size) if low == high == 1 else _scaled(config, high)
+    if low == high == 1:
+        return Size(*config.model.input_size), Size(*config.model.input_size)
+    return _scaled(config, low), _scaled(config, high)
 
 
 def _scaled(config: Config, scale: float) -> Size:
