@@ -145,15 +145,12 @@ def _all_ready(ranks: Ranks) -> None:
         raise MultiboxError(problem)
 
 
-def check_shares(config: Config, images: int, ranks: Ranks, device: str) -> None:
-    """Refuse batches that leave a process without an image, and common batch norms where torch has none.
+def check_shares(config: Config, images: int, ranks: Ranks) -> None:
+    """Refuse batches that leave a process without an image.
 
     Raises:
-        ConfigError: there are fewer images per batch than processes, times the parts of `train.accumulate`; or
-            `train.sync_batch_norm` on CPUs.
+        ConfigError: there are fewer images per batch than processes, times the parts of `train.accumulate`.
     """
-    if config.train.sync_batch_norm and ranks.count > 1 and device == "cpu":
-        raise ConfigError("train.sync_batch_norm needs GPUs, as torch has it for them alone; leave it off on CPUs")
     batch, parts = min(known_batch_size(config.train), images), config.train.accumulate
     if ranks.count > 1 and batch < ranks.count * parts:
         raise ConfigError(

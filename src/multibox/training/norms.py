@@ -6,10 +6,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from multibox.errors import ConfigError, did_you_mean
-from multibox.ops.boxes import widest
+from multibox.ops.boxes import at_least_float32, widest
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> list[str]:
@@ -39,14 +39,81 @@ def thaw(model: nn.Module, names: Iterable[str]) -> None:
         model.get_parameter(name).requires_grad_(True)
 
 
+class CommonNorm(nn.BatchNorm2d):
+    """Batch norm by the mean and variance of all processes' images together, on CPUs: torch has it for GPUs alone.
+
+    Images, and what comes out: [images, channels, height, width] in the type of the images. Computes in float32 at
+    least.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; in training mode all processes must do it at the same time."""
+        if not self.training:
+            return super().forward(input)
+        images, over = at_least_float32(input), (0, 2, 3)
+        cells = images.new_tensor([images.numel() / images.shape[1]])
+        sums = _sum_of_all(torch.cat([images.sum(over), cells]))
+        mean, count = sums[:-1] / sums[-1], sums[-1].detach()
+        # Not the mean of squares less the square of the mean, which loses digits
+        centred = images - mean[:, None, None]
+        variance = _sum_of_all(centred.square().sum(over)) / count
+        self._remember(mean, variance * (count / (count - 1)))
+        scale = self.weight / (variance + self.eps).sqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.momentum is not None
+        for kept, new in zip(_statistics(self), (mean, variance), strict=True):
+            kept.lerp_(new.to(kept.dtype), self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+
+
+class _SumOfAll(torch.autograd.Function):
+    """The sum over the processes; the gradient is summed likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def _sum_of_all(own: Tensor) -> Tensor:
+    apply: Any = _SumOfAll.apply  # without types
+    return apply(own)
+
+
 def with_common_norms(model: nn.Module) -> Any:
     """Return the network with batch norms over the batches of all processes; its weights and statistics are the same.
 
-    torch has them for GPUs alone.
+    On GPUs they are torch's.
     """
     same = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    torch_norm: Any = nn.SyncBatchNorm  # its method has no types
-    return torch_norm.convert_sync_batchnorm(copy.deepcopy(model, same))
+    common = copy.deepcopy(model, same)
+    if next(model.parameters()).is_cuda:
+        torch_norm: Any = nn.SyncBatchNorm  # its method has no types
+        return torch_norm.convert_sync_batchnorm(common)
+    for parent in list(common.modules()):
+        for name, norm in parent.named_children():
+            if isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, _common(norm))
+    return common
+
+
+def _common(norm: nn.BatchNorm2d) -> CommonNorm:
+    common = CommonNorm(norm.num_features, norm.eps, norm.momentum)
+    common.weight, common.bias = norm.weight, norm.bias
+    common.running_mean, common.running_var = norm.running_mean, norm.running_var
+    common.num_batches_tracked = norm.num_batches_tracked
+    return common.train(norm.training)
 
 
 def train_mode(model: nn.Module) -> None:

@@ -338,7 +338,7 @@ def _assemble(
         if known:
             config = spare_knowledge(model, config, validation or training, device, reporter)
         config = find_numbers(config, model, training, device, precision, reporter, decoded.training)
-    check_shares(config, len(training), ranks, device)
+    check_shares(config, len(training), ranks)
     findings = look_at_boxes(training, config)
     for finding in findings:
         reporter.note(finding)
