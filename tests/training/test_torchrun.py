@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,11 +24,14 @@ EPOCHS = 8
 SETTINGS = ["model.input_size=[64,64]", "train.batch_size=4", "train.threads=1", "train.precision=float32"]
 
 
-def start(data, out, log):
-    """Start two processes that train one run, as torchrun does, restarted up to three times."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3"]
+TWO = ("--nproc-per-node", "2")
+
+
+def start(data, out, log, launch=TWO, length=("--epochs", str(EPOCHS))):
+    """Start processes that train one run, as torchrun does, restarted up to three times."""
+    command = [sys.executable, "-m", "torch.distributed.run", *launch, "--max-restarts", "3"]
     command += ["-m", "multibox", "train", str(data), "--out", str(out), "--preset", "tinyssd", "--weights", "none"]
-    command += ["--epochs", str(EPOCHS), "--device", "cpu", *(f"--set={one}" for one in SETTINGS)]
+    command += [*length, "--device", "cpu", *(f"--set={one}" for one in SETTINGS)]
     with log.open("w") as file:
         return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
 
@@ -46,10 +50,14 @@ def wait_for_step(out, step, seconds=120.0):
     raise AssertionError(f"no step {step} within {seconds} s")
 
 
+def children(torchrun):
+    """Return the ids of the processes that a launcher started."""
+    return [int(one) for one in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()]
+
+
 def process_of_rank(torchrun, rank):
     """Return the process id of a rank."""
-    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
-    return next(int(one) for one in children if f"\0RANK={rank}\0" in Path(f"/proc/{one}/environ").read_text())
+    return next(one for one in children(torchrun) if f"\0RANK={rank}\0" in Path(f"/proc/{one}/environ").read_text())
 
 
 @pytest.mark.slow
@@ -73,6 +81,51 @@ def test_a_run_whose_ranks_are_killed_ends_as_one_that_nobody_disturbed(squares,
     events = [json.loads(line) for line in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()]
     assert [event["epoch"] for event in events if event["kind"] == "epoch"] == list(range(1, EPOCHS + 1))
     assert json.loads((tmp_path / "killed/status.json").read_bytes())["state"] == "finished"
+
+
+@pytest.mark.slow
+def test_a_timed_run_of_two_processes_that_is_ended_goes_on_to_its_end(squares, tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    ended = start(squares, run, log, length=("--minutes", "0.5"))
+    step = wait_for_step(run, 6)
+    ended.send_signal(signal.SIGTERM)
+    assert ended.wait(60) != 0
+    assert "go on with: multibox train --resume" in log.read_text()
+    state = json.loads((run / "status.json").read_bytes())
+    assert state["state"] == "stopped" and state["step"] >= step
+    assert start(squares, run, log, length=("--minutes", "0.5")).wait(120) == 0, log.read_text()[-3000:]
+    state = json.loads((run / "status.json").read_bytes())
+    assert state["state"] == "finished" and state["step"] > step
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the ranks in Linux's /proc")
+def test_a_run_on_two_nodes_goes_on_with_one_when_the_other_is_lost(squares, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = ["--nnodes", "1:2", "--nproc-per-node", "1", "--rdzv-id", "lost", "--rdzv-backend", "c10d"]
+    launch += ["--rdzv-endpoint", f"localhost:{port}", "--rdzv-conf", "last_call_timeout=5,keep_alive_interval=1"]
+    epochs = ("--epochs", "40")
+    logs = [tmp_path / "first.log", tmp_path / "second.log"]
+    first = start(squares, tmp_path / "run", logs[0], launch, epochs)
+    # The first one keeps the place where the nodes meet
+    time.sleep(3)
+    second = start(squares, tmp_path / "run", logs[1], launch, epochs)
+    try:
+        wait_for_step(tmp_path / "run", 10)
+        (worker,) = children(second)
+        assert "\0WORLD_SIZE=2\0" in Path(f"/proc/{worker}/environ").read_text()
+        for process in (second.pid, worker):
+            os.kill(process, signal.SIGKILL)
+        assert first.wait(300) == 0, logs[0].read_text()[-3000:]
+    finally:
+        for node in (first, second):
+            node.kill()
+            node.wait()
+    events = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [event["epoch"] for event in events if event["kind"] == "epoch"] == list(range(1, 41))
+    assert json.loads((tmp_path / "run/status.json").read_bytes())["state"] == "finished"
 
 
 def test_common_batch_norms_share_weights_and_statistics():

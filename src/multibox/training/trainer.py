@@ -184,7 +184,9 @@ class Trainer:
 
     def packed(self) -> Packed:
         """Return the state for the processes that train with this one."""
-        return pack_state(self.stepper, self._notes() | {"saved_at": self.saved_at}, self.tally.state())
+        notes = self._notes() | {"saved_at": self.saved_at}
+        notes["pace"]["spent"] = self.pace.spent  # They began when this process did
+        return pack_state(self.stepper, notes, self.tally.state())
 
     def follow(self, packed: Packed) -> None:
         """Begin with the state of rank 0."""
@@ -197,8 +199,7 @@ class Trainer:
         """Train to the end, or until patience runs out.
 
         Ctrl-C (KeyboardInterrupt) and SIGTERM (Terminated) save the state after the current step, or at once while the
-        run starts, waits for images or validates, and are raised again. The file `stop` in the run folder does what
-        Ctrl-C does.
+        run starts, waits for images or validates, and are raised again. The file `stop` in the folder is a Ctrl-C.
         """
         asked = self.config.train.threads
         plan = ThreadPlan(asked, fixed=asked != "auto") if self.device == "cpu" else contextlib.nullcontext()
@@ -239,8 +240,8 @@ class Trainer:
             with self.interrupt.heard_at_once():
                 self.statistics = image_statistics(self.training, images)
         self._lap()
-        if self.known and not self.records.rows:
-            self._score_start()
+        if self.known and self.validation is not None and not self.records.rows:
+            self._score_start(self.validation)
 
     def _train(self, batches: Iterator[Batch], threads: ThreadPlan | None) -> None:
         """Take one step after the other, and end the epochs, until the run is finished."""
@@ -350,11 +351,9 @@ class Trainer:
         took, self.lapped = now - self.lapped, now
         return took
 
-    def _score_start(self) -> None:
+    def _score_start(self, validation: Validation) -> None:
         """Score the weights that the run starts from and keep them as best, until training is better."""
-        if self.validation is None:
-            return
-        row: Row = {"epoch": 0, "step": 0, **self._validate(self.validation)}
+        row: Row = {"epoch": 0, "step": 0, **self._validate(validation)}
         self.records.add(row)
         self.journal.epoch(self, row)
         self.save()
