@@ -16,6 +16,7 @@ from multibox.training import compiling
 from multibox.training.compiling import CompiledNetwork, CompiledWhole, Compiling
 from multibox.training.pacing import Pace
 from multibox.training.step import Stepper, compute_loss
+from multibox.training.stopping import EndNow
 
 HOUR = 3600.0
 
@@ -37,7 +38,7 @@ def choose(monkeypatch, seconds, left=10 * HOUR, measured=True, **changes):
     pace.durations.extend([0.1] * 16 * measured)
 
     def found(stepper, batch, compute):
-        if isinstance(seconds, Exception):
+        if isinstance(seconds, BaseException):
             raise seconds
         return seconds
 
@@ -88,6 +89,11 @@ def test_a_compiler_that_fails_leaves_plain_steps_and_says_so_in_one_sentence(mo
     assert len(told) == 1
     assert "failed (RuntimeError: No working C++ compiler found" in told[0]
     assert "\n" not in told[0]
+
+
+def test_ctrl_c_while_it_compiles_ends_the_run_and_is_no_failure_of_the_compiler(monkeypatch):
+    with pytest.raises(EndNow):
+        choose(monkeypatch, EndNow())
 
 
 def test_measuring_compares_medians_and_changes_nothing(monkeypatch):

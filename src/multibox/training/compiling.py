@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -129,12 +130,19 @@ class Compiling:
     Args:
         config: Its `train.compile` says what is asked for.
         tell: Gets the sentence about it.
+        endable: Gives the context in which the run may be ended at once: compiling takes minutes.
     """
 
-    def __init__(self, config: Config, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        tell: Callable[[str], None],
+        endable: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.asked = config.train.compile
         self.several_sizes = config.train.scales[0] != config.train.scales[1]
         self.tell = tell
+        self.endable = endable
         self.done = self.asked == "off"
 
     def choose(self, stepper: Stepper, batch: Batch, pace: Pace) -> bool:
@@ -153,10 +161,11 @@ class Compiling:
         for make in self._candidates(stepper, batch.gt_labels.shape[1]):
             compute = make()
             try:
-                cost, plain, fast = measure(stepper, part, compute)
+                with self.endable():
+                    cost, plain, fast = measure(stepper, part, compute)
             except Exception as error:
                 # Whatever a compiler raises, the run goes on without it
-                said = one_line(f"{type(error).__name__}: {error}")[:200]
+                said = one_line(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")[:200]
                 self.tell(
                     f"torch.compile of {make.name} failed ({said}), so steps are not compiled; "
                     "--set train.compile=off leaves the attempt out"

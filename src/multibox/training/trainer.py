@@ -129,13 +129,13 @@ class Trainer:
         self.batches.steps = self.pace.fixed or ENDLESS
         self.pace.batches = 0.0 if validation is None else len(validation) / self.batches.batch_size
         self.nans = NanWatch(folder, self.stepper, training.class_names, lambda text: self.reporter.note(text))
-        self.compiling = Compiling(config, self.reporter.note)
         self.findings = list(findings)
         self.positives = torch.zeros((), device=device)
         """Matched anchors of all steps of this process."""
         self.warned: set[str] = set()
         self.lapped = self.clock()
         self.interrupt = Interrupt(folder, alone=ranks.count == 1)
+        self.compiling = Compiling(config, self.reporter.note, self.interrupt.heard_at_once)
         self.records = Records(folder, [], writes=ranks.writes)
         self.journal = journal or Journal(folder, config.preset, device, started, writes=ranks.writes)
         self.hold = hold
