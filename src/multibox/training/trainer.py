@@ -184,7 +184,7 @@ class Trainer:
 
     def packed(self) -> Packed:
         """Return the state for the processes that train with this one."""
-        notes = self._notes() | {"saved_at": self.saved_at}
+        notes: dict[str, Any] = {**self._notes(), "saved_at": self.saved_at}
         notes["pace"]["spent"] = self.pace.spent  # They began when this process did
         return pack_state(self.stepper, notes, self.tally.state())
 
