@@ -1,3 +1,4 @@
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,15 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def one_thread() -> None:
     """Keep a test process to one thread: `make test` runs several, whose threads would wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heard_signals() -> None:
+    """Let the programs that tests start hear SIGINT and SIGHUP, which nohup and a shell's & make them ignore."""
+    for name in ("SIGINT", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
