@@ -120,6 +120,19 @@ def test_a_damaged_weight_is_named(squares, tmp_path):
     assert "1 values of heads.localization.1.weight are not finite" in fails(trainer)
 
 
+def test_weights_that_a_growing_loss_damaged_are_laid_to_the_learning_rate(squares, tmp_path):
+    trainer = begin(squares, tmp_path / "run")
+
+    def damage(batch):
+        trainer.stepper.guard.history.extend((step, 10.0**step, 1.0) for step in range(5))
+        with torch.no_grad():
+            trainer.stepper.model.heads.localization[1].weight[0, 0, 0, 0] = math.nan
+
+    on_step(trainer, 2, damage)
+    said = fails(trainer)
+    assert re.search(r"too high, the loss grew from \S+ to 1e\+04, .*1 values of heads.localization.1.weight are", said)
+
+
 def test_an_overflow_of_float16_is_named(squares, tmp_path):
     trainer = begin(squares, tmp_path / "run", **{"train.precision": "float16"})
 
@@ -211,5 +224,6 @@ def test_a_loss_has_grown_if_the_last_one_is_ten_times_the_lowest_mean():
         return Evidence(history=tuple((step, loss, 1.0) for step, loss in enumerate(losses)))
 
     assert growth(history(3.0)) is None
+    assert growth(history(12.0, 8e17, 6e22)) == (12.0, 6e22)
     assert growth(history(3.0, 2.0, 19.0)) is None
     assert growth(history(3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 40.0)) == (3.0, 40.0)

@@ -29,7 +29,7 @@ TWO = ("--nproc-per-node", "2")
 
 def start(data, out, log, launch=TWO, length=("--epochs", str(EPOCHS))):
     """Start processes that train one run, as torchrun does, restarted up to three times."""
-    command = [sys.executable, "-m", "torch.distributed.run", *launch, "--max-restarts", "3"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--max-restarts", "3", *launch]
     command += ["-m", "multibox", "train", str(data), "--out", str(out), "--preset", "tinyssd", "--weights", "none"]
     command += [*length, "--device", "cpu", *(f"--set={one}" for one in SETTINGS)]
     with log.open("w") as file:
@@ -126,6 +126,26 @@ def test_a_run_on_two_nodes_goes_on_with_one_when_the_other_is_lost(squares, tmp
     events = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [event["epoch"] for event in events if event["kind"] == "epoch"] == list(range(1, 41))
     assert json.loads((tmp_path / "run/status.json").read_bytes())["state"] == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--set=train.lr=1e30", "--set=train.warmup=0", "--set=train.clip_norm=none"],
+            "learning rate 1e+30 is too",
+        ),
+        (["--seeds", "2"], "--seeds and --ablate train in one process"),
+    ],
+    ids=["nan", "seeds"],
+)
+def test_what_ends_all_processes_is_told_once(squares, tmp_path, options, words):
+    launch = [*TWO, "--max-restarts", "0"]
+    process = start(squares, tmp_path / "run", tmp_path / "log", launch, ["--epochs", "2", *options])
+    assert process.wait(120) == 1
+    log = (tmp_path / "log").read_text()
+    assert log.count(words) == log.count("multibox: ") == 1, log
 
 
 def test_common_batch_norms_share_weights_and_statistics():

@@ -73,9 +73,11 @@ def profile(
     from multibox.profiling.measuring import profile_run
     from multibox.profiling.verdict import advise
     from multibox.settings import parse_assignments
+    from multibox.training.distributed import refuse_several
     from multibox.training.reporter import Reporter
     from multibox.training.run import RunOptions
 
+    refuse_several("profile measures a run")
     if not data:
         raise ConfigError("profile needs DATA, a data set's folder or file")
     options = RunOptions(

@@ -14,6 +14,7 @@ from multibox.errors import ConfigError, MultiboxError
 from multibox.evaluation.report import evaluate
 from multibox.files import write_text_whole
 from multibox.inference.detector import find_all, open_checkpoint
+from multibox.training.distributed import refuse_several
 from multibox.training.folder import CACHE, STATE
 from multibox.training.metric_files import csv_text
 from multibox.training.reporter import Reporter
@@ -121,6 +122,7 @@ def seeds_csv(runs: Sequence[Run]) -> str:
 
 def _checked(data: Data, options: RunOptions) -> tuple[Path, RunOptions]:
     """Return the folder and the options with their preset and recipe named."""
+    refuse_several("--seeds and --ablate train")
     if options.out is None:
         raise ConfigError("several runs need --out, the folder for all of them; the same command then goes on with it")
     if options.resume is not None:

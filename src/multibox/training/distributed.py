@@ -20,13 +20,10 @@ from multibox.inference.load import choose_device
 from multibox.limits import available_cores
 from multibox.training.folder import Packed
 from multibox.training.optimizer import known_batch_size
-from multibox.training.ranks import ALONE, Ranks
+from multibox.training.ranks import ALONE, MISTAKE, Ranks
 
 PREPARING = timedelta(days=2)
 """Longest time that processes wait while rank 0 reads the data and chooses what is to be chosen."""
-
-MISTAKE = 2
-"""Exit code of a process that ends because of what another one says."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,20 @@ def join(device: str) -> Ranks:
         distributed.init_process_group(backend, store=_own_store(), rank=int(os.environ["RANK"]), world_size=count)
         atexit.register(distributed.destroy_process_group)
     return Ranks(distributed.get_rank(), distributed.get_world_size(), _hosts())
+
+
+def refuse_several(what: str) -> None:
+    """Refuse what no processes do together.
+
+    Args:
+        what: It, as the beginning of a sentence.
+
+    Raises:
+        ConfigError: torchrun started several processes.
+    """
+    ranks = join("cpu")
+    if ranks.count > 1:
+        ranks.end(ConfigError(f"{what} in one process; start the command without torchrun"))
 
 
 def _own_store() -> Any:

@@ -9,7 +9,7 @@ from msgspec import Struct
 from torch import Tensor
 
 from multibox.tensors import Batch
-from multibox.training.nan_measures import Measured, measure, other_weights
+from multibox.training.nan_measures import Layer, Measured, measure, other_weights
 from multibox.training.optimizer import known_rate
 from multibox.training.step import Stepper
 
@@ -24,7 +24,7 @@ MOST_RATE, USUAL_RATE = 1.0, 1e-3
 GREW = 10.0
 """The loss has grown if it is so many times the lowest one."""
 SMOOTH = 5
-"""Losses whose mean is looked at: they differ from batch to batch."""
+"""Losses whose mean is looked at where there are more: they differ from batch to batch."""
 
 
 class Cause(Struct, frozen=True):
@@ -100,13 +100,12 @@ def find_cause(stepper: Stepper, batches: Sequence[Batch], measured: Measured, e
 
     A part is called the cause where the step is finite without it.
     """
+    grew, rate = growth(evidence), known_rate(stepper.config.train)
     if damaged := [layer for layer in measured.layers if layer.not_finite]:
-        return _damaged(damaged[0].name, damaged[0].not_finite, len(damaged), stepper)
+        return _damaged(damaged, evidence, grew, rate)
     odd = odd_boxes(batches)
     if odd and measure(stepper, [without(batch, odd) for batch in batches]).finite:
         return _labels("box", odd)
-    grew = growth(evidence)
-    rate = known_rate(stepper.config.train)
     low = stepper.precision != "float32"
     if low and not grew and measure(stepper, batches, precision="float32").finite:
         return Cause(
@@ -134,7 +133,7 @@ def growth(evidence: Evidence) -> tuple[float, float] | None:
     losses = [loss for _, loss, _ in evidence.history]
     if len(losses) < 2:
         return None
-    wide = min(SMOOTH, len(losses) - 1)
+    wide = SMOOTH if len(losses) > SMOOTH else 1
     means = [sum(losses[i : i + wide]) / wide for i in range(len(losses) - wide + 1)]
     lowest, last = min(means), losses[-1]
     return (lowest, last) if not last <= GREW * lowest else None
@@ -170,12 +169,14 @@ def _labels(kind: Kind, odd: Sequence[Odd]) -> Cause:
     )
 
 
-def _damaged(name: str, count: int, layers: int, stepper: Stepper) -> Cause:
-    more = f" and {layers - 1} more" if layers > 1 else ""
-    rate = known_rate(stepper.config.train)
+def _damaged(damaged: Sequence[Layer], evidence: Evidence, grew: tuple[float, float] | None, rate: float) -> Cause:
+    more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    values = f"{damaged[0].not_finite} values of {damaged[0].name} are not finite{more}"
+    if grew:
+        return Cause("learning rate", f"{_rate_words(evidence, grew, rate)}, {values}", f"lower it, {_lower(rate)}")
     return Cause(
         "weights",
-        f"the weights were damaged before this step: {count} values of {name} are not finite{more}",
+        f"the weights were damaged before this step: {values}",
         f"look at the file that train.weights names; if training made them, lower the learning rate, {_lower(rate)}",
     )
 

@@ -140,7 +140,7 @@ class NanWatch:
         if self.config.train.on_nan == "stop" or self.skipped >= self.config.train.nan_skips:
             if self.config.train.on_nan == "skip":
                 self.tell(f"{self.skipped} batches were left out already, the most of train.nan_skips")
-            raise MultiboxError(self._write(report, batches))
+            self.stepper.ranks.end(MultiboxError(self._write(report, batches)))
         self.skipped += 1
         sentence, most = self._write(report, batches), self.config.train.nan_skips
         if self.skipped > 1:

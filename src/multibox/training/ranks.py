@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -16,6 +16,8 @@ from torch import Tensor, distributed
 from multibox.errors import MultiboxError
 
 Value = TypeVar("Value")
+MISTAKE = 2
+"""Exit code of a process that ends because of what another one says."""
 
 
 class CommonClock:
@@ -89,6 +91,19 @@ class Ranks:
         values = [value]
         _connected(lambda: distributed.broadcast_object_list(values, 0, group=self.hosts))
         return values[0]
+
+    def end(self, error: MultiboxError) -> NoReturn:
+        """End all processes, which all call this; rank 0 alone says why.
+
+        Raises:
+            MultiboxError: The error given, in rank 0.
+            SystemExit: In the others.
+        """
+        # torchrun ends all as soon as one ended: not before rank 0 has come here
+        self.gather("")
+        if self.writes:
+            raise error
+        raise SystemExit(MISTAKE)
 
     def _reduced(self, value: Tensor, how: Any) -> Tensor:
         if self.count == 1:
