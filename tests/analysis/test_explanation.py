@@ -66,6 +66,7 @@ def split_of(data, name):
     return next(s for s in ("train", "val") if name[:3] in (data / f"ImageSets/Main/{s}.txt").read_text().split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["occlusion", "gradient"])
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
 def test_what_is_looked_at_is_what_the_network_answers_to(data, red_image, method, score, monkeypatch):
@@ -97,6 +98,7 @@ def test_what_is_looked_at_is_what_the_network_answers_to(data, red_image, metho
     assert (part[..., 0] - part[..., 2]).max() > 100, "the most salient cell shows no red"
 
 
+@pytest.mark.slow
 def test_similar_objects_are_of_other_images_nearest_first(data, red_image, monkeypatch):
     monkeypatch.setattr(explanation, "MOST_WORK", 1.0)
     detector, split = sees_red(), split_of(data, red_image)
@@ -132,6 +134,7 @@ def test_an_archive_of_both_splits_still_has_similar_objects(data, tmp_path, red
         assert (one["path"], one["offset"]) not in {(each["path"], each["offset"]) for each in explained["similar"]}
 
 
+@pytest.mark.slow
 def test_two_pictures_per_image_and_nothing_written_over(data, tmp_path):
     rows = inspect_matches(sees_red(), data, split="train", worst=1, threshold=0.3)
     written = write_pictures(rows, tmp_path)

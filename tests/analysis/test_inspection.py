@@ -68,6 +68,7 @@ def first_batch(detector, dataset):
     return next(load_batches(images, [[(0, 0)]], 0, pin=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.4])
 def test_kept_candidates_are_what_predict_gives(data, threshold):
     detector = lively()
@@ -82,6 +83,7 @@ def test_kept_candidates_are_what_predict_gives(data, threshold):
     json.dumps(one, allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nms", [0.45, 0.2])
 def test_candidates_and_the_rule_give_who_suppresses_whom(data, nms):
     """As the inspector's page does it: greedy, class by class, best first."""
@@ -118,6 +120,7 @@ def test_losses_positives_and_negatives_are_those_of_the_training_step(data):
     assert one["gt"][0]["anchors"] == list(range(len(positives)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.3, 0.9])
 def test_forced_positives_are_the_bipartite_steps_own(data, threshold):
     detector = lively(changes={"matching.threshold": threshold})
@@ -149,6 +152,7 @@ def test_the_zone_between_two_thresholds_is_ignored(data):
     assert {p["how"] for p in one["positives"] if p["iou"] < 0.6} <= {"forced"}
 
 
+@pytest.mark.slow
 def test_worst_images_come_first(data):
     detector = lively()
     everything = inspect_matches(detector, data, split="train", worst=9)
@@ -166,6 +170,7 @@ def test_worst_images_come_first(data):
     assert worst == everything[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

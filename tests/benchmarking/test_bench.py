@@ -219,6 +219,7 @@ def test_a_variant_with_other_layers_is_refused():
         torchvision_twin(comparable(detector))
 
 
+@pytest.mark.slow
 def test_flops_and_ceiling(lite):
     side = eager_subject(lite, "float32")
     assert side.flops == 2 * measure(lite.config, 3).multiply_adds

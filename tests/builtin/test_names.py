@@ -50,6 +50,7 @@ def multibox_core(folder, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_core_alone_predicts_without_a_word_on_stderr(name, photo, tmp_path):
     done = multibox_core(tmp_path, "predict", name, photo, "--json", "found.json", "--threshold", "0.05")
@@ -58,6 +59,7 @@ def test_the_core_alone_predicts_without_a_word_on_stderr(name, photo, tmp_path)
     assert (row["width"], row["height"]) == (80, 60)
 
 
+@pytest.mark.slow
 def test_the_core_alone_finds_the_original_objects(shared, tmp_path):
     done = multibox_core(tmp_path, "predict", "coco", shared / "data/photos/cats_and_dogs.jpg", "--json", "found.json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -69,6 +71,7 @@ def test_the_core_alone_finds_the_original_objects(shared, tmp_path):
     assert all(each["label"] in found for each in wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cuda", "cpu --flip"])
 def test_what_needs_pytorch_names_the_package(device, photo, tmp_path):
     done = multibox_core(tmp_path, "predict", "coco", photo, "--device", *device.split())

@@ -58,6 +58,7 @@ def test_weights_and_classes_are_those_of_the_imported_file_to_the_bit(name, sha
         assert torch.equal(found.state[key], value), key
 
 
+@pytest.mark.slow
 def test_coco_outputs_are_as_near_as_8_bits_allow(raw, coco):
     with np.load(coco / "reference_raw_cats_and_dogs.npz") as arrays:
         image = arrays["input_uint8_nhwc"]
@@ -70,6 +71,7 @@ def test_coco_outputs_are_as_near_as_8_bits_allow(raw, coco):
             assert np.corrcoef(ours[0, :, column], theirs[0, :, column])[0, 1] > 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnxruntime", "OpenVINO"], indirect=True)
 @pytest.mark.parametrize("name", ["coco", "face"])
 def test_every_engine_computes_what_pytorch_computes(name, raw, engine):
@@ -82,6 +84,7 @@ def test_every_engine_computes_what_pytorch_computes(name, raw, engine):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_coco_finds_what_the_8_bit_model_finds(opened, engine, coco, shared):
     """All 94 detections above 0.35 in 15 photographs: same class, IoU above 0.75, score within 0.1.
 

@@ -43,6 +43,7 @@ def trained(once, tmp_path):
     return shutil.copytree(once, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_train_eval_predict(run, squares, trained, tmp_path):
     assert (trained / "images" / "curves.png").is_file()
     code, out, _ = run(

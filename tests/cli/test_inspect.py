@@ -17,6 +17,7 @@ def inspect(run, tiny_file, squares, tmp_path, monkeypatch):
     return lambda *more, data=squares: run("inspect", tiny_file, data, *more)
 
 
+@pytest.mark.slow
 def test_the_page_and_a_table(inspect, tmp_path):
     code, out, err = inspect("--split", "val", "--worst", "2", "--json", "all.json")
     assert code == 0, err

@@ -38,6 +38,7 @@ EXPLICIT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "target"), EXPLICIT)
 def test_an_output_that_exists_is_refused_before_any_work(run, place, monkeypatch, arguments, target):
     path = place / target
@@ -78,6 +79,7 @@ def test_models_and_data_sets_are_refused_too(run, place, arguments, target):
     assert path.read_bytes() == b"mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [

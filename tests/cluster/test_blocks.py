@@ -41,6 +41,7 @@ def rows_of(out):
     return rows
 
 
+@pytest.mark.slow
 def test_rows_equal_what_predict_writes(photos, tmp_path, run, monkeypatch, run_job):
     # Which of two boxes with equal scores is kept depends on the batch in bfloat16: give the command batches of 4, too
     monkeypatch.setattr("multibox.cli.predict.SHARED_FROM", 1)
@@ -68,6 +69,7 @@ def test_rows_equal_what_predict_writes(photos, tmp_path, run, monkeypatch, run_
             assert found["box"] == pytest.approx(other["box"], abs=6e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["", "local://"])
 def test_a_job_goes_on_where_it_ended(photos, tmp_path, store, run_job):
     out = f"{store}{tmp_path}/found.parquet"

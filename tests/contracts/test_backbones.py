@@ -17,6 +17,7 @@ SOME = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for 
 """One of each family; the others are slow."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BACKBONES)
 def test_maps_have_the_channels_promised_and_shrink(name):
     with torch.device("meta"):  # shapes are all that is asked for
@@ -32,6 +33,7 @@ def test_maps_have_the_channels_promised_and_shrink(name):
         assert cells[-1] >= 1, size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_gradients_are_finite_in_bfloat16_on_the_smallest_maps(name):
     # oneDNN leaves gradients of taps that see padding alone unwritten: see RoomyConv2d

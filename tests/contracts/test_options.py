@@ -58,6 +58,7 @@ def objects():
     return gt, labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classification", "localization"), PAIRS)
 def test_every_combination_learns(classification, localization, features):
     gt, labels = objects()

@@ -34,6 +34,7 @@ class Learnt(Exception):
     """Every object is found."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("size", [None, (270, 480), (64, 96)])
 def test_every_anchor_has_its_output(preset, size):

@@ -501,6 +501,7 @@ ELSEWHERE = {
 """Lines that other tests are for: those above, and test_recipe_parity.py for the anchors of torchvision and NVIDIA."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_line_that_is_removed_is_noticed(recipe, monkeypatch):
     whole, unnoticed = RECIPES[recipe], set()

@@ -99,6 +99,7 @@ def test_expansion_happens_half_the_time_and_holds_the_image_at_whole_pixels():
     assert np.allclose(ratio, (y2 - y1) / 80, atol=1 / 80)
 
 
+@pytest.mark.slow
 def test_caffe_takes_the_whole_window_or_patches_that_fit_it_and_keeps_centres():
     seen = views(CaffePatch(), 3000)
     # 3 sigma below 1/7; some samplers find nothing, so somewhat above it
@@ -137,6 +138,7 @@ def test_hikapok_keeps_objects_worth_learning_with_their_centre_inside():
         assert (sides > 0.025).all() and (area > 0.001).all() and (area < 0.9).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("least", [-0.1, 0.1, 0.3, 0.5])
 def test_hikapok_patches_have_their_shape_and_all_objects_in_them_overlap(least):
     patches = changed(views(HikapokPatch(Expand(probability=0), overlaps=(least,), attempts=1), 200, BOXES[:2]))
@@ -150,6 +152,7 @@ def test_hikapok_patches_have_their_shape_and_all_objects_in_them_overlap(least)
         assert (overlap(view)[inside(view)] >= least).all()
 
 
+@pytest.mark.slow
 def test_the_last_attempt_counts_unless_defects_are_emulated():
     """The box covers everything, so only part of an expanded image shows it at less than nine tenths."""
     assert changed(views(HikapokPatch(attempts=1), 100, ALL_OVER))

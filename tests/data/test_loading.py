@@ -190,6 +190,7 @@ def test_a_script_without_main_guard_loads_in_processes(squares, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "processes"), [(0, False), (1, False), (1, True)])
 def test_a_bad_image_is_named_in_one_line_whichever_worker_met_it(squares, workers, processes):
     dataset = open_dataset(squares, "train")

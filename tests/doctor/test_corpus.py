@@ -703,6 +703,7 @@ def test_there_are_enough():
     assert sum(len(one.formats) for one in DAMAGE.values()) >= 150
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ALL)
 def test_sound_sets_have_no_findings(tmp_path, sets, format):
     assert kinds(examine(make(sets, tmp_path / "set", format))) <= QUIET
@@ -715,6 +716,7 @@ def named(sets, folder: Path, format: str, name: str):
     assert found <= QUIET | {one.kind} | one.with_it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "format"),
     [(name, one.formats[n % len(one.formats)]) for n, (name, one) in enumerate(DAMAGE.items()) if n % 3 == 0],

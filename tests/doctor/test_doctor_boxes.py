@@ -107,6 +107,7 @@ WHOLE_SET = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "format", "mistake"), [(k, *one) for k, rows in WHOLE_SET.items() for one in rows])
 def test_a_whole_set_read_wrongly_is_one_finding_and_read_rightly_by_the_copy(sets, tmp_path, kind, format, mistake):
     objects = sets.clean()
@@ -134,6 +135,7 @@ def test_exchanged_axes_are_found_and_exchanged_back(sets, tmp_path, format):
     assert np.abs(copy.boxes_xyxy - right).max() < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "factor"), [(one, factor) for one in ("voc", "csv", "coco") for factor in (0.5, 2)])
 def test_labels_made_at_another_size_are_found(sets, tmp_path, format, factor):
     objects = {
@@ -144,6 +146,7 @@ def test_labels_made_at_another_size_are_found(sets, tmp_path, format, factor):
     assert "scale-mismatch" in kinds(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ALL)
 def test_corners_that_count_from_one_are_noted(sets, tmp_path, format):
     objects = sets.clean()
@@ -215,6 +218,7 @@ def test_images_in_a_container_are_examined_and_a_format_that_is_only_read_becom
     assert len(copy) == 11 and len(copy.labels) == 33 and "image07.png" not in list(copy.image_names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ALL)
 @settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chosen=st.lists(st.sampled_from(sorted(ONE_BOX)), min_size=2, max_size=6))

@@ -140,6 +140,7 @@ def test_rare_and_uneven_classes_are_noted(sets, tmp_path, format):
     assert [one.severity for one in found(folder, "class-imbalance")] == ["note"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "severity"), [(14, "warning"), (2, "note")])
 def test_a_class_of_one_split_is_a_mistake_if_chance_would_have_shared_it(sets, tmp_path, images, severity):
     objects = rename(sets.clean(40), "dog", "bird", images)

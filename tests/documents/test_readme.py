@@ -107,6 +107,7 @@ def answer_and_end(arguments):
         assert server.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_commands_with_weights_from_elsewhere_run(folder, call, shared):
     file = shared / "weights/ssd_mobilenet_v1_coco/coco_ssd_mobilenet_v1_1.0_quant_2018_06_29.tflite"
     (folder / "ssd_mobilenet_v1.tflite").symlink_to(file)

@@ -99,6 +99,7 @@ def test_an_interval_by_hand(build):
     assert ends["coco"]["AP"][0] == pytest.approx(41 / 101)
 
 
+@pytest.mark.slow
 def test_coverage_of_the_true_share(build):
     """Of 60 data sets of 40 images, about 95 % have an interval that holds the share they were drawn with."""
     random = np.random.default_rng(0)

@@ -15,6 +15,7 @@ def model(tiny, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_it_writes_beside_the_model_and_reports(model):
     result = CliRunner().invoke(app, ["export", str(model)])
     assert result.exit_code == 0, result.output

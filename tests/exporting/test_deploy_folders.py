@@ -80,6 +80,7 @@ def test_an_exported_file_is_taken_as_it_is_and_folders_are_numbered(exported, c
     assert [options for *_, options in calls] == [{"name": "cells", "threshold": None}] * 2
 
 
+@pytest.mark.slow
 def test_weights_in_another_file_are_taken_in(tmp_path):
     run(FOLDER / "face.onnx", "--to", "triton", "--out", tmp_path / "out")
     file = tmp_path / "out" / "model.onnx"

@@ -147,6 +147,7 @@ def test_another_threshold_is_for_all_classes(picky_file, tmp_path, float32):
     assert "[0.5, 0.5, 0.5]" in (tmp_path / "out/picky/config.pbtxt").read_text()
 
 
+@pytest.mark.slow
 def test_equal_thresholds_need_no_filter(tiny, tmp_path, float32):
     from multibox.exporting import export
 
@@ -158,6 +159,7 @@ def test_equal_thresholds_need_no_filter(tiny, tmp_path, float32):
     assert same(found, open_exported(tmp_path / "tiny.onnx").predict(image[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coco", "face"])
 def test_a_builtin_models_file_holds_its_weights(name, tmp_path, float32):
     repository = write(FOLDER / f"{name}.onnx", tmp_path / "repository")

@@ -85,6 +85,7 @@ def test_images_of_the_input_size_give_eagers_detections(request, name, suffix, 
         assert len(got) == len(want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(50, 70), (1, 9), (3, 8000)])
 def test_runtimes_agree_on_any_size(files, tiny, shape, noise):
     batch = noise(2, *shape)
@@ -138,6 +139,7 @@ def with_defaults(path, out):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("openvino", [True, False])
 def test_files_of_version_0_1_are_still_read(files, tiny, tmp_path, noise, monkeypatch, openvino):
     if not openvino:
@@ -280,6 +282,7 @@ def test_a_changed_weight_is_found_in_the_network(files, tiny, noise):
         verify(run_onnx(data, stages=True), tiny, "plain", [noise(40, 50)])
 
 
+@pytest.mark.slow
 def test_other_stages_are_named(files, tiny, noise):
     def replace(kind, value):
         def change(graph):

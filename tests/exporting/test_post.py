@@ -93,6 +93,7 @@ def check(found, wanted):
         assert np.all(found["labels"][index, count:] == -1)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 3), st.sampled_from([-6.0, 0.0, 4.0]), st.floats(0.1, 4), st.integers(0, 1000))
 def test_random_answers(case, batch, background, spread, seed):
     config, _, run, anchors = case

@@ -124,6 +124,7 @@ def test_a_list_keeps_its_order_whatever_the_sizes(exported, noise):
     assert exported.predict([]) == []
 
 
+@pytest.mark.slow
 def test_thresholds_of_the_classes_travel_along(tiny, noise, tmp_path):
     least = (0.1, 0.9, 0.5)
     detector = Detector(tiny.model, tiny.config.updated({"post.thresholds": least}), tiny.names)
@@ -135,6 +136,7 @@ def test_thresholds_of_the_classes_travel_along(tiny, noise, tmp_path):
     assert {0, 2} <= set(found.labels.tolist())
 
 
+@pytest.mark.slow
 def test_a_data_set_is_seen_as_the_detector_sees_it(exported, tiny, squares):
     renamed = {"red": "a", "blue": "b"}
     dataset = open_for(tiny, squares, split="train", rename=renamed)

@@ -60,6 +60,7 @@ def test_the_page_knows_the_model(folder, face):
     assert data["web"]["bytes"] == sum((folder / f).stat().st_size for f in ("model.onnx", RUNTIME[1]))
 
 
+@pytest.mark.slow
 def test_boxes_of_low_thresholds_are_looked_for(tiny, tmp_path, fake_runtime):
     low = Detector(tiny.model, tiny.config.updated({"post.thresholds": (0.3, 0.01, 0.5)}), tiny.names)
     export(low, tmp_path / "low.onnx")

@@ -126,6 +126,7 @@ def test_a_link_in_a_zip_is_not_followed(tmp_path):
         read(path)
 
 
+@pytest.mark.slow
 def test_a_packed_tar_that_unpacks_to_a_thousand_times_its_size(tmp_path, cache):
     with tarfile.open(tmp_path / "train-000000.tar.gz", "w:gz") as archive:
         for name, data in (("a.json", b'{"objects": {"bbox": [], "category": []}}'), ("a.png", bytes(100 << 20))):

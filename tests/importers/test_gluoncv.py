@@ -104,6 +104,7 @@ def test_settings_are_gluoncvs(golden):
     assert large.anchors.sizes[1:] == resolve("ssd512-vgg16").anchors.sizes[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("prefix", ["ssd0_", "ssd17_", "my_net_", ""])
 def test_names_with_prefixes_mean_the_same(golden, side, prefix):

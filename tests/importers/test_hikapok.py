@@ -45,6 +45,7 @@ def seeded(seeded_weights):
     return {name: make(name, shape) for name, shape in SHAPES.items()}
 
 
+@pytest.mark.slow
 def test_outputs_and_boxes_are_those_of_its_own_code(golden, seeded):
     found = convert(FILE, seeded, [])
     assert found.class_names == tuple(VOC)
@@ -148,6 +149,7 @@ def checkpoints(monkeypatch):
     return held
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_tensorflow(checkpoints, tmp_path):
     prefix = tmp_path / FILE
     variables = {**zeros(), "global_step": np.int64(7), "ssd300/fc7/bias/Momentum": np.ones(1024, np.float32)}

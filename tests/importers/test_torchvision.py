@@ -195,6 +195,7 @@ def blank(tmp_path):
     return write
 
 
+@pytest.mark.slow
 @EVERY
 def test_91_logits_are_coco(blank, case):
     found = read_torchvision(blank(case), [])
@@ -205,6 +206,7 @@ def test_91_logits_are_coco(blank, case):
     assert [found.class_names[index] for index in (0, 16, 89)] == ["person", "cat", "toothbrush"]
 
 
+@pytest.mark.slow
 @EVERY
 def test_names_that_are_given_count(blank, case):
     file = blank(case, 4)

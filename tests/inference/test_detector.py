@@ -34,6 +34,7 @@ def check(found, width, height):
     assert found.boxes[0] == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_every_form_of_a_image_gives_pixels_of_the_original(detector, tmp_path):
     image = Image.new("RGB", (640, 200), (9, 99, 199))
     image.save(tmp_path / "a.png")
@@ -90,6 +91,7 @@ def test_without_a_threshold_each_class_has_its_own():
         made.predict(image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tinyssd", "ssdlite320-mobilenetv3"])
 def test_a_quickened_detector_finds_the_same(preset):
     made = multibox.create(preset, ["cat", "dog"])

@@ -57,6 +57,7 @@ def test_every_form_gives_the_same(detector, pixels, tmp_path):
         assert detector.predict(file, 0.0) == wanted
 
 
+@pytest.mark.slow
 def test_lists_give_lists_and_generators_give_generators(detector, pixels, tmp_path):
     several = [*forms(pixels, tmp_path), pixels[:20]] * 2
     for group in (several[:3], tuple(several[:3]), UserList(several[:3])):
@@ -91,6 +92,7 @@ def test_a_generator_is_read_as_it_is_used(detector):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_a_broken_file_half_way_is_named_and_nothing_hangs(detector, pixels, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     paths = [tmp_path / "a.png"] * 40

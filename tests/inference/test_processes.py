@@ -38,6 +38,7 @@ def files(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "model.xml"])
 def test_a_detector_can_be_pickled(files, name, monkeypatch):
     monkeypatch.chdir(files)

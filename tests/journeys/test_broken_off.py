@@ -182,6 +182,7 @@ def test_ctrl_c_while_it_starts_leaves_nothing(launch, squares, tmp_path, patche
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_scratch_files_of_a_killed_run_go_when_it_starts_anew(squares, tmp_path):
     """Killed in its first save, it has neither weights nor state."""
     run = tmp_path / "run"

@@ -37,6 +37,7 @@ def photo(shared, tmp_path):
     return shutil.copy(path, tmp_path / "dog.jpg")
 
 
+@pytest.mark.slow
 def test_cp1252_output(case, photo, multibox, tmp_path):
     case("cp1252-output")
     Path(photo).rename(tmp_path / "日本.jpg")
@@ -90,6 +91,7 @@ def test_exported_detector_pickle(case, call, photo):
     assert len(again.predict(photo))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_fork_after_predict(case, multibox, tmp_path, device):
@@ -104,6 +106,7 @@ def test_fork_after_predict(case, multibox, tmp_path, device):
     assert (code, out) == (0, "0 0\n"), err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [["--val-split", "none"], [], ["--val-split", "test"]])
 def test_next_hint_cannot_be_run(case, call, tmp_path, train_options, split):
     """The command printed after training can be pasted, with blanks in the paths and several splits."""

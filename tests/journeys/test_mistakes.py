@@ -155,6 +155,7 @@ def test_what_is_no_image_is_named(call, tmp_path, monkeypatch, source, words):
     assert not (tmp_path / "predictions").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_start_does_not_block_the_corrected_command(call, squares, tmp_path, train_options):
     command = ["train", squares, "--out", tmp_path / "run", "--epochs", "1", *train_options]
     assert call(*command, "--set", 'train.freeze=["nope*"]')[0] == 2

@@ -69,6 +69,7 @@ def test_two_images_without_splits(train, squares):
     assert "1 images (train), 1 for validation" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["validation", "a held-out part", "a split that is not used"])
 def test_a_class_that_is_not_learnt_does_not_join_the_model(train, squares, tmp_path, where):
     rename_class(squares, "red", "green", 12, 13, 14, 15)

@@ -73,6 +73,7 @@ def test_mobilenet_anchors_are_those_of_tensorflow(shared):
     np.testing.assert_allclose(found, rows, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["ssd300-vgg16", "ssd300-mobilenetv1", "ssdlite320-mobilenetv3"])
 def test_at_another_aspect_squares_stay_square_and_centres_fill_the_input(preset):
     height, width = 270, 480
@@ -89,6 +90,7 @@ def test_at_another_aspect_squares_stay_square_and_centres_fill_the_input(preset
     assert first_h / height == pytest.approx(share, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_pretrained_weights_are_kept_at_any_size(preset):
     base = resolve(preset, changes={"anchors.fit": "none"})

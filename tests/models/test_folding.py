@@ -37,6 +37,7 @@ def assert_same_outputs(model, folded, size=96):
         torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-3 * wanted.std().item())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_no_batch_norm_of_a_preset_is_left(preset):
     model = trained(build_model(resolve(preset, changes={"anchors.fit": "none"}), 3))
@@ -91,6 +92,7 @@ def test_norms_that_cannot_be_folded_stay_and_are_named(backbone, left):
     assert_same_outputs(model, folded)
 
 
+@pytest.mark.slow
 def test_the_activation_inside_a_norm_of_timm_stays():
     backbone = make_backbone("timm:mobilenetv3_small_050", 1.0, 2)
     model = trained(SSD(backbone, Heads("ssdlite", backbone.channels, [2, 2], 3), (128,) * 3, (64,) * 3))

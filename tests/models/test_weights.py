@@ -115,6 +115,7 @@ def test_vgg16_of_torchvision_is_thinned_out(tmp_path):
     assert torch.equal(backbone.features[28].weight, state["features.28.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("naming", ["numbers", "caffe"])
 def test_the_reduced_vgg16_fits_under_both_namings(naming, tmp_path):
     detector, other = create("ssd300-vgg16", ["cat"], seed=1), create("ssd300-vgg16", ["cat"], seed=2)
@@ -133,6 +134,7 @@ def test_the_reduced_vgg16_fits_under_both_namings(naming, tmp_path):
     assert torch.equal(detector.model.backbone.features[5].weight, own["features.5.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "make", "taken"),
     [

@@ -131,6 +131,7 @@ def test_an_existing_report_is_refused_before_any_work(report, squares):
         make_report("no such model", squares, split="train", out=folder)
 
 
+@pytest.mark.slow
 def test_the_command_writes_numbered_folders_and_says_the_main_findings(run, squares, tmp_path, monkeypatch):
     monkeypatch.setattr("multibox.inference.load.load", lambda *_, **__: Guesser(squares, "train"))
     monkeypatch.chdir(tmp_path)
@@ -153,6 +154,7 @@ def test_the_command_writes_numbered_folders_and_says_the_main_findings(run, squ
     assert code == 2 and "mine/" in err
 
 
+@pytest.mark.slow
 def test_overwriting_replaces_the_relabel_list_but_no_work_of_a_person(squares, tmp_path):
     folder = tmp_path / "out"
 
@@ -226,6 +228,7 @@ def archived(kind, squares, folder, draw_squares):
     return [folder / "shards"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zip", "parquet", "webdataset", "joined", "broken"])
 def test_every_kind_of_data_gives_page_and_relabel_list(kind, squares, tmp_path, draw_squares, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

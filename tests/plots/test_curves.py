@@ -82,6 +82,7 @@ def test_precision_and_recall(tmp_path, drawn):
     assert pixels(tmp_path / "pr.png").size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [0, 1, 8, 9, 80])
 def test_any_number_of_classes(tmp_path, drawn, classes):
     line = np.linspace(0.1, 1, 5)

@@ -133,6 +133,7 @@ def test_a_quota_is_read_from_the_control_group(version, tmp_path, monkeypatch):
     assert watch.use().throttled == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_no_data_is_a_sentence(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "multibox", "profile"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and "profile needs DATA" in done.stderr

@@ -117,6 +117,7 @@ def test_tritonclient_sees_the_models(triton, address):
                 refused("coco")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
 def test_tritonclient_finds_what_predict_finds(triton, address, pixels, wanted, binary, compression):
@@ -132,6 +133,7 @@ def test_tritonclient_finds_what_predict_finds(triton, address, pixels, wanted, 
         assert names == [wanted.names[label] for label in wanted.labels]
 
 
+@pytest.mark.slow
 def test_tritonclient_sends_files_of_any_size(triton, address, pixels, wanted, tmp_path):
     Image.fromarray(pixels).save(tmp_path / "same.png")
     Image.fromarray(pixels[:100, :150]).save(tmp_path / "part.png")

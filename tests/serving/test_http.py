@@ -173,6 +173,7 @@ def test_counts_have_few_names():
     assert 'multibox_model_info{model="pets",version="abc-1"} 1.0' in lines
 
 
+@pytest.mark.slow
 def test_what_is_counted_over_several_processes(tmp_path):
     code = (
         "import os, sys; from multibox.serving.counters import Counters; from multibox.serving.front import Exchange;"

@@ -116,6 +116,7 @@ def test_suppression_and_number_can_be_asked_for(coco):
     assert len(loose.found) == 100 or len(loose.found) > len(coco.predict(image, 0.05))
 
 
+@pytest.mark.slow
 def test_a_hosted_model_answers_as_predict_does_and_counts_its_loads(coco):
     hosted = Hosted("coco", "coco", Room(cores=1))
     try:

@@ -480,6 +480,7 @@ def test_one_bad_file_fails_the_request_and_is_named(client):
 # Whatever comes
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=200), st.one_of(st.none(), st.text(max_size=5), st.integers(0, 300).map(str)))
 def test_any_body_is_read_or_refused(body, length):
     try:

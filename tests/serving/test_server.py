@@ -350,6 +350,7 @@ def test_models_are_checked_before_any_is_opened(argument, what):
     assert what in str(caught.value)
 
 
+@pytest.mark.slow
 @posix
 def test_a_model_that_is_not_there_is_told_before_a_port_that_is_taken():
     with listen("127.0.0.1", 0) as taken:
@@ -359,6 +360,7 @@ def test_a_model_that_is_not_there_is_told_before_a_port_that_is_taken():
     assert ended.stderr.startswith("multibox: nothing.onnx does not exist")
 
 
+@pytest.mark.slow
 @posix
 def test_a_model_that_is_not_there_is_one_sentence():
     for more in ([], ["--workers", "2"]):
@@ -371,6 +373,7 @@ def test_a_model_that_is_not_there_is_one_sentence():
         served.process.stderr.close()
 
 
+@pytest.mark.slow
 def test_the_server_of_an_exported_model_does_not_import_torch():
     code = (
         "import sys; from multibox.serving.hosted import open_models; import multibox.serving.server, "

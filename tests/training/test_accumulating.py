@@ -40,6 +40,7 @@ def learn(parts, **changes):
     return stepper, seen[0], loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -73,6 +73,7 @@ def test_the_rate_has_nine_tenths_of_the_fall():
     assert not adapting.gets_worse([1.0, 9.0, 9.0])
 
 
+@pytest.mark.slow
 def test_an_automatic_batch_size_is_a_number_in_the_run(squares, tmp_path):
     trainer, told, _ = first_loss(squares, tmp_path / "run", **{"train.batch_size": "auto"})
     assert trainer.config.train.batch_size == 2

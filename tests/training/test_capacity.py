@@ -31,6 +31,7 @@ def test_an_input_that_memory_does_not_hold_is_refused_with_one_that_fits(monkey
     check_memory(model, config.updated({"model.input_size": fits}), device="cpu", precision="float32")
 
 
+@pytest.mark.slow
 def test_a_batch_that_fits_is_named(monkeypatch):
     monkeypatch.setattr(capacity, "available_memory", lambda: 2 << 30)
     model, config = made("multibox-coco", train__batch_size=64)

@@ -124,6 +124,7 @@ def copied_later(monkeypatch):
     monkeypatch.setattr(guard_module, "start_copy", start_copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bad", "changes"), [(1, OPTIMIZERS[0]), (5, OPTIMIZERS[0]), (6, OPTIMIZERS[1])])
 def test_on_a_gpu_steps_after_a_bad_one_are_held_back_and_made_again(changes, bad, copied_later):
     batches = [make_bad_batch(n) if n == bad else make_batch(n) for n in range(1, 17)]
@@ -202,6 +203,7 @@ def test_a_gradient_alone_that_is_not_finite_is_bad_too():
     assert_equal(everything(stepper), before)
 
 
+@pytest.mark.slow
 def test_float16_halves_its_scale_where_gradients_overflow_and_the_state_keeps_it(tmp_path):
     stepper = make_stepper(precision="float16")
     scaler = stepper.guard.scaler
@@ -245,6 +247,7 @@ def test_all_processes_judge_alike():
     assert_equal(everything(stepper), before)
 
 
+@pytest.mark.slow
 def test_a_batch_is_not_kept_for_longer_than_it_takes_to_judge_it():
     stepper = make_stepper(late=True)
     for number in range(1, 14):

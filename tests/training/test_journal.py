@@ -52,6 +52,7 @@ def of_kind(found, kind):
     return [event for event in found if event["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_a_run_tells_every_event(squares, tmp_path):
     folder = tmp_path / "run"
     trainer = prepare(squares, options(folder))
@@ -90,6 +91,7 @@ def test_a_run_tells_every_event(squares, tmp_path):
     assert end["updated"] >= end["started"] > 0
 
 
+@pytest.mark.slow
 def test_the_stop_file_ends_a_run_as_ctrl_c_does(squares, tmp_path):
     folder = tmp_path / "run"
     trainer = prepare(squares, options(folder))
@@ -117,6 +119,7 @@ def test_a_second_ctrl_c_counts_even_after_the_stop_file(tmp_path):
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_tells_each_step_once(squares, tmp_path):
     """Whatever a killed process told after its last save, half a line included, is told anew."""
     folder = tmp_path / "run"
@@ -133,6 +136,7 @@ def test_a_resumed_run_tells_each_step_once(squares, tmp_path):
     assert len(of_kind(found, "future")) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_so(squares, tmp_path):
     folder = tmp_path / "run"
     trainer = prepare(squares, options(folder, **{"train.lr": 1e30, "train.optimizer": "sgd"}))
@@ -152,6 +156,7 @@ def test_a_run_that_was_killed_while_it_started_can_be_begun_again(squares, tmp_
     assert (folder / "config.toml").exists()
 
 
+@pytest.mark.slow
 def test_a_refused_run_leaves_the_status_of_the_one_before(squares, tmp_path):
     folder = tmp_path / "run"
     prepare(squares, options(folder)).fit()
@@ -180,6 +185,7 @@ def tensorboard(folder):
     return {tag: [(each.step, each.value) for each in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 def test_metrics_are_told_every_few_steps(squares, tmp_path):
     """The means are those of the steps since the event before; an epoch's first event tells of its own steps only."""
     folder = tmp_path / "run"
@@ -205,6 +211,7 @@ def test_metrics_are_told_every_few_steps(squares, tmp_path):
     assert [step for step, _ in shown["total_loss"]] == [3, 6]
 
 
+@pytest.mark.slow
 def test_slow_steps_are_told_by_the_clock(squares, tmp_path, monkeypatch):
     monkeypatch.setattr("multibox.training.journal.LONGEST", 0.0)
     trainer = prepare(squares, options(tmp_path / "run", **{"train.log_every": 1000}))
@@ -212,6 +219,7 @@ def test_slow_steps_are_told_by_the_clock(squares, tmp_path, monkeypatch):
     assert [event["step"] for event in of_kind(events(tmp_path / "run"), "step")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_each_step_of_a_resumed_run_once(squares, tmp_path):
     folder = tmp_path / "run"
     trainer = prepare(squares, options(folder))

@@ -78,6 +78,7 @@ def by_step(service, name):
     return [(point.step, point.values[name]) for point in service.kept if name in point.values]
 
 
+@pytest.mark.slow
 def test_a_service_gets_every_metric_image_and_the_report(squares, tmp_path, services):
     opened, _ = services
     folder = tmp_path / "run"
@@ -101,6 +102,7 @@ def test_a_service_gets_every_metric_image_and_the_report(squares, tmp_path, ser
     assert [path.name for path in service.ended.files] == ["metrics.csv", "config.toml"]
 
 
+@pytest.mark.slow
 def test_a_service_that_fails_is_told_once_and_stops_nothing(squares, tmp_path, services, monkeypatch):
     monkeypatch.setattr(loggers, "PAUSE", 0.0)
     opened, replace = services
@@ -124,6 +126,7 @@ def test_a_service_that_fails_is_told_once_and_stops_nothing(squares, tmp_path, 
     assert opened["mlflow"].ended is not None  # it is tried again
 
 
+@pytest.mark.slow
 def test_a_service_that_never_answers_holds_nothing_up(squares, tmp_path, services, monkeypatch):
     monkeypatch.setattr(loggers, "CLOSING", 0.2)
     _, replace = services
@@ -137,6 +140,7 @@ def test_a_service_that_never_answers_holds_nothing_up(squares, tmp_path, servic
     assert [line for line in heard if "trackio does not get all metrics" in line and "within" in line], heard
 
 
+@pytest.mark.slow
 def test_a_service_that_cannot_be_opened_is_told_before_the_first_step(squares, tmp_path, services, monkeypatch):
     def refuse(start):
         raise PermissionError("no key")
@@ -150,6 +154,7 @@ def test_a_service_that_cannot_be_opened_is_told_before_the_first_step(squares, 
     assert trainer.pace.step == 6
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_the_same_place_and_tells_nothing_twice(squares, tmp_path, services):
     """Also what a killed process told after the state that is resumed."""
     opened, _ = services

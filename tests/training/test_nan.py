@@ -64,6 +64,7 @@ def test_a_box_is_named_with_its_image_and_the_replay_says_the_same(squares, tmp
     assert again.again.cause == again.recorded.cause
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "box",
     [(30, 10, 30, 60), (60, 10, 30, 60), (-1, -1, 40, 40), (0, 0, 9e9, 9e9), (30, 10, 30.0001, 60)],
@@ -120,6 +121,7 @@ def test_a_damaged_weight_is_named(squares, tmp_path):
     assert "1 values of heads.localization.1.weight are not finite" in fails(trainer)
 
 
+@pytest.mark.slow
 def test_weights_that_a_growing_loss_damaged_are_laid_to_the_learning_rate(squares, tmp_path):
     trainer = begin(squares, tmp_path / "run")
 
@@ -133,6 +135,7 @@ def test_weights_that_a_growing_loss_damaged_are_laid_to_the_learning_rate(squar
     assert re.search(r"too high, the loss grew from \S+ to 1e\+04, .*1 values of heads.localization.1.weight are", said)
 
 
+@pytest.mark.slow
 def test_an_overflow_of_float16_is_named(squares, tmp_path):
     trainer = begin(squares, tmp_path / "run", **{"train.precision": "float16"})
 
@@ -147,6 +150,7 @@ def test_an_overflow_of_float16_is_named(squares, tmp_path):
     assert "--set train.precision=float32" in said
 
 
+@pytest.mark.slow
 def test_batches_are_left_out_a_few_times_and_a_resumed_run_knows_how_many(squares, tmp_path):
     changes = {"matching.matcher": "simota", "train.nan_skips": 1, "train.save_minutes": 1e-6}
     trainer = begin(squares, tmp_path / "run", on_nan="skip", epochs=1, **changes)
@@ -162,6 +166,7 @@ def test_batches_are_left_out_a_few_times_and_a_resumed_run_knows_how_many(squar
     assert "at step 5: " in fails(resumed)
 
 
+@pytest.mark.slow
 def test_an_epoch_may_consist_of_a_batch_that_is_left_out(squares, tmp_path):
     changes = {"matching.matcher": "simota", "train.batch_size": 12, "train.log_every": 1}
     trainer = begin(squares, tmp_path / "run", on_nan="skip", epochs=3, **changes)

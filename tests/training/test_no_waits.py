@@ -186,6 +186,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", STEPS, ids=str)
 def test_a_whole_step(monkeypatch, changes):
     stepper = make_stepper(**changes)

@@ -39,6 +39,7 @@ def stopped(data, options, step):
     return trainer
 
 
+@pytest.mark.slow
 def test_the_folder_alone_resumes_the_run_from_anywhere(squares, tmp_path, monkeypatch):
     first = stopped(squares, options(tmp_path / "run"), 2)
     (tmp_path / "elsewhere").mkdir()
@@ -51,6 +52,7 @@ def test_the_folder_alone_resumes_the_run_from_anywhere(squares, tmp_path, monke
     assert second.pace.step == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "validated"), [("none", None), ("val", 4), ("train", 1), (None, 4)])
 def test_a_resumed_run_validates_on_the_same_images(squares, tmp_path, split, validated):
     first = stopped(squares, options(tmp_path / "run", epochs=2, val_split=split), 1)
@@ -73,6 +75,7 @@ def test_moved_data_is_found_again_and_changed_data_refused(squares, tmp_path):
         prepare(None, RunOptions(resume=tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_resuming_with_other_data_is_refused(squares, tmp_path):
     prepare(squares, options(tmp_path / "run", epochs=1)).fit()
     names = squares / "ImageSets" / "Main" / "train.txt"
@@ -129,6 +132,7 @@ def test_a_run_that_failed_before_it_saved_weights_is_begun_again_or_resumed(squ
         prepare(squares, options(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_checkpoints_carry_no_paths_and_no_command_line(squares, tmp_path):
     prepare(squares, options(tmp_path / "run", epochs=1)).fit()
     for name in ("best", "last"):
@@ -192,6 +196,7 @@ def rewrite_as_format_2(folder):
     save_file(tensors, path, {"notes": json.dumps(old)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "words", "changes"),
     [
@@ -253,6 +258,7 @@ def test_a_resumed_run_keeps_its_settings(squares, tmp_path):
     resume(preset="tinyssd", recipe="default", epochs=3, changes=SMALL | {"train.lr": "auto", "anchors.fit": 4})
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_state_begins_anew_with_what_it_was_asked_for(squares, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
 

@@ -36,6 +36,7 @@ def records(squares: Path, tmp_path: Path) -> Path:
     return tmp_path / "records"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def same_end(trainer, whole):
         assert (trainer.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_in_a_validation_is_heard_at_once_and_nothing_of_it_is_kept(squares, tmp_path, whole, number):
     trainer = prepare(squares, options(tmp_path / "run", **{"train.validate_every": 1}))
@@ -72,6 +73,7 @@ def test_a_signal_in_a_validation_is_heard_at_once_and_nothing_of_it_is_kept(squ
     same_end(again, whole)
 
 
+@pytest.mark.slow
 def test_a_run_ended_in_its_last_validation_goes_on_with_it(squares, tmp_path, whole):
     trainer = prepare(squares, options(tmp_path / "run", **{"train.validate_every": 1}))
     score = trainer.validation.score
@@ -86,6 +88,7 @@ def test_a_run_ended_in_its_last_validation_goes_on_with_it(squares, tmp_path, w
     same_end(again, whole)
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_start_or_while_it_waits_for_images_is_heard_at_once(squares, tmp_path, whole, monkeypatch):
     """Images may come from a slow disk, and the statistics of a large data set take minutes."""
     options_here = options(tmp_path / "run", **{"train.validate_every": 1})
@@ -114,6 +117,7 @@ def endless():
     yield
 
 
+@pytest.mark.slow
 def test_a_signal_while_it_saves_waits_until_the_files_are_whole(squares, tmp_path, whole, monkeypatch):
     trainer = prepare(squares, options(tmp_path / "run", **{"train.validate_every": 1}))
     save = sys.modules["multibox.training.trainer"].save_checkpoint
@@ -127,6 +131,7 @@ def test_a_signal_while_it_saves_waits_until_the_files_are_whole(squares, tmp_pa
     same_end(again, whole)
 
 
+@pytest.mark.slow
 def test_the_clock_saves_in_the_middle_of_an_epoch(squares, tmp_path, whole, monkeypatch):
     monkeypatch.setattr("multibox.training.trainer.SAVING_SHARE", 1e9)
     often = options(tmp_path / "run", **{"train.validate_every": 1, "train.save_minutes": 1e-9})
@@ -153,6 +158,7 @@ def test_saving_by_the_clock_takes_a_small_share_of_the_time(squares, tmp_path):
     trainer.hold.close()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_state_before(squares, tmp_path, whole, monkeypatch):
     trainer = prepare(squares, options(tmp_path / "run", **{"train.validate_every": 1}))
 

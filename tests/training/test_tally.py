@@ -64,6 +64,7 @@ MATCHERS = ("bipartite", "dual_max", "atss", "simota", "task_aligned")
 LOSSES = ("cross_entropy", "focal", "sigmoid_focal", "sigmoid_cross_entropy", "quality_focal", "varifocal")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("matcher", "loss"), [*((m, "cross_entropy") for m in MATCHERS), *(("bipartite", each) for each in LOSSES[1:])]
 )
@@ -165,6 +166,7 @@ def test_a_killed_run_resumes_to_the_same_ledger(sprites, whole, tmp_path, monke
     assert same(read_ledger(folder), read_ledger(whole.folder))
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_an_epoch_keeps_its_first_half(sprites, whole, tmp_path):
     folder = tmp_path / "run"
     trainer = prepare(sprites, options(folder, **{"train.augmentation": "strong"}))

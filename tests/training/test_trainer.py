@@ -35,6 +35,7 @@ def stop_at(step):
     return watch
 
 
+@pytest.mark.slow
 def test_a_run_leaves_everything_it_promises(squares, tmp_path):
     trainer = prepare(squares, options(tmp_path / "run"))
     trainer.fit()
@@ -172,6 +173,7 @@ def test_fresh_classes_are_not_scored_before_the_first_step(squares, tmp_path):
     assert "before the first step" not in " ".join(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 4, 5, 13])
 def test_weights_that_are_no_numbers_end_the_run_at_the_next_step_and_are_not_saved(squares, tmp_path, step):
     trainer = prepare(squares, options(tmp_path / "run", epochs=20, **{"train.batch_size": 2}))

@@ -158,6 +158,7 @@ def test_ctrl_c_before_the_first_frame_changes_no_file(run, finder, tmp_path, mo
     assert (tmp_path / "good.json").read_text() == "[1]"
 
 
+@pytest.mark.slow
 def test_a_cut_video_ends_with_exit_code_1(run, finder, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", 90)
     run("predict", "coco", clip, "--out", tmp_path / "o")
