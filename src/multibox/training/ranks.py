@@ -6,7 +6,8 @@ GPU (NCCL); numbers and objects of the hosts are sent between hosts (gloo), so t
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -81,7 +82,8 @@ class Ranks:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        _connected(lambda: distributed.all_gather_object(values, value, group=self.hosts))
+        with connected():
+            distributed.all_gather_object(values, value, group=self.hosts)
         return values
 
     def from_first(self, value: Value) -> Value:
@@ -89,7 +91,8 @@ class Ranks:
         if self.count == 1:
             return value
         values = [value]
-        _connected(lambda: distributed.broadcast_object_list(values, 0, group=self.hosts))
+        with connected():
+            distributed.broadcast_object_list(values, 0, group=self.hosts)
         return values[0]
 
     def end(self, error: MultiboxError) -> NoReturn:
@@ -109,7 +112,8 @@ class Ranks:
         if self.count == 1:
             return value
         reduced = value.detach().clone()
-        _connected(lambda: distributed.all_reduce(reduced, how))
+        with connected():
+            distributed.all_reduce(reduced, how)
         return reduced
 
 
@@ -121,10 +125,19 @@ def own_slice(ranks: Ranks, items: int) -> slice:
     return slice(items * ranks.rank // ranks.count, items * (ranks.rank + 1) // ranks.count)
 
 
-def _connected(send: Callable[[], Any]) -> None:
+@contextmanager
+def connected() -> Generator[None]:
+    """Within it the loss of another process is told as such.
+
+    Raises:
+        MultiboxError: Another process ended or cannot be reached.
+    """
     try:
-        send()
+        yield
     except RuntimeError as error:
+        # gloo has no kind of error of its own, NCCL has
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
+            raise
         raise MultiboxError(
             f"another process of this run ended or cannot be reached ({str(error).splitlines()[0]}); its own message "
             "says why, and torchrun starts all again from the last state where --max-restarts allows it"

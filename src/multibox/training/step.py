@@ -26,7 +26,7 @@ from multibox.training.guard import Guard, Step
 from multibox.training.norms import freeze, thaw, train_mode, with_common_norms, without_norms
 from multibox.training.optimizer import decay_penalty, make_average, make_optimizer
 from multibox.training.precision import autocast
-from multibox.training.ranks import ALONE, Ranks
+from multibox.training.ranks import ALONE, Ranks, connected
 from multibox.training.reporter import Means
 from multibox.training.spans import Spans, no_spans
 
@@ -134,7 +134,8 @@ class Stepper:
         Where loss or gradient are not finite nothing is learnt; `look_back` tells.
         """
         self.guard.begin(batch, self.means.sums)
-        outputs, targets, parts = self.compute(batch, self.network)
+        with connected():
+            outputs, targets, parts = self.compute(batch, self.network)
         with self.spans("optimizer"):
             if self.guard.allows(parts.total):
                 self.optimizer.step()
