@@ -197,7 +197,10 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     save_minutes: Annotated[Positive, means("Minutes between two states from which a run can go on.")] = 2.0
     workers: Annotated[
         Annotated[int, Meta(ge=0, le=64)] | Literal["auto"],
-        means("Processes that prepare images. 0 prepares them in the training process."),
+        means(
+            "Processes that prepare images; threads on a CPU, and where there are two. 0 prepares them in the training "
+            "process itself."
+        ),
     ] = "auto"
     threads: Annotated[
         Annotated[int, Meta(ge=1, le=1024)] | Literal["auto"],

@@ -169,6 +169,15 @@ def test_weights_from_elsewhere_are_never_executed(tmp_path):
         load_weights(detector.model, path, detector.names)
 
 
+def test_damaged_weights_are_refused_by_name(tmp_path):
+    old = create("tinyssd", ["cat"], seed=1)
+    with torch.no_grad():
+        old.model.backbone.stages[0][0].conv2.weight[0, 0, 0] = float("nan")
+    path = saved(old, tmp_path / "old.safetensors")
+    with pytest.raises(WeightsError, match=r"old.safetensors is damaged: 3 values of backbone\S*conv2.weight are not"):
+        load_weights(create("tinyssd", ["cat"], seed=2).model, path, ("cat",))
+
+
 def test_weights_that_do_not_fit_say_what_was_expected_and_found(tmp_path):
     detector = create("tinyssd", ["cat"])
     save_file({"blocks.0.w": torch.zeros(2)}, tmp_path / "other.safetensors")

@@ -93,7 +93,8 @@ def test_parts_add_up_to_the_run():
         (changed(waiting=0.5), r"augmentation \(strong, 2.0 ms .*train.augmentation=default or more cores than 4"),
         (changed(waiting=0.5, augmentation="default"), "per image\\); more cores than 4"),
         (changed(validation=20.0), "20 validations of 20.0 s; .*train.validate_every=2"),
-        (changed(saving=10.0), "20 saves of 10.0 s; put the run folder"),
+        (changed(saving=10.0), "20 saves of 10.0 s; put the run folder .*validate_every=2$"),
+        (changed(saving=10.0, saves=60), "60 saves of 10.0 s; put the run folder .*save_minutes=10$"),
         (
             changed(batch_size=1, step=0.12, validation=0, spans=FIXED_COST),
             "its 1 image; .*=8$",

@@ -235,8 +235,8 @@ def test_all_processes_judge_alike():
     class Other(Ranks):
         """Another process has met something that is not finite."""
 
-        def most(self, value):
-            return torch.ones_like(value)
+        def mean(self, value):
+            return value + torch.tensor([0.5, 0.0])
 
     stepper = make_stepper(ranks={"ranks": Other()})
     before = everything(stepper)

@@ -214,6 +214,23 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
         replay(tmp_path)
 
 
+def test_a_loss_that_grows_from_the_first_steps_diverges_and_a_lighter_first_batch_is_no_measure():
+    divergence = Divergence()
+    assert [step for step in range(200) if divergence.add(12.0 if step < 3 else 3.0**step if step < 8 else 5000.0)]
+    divergence = Divergence()
+    assert not any(divergence.add(0.0 if step == 0 else 12.0) for step in range(200))
+
+
+def test_gradients_that_overflow_in_every_step_are_told(squares, tmp_path):
+    changes = {"train.precision": "float16", "loss.classification_weight": 1e6}
+    trainer = begin(squares, tmp_path / "run", epochs=4, **changes)
+    trainer.fit()
+    events = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    said = [event["text"] for event in events if event["kind"] == "note" and "steps in a row" in event["text"]]
+    assert len(said) == 1
+    assert "overflowed float16, so none changed the weights (step 10)" in said[0]
+
+
 def test_a_diverging_loss_is_told_once():
     divergence = Divergence()
     assert not any(divergence.add(2.0) for _ in range(MEAN))

@@ -45,6 +45,12 @@ def torchrun(processes: int, *arguments) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
+def told(run: Path) -> list[dict]:
+    """Return what metrics.jsonl says of the steps."""
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [event for event in events if event["kind"] == "step"]
+
+
 def rows(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
@@ -69,6 +75,9 @@ def test_two_processes_equal_one_at_the_same_global_batch(squares, tmp_path):
                 torch.testing.assert_close(other[key], state[key], rtol=most, atol=most, msg=f"{name} {key}")
         # What the files say is of the whole batches
         assert (alone / "ledger" / "epochs.bin").stat().st_size == (together / "ledger" / "epochs.bin").stat().st_size
+        for one, two in zip(told(alone), told(together), strict=True):
+            for value in ("step", "loss", "positives"):
+                assert two[value] == pytest.approx(one[value], rel=1e-4), (name, value)
         for one, two in zip(rows(alone), rows(together), strict=True):
             assert one.keys() == two.keys()
             for column in one.keys() - {"seconds"}:

@@ -311,7 +311,11 @@ def test_a_broken_state_is_named(squares, tmp_path):
     config, state = tmp_path / "run" / "config.toml", tmp_path / "run" / "state" / "state.safetensors"
     text, whole = config.read_text(), state.read_bytes()
     resume = RunOptions(resume=tmp_path / "run")
-    for broken in (whole[: len(whole) // 2], b"", (tmp_path / "run" / "last.safetensors").read_bytes()):
+    middle = len(whole) // 2
+    state.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    with pytest.raises(WeightsError, match=r"was damaged after it was saved: its checksum is wrong; start another run"):
+        prepare(squares, resume)
+    for broken in (whole[:middle], b"", (tmp_path / "run" / "last.safetensors").read_bytes()):
         state.write_bytes(broken)
         with pytest.raises(WeightsError, match=r"no state of a run that can be read .* start another run"):
             prepare(squares, resume)

@@ -232,6 +232,9 @@ def test_a_resumed_run_says_whether_it_is_exact(squares, tmp_path):
     ):
         sentence = going_on(pace, changed, device, version)
         assert "may differ in the last digits" in sentence and reason in sentence
+    assert "will differ from that of a run that never stopped: it trained in 2 processes before, now in 1" in going_on(
+        pace, exact, "cpu", torch.__version__, 1, 2
+    )
     assert "a run by minutes follows the clock" in going_on(Pace(seconds=60), exact, "cpu", torch.__version__)
 
 

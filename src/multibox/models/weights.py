@@ -90,14 +90,27 @@ def load_weights(model: SSD, weights: str | Path, class_names: tuple[str, ...]) 
         class_names: those of `model`.
 
     Raises:
-        WeightsError: the file is missing or broken, or nothing in it fits the network.
+        WeightsError: the file is missing or broken, holds numbers that are not finite, or nothing in it fits the
+            network.
     """
     if weights == NO_WEIGHTS:
         return Taken("no weights given: every tensor is fresh", known=False)
     path = find_model(weights)
     if read_metadata(path) is not None:
-        return _load_detector(model, builtin_name(path) or str(path), load_checkpoint(path), class_names)
-    return _load_backbone(model, path)
+        taken = _load_detector(model, builtin_name(path) or str(path), load_checkpoint(path), class_names)
+    else:
+        taken = _load_backbone(model, path)
+    _refuse_damaged(model, path)
+    return taken
+
+
+def _refuse_damaged(model: SSD, path: Path) -> None:
+    for name, tensor in model.state_dict().items():
+        if odd := int((~torch.isfinite(tensor)).sum()):
+            raise WeightsError(
+                f"{path} is damaged: {odd} values of {name} are not finite; give the file of an earlier save, or a "
+                "built-in model"
+            )
 
 
 def _load_detector(model: SSD, where: str, checkpoint: Checkpoint, class_names: tuple[str, ...]) -> Taken:

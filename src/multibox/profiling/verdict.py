@@ -15,8 +15,8 @@ IMAGES = 0.2
 """Share of the time spent on preparing images from which it is named."""
 VALIDATION, SAVING, UPDATE = 0.2, 0.1, 0.3
 """Shares of the time from which these are named."""
-TINY = 4
-"""Images per step up to which a step is mostly fixed cost if the update takes its share."""
+TINY, TINY_UPDATE = 4, 0.15
+"""Images per step up to which a step has much fixed cost if the update takes this share."""
 LARGE = 4
 """Times as many pixels as training wants decoded, from which photographs are called large."""
 
@@ -114,10 +114,9 @@ def _validation(profile: Profile) -> str | None:
     share = _share(profile, "validation")
     if share < VALIDATION or profile.validations < 2:
         return None
-    fewer = max(2, round(2 * profile.epochs / max(1, profile.validations)))
     return (
         f"{_percent(share)} of the time goes into {profile.validations} validations of {profile.validation:.1f} s; "
-        f"validate less often with --set train.validate_every={fewer}, or on fewer images"
+        f"validate less often with --set train.validate_every={_rarer(profile)}, or on fewer images"
     )
 
 
@@ -125,15 +124,24 @@ def _saving(profile: Profile) -> str | None:
     share = _share(profile, "saving")
     if share < SAVING or profile.saves < 2:
         return None
+    if profile.saves > profile.validations + 1:
+        fewer = "save less often with --set train.save_minutes=10"
+    else:
+        fewer = f"validate less often, which saves each time, with --set train.validate_every={_rarer(profile)}"
     return (
         f"{_percent(share)} of the time goes into {profile.saves} saves of {profile.saving:.1f} s; put the run folder "
-        "(--out) on a faster disk, or save less often with --set train.save_minutes=10"
+        f"(--out) on a faster disk, or {fewer}"
     )
+
+
+def _rarer(profile: Profile) -> int:
+    """Return the epochs per validation that halve their number."""
+    return max(2, round(2 * profile.epochs / max(1, profile.validations)))
 
 
 def _tiny_batch(profile: Profile) -> str | None:
     share = _share(profile, "optimizer", "other", "copy")
-    if share < UPDATE or profile.batch_size > TINY:
+    if share < TINY_UPDATE or profile.batch_size > TINY:
         return None
     return (
         f"{_percent(share)} of a step does not depend on its {profile.batch_size} "

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -65,8 +66,17 @@ Packed = tuple[dict[str, Any], dict[str, Tensor]]
 def save_state(folder: Path, stepper: Stepper, notes: dict[str, Any], more: dict[str, Tensor]) -> None:
     """Write weights, average, optimiser moments, running means, `notes` (plain values) and `more`, whole."""
     notes, tensors = pack_state(stepper, notes, more)
-    about = {"notes": json.dumps({**notes, "version": STATE_VERSION})}
+    about = {"notes": json.dumps({**notes, "version": STATE_VERSION, "checksum": _checksum(tensors)})}
     write_bytes_whole(folder / STATE, save(tensors, about), durable=True)
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    """Return a number that any other byte in the tensors would change."""
+    total = 0
+    for name in sorted(tensors):
+        data: Any = tensors[name].reshape(-1).view(torch.uint8).numpy()
+        total = zlib.crc32(data, total)
+    return total
 
 
 def pack_state(stepper: Stepper, notes: dict[str, Any], more: dict[str, Tensor]) -> Packed:
@@ -176,6 +186,8 @@ def _read_state(folder: Path, *, notes_only: bool = False) -> tuple[dict[str, An
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, KeyError, ValueError, AttributeError) as error:
         raise WeightsError(f"{path} is no state of a run that can be read ({error}); {_instead(folder)}") from None
+    if tensors and notes.get("checksum", (found := _checksum(tensors))) != found:
+        raise WeightsError(f"{path} was damaged after it was saved: its checksum is wrong; {_instead(folder)}")
     if version != STATE_VERSION:
         raise WeightsError(
             f"{path} has version {version}, this multibox reads version {STATE_VERSION}; resume with the multibox that "

@@ -142,8 +142,10 @@ class Guard:
         else:
             # Too large gradients are the scaler's business, until it has nothing left to divide by
             damaged |= step.scale < 1
-        bad = self.ranks.most(damaged.float())
-        step.outcome = torch.stack([bad, loss.detach().float(), norm.float()])
+        # The loss of the whole batch is the mean of those of the processes
+        trouble, loss = self.ranks.mean(torch.stack([damaged.float(), loss.detach().float()])).unbind()
+        bad = (trouble > 0).float()
+        step.outcome = torch.stack([bad, loss, norm.float()])
         return self._holds_back(bad, overflown) if self.late else self._judge_now(step)
 
     @property

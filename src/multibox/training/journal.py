@@ -203,7 +203,8 @@ class Journal:
             "loss": of["total"] / steps,
             "class_loss": of["classification"] / steps,
             "box_loss": of["localization"] / steps,
-            "positives": of["positives"] / steps,
+            # Each process counts its steps, and the positives of its share of a batch
+            "positives": of["positives"] / steps * trainer.ranks.count,
             "accuracy": of["selected_right"] / max(of["selected"], 1.0),
         }
         self.status |= {name: event[name] for name in ("loss", "images_per_second")}

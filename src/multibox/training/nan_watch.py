@@ -21,8 +21,10 @@ from multibox.training.step import Stepper
 
 DIVERGED, FOR_STEPS = 10.0, 100
 """A run diverges if its loss is above so many times its best mean for so many steps."""
-MEAN = 20
-"""Losses per mean."""
+DROPPED = 10
+"""Steps in a row from which it is told that none changed anything."""
+MEAN, FIRST = 20, 3
+"""Losses per mean, and those looked at before there is one."""
 
 
 class Divergence:
@@ -30,6 +32,8 @@ class Divergence:
 
     def __init__(self) -> None:
         self.recent: list[float] = []
+        self.first: list[float] = []
+        """A run that diverges before there is a mean is measured by the largest of these."""
         self.best = math.inf
         self.above = 0
         """Steps in a row whose loss was too high."""
@@ -39,6 +43,9 @@ class Divergence:
         """Note a loss; return whether to warn now."""
         self.above = self.above + 1 if loss > DIVERGED * self.best else 0
         self.recent = [*self.recent, loss][-MEAN:]
+        if len(self.first) < FIRST:
+            self.first.append(loss)
+            self.best = max(self.first) if len(self.first) == FIRST else math.inf
         if len(self.recent) == MEAN:
             self.best = min(self.best, sum(self.recent) / MEAN)
         if self.above < FOR_STEPS or self.told:
@@ -63,6 +70,8 @@ class NanWatch:
         self.skipped = 0
         """Batches left out so far."""
         self.divergence = Divergence()
+        self.dropped = 0
+        """Steps in a row that changed nothing, as their gradients overflowed."""
 
     def look_at_labels(self, batch: Batch) -> None:
         """Refuse a class index that the network does not have; on a GPU it would end the process.
@@ -96,9 +105,9 @@ class NanWatch:
             step, later = found
             self._handle(step)
             self.stepper.make_again(later)
-        for number, loss, _ in guard.history if self.stepper.guard.late else list(guard.history)[-1:]:
-            if number > before and self.divergence.add(loss):
-                self._warn(number, loss)
+        for number, loss, norm in guard.history if self.stepper.guard.late else list(guard.history)[-1:]:
+            if number > before:
+                self._look_at(number, loss, norm)
 
     def check_weights(self) -> None:
         """Refuse weights that are not finite, before they replace good ones on disk.
@@ -114,10 +123,13 @@ class NanWatch:
         if bool(finite.all()):
             return
         name = tensors[int(finite.int().argmin())][0]
-        raise MultiboxError(
-            f"values of {name} are not finite after step {stepper.guard.number}, so nothing is saved over the last "
-            "good state; lower the learning rate, such as --set "
-            f"train.lr={lower_rate(known_rate(self.config.train)):g}"
+        # The same in all processes
+        stepper.ranks.end(
+            MultiboxError(
+                f"values of {name} are not finite after step {stepper.guard.number}, so nothing is saved over the last "
+                "good state; lower the learning rate, such as --set "
+                f"train.lr={lower_rate(known_rate(self.config.train)):g}"
+            )
         )
 
     def state(self) -> dict[str, Any]:
@@ -174,6 +186,18 @@ class NanWatch:
         except OSError as error:
             return f"{sentence}; the step could not be written for a replay ({error.strerror or error})"
         return f"{sentence}; the batch is in {folder}, and multibox train --replay {folder} repeats the step"
+
+    def _look_at(self, step: int, loss: float, norm: float) -> None:
+        if self.divergence.add(loss):
+            self._warn(step, loss)
+        # Gradients that overflow float16 are no bad step, but nothing is learnt from them
+        self.dropped = 0 if math.isfinite(norm) else self.dropped + 1
+        if self.dropped == DROPPED:
+            self.tell(
+                f"the gradients of {DROPPED} steps in a row overflowed {self.stepper.precision}, so none changed the "
+                f"weights (step {step}); --set train.precision=float32 in another run, or bfloat16 where the "
+                "machine has it"
+            )
 
     def _warn(self, step: int, loss: float) -> None:
         rate = known_rate(self.config.train)

@@ -207,7 +207,9 @@ def describe_length(config: Config) -> str:
     return next(f"{value:g} {name}" for name, value in lengths.items() if value != "none")
 
 
-def going_on(pace: Pace, config: Config, device: str, torch_before: str) -> str:
+def going_on(
+    pace: Pace, config: Config, device: str, torch_before: str, processes: int = 1, processes_before: int = 1
+) -> str:
     """Return where a resumed run goes on, and whether it will equal one that never stopped."""
     train = config.train
     reasons = {
@@ -216,15 +218,15 @@ def going_on(pace: Pace, config: Config, device: str, torch_before: str) -> str:
         "train.threads=auto follows the load of the machine": device == "cpu" and train.threads == "auto",
         f"train.compile={train.compile} may compile the network in another way": train.compile != "off",
         f"PyTorch was {torch_before} before": torch_before != torch.__version__,
+        f"it trained in {processes_before} processes before, now in {processes}": processes != processes_before,
     }
     given = [reason for reason, holds in reasons.items() if holds]
     whole = "" if pace.total is None else f" of {pace.total}"
     where = f"goes on after step {pace.step}{whole}"
     if not given:
         return f"{where} as if it had never stopped, bit for bit"
-    return (
-        f"{where}; the result may differ in the last digits from that of a run that never stopped: {', '.join(given)}"
-    )
+    how = "may differ in the last digits" if processes == processes_before else "will differ"
+    return f"{where}; the result {how} from that of a run that never stopped: {', '.join(given)}"
 
 
 def out_of_patience(rows: Sequence[Row], patience: int | str) -> bool:

@@ -281,6 +281,8 @@ def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Repo
     config = config.updated({k: given[k] for k in ("data.path", *FREE_KEYS) if k in given})
     if not config.data.path:
         raise ConfigError(f"{folder / CONFIG} does not say which data it was trained on; give --data DATA as well")
+    if gone := [path for path in config.data.path if not Path(path).exists()]:
+        raise ConfigError(f"{gone[0]} does not exist any more; say where the same data lies now: --data DATA")
     hold = patient_hold(folder)
     try:
         remove_scratch(folder)

@@ -22,7 +22,7 @@ from multibox.models.ssd import SSD
 from multibox.structures import Size
 from multibox.tensors import Batch, HeadOutputs, LossParts
 from multibox.training.accumulating import Accumulation, Computed, split_batch
-from multibox.training.guard import Guard, Step
+from multibox.training.guard import Guard, Step, copy_all, statistics_of
 from multibox.training.norms import freeze, thaw, train_mode, with_common_norms, without_norms
 from multibox.training.optimizer import decay_penalty, make_average, make_optimizer
 from multibox.training.precision import autocast
@@ -104,7 +104,6 @@ class Stepper:
         if self.ranks.count > 1:
             # The one before must be gone, since it would go on with the same gradients
             self.network = self.model
-            # Other batch norms keep statistics of their own until `align`
             network = with_common_norms(self.model) if self.config.train.sync_batch_norm else self.model
             with warnings.catch_warnings():
                 # Its new name is not known to the older versions of torch that we take
@@ -112,21 +111,18 @@ class Stepper:
                 self.network = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     @torch.no_grad()
-    def align(self) -> None:
-        """Give all processes the mean of their batch norms' statistics, of the network and of its average.
+    def _share_statistics(self) -> None:
+        """Give all processes the mean of their batch norms' statistics, so that any of them may save or validate.
 
-        Each step moves the statistics by a fixed share, so the mean of them now is what it would be after a mean in
-        every step.
+        After each step, not when the clock saves: another sum would be another last digit.
         """
         if self.ranks.count == 1:
             return
-        modules = [self.model] if self.average is None else [self.model, self.average.module]
-        buffers = [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
+        buffers = [buffer for buffer in statistics_of(self.model) if buffer.is_floating_point()]
         if buffers:
             mean = self.ranks.mean(torch.cat([buffer.flatten() for buffer in buffers]))
             parts = torch.split(mean, [buffer.numel() for buffer in buffers])
-            for buffer, part in zip(buffers, parts, strict=True):
-                buffer.copy_(part.view_as(buffer))
+            copy_all(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])
 
     def step(self, batch: Batch) -> LossParts:
         """Learn from one batch, which must be on the device; its images may have any size.
@@ -136,6 +132,7 @@ class Stepper:
         self.guard.begin(batch, self.means.sums)
         with connected():
             outputs, targets, parts = self.compute(batch, self.network)
+        self._share_statistics()
         with self.spans("optimizer"):
             if self.guard.allows(parts.total):
                 self.optimizer.step()

@@ -171,7 +171,8 @@ class Trainer:
             )
         self.journal.cut(self.pace.step, ended=not self.owes_row)
         self.records.rewind(self.pace.step)
-        self.reporter.note(going_on(self.pace, self.config, self.device, notes.get("torch", torch.__version__)))
+        before = notes.get("torch", torch.__version__), self.ranks.count, notes.get("processes", self.ranks.count)
+        self.reporter.note(going_on(self.pace, self.config, self.device, *before))
         remove_later_samples(self.folder, self.pace.step)
 
     def _restore(self, notes: dict[str, Any], more: dict[str, Tensor]) -> None:
@@ -366,7 +367,6 @@ class Trainer:
         self.reporter.waiting("validating")
         self.journal.update("validating", self)
         self._lap()
-        self.stepper.align()
         with self.interrupt.heard_at_once():
             row = validation.score(self.stepper.weights(), self._look_up)
         if self.ranks.writes:
@@ -402,7 +402,6 @@ class Trainer:
         """
         self.nans.check_weights()
         self._lap()
-        self.stepper.align()
         # A row of an earlier step says nothing of these weights
         rows = self.records.rows
         last = rows[-1] if rows and rows[-1]["step"] == self.pace.step else {}
@@ -457,6 +456,7 @@ class Trainer:
             "ledger_epochs": self.tally.epochs,
             "known": self.known,
             "torch": torch.__version__,
+            "processes": self.ranks.count,
         }
 
     def _checkpoint_config(self) -> Config:
