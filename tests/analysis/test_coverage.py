@@ -81,6 +81,7 @@ def test_one_box_on_an_anchor_by_hand():
     assert report["by_level"][0]["best_of"] == 1 and sum(row["best_of"] for row in report["by_level"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["ssd300-vgg16", "multibox-fine", "tinyssd", "rfb320-face"])
 def test_the_nearest_cell_is_as_good_as_all_cells(preset):
     objects = random_objects(300)
@@ -142,6 +143,7 @@ def test_positives_are_counted_on_whole_images():
     assert of_some_images(objects, 1000).all()
 
 
+@pytest.mark.slow
 def test_fits_raise_the_coverage_and_keep_the_heads():
     rng = np.random.default_rng(0)
     wh = np.array([0.05, 0.3]) * np.exp(rng.normal(0, 0.1, (400, 2)))
@@ -288,6 +290,7 @@ def test_a_run_with_fitted_anchors_trains_and_keeps_them(run, squares, tmp_path)
     assert detector.config.model.input_size == Size(64, 64)
 
 
+@pytest.mark.slow
 def test_in_python(squares):
     found = multibox.coverage(squares, "tinyssd", changes={"model.input_size": (64, 64)}, classes=["red"])
     assert found["split"] == "train" and list(found["by_class"]) == ["red"] and "fit" not in found

@@ -102,6 +102,7 @@ def test_candidates_and_the_rule_give_who_suppresses_whom(data, nms):
     assert len(candidates) > len(kept) > 5
 
 
+@pytest.mark.slow
 def test_losses_positives_and_negatives_are_those_of_the_training_step(data):
     detector = lively(changes={"loss.negative_ratio": 3.0, "loss.normalizer": "positives"})
     (one,) = inspect_matches(detector, data, images=["000"], split="train")

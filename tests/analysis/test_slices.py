@@ -82,6 +82,7 @@ def test_groups_hold_every_object_once_and_sizes_are_cocos():
         assert row["ap50"] == pytest.approx(own[own > -1].mean(), abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tinyssd", "ssd300-vgg16", "rfb320-face"])
 def test_the_level_is_that_of_the_best_of_all_anchors(preset):
     config = resolve(preset)

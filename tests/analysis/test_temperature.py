@@ -24,6 +24,7 @@ def checkpoint_of(preset, names=("red", "blue")):
     return detector, Checkpoint(detector.model.state_dict(), config, tuple(names), notes, license="MIT", merge=("a=b",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["tinyssd", "ssdlite320-mobilenetv2", "rfb320-face", "multibox-s"])
 def test_logits_of_every_kind_of_head_are_divided_exactly(preset):
     detector, checkpoint = checkpoint_of(preset)

@@ -172,6 +172,7 @@ def test_a_built_in_model_is_exported_and_an_exported_file_is_not(tmp_path):
         multibox.export(exported, tmp_path / "again.onnx")
 
 
+@pytest.mark.slow
 def test_bench_counts_the_same_work_in_every_engine(engine):
     from multibox.benchmarking.measurement import open_subject
     from multibox.benchmarking.torchvision_peer import eager_subject

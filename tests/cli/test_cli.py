@@ -78,6 +78,7 @@ def test_train_eval_predict(run, squares, trained, tmp_path):
     assert (tmp_path / "c.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -218,12 +219,14 @@ def test_list_and_diff(run):
     assert "every preset" in run("list", "recipes")[1]
 
 
+@pytest.mark.slow
 def test_plots(run, tmp_path, trained):
     assert run("plot", "losses", "--out", tmp_path / "l.png")[0] == 0
     assert run("plot", "curves", trained, "--out", tmp_path / "c.png")[0] == 0
     assert width(tmp_path / "l.png") > 500
 
 
+@pytest.mark.slow
 def test_data_make_show_convert(run, tmp_path):
     code, out, _ = run(
         "data", "make", "sprites", tmp_path / "s", "--images", 10, "--size", 64, "--classes", 2, "--objects", "1-3"

@@ -51,6 +51,7 @@ def test_ctrl_c_leaves_a_resumable_run(squares, tmp_path):
     assert not list(out.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_verdict_and_loses_no_file(tmp_path, draw_squares):
     data = draw_squares(tmp_path / "squares", 8)
     found = tmp_path / "findings.json"

@@ -90,6 +90,7 @@ def test_a_job_goes_on_where_it_ended(photos, tmp_path, store, run_job):
     assert sorted(again) == sorted(parts)
 
 
+@pytest.mark.slow
 def test_another_job_is_refused_and_overwrite_starts_again(photos, tmp_path, run_job):
     out = tmp_path / "found.parquet"
     run_job([photos], out)
@@ -173,6 +174,7 @@ def test_nodes_have_one_version(photos, tmp_path, monkeypatch, run_job):
         run_job([photos], tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_model_is_opened_from_its_bytes(photos):
     shipped = open_shipped(FILES, "cpu", background=(1, 2, 3))
     own = multibox.load("face", threads=1)

@@ -66,6 +66,7 @@ def test_strided_depthwise_convolutions_train_as_in_float32(conv):
     torch.testing.assert_close(image.grad.float(), exact.grad, rtol=2**-8, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenetv1-tf", "mobilenetv2", "mobilenetv3", "timm:mobilenetv3_small_050"])
 def test_no_strided_depthwise_convolution_is_left_to_bfloat16(name):
     strided = [
@@ -106,6 +107,7 @@ def test_backbones_of_timm_grow_as_many_maps_as_the_anchors_describe(model):
         assert len(outputs.feature_shapes) == len(config.anchors.sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet18", "regnetx_004", "mobilenetv3_small_050", "efficientnet_lite0"])
 def test_weights_of_timm_fit_backbones_of_timm(model, tmp_path):
     import timm

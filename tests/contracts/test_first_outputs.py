@@ -80,6 +80,7 @@ def test_the_first_loss_is_what_the_prior_says(fresh, images, training):
     assert background == pytest.approx(expected, rel=0.5)
 
 
+@pytest.mark.slow
 def test_loaded_weights_do_not_feel_the_scale_of_the_first_convolution():
     config = resolve("ssd300-vgg16", changes={"anchors.fit": "none"})
     fresh, other = build_model(config, 2), build_model(config, 2, seed=1)

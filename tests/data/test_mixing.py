@@ -234,6 +234,7 @@ def test_boxes_have_area_lie_inside_and_labels_follow_the_colours(seed, operatio
         assert (lit > 50).mean() > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXING)
 def test_marked_objects_stay_under_their_boxes_through_a_whole_recipe(squares, name):
     """Red and blue rectangles on grey: what a box asks for is of its colour, and what has a colour is in a box."""

@@ -96,6 +96,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "voc"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", [name for name, one in FORMATS.items() if one.write is not None])
 def test_every_format_is_divided_without_leaks(tmp_path: Path, twins: Path, format: str) -> None:
     data = tmp_path / "data"

@@ -122,6 +122,7 @@ def test_a_whole_set_read_wrongly_is_one_finding_and_read_rightly_by_the_copy(se
     assert np.abs(copy.boxes_xyxy - right).max() < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ALL)
 def test_exchanged_axes_are_found_and_exchanged_back(sets, tmp_path, format):
     objects = sets.clean()
@@ -236,6 +237,7 @@ def test_several_faults_are_all_found_and_the_copy_has_none_that_can_be_mended(s
     assert kinds(place / "copy", format=format) <= remaining_kinds()
 
 
+@pytest.mark.slow
 def test_each_of_many_copies_is_a_duplicate_of_the_first(sets, tmp_path):
     """As pairs of all with all, 20,000 copies took minutes and gigabytes."""
     objects = sets.clean()

@@ -54,6 +54,7 @@ def test_objects_below_two_cells():
     assert "--set model.input_size=[" in one.fix and one.where == "preset ssd300-vgg16"
 
 
+@pytest.mark.slow
 def test_tiles_where_no_input_would_do():
     found = kinds(survey([[square(10)], [square(12)]], size=(4000, 3000)))
     assert "Cut the images into tiles of about" in found["below-feature-cell"].fix

@@ -39,6 +39,7 @@ def break_box(folder, format, name):
         file.write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["voc", "coco", "yolo", "csv"])
 def test_an_unreadable_box_is_logged_and_its_image_is_no_background(sets, tmp_path, format):
     objects = sets.clean()

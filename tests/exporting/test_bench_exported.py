@@ -60,6 +60,7 @@ def test_without_onnx_only_the_whole_is_timed(file, monkeypatch):
     assert set(found.run(synthetic_images(1, Size(40, 50)))) == {WHOLE}
 
 
+@pytest.mark.slow
 def test_a_report_of_a_file(file, monkeypatch):
     monkeypatch.setattr(clock, "TURN", 0.0)
     monkeypatch.setattr("multibox.benchmarking.clock.SIDE", 64)

@@ -98,6 +98,7 @@ def test_every_option_exists_and_the_secret_is_no_part_of_the_image():
     assert not any("TOKEN" in rest for word, rest in read_dockerfile() if word in ("ENV", "ARG"))
 
 
+@pytest.mark.slow
 def test_without_a_token_it_refuses_to_start():
     command = [sys.executable, "-m", *json.loads(last("ENTRYPOINT")), *json.loads(last("CMD"))]
     environment = {name: value for name, value in os.environ.items() if name != "MULTIBOX_TOKEN"}

@@ -205,6 +205,7 @@ def test_the_threshold_reaches_servers_and_nothing_else(exported, calls, tmp_pat
         run(exported, "--to", "triton", "--threshold", "25")
 
 
+@pytest.mark.slow
 def test_a_file_of_another_dialect_is_refused(tiny, tmp_path):
     from multibox.exporting import ExportOptions, export
 

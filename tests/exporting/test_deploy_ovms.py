@@ -55,6 +55,7 @@ def test_the_folder_has_the_servers_layout(folder):
     assert entry["config"]["base_path"] == f"/models/{entry['config']['name']}" == "/models/picky"
 
 
+@pytest.mark.slow
 def test_the_model_equals_predict_in_batches_of_any_size(folder, picky_file, images):
     model = openvino_core().read_model(folder / "picky/1/model.xml")
     assert [port.get_names() for port in model.inputs] == [{"images"}]
@@ -110,6 +111,7 @@ def test_an_ir_that_was_exported_before_is_taken(options, tiny, tmp_path, images
     assert 0.9 < smaller < 1.2
 
 
+@pytest.mark.slow
 def test_a_model_that_differs_is_not_written(picky_file, tmp_path, monkeypatch):
     broken = fixed_limits._FILTER.replace("GreaterOrEqual ({p}scores", "Less ({p}scores")
     monkeypatch.setattr(fixed_limits, "_FILTER", broken)

@@ -197,6 +197,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_what_does_not_fit_is_refused(golden, kind):
     damage, message = DAMAGE[kind]

@@ -134,6 +134,7 @@ def test_its_outputs_give_its_detections(detector, graph, raw, listed, own_ancho
     np.testing.assert_allclose(boxes[kept], wanted_boxes, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_what_it_finds_is_found(detector, listed, shared):
     """All 94 detections above 0.35 in 15 photographs: same class, IoU above 0.75, score within 0.1.
 

@@ -134,6 +134,7 @@ def test_load_and_create_within_inference_mode(files, name):
     assert predict(detector) == inside
 
 
+@pytest.mark.slow
 def test_what_was_made_within_inference_mode_can_be_trained(files):
     with torch.inference_mode():
         detectors = [multibox.create("ssdlite320-mobilenetv3", ["a"], device="cpu")]

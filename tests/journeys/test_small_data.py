@@ -90,6 +90,7 @@ def test_a_class_that_is_not_learnt_does_not_join_the_model(train, squares, tmp_
         assert "1 class has no object in training (train) and is left out: green (4 in validation)" in out
 
 
+@pytest.mark.slow
 def test_classes_are_chosen_and_merged(train, squares, tmp_path):
     # Green is in validation alone, and joined all the same
     rename_class(squares, "red", "green", 12, 13, 14, 15)
@@ -116,12 +117,14 @@ def test_images_without_objects_are_fine_among_others_and_refused_alone(train, s
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_some_images_without_objects_count_as_background(train, squares, tmp_path):
     remove_objects(squares, 1, 2, 3, 4, 13)
     code, _, err = train()
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_a_validation_split_without_objects_is_said_to_score_nothing(train, squares):
     remove_objects(squares, 12, 13, 14, 15)
     code, out, err = train()

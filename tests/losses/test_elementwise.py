@@ -80,6 +80,7 @@ def test_smooth_l1_with_inside_and_outside_weights():
     assert actual.tolist() == [[1, 1, 1, 1], [0, 0, 0, 0]]
 
 
+@pytest.mark.slow
 @given(
     values=st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=1, max_size=8),
     sigma=st.sampled_from([0.5, 1, 2, 3.0, 10]),

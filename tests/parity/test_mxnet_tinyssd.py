@@ -123,6 +123,7 @@ def ours(name: str) -> str:
     return f"backbone.stages.{stage}.{block[0] if block else 0}.{part}.{field}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "recipe"), STEPS)
 def test_gradients_and_one_step(golden, weights, name, recipe):
     model, config = fresh(weights, recipe)

@@ -26,6 +26,7 @@ def pixels(path):
         return np.asarray(image.convert("RGB"))
 
 
+@pytest.mark.slow
 def test_a_run_gets_a_panel_for_each_kind_of_figure(tmp_path, drawn):
     metrics = {
         "epoch": ["1", "2", "3", "4"],

@@ -149,6 +149,7 @@ def test_tritonclient_sends_files_of_any_size(triton, address, pixels, wanted, t
     assert (found.as_numpy("labels")[0, counts[0] :] == -1).all()
 
 
+@pytest.mark.slow
 def test_tritonclient_asks_with_parameters(triton, address, pixels, wanted):
     images = tensor(triton, "images", pixels[None], "UINT8")
     with triton.InferenceServerClient(address) as client:

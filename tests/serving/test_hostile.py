@@ -500,6 +500,7 @@ def test_a_body_that_drips_is_408(port):
         assert data.startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [b"", b"POST /predict HT", head(5)[:-2]])
 def test_a_head_that_does_not_come_ends_the_connection(port, start):
     with send(port, start) as connection:

@@ -50,6 +50,7 @@ def work(detector, image, threshold, **options):
     return Work(image, lowest_scores(threshold, detector.thresholds, detector.names), **options)
 
 
+@pytest.mark.slow
 def test_requests_of_different_thresholds_in_one_batch_equal_predict(coco):
     images = [noise(seed) for seed in range(4)]
     thresholds = [0.02, 0.3, 0.1, 0.05]
@@ -151,6 +152,7 @@ def test_a_model_that_cannot_be_read_again_stays(tmp_path):
         hosted.close()
 
 
+@pytest.mark.slow
 def test_an_image_that_waits_for_too_long_is_given_up():
     hosted = Hosted("face", "face", Room(cores=1, timeout=0.02))
     hosted.wait_ready()

@@ -110,6 +110,7 @@ def test_the_input_grows_where_objects_are_small_at_it(squares, tmp_path, monkey
     trainer.hold.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("score", "changes", "rate"),
     [(0.8, {}, 5e-5), (0.1, {}, 2e-3), (None, {}, 2e-3), (0.8, {"train.lr": 0.01}, 0.01)],

@@ -64,6 +64,7 @@ def test_a_step_that_is_hardly_faster_stays_as_it_was(monkeypatch):
     assert "395 instead of 400 ms, so steps are not compiled; --set train.compile=off" in told[0]
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_is_taken_even_if_it_is_slower(monkeypatch):
     for asked, kind in (("network", CompiledNetwork), ("whole", CompiledWhole)):
         changes = {"train.compile": asked, "left": 60.0, "measured": False}
@@ -96,6 +97,7 @@ def test_ctrl_c_while_it_compiles_ends_the_run_and_is_no_failure_of_the_compiler
         choose(monkeypatch, EndNow())
 
 
+@pytest.mark.slow
 def test_measuring_compares_medians_and_changes_nothing(monkeypatch):
     config = resolve("tinyssd", changes={"model.input_size": [64, 64], "anchors.fit": "none"})
     stepper = Stepper(build_model(config, 2, 0).train(), config, device="cpu", precision="float32")

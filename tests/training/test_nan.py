@@ -99,6 +99,7 @@ def test_a_class_index_out_of_range_is_named_before_the_step(squares, tmp_path):
     assert replay(tmp_path / "run/nan-1").again.cause.kind == "class index"
 
 
+@pytest.mark.slow
 def test_a_learning_rate_is_named_by_what_the_weights_of_before_would_do(squares, tmp_path):
     trainer = begin(squares, tmp_path / "run", **{"train.lr": 1e30, "train.clip_norm": "none", "train.warmup": 0.0})
     said = fails(trainer)
@@ -110,6 +111,7 @@ def test_a_learning_rate_is_named_by_what_the_weights_of_before_would_do(squares
     assert again.again.cause.kind == "learning rate"
 
 
+@pytest.mark.slow
 def test_a_damaged_weight_is_named(squares, tmp_path):
     trainer = begin(squares, tmp_path / "run")
 
@@ -191,6 +193,7 @@ def test_no_state_with_weights_that_are_not_finite_replaces_a_good_one(squares, 
     assert not (tmp_path / "run/last.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_hides_no_cause(squares, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

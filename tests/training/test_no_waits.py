@@ -119,6 +119,7 @@ def test_targets_are_the_same_without_a_look_at_values(monkeypatch, matcher):
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(
     "changes",

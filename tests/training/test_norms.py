@@ -12,6 +12,7 @@ from multibox.training.norms import freeze, measure_norms, norms_without_statist
 from multibox.training.run import RunOptions, prepare
 
 
+@pytest.mark.slow
 def test_frozen_parts_keep_weights_and_statistics_while_the_rest_learns(squares, tmp_path):
     changes = {
         "model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.freeze": "backbone.stages.0.*",

@@ -62,6 +62,7 @@ def test_a_resumed_run_validates_on_the_same_images(squares, tmp_path, split, va
     assert validated == (None if names[0] is None else len(names[0]))
 
 
+@pytest.mark.slow
 def test_moved_data_is_found_again_and_changed_data_refused(squares, tmp_path):
     stopped(squares, options(tmp_path / "run"), 1)
     moved = squares.rename(tmp_path / "moved")

@@ -53,6 +53,7 @@ def test_boxes_are_drawn_where_they_are_in_the_original(draw_squares, tmp_path):
     assert ys.max() - 10 - (320 - 160) / 2 == pytest.approx(120, abs=2)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_the_same_images_and_removes_later_sheets(squares, tmp_path):
     folder = tmp_path / "run"
     options = RunOptions(preset="tinyssd", epochs=2, out=folder, changes=SMALL)

@@ -238,6 +238,7 @@ def test_a_resumed_run_says_whether_it_is_exact(squares, tmp_path):
     assert "a run by minutes follows the clock" in going_on(Pace(seconds=60), exact, "cpu", torch.__version__)
 
 
+@pytest.mark.slow
 def test_a_state_is_on_the_disk_before_it_has_its_name(squares, tmp_path, monkeypatch):
     """Of every file that a run is resumed from: first its bytes, then its name, then the folder that holds the name."""
     order = []

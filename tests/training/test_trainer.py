@@ -161,6 +161,7 @@ def test_weights_that_know_the_classes_are_kept_unless_training_is_better(square
     assert "a lower rate may improve on them, such as --set train.lr=3e-5" in told[-1]
 
 
+@pytest.mark.slow
 def test_fresh_classes_are_not_scored_before_the_first_step(squares, tmp_path):
     detector = create("tinyssd", ["red", "green"])
     other = Checkpoint(detector.model.state_dict(), detector.config, detector.names)
@@ -196,6 +197,7 @@ def test_weights_that_are_no_numbers_end_the_run_at_the_next_step_and_are_not_sa
     assert all(tensor.isfinite().all() for name, tensor in saved.items() if name.startswith("model."))
 
 
+@pytest.mark.slow
 def test_a_broken_loss_is_never_saved_by_ctrl_c(squares, tmp_path):
     trainer = prepare(squares, options(tmp_path / "run", epochs=20))
     whole, presses = trainer.stepper.loss_of, [signal.SIGINT]
@@ -270,6 +272,7 @@ def test_a_run_out_of_patience_says_so_and_is_finished(squares, tmp_path):
         prepare(None, RunOptions(resume=tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_log_gets_lines_and_the_time_left(squares, tmp_path, monkeypatch):
     monkeypatch.setattr("multibox.training.reporter.LINE_EVERY", 0.0)
     lines = []

@@ -55,6 +55,7 @@ def test_a_list_is_read_as_well(rows):
     assert example.read_rows(as_list) == example.read_rows(rows) and len(example.read_rows(rows)) == 45
 
 
+@pytest.mark.slow
 def test_the_example_runs_as_documented(rows):
     command = [sys.executable, str(EXAMPLE), str(rows), "--line", "0,60,160,60", "--zone", "0,0,160,0,160,120,0,120"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

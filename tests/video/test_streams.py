@@ -76,6 +76,7 @@ def test_a_connection_that_breaks_off_is_told_and_keeps_what_came(tmp_path):
     assert len(frames_of(tmp_path / "out.mp4")) == progress.frames
 
 
+@pytest.mark.slow
 def test_a_server_that_sends_nothing_more_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "SECONDS", 1)
     path = write_clip(tmp_path / "clip.ts", 200, options={"g": "20"})
@@ -121,6 +122,7 @@ container.close()
 """Sends two seconds to a listening receiver, as a camera does; a process, as PyAV connects with Python's lock held."""
 
 
+@pytest.mark.slow
 def test_rtsp(tmp_path):
     address = f"rtsp://127.0.0.1:{free_port()}/cam"
     sender = subprocess.Popen([sys.executable, "-c", SENDER, address], stderr=subprocess.DEVNULL)

@@ -20,6 +20,7 @@ def broken_off(path):
     return frames, reader.bad, reader.broken_off
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["c.mp4", "c.mov", "c.mkv", "c.webm", "c.avi", "c.ts", "c.flv", "c.mpg"])
 def test_a_cut_shows_and_a_whole_file_passes(tmp_path, name):
     codec = {"c.webm": "libvpx", "c.avi": "mpeg4", "c.mpg": "mpeg2video"}.get(name, "libx264")
