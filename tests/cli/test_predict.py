@@ -207,7 +207,8 @@ def test_a_full_disk_is_a_sentence(run, tiny_file, photos, tmp_path):
         Image.fromarray(RNG.integers(0, 256, (500, 500, 3), np.uint8)).save(photos / "large.png")
         code, _, err = run("predict", tiny_file, photos, "--out", disk, "--json", tmp_path / "p.json")
         assert code == 2
-        assert "No space left on device" in err and str(disk / "large.jpg") in err and err.count("\n") == 1
+        # Images are written side by side: while the large one is on its way a small one may find no room
+        assert "No space left on device" in err and f"{disk}{os.sep}" in err and err.count("\n") == 1
         assert not (tmp_path / "p.json").exists()
         assert not list(tmp_path.rglob("*.part"))
     finally:
