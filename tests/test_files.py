@@ -93,3 +93,10 @@ def test_what_is_no_regular_file_is_written_to(tmp_path):
 def test_names_that_some_file_systems_take_for_one():
     assert same_name("Ä") == same_name("ä") == same_name("a\u0308")
     assert same_name("a") != same_name("b")
+
+
+def test_an_error_is_told_in_one_line():
+    assert in_words(MultiboxError("the data is empty;\ngive another")) == "the data is empty;\\ngive another"
+    full = OSError(28, "No space left on device", "runs/a/last.safetensors")
+    assert in_words(full) == "runs/a/last.safetensors cannot be read or written (No space left on device)"
+    assert in_words(KeyError("rows")) == "KeyError: 'rows'"

@@ -71,6 +71,15 @@ def one_line(text: str) -> str:
     return _UNPRINTABLE.sub(lambda letter: letter[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def in_words(error: BaseException) -> str:
+    """Return what went wrong in one line: a message for the user as it is, what the system refused by its file."""
+    if isinstance(error, MultiboxError):
+        return one_line(str(error))
+    if isinstance(error, OSError) and error.filename is not None:
+        return one_line(f"{error.filename} cannot be read or written ({error.strerror})")
+    return f"{type(error).__name__}: {error}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ", did you mean 'x'?" for the nearest known name, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1)

@@ -12,7 +12,7 @@ from multibox import __version__
 from multibox.analysis.advice import nothing_matched, score_stays_low
 from multibox.config import Config
 from multibox.data.decoded import DecodedSplits
-from multibox.errors import ConfigError, MultiboxError, one_line
+from multibox.errors import ConfigError, in_words
 from multibox.models.checkpoint import Checkpoint, save_checkpoint
 from multibox.models.ssd import SSD
 from multibox.structures import Dataset
@@ -475,10 +475,9 @@ class Trainer:
             self.journal.update("stopped", self)
             raise
         except BaseException as error:
-            said = one_line(str(error)) if isinstance(error, MultiboxError) else f"{type(error).__name__}: {error}"
             # A full disk is no reason to hide what went wrong first
             with contextlib.suppress(OSError):
-                self.journal.update("failed", self, said)
+                self.journal.update("failed", self, in_words(error))
             raise
         self.journal.update("finished", self)
 
