@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from multibox.errors import ConfigError
+from multibox.errors import ConfigError, MultiboxError, in_words
 from multibox.files import (
     check_outputs,
     free_path,
