@@ -21,6 +21,8 @@ from multibox.training.stopping import EndNow, Interrupt, Terminated, exit_code,
 
 SMALL = {"model.input_size": [64, 64], "train.batch_size": 4, "train.workers": 0, "train.precision": "float32"}
 SIGNALS = {signal.SIGINT: (KeyboardInterrupt, 130), signal.SIGTERM: (Terminated, 143)}
+if hasattr(signal, "SIGHUP"):
+    SIGNALS[signal.SIGHUP] = (Terminated, 129)
 
 
 def options(out, **changes):

@@ -67,7 +67,7 @@ class Verbs(TyperGroup):
 class TrainCommand(TyperCommand):
     """The verbs `train` and `profile`: a message about an unknown option names the setting that was probably meant.
 
-    SIGTERM ends it as Ctrl-C does, with exit code 143.
+    SIGTERM and a lost terminal end it as Ctrl-C does, with exit codes 143 and 129.
     """
 
     def invoke(self, ctx: Any) -> Any:

@@ -73,7 +73,7 @@ class BarReporter(Reporter):
 
 
 def train_with_progress(data: Data | None, options: RunOptions, *, watched: bool = False) -> Trainer:
-    """Train and return the trainer; Ctrl-C leaves a resumable run and exits with 130, SIGTERM with 143.
+    """Train and return the trainer; Ctrl-C (exit 130), SIGTERM (143) and SIGHUP (129) leave a resumable run.
 
     Args:
         data: The data set, or several that are joined.

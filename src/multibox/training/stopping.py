@@ -1,4 +1,4 @@
-"""How a run is asked to end: Ctrl-C, SIGTERM, or a file named `stop`; and when it does.
+"""How a run is asked to end: Ctrl-C, SIGTERM, a terminal that hangs up, or a file named `stop`; and when it does.
 
 A step, a save or the end of an epoch is never cut short: weights, counters and files would not belong together. The
 start, the wait for a batch and a validation change nothing that is kept, so there the run ends at once.
@@ -17,12 +17,16 @@ STOP = "stop"
 """File in the run folder that asks the run to save and end; `multibox monitor` makes it."""
 LOOK_EVERY = 1.0
 """Seconds between two looks for it."""
-CTRL_C, TERMINATED = 130, 143
-"""Exit codes of a command that SIGINT or SIGTERM ended, as shells report them."""
+SIGHUP: int | None = getattr(signal, "SIGHUP", None)
+"""What a process gets whose terminal is closed or whose connection is lost; Windows has none."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which cluster managers send before they kill a process. It ends a command as Ctrl-C does."""
+    """SIGTERM, which cluster managers send before they kill a process, or SIGHUP. It ends a command as Ctrl-C does."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
 
 
 class EndNow(KeyboardInterrupt):
@@ -30,31 +34,38 @@ class EndNow(KeyboardInterrupt):
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
-    """Return the exit code of a command that was stopped: 143 for SIGTERM, 130 for Ctrl-C."""
-    return TERMINATED if isinstance(stop, Terminated) else CTRL_C
+    """Return the exit code of a command that was stopped, as shells report it: 143 for SIGTERM, 130 for Ctrl-C."""
+    return 128 + (stop.number if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 @contextlib.contextmanager
 def terminable() -> Generator[None]:
-    """Within it SIGTERM raises Terminated, as Ctrl-C raises KeyboardInterrupt, so that half-made files are removed."""
+    """Within it SIGTERM and SIGHUP raise Terminated, as Ctrl-C does KeyboardInterrupt: half-made files are removed."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        raise Terminated(number)
 
     if not _may_handle_signals():
         yield
         return
-    before = signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.signal(number, terminate) for number in _heard(signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _heard(*numbers: int) -> list[int]:
+    """Return the signals with SIGHUP, unless nohup made this process ignore it."""
+    hears = SIGHUP is not None and signal.getsignal(SIGHUP) is not signal.SIG_IGN
+    return [*numbers, SIGHUP] if SIGHUP is not None and hears else [*numbers]
 
 
 class Interrupt:
-    """While entered, notes SIGINT, SIGTERM and the file `STOP`; a second SIGINT raises KeyboardInterrupt anywhere.
+    """While entered, notes SIGINT, SIGTERM, SIGHUP and the file `STOP`; a second SIGINT raises KeyboardInterrupt.
 
-    Further SIGTERMs change nothing: the run is ending as fast as it can without losing what it learned.
+    Further ones of the others change nothing: the run is ending as fast as it can without losing what it learned.
 
     Args:
         folder: The run folder, in which another program may make the file.
@@ -107,8 +118,8 @@ class Interrupt:
             self._at_once = False
 
     def reason(self) -> KeyboardInterrupt:
-        """Return what to raise once the state is saved: Terminated for SIGTERM, else KeyboardInterrupt."""
-        return Terminated() if self.signal == signal.SIGTERM else KeyboardInterrupt()
+        """Return what to raise once the state is saved: Terminated for SIGTERM or SIGHUP, else KeyboardInterrupt."""
+        return KeyboardInterrupt() if self.signal in (None, signal.SIGINT) else Terminated(self.signal)
 
     def _take(self) -> None:
         with contextlib.suppress(OSError):
@@ -119,7 +130,8 @@ class Interrupt:
         self._take()
         # Elsewhere signals are not ours to handle
         if _may_handle_signals():
-            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = _heard(signal.SIGINT, signal.SIGTERM)
+            self._previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -199,8 +199,8 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end, or until patience runs out.
 
-        Ctrl-C (KeyboardInterrupt) and SIGTERM (Terminated) save the state after the current step, or at once while the
-        run starts, waits for images or validates, and are raised again. The file `stop` in the folder is a Ctrl-C.
+        Ctrl-C (KeyboardInterrupt), SIGTERM and SIGHUP (Terminated) save the state after the current step, or at once
+        while the run starts, waits for images or validates, and are raised again. So does the file `stop` (as Ctrl-C).
         """
         asked = self.config.train.threads
         plan = ThreadPlan(asked, fixed=asked != "auto") if self.device == "cpu" else contextlib.nullcontext()
