@@ -257,6 +257,9 @@ def test_a_resumed_run_keeps_its_settings(squares, tmp_path):
         with pytest.raises(ConfigError, match=words):
             resume(**asked)
     resume(preset="tinyssd", recipe="default", epochs=3, changes=SMALL | {"train.lr": "auto", "anchors.fit": 4})
+    resume(changes={"train.nan_skips": 50, "train.save_minutes": 9, "train.workers": 1})
+    said = Config.from_toml((tmp_path / "run/config.toml").read_text(), "config").train
+    assert (said.nan_skips, said.save_minutes, said.workers, said.epochs) == (50, 9, 1, 2)
 
 
 @pytest.mark.slow

@@ -81,8 +81,11 @@ OPTION_KEYS = {
     "cache_dir": "data.cache_dir",
 }
 """The setting of each option that has one."""
-FREE_KEYS = ("train.epochs", "train.minutes", "data.cache_gb", "data.cache_dir", "train.on_nan", "train.nan_skips")
-"""Settings that a resumed run may change: length, where decoded images are kept, what follows a bad step."""
+FREE_KEYS = (
+    "train.epochs", "train.minutes", "data.cache_gb", "data.cache_dir", "train.on_nan", "train.nan_skips",
+    "train.save_minutes", "train.workers",
+)  # fmt: skip
+"""Settings that a resumed run may change: its length, and what changes no result of the steps to come."""
 UNFOLD_IMAGES, UNFOLD_BATCH = 64, 16
 """Training images that folded batch norms get their statistics from, and how many at once."""
 
@@ -277,7 +280,7 @@ def _resume(folder: Path, data: Data | None, options: RunOptions, reporter: Repo
     config, begun = settings_to_resume(folder)
     check_loggers(config.train.loggers)
     _refuse_other_settings(folder, options, config)
-    given = _given(data, options)
+    given = {**options.changes, **_given(data, options)}
     config = config.updated({k: given[k] for k in ("data.path", *FREE_KEYS) if k in given})
     if not config.data.path:
         raise ConfigError(f"{folder / CONFIG} does not say which data it was trained on; give --data DATA as well")
