@@ -137,6 +137,8 @@ def test_a_fresh_network_with_saturated_logits_is_exported(preset, tmp_path):
     detector = api.create(preset, [f"class {i}" for i in range(CLASSES)])
     size = 64 if "vgg" in preset else 128
     detector.config = detector.config.updated({"model.input_size": (size, size)})
+    # Drawn anew each time, one in many networks would differ by 0.00103 where 0.001 is allowed
+    torch.manual_seed(0)
     with torch.no_grad():
         layers = [layer for _, layer in detector.model.heads.class_layers()]
         for layer in layers:
