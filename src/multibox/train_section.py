@@ -198,8 +198,8 @@ class TrainConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     workers: Annotated[
         Annotated[int, Meta(ge=0, le=64)] | Literal["auto"],
         means(
-            "Processes that prepare images; threads on a CPU, and where there are two. 0 prepares them in the training "
-            "process itself."
+            "Processes that prepare images; threads on a CPU, or if there are at most two. 0 prepares them in the "
+            "training process itself."
         ),
     ] = "auto"
     threads: Annotated[

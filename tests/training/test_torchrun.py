@@ -90,7 +90,7 @@ def test_a_timed_run_of_two_processes_that_is_ended_goes_on_to_its_end(squares, 
     step = wait_for_step(run, 6)
     ended.send_signal(signal.SIGTERM)
     assert ended.wait(60) != 0
-    assert "go on with: the same torchrun command" in log.read_text()
+    assert f"go on with: multibox train --resume {run}, by torchrun with 2 processes again" in log.read_text()
     state = json.loads((run / "status.json").read_bytes())
     assert state["state"] == "stopped" and state["step"] >= step
     assert start(squares, run, log, length=("--minutes", "0.5")).wait(120) == 0, log.read_text()[-3000:]

@@ -92,8 +92,8 @@ def train_with_progress(data: Data | None, options: RunOptions, *, watched: bool
         total = trainer.pace.total
         step = str(trainer.pace.step) if total is None else f"{trainer.pace.step} of {total}"
         if trainer.ranks.writes:
-            again = "the same torchrun command" if trainer.ranks.count > 1 else resume_command(trainer.folder)
-            typer.echo(f"stopped after step {step}; go on with: {again}", err=True)
+            by = f", by torchrun with {trainer.ranks.count} processes again" if trainer.ranks.count > 1 else ""
+            typer.echo(f"stopped after step {step}; go on with: {resume_command(trainer.folder)}{by}", err=True)
         raise typer.Exit(exit_code(stop)) from None
     except OSError as error:
         raise MultiboxError(
