@@ -75,8 +75,10 @@ def in_words(error: BaseException) -> str:
     """Return what went wrong in one line: a message for the user as it is, what the system refused by its file."""
     if isinstance(error, MultiboxError):
         return one_line(str(error))
-    if isinstance(error, OSError) and error.filename is not None:
-        return one_line(f"{error.filename} cannot be read or written ({error.strerror})")
+    if isinstance(error, OSError) and error.errno is not None:
+        # Some calls do not say which file it was, for instance if the disk is full
+        what = "a file cannot be written" if error.filename is None else f"{error.filename} cannot be read or written"
+        return one_line(f"{what} ({error.strerror})")
     return f"{type(error).__name__}: {error}"
 
 

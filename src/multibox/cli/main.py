@@ -33,7 +33,7 @@ from multibox.cli import (
     serve,
     train,
 )
-from multibox.errors import MissingExtraError, MultiboxError
+from multibox.errors import MissingExtraError, MultiboxError, in_words
 from multibox.limits import KEEP_MEMORY
 from multibox.privacy import LIGHT_OPENVINO
 from multibox.training.stopping import exit_code, terminable
@@ -215,6 +215,4 @@ def _sentence(error: Exception) -> str | None:
         return str(error)
     if error.errno is None:
         return None
-    # Some calls do not say which file it was, for instance if the disk is full
-    what = f"{error.filename} cannot be read or written" if error.filename is not None else "a file cannot be written"
-    return f"{what} ({error.strerror}); look at its permissions and the room on the disk, or give another path"
+    return f"{in_words(error)}; look at its permissions and the room on the disk, or give another path"
